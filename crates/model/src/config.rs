@@ -1,0 +1,322 @@
+//! The shape of a model: the `[model]` section of a run's TOML and Hugging Face's
+//! `config.json`, which describe the same thing.
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+/// GPT-2's end-of-text id. Its tokenizer has no id above it: rows past it are padding.
+pub const GPT2_END_OF_TEXT: i64 = 50_256;
+
+/// Which network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// Sense vectors weighted by a GPT-2 body (Hewitt et al., ACL 2023).
+    Backpack,
+    /// The baseline: the same body predicting from its own hidden state.
+    Gpt2,
+}
+
+/// The `[model]` section. Omitted keys are the published Backpack-GPT2's.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ModelConfig {
+    /// Backpack or its GPT-2 baseline.
+    pub kind: Kind,
+    /// Width D of embeddings, hidden states and sense vectors.
+    pub n_embd: i64,
+    /// Attention heads of the body.
+    pub n_head: i64,
+    /// Transformer blocks of the body.
+    pub n_layer: i64,
+    /// Width of the body's MLP; 4 `n_embd` when absent. The sense block ignores it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub n_inner: Option<i64>,
+    /// Sense vectors L per word.
+    pub num_senses: i64,
+    /// Hidden width of the last sense MLP, in multiples of `n_embd`.
+    pub sense_intermediate_scale: i64,
+    /// Longest context, in tokens.
+    pub n_positions: i64,
+    /// Rows of the embedding: the tokenizer's ids, padded.
+    pub vocab_size: i64,
+    /// Dropout probability of embeddings, attention and residual branches in training.
+    pub dropout: f64,
+    /// Divide attention scores by (layer index + 1).
+    pub scale_attn_by_inverse_layer_idx: bool,
+    /// Added to the variance in every LayerNorm; only a config.json can change it.
+    #[serde(skip, default = "default_layer_norm_epsilon")]
+    pub layer_norm_epsilon: f64,
+    /// Id between documents, where known; never from the TOML.
+    #[serde(skip)]
+    pub end_of_text: Option<i64>,
+}
+
+fn default_layer_norm_epsilon() -> f64 {
+    1e-5 // GPT-2's
+}
+
+impl Default for ModelConfig {
+    /// The published Backpack-GPT2: GPT-2 small with 16 senses, 170,083,584 parameters.
+    fn default() -> Self {
+        ModelConfig {
+            kind: Kind::Backpack,
+            n_embd: 768,
+            n_head: 12,
+            n_layer: 12,
+            n_inner: None,
+            num_senses: 16,
+            sense_intermediate_scale: 4,
+            n_positions: 512,
+            vocab_size: 50_264, // 50,257 padded to a multiple of 8
+            dropout: 0.1,
+            scale_attn_by_inverse_layer_idx: true,
+            layer_norm_epsilon: default_layer_norm_epsilon(),
+            end_of_text: None,
+        }
+    }
+}
+
+impl ModelConfig {
+    /// Width of one attention head.
+    pub fn head_size(&self) -> i64 {
+        self.n_embd / self.n_head
+    }
+
+    /// Width of the body's MLP.
+    pub fn inner_size(&self) -> i64 {
+        self.n_inner.unwrap_or(4 * self.n_embd)
+    }
+
+    /// Rows of the vocabulary that stand for a token: ids from here on are padding, which
+    /// is inside the softmax in training and never generated.
+    pub fn num_tokens(&self) -> i64 {
+        match self.end_of_text {
+            Some(GPT2_END_OF_TEXT) => self.vocab_size.min(GPT2_END_OF_TEXT + 1),
+            _ => self.vocab_size,
+        }
+    }
+
+    /// Refuses shapes that no network has.
+    ///
+    /// # Errors
+    /// Naming the key.
+    pub fn validate(&self) -> Result<()> {
+        let sizes = [
+            ("n_embd", self.n_embd),
+            ("n_head", self.n_head),
+            ("n_layer", self.n_layer),
+            ("n_inner", self.inner_size()),
+            ("num_senses", self.num_senses),
+            ("sense_intermediate_scale", self.sense_intermediate_scale),
+            ("n_positions", self.n_positions),
+            ("vocab_size", self.vocab_size),
+        ];
+        for (key, value) in sizes {
+            ensure!((1..=1 << 24).contains(&value), "{key} is {value}: it must be between 1 and 16777216");
+        }
+        ensure!(
+            self.n_embd % self.n_head == 0,
+            "n_embd {} does not divide into n_head {} heads",
+            self.n_embd,
+            self.n_head
+        );
+        if self.kind == Kind::Backpack {
+            ensure!(
+                self.n_embd % self.num_senses == 0,
+                "n_embd {} does not divide by num_senses {}: each sense has n_embd / num_senses query and key channels",
+                self.n_embd,
+                self.num_senses
+            );
+        }
+        ensure!((0.0..1.0).contains(&self.dropout), "dropout is {}: it must be at least 0 and below 1", self.dropout);
+        ensure!(
+            self.layer_norm_epsilon > 0.0,
+            "layer_norm_epsilon is {}: it must be positive",
+            self.layer_norm_epsilon
+        );
+        Ok(())
+    }
+
+    /// Reads a Hugging Face `config.json`: the published Backpack's or a GPT-2's.
+    ///
+    /// # Errors
+    /// Naming the key that is missing, of the wrong type, or of a value not built here.
+    pub fn from_hugging_face(text: &str) -> Result<Self> {
+        let json: Value = serde_json::from_str(text).context("it is not JSON")?;
+        ensure!(json.is_object(), "it is not a JSON object");
+        let integer = |key: &str| -> Result<i64> {
+            let value = json.get(key).with_context(|| format!("key {key} is missing"))?;
+            value.as_i64().with_context(|| format!("key {key} is {value}, not a whole number"))
+        };
+        let optional = |key: &str| -> Result<Option<i64>> {
+            if json.get(key).is_none_or(Value::is_null) { Ok(None) } else { integer(key).map(Some) }
+        };
+        let number = |key: &str, default: f64| -> Result<f64> {
+            match json.get(key) {
+                None | Some(Value::Null) => Ok(default),
+                Some(value) => value.as_f64().with_context(|| format!("key {key} is {value}, not a number")),
+            }
+        };
+        let flag = |key: &str, default: bool| -> Result<bool> {
+            match json.get(key) {
+                None | Some(Value::Null) => Ok(default),
+                Some(value) => value.as_bool().with_context(|| format!("key {key} is {value}, not true or false")),
+            }
+        };
+        let is_backpack = match json.pointer("/architectures/0").and_then(Value::as_str) {
+            Some("BackpackGPT2LMHeadModel") => true,
+            Some("GPT2LMHeadModel" | "GPT2Model") => false,
+            Some(other) => {
+                bail!("architecture {other} is not built here (BackpackGPT2LMHeadModel and GPT2LMHeadModel are)")
+            }
+            None => json.get("num_senses").is_some(),
+        };
+        for (key, only) in [("activation_function", "gelu_new"), ("model_type", "gpt2")] {
+            if let Some(value) = json.get(key).and_then(Value::as_str) {
+                ensure!(value == only, "key {key} is \"{value}\": only \"{only}\" is built here");
+            }
+        }
+        for (key, only) in [("scale_attn_weights", true), ("tie_word_embeddings", true)] {
+            ensure!(flag(key, only)? == only, "key {key} is {}: only {only} is built here", !only);
+        }
+        let defaults = ModelConfig::default();
+        let config = ModelConfig {
+            kind: if is_backpack { Kind::Backpack } else { Kind::Gpt2 },
+            n_embd: integer("n_embd")?,
+            n_head: integer("n_head")?,
+            n_layer: integer("n_layer")?,
+            n_inner: optional("n_inner")?,
+            num_senses: if is_backpack { integer("num_senses")? } else { defaults.num_senses },
+            sense_intermediate_scale: if is_backpack {
+                optional("sense_intermediate_scale")?.unwrap_or(defaults.sense_intermediate_scale)
+            } else {
+                defaults.sense_intermediate_scale
+            },
+            n_positions: integer("n_positions")?,
+            vocab_size: integer("vocab_size")?,
+            dropout: number("resid_pdrop", defaults.dropout)?,
+            scale_attn_by_inverse_layer_idx: flag("scale_attn_by_inverse_layer_idx", false)?,
+            layer_norm_epsilon: number("layer_norm_epsilon", defaults.layer_norm_epsilon)?,
+            end_of_text: optional("eos_token_id")?,
+        };
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// The `config.json` of this model, with the published one's keys.
+    pub fn to_hugging_face(&self) -> Value {
+        let mut json = json!({
+            "model_type": "gpt2",
+            "architectures": [match self.kind {
+                Kind::Backpack => "BackpackGPT2LMHeadModel",
+                Kind::Gpt2 => "GPT2LMHeadModel",
+            }],
+            "vocab_size": self.vocab_size,
+            "n_positions": self.n_positions,
+            "n_ctx": self.n_positions,
+            "n_embd": self.n_embd,
+            "n_layer": self.n_layer,
+            "n_head": self.n_head,
+            "n_inner": self.n_inner,
+            "activation_function": "gelu_new",
+            "resid_pdrop": self.dropout,
+            "embd_pdrop": self.dropout,
+            "attn_pdrop": self.dropout,
+            "layer_norm_epsilon": self.layer_norm_epsilon,
+            "initializer_range": 0.02,
+            "scale_attn_weights": true,
+            "scale_attn_by_inverse_layer_idx": self.scale_attn_by_inverse_layer_idx,
+            "reorder_and_upcast_attn": false,
+            "tie_word_embeddings": true,
+            "bos_token_id": self.end_of_text,
+            "eos_token_id": self.end_of_text,
+            "torch_dtype": "float32",
+        });
+        if self.kind == Kind::Backpack {
+            json["num_senses"] = json!(self.num_senses);
+            json["sense_intermediate_scale"] = json!(self.sense_intermediate_scale);
+        }
+        json
+    }
+
+    /// Refuses a model that is not of this one's shape. Dropout may differ: it is the run's.
+    ///
+    /// # Errors
+    /// Naming every key that differs, with both values.
+    pub fn require_same_shapes(&self, other: &ModelConfig) -> Result<()> {
+        let shapes = |c: &ModelConfig| -> Result<Value> {
+            let same = ModelConfig { dropout: 0.0, n_inner: Some(c.inner_size()), end_of_text: None, ..c.clone() };
+            Ok(same.to_hugging_face())
+        };
+        let (ours, theirs) = (shapes(self)?, shapes(other)?);
+        let differences: Vec<String> = ours
+            .as_object()
+            .into_iter()
+            .flatten()
+            .filter(|(key, value)| theirs.get(key) != Some(value))
+            .map(|(key, value)| format!("{key} is {value} here and {} there", theirs.get(key).unwrap_or(&Value::Null)))
+            .collect();
+        ensure!(differences.is_empty(), "{}", differences.join(", "));
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn config_json_round_trips() {
+        let config = ModelConfig {
+            n_inner: Some(100),
+            num_senses: 4,
+            end_of_text: Some(310),
+            dropout: 0.2,
+            ..ModelConfig::default()
+        };
+        let text = config.to_hugging_face().to_string();
+        assert_eq!(ModelConfig::from_hugging_face(&text).unwrap(), config);
+        let gpt2 = ModelConfig { kind: Kind::Gpt2, ..ModelConfig::default() };
+        assert_eq!(ModelConfig::from_hugging_face(&gpt2.to_hugging_face().to_string()).unwrap(), gpt2);
+    }
+
+    #[test]
+    fn a_bad_config_json_names_its_key() {
+        let good = ModelConfig::default().to_hugging_face();
+        let with = |key: &str, value: Value| {
+            let mut json = good.clone();
+            json[key] = value;
+            ModelConfig::from_hugging_face(&json.to_string()).unwrap_err().to_string()
+        };
+        assert_eq!(with("n_embd", json!("wide")), "key n_embd is \"wide\", not a whole number");
+        assert_eq!(with("num_senses", Value::Null), "key num_senses is null, not a whole number");
+        assert!(with("num_senses", json!(7)).contains("does not divide by num_senses 7"));
+        assert!(with("activation_function", json!("relu")).contains("only \"gelu_new\""));
+        assert!(with("tie_word_embeddings", json!(false)).contains("tie_word_embeddings is false"));
+        assert!(with("n_layer", json!(-1)).contains("n_layer is -1"));
+        assert!(with("architectures", json!(["LlamaForCausalLM"])).contains("LlamaForCausalLM"));
+        let mut without = good.clone();
+        without.as_object_mut().unwrap().remove("num_senses");
+        let error = ModelConfig::from_hugging_face(&without.to_string()).unwrap_err().to_string();
+        assert_eq!(error, "key num_senses is missing");
+    }
+
+    #[test]
+    fn padding_rows_are_known_for_gpt2s_vocabulary_only() {
+        let published = ModelConfig { end_of_text: Some(50_256), ..ModelConfig::default() };
+        assert_eq!(published.num_tokens(), 50_257);
+        let other = ModelConfig { vocab_size: 311, end_of_text: Some(10), ..ModelConfig::default() };
+        assert_eq!(other.num_tokens(), 311);
+    }
+
+    #[test]
+    fn shapes_are_compared_without_dropout() {
+        let ours = ModelConfig::default();
+        let theirs = ModelConfig { dropout: 0.0, n_inner: Some(3072), ..ModelConfig::default() };
+        ours.require_same_shapes(&theirs).unwrap();
+        let error = ours.require_same_shapes(&ModelConfig { n_layer: 6, ..theirs }).unwrap_err();
+        assert_eq!(error.to_string(), "n_layer is 12 here and 6 there");
+    }
+}

@@ -1,0 +1,51 @@
+//! A model on disk: a folder with `config.json` and `model.safetensors`, whether Hugging
+//! Face's or a training checkpoint's.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use tch::Device;
+
+use crate::config::ModelConfig;
+use crate::language_model::LanguageModel;
+use crate::parameters::Parameters;
+use crate::safetensors_file::{read_tensors, write_tensors};
+
+/// The shapes.
+pub const CONFIG_FILE: &str = "config.json";
+/// The weights.
+pub const WEIGHTS_FILE: &str = "model.safetensors";
+
+/// Loads a model; its `config.json` decides the shapes.
+///
+/// # Errors
+/// Naming the folder, file, and key or tensor that is missing or wrong.
+pub fn load_folder(folder: &Path, device: Device) -> Result<LanguageModel> {
+    ensure!(
+        folder.is_dir(),
+        "{} is not a folder: --model wants a model folder or a training checkpoint",
+        folder.display()
+    );
+    let path = folder.join(CONFIG_FILE);
+    let text = fs::read_to_string(&path).with_context(|| {
+        format!("{} cannot be read: a model folder holds {CONFIG_FILE} and {WEIGHTS_FILE}", path.display())
+    })?;
+    let config = ModelConfig::from_hugging_face(&text).with_context(|| format!("{} is not usable", path.display()))?;
+    let path = folder.join(WEIGHTS_FILE);
+    let tensors = read_tensors(&path)?;
+    let parameters = Parameters::from_tensors(&config, tensors, device)
+        .with_context(|| format!("{} does not fit its {CONFIG_FILE}", path.display()))?;
+    Ok(LanguageModel::new(config, parameters))
+}
+
+/// Writes `config.json` and `model.safetensors` into an existing folder.
+///
+/// # Errors
+/// Naming the file that cannot be written.
+pub fn save_folder(model: &LanguageModel, folder: &Path) -> Result<()> {
+    let path = folder.join(CONFIG_FILE);
+    let text = serde_json::to_string_pretty(&model.config().to_hugging_face())? + "\n";
+    fs::write(&path, text).with_context(|| format!("{} cannot be written", path.display()))?;
+    write_tensors(&folder.join(WEIGHTS_FILE), model.parameters().iter())
+}

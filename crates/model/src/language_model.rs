@@ -1,0 +1,139 @@
+//! A network with its tied head: logits and the training loss.
+
+use anyhow::{Result, bail, ensure};
+use tch::{Device, Kind, Reduction, Tensor};
+
+use crate::backpack::Backpack;
+use crate::body::Body;
+use crate::config::{self, ModelConfig};
+use crate::layers::{Kernels, Pass};
+use crate::parameters::Parameters;
+
+#[derive(Debug)]
+enum Network {
+    Backpack(Backpack),
+    Gpt2(Body),
+}
+
+/// A Backpack or its GPT-2 baseline, ready to be trained or asked.
+#[derive(Debug)]
+pub struct LanguageModel {
+    config: ModelConfig,
+    parameters: Parameters,
+    network: Network,
+}
+
+/// Rows of logits that exist at once in training: 512 x 50,264 fp32 are 103 MB, and larger
+/// chunks gained nothing measurable on two cores.
+const LOGIT_ROWS: i64 = 512;
+
+impl LanguageModel {
+    /// The network over given parameters, which it shares.
+    pub fn new(config: ModelConfig, parameters: Parameters) -> Self {
+        let network = match config.kind {
+            config::Kind::Backpack => Network::Backpack(Backpack::new(&config, &parameters)),
+            config::Kind::Gpt2 => Network::Gpt2(Body::new(&config, &parameters)),
+        };
+        LanguageModel { config, parameters, network }
+    }
+
+    /// A fresh model, its weights drawn from `seed`.
+    ///
+    /// # Errors
+    /// When the shapes make no network.
+    pub fn initialise(config: ModelConfig, seed: u64, device: Device) -> Result<Self> {
+        config.validate()?;
+        let parameters = Parameters::initialise(&config, seed, device);
+        Ok(Self::new(config, parameters))
+    }
+
+    /// Its shape.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Its weights.
+    pub fn parameters(&self) -> &Parameters {
+        &self.parameters
+    }
+
+    /// The Backpack, where it is one.
+    pub fn backpack(&self) -> Option<&Backpack> {
+        match &self.network {
+            Network::Backpack(backpack) => Some(backpack),
+            Network::Gpt2(_) => None,
+        }
+    }
+
+    /// The device of its weights.
+    pub fn device(&self) -> Device {
+        self.wte().device()
+    }
+
+    fn wte(&self) -> &Tensor {
+        match &self.network {
+            Network::Backpack(backpack) => backpack.body().wte(),
+            Network::Gpt2(body) => body.wte(),
+        }
+    }
+
+    /// What the head sees: `[B, T]` int64 -> `[B, T, D]`.
+    pub fn hidden(&self, ids: &Tensor, pass: Pass) -> Tensor {
+        match &self.network {
+            Network::Backpack(backpack) => backpack.forward(ids, pass),
+            Network::Gpt2(body) => body.forward(ids, pass),
+        }
+    }
+
+    /// The head: `[.., D]` -> `[.., V]` fp32, padding rows included.
+    pub fn head(&self, hidden: &Tensor, pass: Pass) -> Tensor {
+        let weight = self.wte().to_kind(pass.kind);
+        hidden.to_kind(pass.kind).linear::<Tensor>(&weight, None).to_kind(Kind::Float)
+    }
+
+    /// `[B, T]` int64 -> logits `[B, T, V]` fp32.
+    pub fn logits(&self, ids: &Tensor, pass: Pass) -> Tensor {
+        self.head(&self.hidden(ids, pass), pass)
+    }
+
+    /// Mean cross-entropy over every position of `ids [B, T]` predicting `targets [B, T]`,
+    /// an fp32 scalar. No document mask.
+    ///
+    /// # Errors
+    /// When libtorch refuses, for instance for lack of memory.
+    pub fn loss(&self, ids: &Tensor, targets: &Tensor, pass: Pass) -> Result<Tensor> {
+        let hidden = self.hidden(ids, pass).flatten(0, 1);
+        let targets = targets.flatten(0, 1);
+        Ok(match pass.kernels {
+            Kernels::Plain => {
+                let none: Option<Tensor> = None;
+                self.head(&hidden, pass).f_cross_entropy_loss(&targets, none, Reduction::Mean, -100, 0.0)?
+            }
+            Kernels::Fused => {
+                torch_ext::linear_cross_entropy(&hidden.to_kind(pass.kind), self.wte(), &targets, LOGIT_ROWS)?
+            }
+        })
+    }
+
+    /// Refuses ids that the model cannot take in one pass.
+    ///
+    /// # Errors
+    /// When there are none, more than `n_positions`, or one outside the vocabulary, which
+    /// is named with its place.
+    pub fn check_ids(&self, ids: &[i64]) -> Result<()> {
+        let (vocab_size, context) = (self.config.vocab_size, self.config.n_positions);
+        ensure!(!ids.is_empty(), "there are no tokens: give at least one");
+        if let Some((place, id)) = ids.iter().enumerate().find(|(_, id)| !(0..vocab_size).contains(id)) {
+            bail!(
+                "id {id} at place {place} is outside the model's vocabulary of {vocab_size} (0 to {})",
+                vocab_size - 1
+            );
+        }
+        ensure!(
+            ids.len() as i64 <= context,
+            "{} tokens are more than the model's context of {context} (n_positions): give fewer",
+            ids.len()
+        );
+        Ok(())
+    }
+}

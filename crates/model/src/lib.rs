@@ -1,0 +1,29 @@
+//! The networks: a GPT-2 body, the Backpack on top of it, loss, initialisation, and
+//! weights in and out under their Hugging Face names.
+//!
+//! Shapes in comments: B sequences, T positions, D width (`n_embd`), V vocabulary, H heads,
+//! L senses. Knows no files but safetensors and config.json, no processes, no command line.
+
+mod backpack;
+mod body;
+mod config;
+mod edits;
+mod folder;
+mod generate;
+mod language_model;
+mod layers;
+mod parameters;
+mod safetensors_file;
+mod seed;
+
+pub use backpack::Backpack;
+pub use body::Body;
+pub use config::{GPT2_END_OF_TEXT, Kind, ModelConfig};
+pub use edits::SenseEdit;
+pub use folder::{CONFIG_FILE, WEIGHTS_FILE, load_folder, save_folder};
+pub use generate::{Sampling, generate};
+pub use language_model::LanguageModel;
+pub use layers::{Kernels, Pass};
+pub use parameters::{Init, ParameterSpec, Parameters};
+pub use safetensors_file::{read_tensors, write_tensors};
+pub use seed::derive_seed;

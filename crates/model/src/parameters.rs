@@ -1,0 +1,276 @@
+//! Every parameter of a model as a table: its Hugging Face name, shape, initialisation and
+//! whether weight decay applies. Initialising, loading, saving and grouping all read it.
+
+use anyhow::{Context, Result, ensure};
+use std::collections::BTreeMap;
+use tch::{Device, Tensor};
+
+use crate::config::{Kind, ModelConfig};
+
+/// What a parameter holds before training.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Init {
+    /// Normal with mean 0 and this standard deviation.
+    Normal(f64),
+    /// All zero: biases.
+    Zeros,
+    /// All one: LayerNorm weights.
+    Ones,
+}
+
+/// One row of the table.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ParameterSpec {
+    /// The Hugging Face name.
+    pub name: String,
+    /// Its shape; `Conv1D` weights are `[in, out]`.
+    pub shape: Vec<i64>,
+    /// Its initialisation.
+    pub init: Init,
+    /// Whether weight decay applies: to linear weights only.
+    pub decay: bool,
+}
+
+/// GPT-2's standard deviation for weights and embeddings.
+const STANDARD_DEVIATION: f64 = 0.02;
+
+/// Collects rows; the methods are the kinds of layer.
+struct Table {
+    rows: Vec<ParameterSpec>,
+    /// Standard deviation of weights that write to a residual stream.
+    residual: f64,
+}
+
+impl Table {
+    fn push(&mut self, name: String, shape: &[i64], init: Init, decay: bool) {
+        self.rows.push(ParameterSpec { name, shape: shape.to_vec(), init, decay });
+    }
+
+    fn embedding(&mut self, name: &str, rows: i64, width: i64) {
+        self.push(format!("{name}.weight"), &[rows, width], Init::Normal(STANDARD_DEVIATION), false);
+    }
+
+    fn layer_norm(&mut self, name: &str, width: i64) {
+        self.push(format!("{name}.weight"), &[width], Init::Ones, false);
+        self.push(format!("{name}.bias"), &[width], Init::Zeros, false);
+    }
+
+    /// `shape` is the weight's as stored; `outputs` the bias's.
+    fn linear(&mut self, name: &str, shape: [i64; 2], outputs: i64, deviation: f64) {
+        self.push(format!("{name}.weight"), &shape, Init::Normal(deviation), true);
+        self.push(format!("{name}.bias"), &[outputs], Init::Zeros, false);
+    }
+
+    fn mlp(&mut self, name: &str, inputs: i64, hidden: i64, outputs: i64) {
+        self.linear(&format!("{name}.c_fc"), [inputs, hidden], hidden, STANDARD_DEVIATION);
+        self.linear(&format!("{name}.c_proj"), [hidden, outputs], outputs, self.residual);
+    }
+}
+
+impl ModelConfig {
+    /// Where the body's parameters stand: `backpack.gpt2_model` or GPT-2's `transformer`.
+    pub fn body_prefix(&self) -> &'static str {
+        match self.kind {
+            Kind::Backpack => "backpack.gpt2_model",
+            Kind::Gpt2 => "transformer",
+        }
+    }
+
+    /// The table of all parameters, tied ones once.
+    pub fn parameters(&self) -> Vec<ParameterSpec> {
+        let (d, body) = (self.n_embd, self.body_prefix());
+        let mut t = Table { rows: Vec::new(), residual: STANDARD_DEVIATION / (2.0 * self.n_layer as f64).sqrt() };
+        t.embedding(&format!("{body}.wte"), self.vocab_size, d);
+        t.embedding(&format!("{body}.wpe"), self.n_positions, d);
+        for layer in 0..self.n_layer {
+            let block = format!("{body}.h.{layer}");
+            t.layer_norm(&format!("{block}.ln_1"), d);
+            t.linear(&format!("{block}.attn.c_attn"), [d, 3 * d], 3 * d, STANDARD_DEVIATION);
+            t.linear(&format!("{block}.attn.c_proj"), [d, d], d, t.residual);
+            t.layer_norm(&format!("{block}.ln_2"), d);
+            t.mlp(&format!("{block}.mlp"), d, self.inner_size(), d);
+        }
+        t.layer_norm(&format!("{body}.ln_f"), d);
+        if self.kind == Kind::Backpack {
+            let senses = "backpack.sense_network";
+            t.layer_norm(&format!("{senses}.ln"), d);
+            t.layer_norm(&format!("{senses}.block.ln_1"), d);
+            t.layer_norm(&format!("{senses}.block.ln_2"), d);
+            t.mlp(&format!("{senses}.block.mlp"), d, 4 * d, d);
+            t.mlp(&format!("{senses}.final_mlp"), d, self.sense_intermediate_scale * d, self.num_senses * d);
+            // nn.Linear: stored [out, in]; queries then keys, sense-major.
+            t.linear("backpack.sense_weight_net.c_attn", [2 * d, d], 2 * d, STANDARD_DEVIATION);
+        }
+        t.rows
+    }
+
+    /// Number of trained values.
+    pub fn num_parameters(&self) -> i64 {
+        self.parameters().iter().map(|p| p.shape.iter().product::<i64>()).sum()
+    }
+}
+
+/// The parameters of one model by name: fp32 leaves that gather gradients.
+#[derive(Debug)]
+pub struct Parameters {
+    by_name: BTreeMap<String, Tensor>,
+}
+
+impl Parameters {
+    /// Fresh parameters, drawn on the CPU from `seed` in the table's order, so that every
+    /// device starts from the same values.
+    pub fn initialise(config: &ModelConfig, seed: u64, device: Device) -> Self {
+        tch::manual_seed(seed as i64);
+        let options = (tch::Kind::Float, Device::Cpu);
+        let draw = |spec: &ParameterSpec| match spec.init {
+            Init::Normal(deviation) => Tensor::empty(&spec.shape, options).normal_(0.0, deviation),
+            Init::Zeros => Tensor::zeros(&spec.shape, options),
+            Init::Ones => Tensor::ones(&spec.shape, options),
+        };
+        let by_name = config
+            .parameters()
+            .into_iter()
+            .map(|spec| (spec.name.clone(), draw(&spec).to_device(device).set_requires_grad(true)))
+            .collect();
+        Parameters { by_name }
+    }
+
+    /// Parameters from loaded tensors, converted to fp32. Copies of the tied embeddings and
+    /// GPT-2's mask buffers are left aside.
+    ///
+    /// # Errors
+    /// Naming the tensor that is missing, of the wrong shape, or not of this model.
+    pub fn from_tensors(config: &ModelConfig, mut tensors: BTreeMap<String, Tensor>, device: Device) -> Result<Self> {
+        let mut by_name = BTreeMap::new();
+        for spec in config.parameters() {
+            let tensor = tensors.remove(&spec.name).with_context(|| format!("tensor {} is missing", spec.name))?;
+            ensure!(
+                tensor.size() == spec.shape,
+                "tensor {} has shape {:?}, but config.json asks for {:?}",
+                spec.name,
+                tensor.size(),
+                spec.shape
+            );
+            let own = tensor.to_device(device).to_kind(tch::Kind::Float).contiguous();
+            by_name.insert(spec.name, own.set_requires_grad(true));
+        }
+        for name in tensors.keys() {
+            ensure!(
+                is_redundant(name),
+                "tensor {name} is not part of this model: config.json and weights do not belong together"
+            );
+        }
+        Ok(Parameters { by_name })
+    }
+
+    /// The parameter of this name.
+    ///
+    /// # Panics
+    /// When the table has no such name, which is a programming error.
+    pub fn get(&self, name: &str) -> Tensor {
+        match self.by_name.get(name) {
+            Some(tensor) => tensor.shallow_clone(),
+            None => unreachable!("the parameter table has no {name}"),
+        }
+    }
+
+    /// Names and tensors, sorted by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+        self.by_name.iter().map(|(name, tensor)| (name.as_str(), tensor))
+    }
+}
+
+/// Tensors that published files carry besides the parameters: aliases of the tied
+/// embeddings and the causal-mask buffers of old `transformers` releases.
+fn is_redundant(name: &str) -> bool {
+    ["lm_head.weight", "backpack.word_embeddings.weight", "backpack.position_embeddings.weight"].contains(&name)
+        || name.ends_with(".attn.bias")
+        || name.ends_with(".attn.masked_bias")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+
+    /// libtorch's generator is one per process: tests that draw take turns.
+    static GENERATOR: Mutex<()> = Mutex::new(());
+
+    fn initialise(config: &ModelConfig, seed: u64) -> Parameters {
+        let _turn = GENERATOR.lock().unwrap();
+        Parameters::initialise(config, seed, Device::Cpu)
+    }
+
+    fn size(n_embd: i64, n_head: i64, n_layer: i64, kind: Kind) -> ModelConfig {
+        ModelConfig { n_embd, n_head, n_layer, kind, ..ModelConfig::default() }
+    }
+
+    /// The table of sizes in the paper's code: micro, mini, small.
+    #[test]
+    fn parameter_counts_are_the_published_ones() {
+        for (d, heads, layers, transformer, backpack) in [
+            (384, 6, 6, 30_145_536, 41_659_776),
+            (640, 8, 8, 71_886_080, 103_856_000),
+            (768, 12, 12, 124_051_968, 170_083_584),
+        ] {
+            assert_eq!(size(d, heads, layers, Kind::Gpt2).num_parameters(), transformer);
+            assert_eq!(size(d, heads, layers, Kind::Backpack).num_parameters(), backpack);
+        }
+    }
+
+    #[test]
+    fn initialisation_has_the_references_deviations() {
+        let config = ModelConfig { vocab_size: 4096, ..size(128, 4, 8, Kind::Backpack) };
+        let parameters = initialise(&config, 7);
+        for spec in config.parameters() {
+            let tensor = parameters.get(&spec.name);
+            let mean = tensor.mean(tch::Kind::Double).double_value(&[]);
+            let deviation = tensor.std(true).double_value(&[]);
+            // 0.02 / sqrt(2 * 8 layers) for whatever writes to a residual stream, and for
+            // final_mlp's second linear, which the reference scales as well.
+            let want = match (spec.name.ends_with("c_proj.weight"), spec.shape.len()) {
+                (true, _) => 0.005,
+                (false, 2) => 0.02,
+                _ => 0.0,
+            };
+            assert!((deviation - want).abs() <= 0.03 * want, "{}: {deviation}", spec.name);
+            let want = if spec.name.contains("ln") && spec.name.ends_with("weight") { 1.0 } else { 0.0 };
+            assert!((mean - want).abs() < 5e-4, "{}: {mean}", spec.name);
+        }
+    }
+
+    #[test]
+    fn a_seed_gives_the_same_weights_twice() {
+        let config = ModelConfig { vocab_size: 64, ..size(32, 2, 1, Kind::Backpack) };
+        let draw = |seed| initialise(&config, seed).get("backpack.gpt2_model.wte.weight");
+        assert_eq!(draw(1), draw(1));
+        assert_ne!(draw(1), draw(2));
+    }
+
+    #[test]
+    fn decay_is_on_linear_weights_only() {
+        for spec in size(384, 6, 6, Kind::Backpack).parameters() {
+            let linear = ["c_attn.weight", "c_proj.weight", "c_fc.weight"].iter().any(|end| spec.name.ends_with(end));
+            assert_eq!(spec.decay, linear, "{}", spec.name);
+        }
+    }
+
+    #[test]
+    fn tensors_are_checked_by_name_and_shape() {
+        let config = ModelConfig { vocab_size: 64, ..size(32, 2, 1, Kind::Gpt2) };
+        let tensors = || -> BTreeMap<String, Tensor> {
+            initialise(&config, 1).iter().map(|(n, t)| (n.to_owned(), t.copy())).collect()
+        };
+        let load = |t| Parameters::from_tensors(&config, t, Device::Cpu).map(|_| ()).unwrap_err().to_string();
+        let mut missing = tensors();
+        missing.remove("transformer.ln_f.bias");
+        assert_eq!(load(missing), "tensor transformer.ln_f.bias is missing");
+        let mut wrong = tensors();
+        wrong.insert("transformer.ln_f.bias".into(), Tensor::zeros([33], (tch::Kind::Float, Device::Cpu)));
+        assert_eq!(load(wrong), "tensor transformer.ln_f.bias has shape [33], but config.json asks for [32]");
+        let mut extra = tensors();
+        extra.insert("lm_head.weight".into(), Tensor::zeros([1], (tch::Kind::Float, Device::Cpu)));
+        extra.insert("transformer.h.1.ln_1.bias".into(), Tensor::zeros([1], (tch::Kind::Float, Device::Cpu)));
+        assert!(load(extra).starts_with("tensor transformer.h.1.ln_1.bias is not part of this model"));
+    }
+}

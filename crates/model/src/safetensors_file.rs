@@ -1,0 +1,204 @@
+//! Tensors in `.safetensors` files: read one at a time, written with bytes that depend on
+//! names and values alone.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use safetensors::tensor::{Dtype, Metadata, View};
+use tch::{Device, Kind, Tensor};
+
+/// Reads every tensor of a file, on the CPU, in the type it is stored in.
+///
+/// # Errors
+/// Naming the file and the tensor: a header that lies about sizes, overlaps or runs past
+/// the end; a type that is not built here.
+pub fn read_tensors(path: &Path) -> Result<BTreeMap<String, Tensor>> {
+    read(path).with_context(|| format!("{} cannot be read as safetensors", path.display()))
+}
+
+fn read(path: &Path) -> Result<BTreeMap<String, Tensor>> {
+    let mut file = File::open(path)?;
+    let length = file.metadata()?.len();
+    let mut prefix = [0u8; 8];
+    ensure!(length > 8, "it is only {length} bytes long");
+    file.read_exact(&mut prefix)?;
+    let header_length = u64::from_le_bytes(prefix);
+    // The format's own bound on headers; also keeps a lying length from being allocated.
+    ensure!(
+        header_length <= 100_000_000 && header_length <= length - 8,
+        "its header claims {header_length} bytes, but the file has {length}"
+    );
+    let mut header = vec![0u8; header_length as usize];
+    file.read_exact(&mut header)?;
+    // Deserialising validates that offsets follow one another and fit the shapes.
+    let metadata: Metadata = serde_json::from_slice(&header).context("its header is broken")?;
+    let data_start = 8 + header_length;
+    let mut tensors = BTreeMap::new();
+    let mut end = 0u64;
+    for (name, info) in metadata.tensors() {
+        let (from, to) = (info.data_offsets.0 as u64, info.data_offsets.1 as u64);
+        let available = length - data_start;
+        ensure!(
+            from <= to && to <= available,
+            "tensor {name} claims bytes {from} to {to} of {available}: the file is cut short or its header lies"
+        );
+        end = end.max(to);
+        let kind = kind_of(info.dtype).with_context(|| format!("tensor {name}"))?;
+        let shape: Vec<i64> = info.shape.iter().map(|&n| n as i64).collect();
+        let values = shape.iter().try_fold(1u64, |n, &s| n.checked_mul(s as u64));
+        ensure!(
+            values.and_then(|n| n.checked_mul(kind.elt_size_in_bytes() as u64)) == Some(to - from),
+            "tensor {name} of shape {shape:?} claims {} bytes",
+            to - from
+        );
+        let mut bytes = vec![0u8; (to - from) as usize];
+        file.seek(SeekFrom::Start(data_start + from))?;
+        file.read_exact(&mut bytes)?;
+        tensors.insert(name.clone(), Tensor::f_from_data_size(&bytes, &shape, kind)?);
+    }
+    ensure!(data_start + end == length, "it has {} bytes that belong to no tensor", length - data_start - end);
+    Ok(tensors)
+}
+
+fn kind_of(dtype: Dtype) -> Result<Kind> {
+    Ok(match dtype {
+        Dtype::F32 => Kind::Float,
+        Dtype::F16 => Kind::Half,
+        Dtype::BF16 => Kind::BFloat16,
+        Dtype::F64 => Kind::Double,
+        Dtype::I64 => Kind::Int64,
+        Dtype::I32 => Kind::Int,
+        Dtype::U8 => Kind::Uint8,
+        Dtype::BOOL => Kind::Bool,
+        other => bail!("its type {other:?} is not built here"),
+    })
+}
+
+/// A tensor whose bytes are copied out only while they are written.
+struct Stored {
+    tensor: Tensor,
+    dtype: Dtype,
+    shape: Vec<usize>,
+}
+
+impl View for Stored {
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        let mut bytes = vec![0u8; self.data_len()];
+        self.tensor.copy_data_u8(&mut bytes, self.tensor.numel());
+        Cow::Owned(bytes)
+    }
+
+    fn data_len(&self) -> usize {
+        self.tensor.numel() * self.tensor.kind().elt_size_in_bytes()
+    }
+}
+
+/// Writes tensors (fp32, bf16, fp16 or int64) and waits until they are on the disk.
+///
+/// # Errors
+/// Naming the file, for instance when the disk is full.
+pub fn write_tensors<'a>(path: &Path, tensors: impl IntoIterator<Item = (&'a str, &'a Tensor)>) -> Result<()> {
+    let write = || -> Result<()> {
+        let mut stored = Vec::new();
+        for (name, tensor) in tensors {
+            let dtype = match tensor.kind() {
+                Kind::Float => Dtype::F32,
+                Kind::BFloat16 => Dtype::BF16,
+                Kind::Half => Dtype::F16,
+                Kind::Int64 => Dtype::I64,
+                other => bail!("tensor {name} has type {other:?}, which is not written here"),
+            };
+            let tensor = tch::no_grad(|| tensor.detach().f_to_device(Device::Cpu))?.f_contiguous()?;
+            let shape = tensor.size().iter().map(|&n| n as usize).collect();
+            stored.push((name, Stored { tensor, dtype, shape }));
+        }
+        // `transformers` refuses files that do not say which framework's layout they hold.
+        let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+        safetensors::serialize_to_file(stored, Some(metadata), path)?;
+        File::open(path)?.sync_all()?;
+        Ok(())
+    };
+    write().with_context(|| format!("{} cannot be written", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file_with(header: &str, data: usize) -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(header.as_bytes());
+        bytes.resize(bytes.len() + data, 0);
+        std::fs::write(file.path(), bytes).unwrap();
+        file
+    }
+
+    fn error_of(file: &tempfile::NamedTempFile) -> String {
+        format!("{:#}", read_tensors(file.path()).unwrap_err())
+    }
+
+    #[test]
+    fn tensors_round_trip_with_the_same_bytes_each_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let tensors: Vec<(String, Tensor)> = [Kind::Float, Kind::BFloat16, Kind::Half, Kind::Int64]
+            .iter()
+            .map(|&kind| (format!("{kind:?}"), Tensor::randint(100, [3, 4], (Kind::Float, Device::Cpu)).to_kind(kind)))
+            .collect();
+        let write = |name: &str, reversed: bool| {
+            let path = folder.path().join(name);
+            let mut list: Vec<_> = tensors.iter().map(|(n, t)| (n.as_str(), t)).collect();
+            if reversed {
+                list.reverse();
+            }
+            write_tensors(&path, list).unwrap();
+            path
+        };
+        let (a, b) = (write("a", false), write("b", true));
+        assert_eq!(std::fs::read(&a).unwrap(), std::fs::read(&b).unwrap());
+        let back = read_tensors(&a).unwrap();
+        for (name, tensor) in &tensors {
+            assert_eq!(&back[name], tensor);
+        }
+    }
+
+    #[test]
+    fn a_transposed_view_is_written_as_it_reads() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("t");
+        let t = Tensor::arange(6, (Kind::Float, Device::Cpu)).view([2, 3]).tr();
+        write_tensors(&path, [("t", &t)]).unwrap();
+        assert_eq!(read_tensors(&path).unwrap()["t"], t);
+    }
+
+    #[test]
+    fn lying_headers_are_refused_by_name() {
+        let f32s = |shape: &str, from: usize, to: usize| {
+            format!(r#"{{"weight":{{"dtype":"F32","shape":{shape},"data_offsets":[{from},{to}]}}}}"#)
+        };
+        assert!(error_of(&file_with(&f32s("[2]", 0, 8), 4)).contains("tensor weight claims bytes 0 to 8 of 4"));
+        let wrong_size = error_of(&file_with(&f32s("[3]", 0, 8), 8));
+        assert!(wrong_size.contains("header is broken") || wrong_size.contains("claims 8 bytes"), "{wrong_size}");
+        assert!(error_of(&file_with(&f32s("[2]", 0, 8), 12)).contains("4 bytes that belong to no tensor"));
+        assert!(error_of(&file_with("not json", 8)).contains("header is broken"));
+        let overlap = r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"F32","shape":[2],"data_offsets":[4,12]}}"#;
+        assert!(error_of(&file_with(overlap, 12)).contains("header is broken"));
+        let huge = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(huge.path(), [255u8; 16]).unwrap();
+        assert!(error_of(&huge).contains("header claims"));
+        std::fs::write(huge.path(), [0u8; 3]).unwrap();
+        assert!(error_of(&huge).contains("only 3 bytes"));
+    }
+}
