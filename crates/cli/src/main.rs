@@ -1,1 +1,95 @@
-fn main() {}
+//! The `backpack` binary: argument parsing and printing. What it does is in the crates.
+
+mod commands;
+mod compute;
+mod progress;
+mod tokenizer;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use trainer::Stop;
+
+/// Train Backpack language models from raw text to an exported model, and look inside them.
+#[derive(Debug, Parser)]
+#[command(name = "backpack", version, propagate_version = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    PrepareData(commands::prepare_data::PrepareData),
+    VerifyData(commands::verify_data::VerifyData),
+    Train(commands::train::Train),
+    Eval(commands::eval::Eval),
+    Generate(commands::generate::Generate),
+    Export(commands::export::Export),
+    Dump(commands::dump::Dump),
+    Plot(commands::plot::Plot),
+    Doctor(commands::doctor::Doctor),
+}
+
+/// Stopped early with a checkpoint saved, ready to resume.
+const STOPPED: u8 = 85;
+
+fn main() -> ExitCode {
+    // Before anything else: a signal that comes earlier would end the process.
+    let stop = Stop::install();
+    std::panic::set_hook(Box::new(report_panic));
+    let arguments = Arguments::parse();
+    match stop.map_err(anyhow::Error::from).and_then(|stop| run(arguments.command, &stop)) {
+        Ok(code) => code,
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "error: {}", one_line(&format!("{error:#}")));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command, stop: &Stop) -> Result<ExitCode> {
+    // Training alone stops at the end of a step; everything else ends at once.
+    if !matches!(command, Command::Train(_)) {
+        stop.exit_at_once()?;
+    }
+    match command {
+        Command::PrepareData(c) => c.run(),
+        Command::VerifyData(c) => c.run(),
+        Command::Train(c) => return c.run(stop),
+        Command::Eval(c) => c.run(),
+        Command::Generate(c) => c.run(),
+        Command::Export(c) => c.run(),
+        Command::Dump(c) => c.run(),
+        Command::Plot(c) => c.run(),
+        Command::Doctor(c) => c.run(),
+    }?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A reader that went away, as `head` does, is no error.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|e| e.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe))
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// libtorch's refusals surface as panics of tch's short-hand methods; a lack of memory is
+/// the one that users meet. One line, like every other error.
+fn report_panic(info: &std::panic::PanicHookInfo<'_>) {
+    let payload = info.payload();
+    let message = payload.downcast_ref::<&str>().map(|s| (*s).to_owned()).or(payload.downcast_ref::<String>().cloned());
+    let message = message.unwrap_or_default();
+    let what = torch_ext::first_line(&message);
+    let place = info.location().map(|l| format!(" ({}:{})", l.file(), l.line())).unwrap_or_default();
+    let _ = writeln!(
+        io::stderr(),
+        "error: internal failure: {what}{place}; if this is not a lack of memory, please report it with the command"
+    );
+    std::process::exit(1);
+}

@@ -1,1 +1,5 @@
-//! placeholder
+//! What a trained model is worth.
+
+mod validation;
+
+pub use validation::{Validated, read_blocks, validate};

@@ -1,1 +1,34 @@
-//! placeholder
+//! Training: config, schedule, optimiser, the loop, checkpoints, metrics.
+//!
+//! `run.rs` is the place to start reading: a training step in the order it happens.
+
+mod batches;
+mod checkpoint;
+mod config;
+mod config_file;
+mod console;
+mod metrics;
+mod optimizer;
+mod plan;
+mod plot;
+mod retention;
+mod run;
+mod run_folder;
+mod schedule;
+mod setup;
+mod step;
+mod stop;
+mod tensorboard;
+
+pub use batches::{BatchConfig, Batches, MicroBatch};
+pub use checkpoint::{CheckpointConfig, State, is_checkpoint, verify as verify_checkpoint, verify_model};
+pub use config::{Config, Device, Precision, RunConfig, ValidationConfig};
+pub use metrics::LoggingConfig;
+pub use optimizer::{Optimizer, OptimizerConfig};
+pub use plan::Plan;
+pub use plot::plot;
+pub use run::{Outcome, Request, Resume, train};
+pub use schedule::{Decay, ScheduleConfig};
+pub use setup::{physical_cores, select_device, set_threads};
+pub use step::{StepResult, training_step};
+pub use stop::Stop;

@@ -1,0 +1,120 @@
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Args;
+use model::LanguageModel;
+use serde_json::json;
+
+use crate::compute::Machine;
+use crate::tokenizer;
+
+/// Write a Hugging Face folder from a checkpoint
+///
+/// Example: backpack export --checkpoint runs/quickstart/checkpoints/step-00000300 --output out/model
+#[derive(Debug, Args)]
+pub(crate) struct Export {
+    /// A training checkpoint (or another model folder)
+    #[arg(long, value_name = "DIR")]
+    checkpoint: PathBuf,
+    /// The folder to write; must not hold anything yet
+    #[arg(long, value_name = "DIR")]
+    output: PathBuf,
+    /// The tokenizer.json to put in [default: the checkpoint's, then data/gpt2/tokenizer.json]
+    #[arg(long, value_name = "FILE")]
+    tokenizer: Option<PathBuf>,
+    #[command(flatten)]
+    machine: Machine,
+}
+
+impl Export {
+    pub(crate) fn run(self) -> Result<()> {
+        if self.checkpoint.join("checkpoints").is_dir() {
+            bail!("{0} is a run folder: name one of the checkpoints in {0}/checkpoints", self.checkpoint.display());
+        }
+        let occupied = fs::read_dir(&self.output).is_ok_and(|mut entries| entries.next().is_some());
+        ensure!(
+            !occupied && !self.output.is_file(),
+            "{} already holds something: name another --output",
+            self.output.display()
+        );
+        let model = self.machine.load(&self.checkpoint)?;
+
+        // Complete under another name first, so that a folder of the final name is whole.
+        let name = self.output.file_name().context("--output has no name")?.to_string_lossy().into_owned();
+        let partial = self.output.with_file_name(format!(".{name}.partial"));
+        let write = || -> Result<Vec<String>> {
+            if partial.exists() {
+                fs::remove_dir_all(&partial)?;
+            }
+            fs::create_dir_all(&partial)?;
+            model::save_folder(&model, &partial)?;
+            let notes = self.write_tokenizer(&model, &partial)?;
+            for entry in fs::read_dir(&partial)? {
+                File::open(entry?.path())?.sync_all()?;
+            }
+            fs::rename(&partial, &self.output)?;
+            Ok(notes)
+        };
+        let notes = write().inspect_err(|_| {
+            let _ = fs::remove_dir_all(&partial);
+        });
+        let notes = notes.with_context(|| format!("{} cannot be exported", self.checkpoint.display()))?;
+        let mut out = io::stdout().lock();
+        for note in notes {
+            writeln!(out, "{note}")?;
+        }
+        writeln!(out, "exported {} to {}", self.checkpoint.display(), self.output.display())?;
+        Ok(())
+    }
+
+    /// Tokenizer files, where the model's vocabulary has room for them. Gives what to say.
+    fn write_tokenizer(&self, model: &LanguageModel, folder: &Path) -> Result<Vec<String>> {
+        let config = model.config();
+        if let Some(id) = config.end_of_text {
+            write_json(folder, "generation_config.json", &json!({ "bos_token_id": id, "eos_token_id": id }))?;
+        }
+        let Some(path) = tokenizer::find(self.tokenizer.as_deref(), &self.checkpoint) else {
+            return Ok(vec![format!(
+                "left the tokenizer files out: no tokenizer.json in {} nor at {}; name one with --tokenizer",
+                self.checkpoint.display(),
+                tokenizer::DEFAULT
+            )]);
+        };
+        let size = tokenizer::open(&path)?.get_vocab_size(true) as i64;
+        if config.vocab_size < size {
+            return Ok(vec![format!(
+                "left the tokenizer files out: the model's vocabulary of {} is smaller than the tokenizer's {size}",
+                config.vocab_size
+            )]);
+        }
+        fs::copy(&path, folder.join("tokenizer.json"))?;
+        // The files of the slow tokenizer, where they lie beside the fast one's.
+        for name in ["vocab.json", "merges.txt"] {
+            let beside = path.with_file_name(name);
+            if beside.is_file() {
+                fs::copy(beside, folder.join(name))?;
+            }
+        }
+        let end = "<|endoftext|>";
+        let special = json!({ "bos_token": end, "eos_token": end, "unk_token": end });
+        write_json(folder, "special_tokens_map.json", &special)?;
+        let tokenizer_config = json!({
+            "tokenizer_class": "GPT2Tokenizer",
+            "model_max_length": config.n_positions,
+            "add_prefix_space": false,
+            "bos_token": end,
+            "eos_token": end,
+            "unk_token": end,
+        });
+        write_json(folder, "tokenizer_config.json", &tokenizer_config)?;
+        Ok(Vec::new())
+    }
+}
+
+fn write_json(folder: &Path, name: &str, value: &serde_json::Value) -> Result<()> {
+    let path = folder.join(name);
+    fs::write(&path, serde_json::to_string_pretty(value)? + "\n")
+        .with_context(|| format!("{} cannot be written", path.display()))
+}

@@ -1,0 +1,93 @@
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use anyhow::{Result, ensure};
+use clap::Args;
+use model::Sampling;
+use serde_json::json;
+
+use crate::compute::Compute;
+use crate::tokenizer;
+
+/// Continue a text
+///
+/// Example: backpack generate --model out/model --prompt "It is a truth" --max-new-tokens 50 --top-k 50
+#[derive(Debug, Args)]
+pub(crate) struct Generate {
+    #[command(flatten)]
+    compute: Compute,
+    /// The text to continue
+    #[arg(long, value_name = "TEXT", required_unless_present = "prompt_ids", conflicts_with = "prompt_ids")]
+    prompt: Option<String>,
+    /// The ids to continue; needs no tokenizer
+    #[arg(long, value_name = "1,2,3", value_delimiter = ',')]
+    prompt_ids: Option<Vec<i64>>,
+    /// How many tokens to add
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    max_new_tokens: usize,
+    /// Divides the logits before sampling [default: 1]
+    #[arg(long, value_name = "X")]
+    temperature: Option<f64>,
+    /// Sample among the K most probable tokens only
+    #[arg(long, value_name = "K")]
+    top_k: Option<usize>,
+    /// Sample among the most probable tokens that together reach this probability only
+    #[arg(long, value_name = "P")]
+    top_p: Option<f64>,
+    /// The same seed gives the same text
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    seed: u64,
+    /// Always take the most probable token
+    #[arg(long)]
+    greedy: bool,
+    /// The tokenizer.json to use [default: the model folder's, then data/gpt2/tokenizer.json]
+    #[arg(long, value_name = "FILE")]
+    tokenizer: Option<PathBuf>,
+    /// Print one JSON object: prompt_ids, new_ids, text (the whole, null without a tokenizer)
+    #[arg(long)]
+    json: bool,
+}
+
+impl Generate {
+    pub(crate) fn run(self) -> Result<()> {
+        let sampling = if self.greedy {
+            if self.temperature.is_some() || self.top_k.is_some() || self.top_p.is_some() {
+                eprintln!("warning: --greedy leaves --temperature, --top-k and --top-p without effect");
+            }
+            Sampling::Greedy
+        } else {
+            let temperature = self.temperature.unwrap_or(1.0);
+            Sampling::Random { temperature, top_k: self.top_k, top_p: self.top_p, seed: self.seed }
+        };
+        sampling.validate()?;
+        let folder = &self.compute.model;
+        let given = self.tokenizer.as_deref();
+        let (prompt_ids, tokenizer) = match (self.prompt, self.prompt_ids) {
+            (Some(text), _) => {
+                ensure!(!text.is_empty(), "the prompt is empty: give at least one word");
+                let tokenizer = tokenizer::load(given, folder)?;
+                (tokenizer::encode(&tokenizer, &text)?, Some(tokenizer))
+            }
+            (None, ids) => {
+                // The ids may be another vocabulary's: only a tokenizer of the model's own tells.
+                let own =
+                    given.map(PathBuf::from).or_else(|| Some(folder.join("tokenizer.json")).filter(|p| p.is_file()));
+                (ids.unwrap_or_default(), own.map(|path| tokenizer::open(&path)).transpose()?)
+            }
+        };
+        let model = self.compute.load()?;
+        let new_ids = model::generate(&model, &prompt_ids, self.max_new_tokens, sampling)?;
+        let all = [prompt_ids.as_slice(), new_ids.as_slice()].concat();
+        let text = tokenizer.map(|t| tokenizer::decode(&t, &all)).transpose()?;
+        let mut out = io::stdout().lock();
+        if self.json {
+            writeln!(out, "{}", json!({ "prompt_ids": prompt_ids, "new_ids": new_ids, "text": text }))?;
+        } else if let Some(text) = text {
+            writeln!(out, "{text}")?;
+        } else {
+            let ids: Vec<String> = new_ids.iter().map(i64::to_string).collect();
+            writeln!(out, "{}", ids.join(","))?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,11 @@
+//! One file a subcommand: its arguments and what it prints.
+
+pub(crate) mod doctor;
+pub(crate) mod dump;
+pub(crate) mod eval;
+pub(crate) mod export;
+pub(crate) mod generate;
+pub(crate) mod plot;
+pub(crate) mod prepare_data;
+pub(crate) mod train;
+pub(crate) mod verify_data;

@@ -1,0 +1,53 @@
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Args;
+use trainer::{Config, Outcome, Request, Resume, Stop};
+
+/// Train a model as a TOML file says, or go on with a run
+///
+/// Exits with 85 when it was stopped early (--stop-after, SIGINT, SIGTERM, SIGUSR1) with a
+/// checkpoint saved. Example: backpack train --config configs/quickstart.toml --resume auto
+#[derive(Debug, Args)]
+pub(crate) struct Train {
+    /// The configuration; docs/config.md lists every key
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Override one key, read as the key's type; may be repeated
+    #[arg(long = "set", value_name = "KEY.PATH=VALUE")]
+    overrides: Vec<String>,
+    /// Where checkpoints, metrics and logs go [default: runs/<run.name>]
+    #[arg(long, value_name = "DIR")]
+    run_dir: Option<PathBuf>,
+    /// never: refuse a run folder that holds checkpoints; auto: from the newest that
+    /// verifies, else afresh; or a checkpoint folder
+    #[arg(long, value_name = "never|auto|CHECKPOINT", default_value = "never")]
+    resume: String,
+    /// Save a checkpoint after this step and exit with 85
+    #[arg(long, value_name = "STEP")]
+    stop_after: Option<u64>,
+    /// Check the configuration and the data, say what would run, and run nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+impl Train {
+    pub(crate) fn run(self, stop: &Stop) -> Result<ExitCode> {
+        let config = Config::load(&self.config, &self.overrides)?;
+        let request = Request {
+            run_dir: self.run_dir.unwrap_or_else(|| PathBuf::from("runs").join(&config.run.name)),
+            resume: match self.resume.as_str() {
+                "never" => Resume::Never,
+                "auto" => Resume::Auto,
+                folder => Resume::From(PathBuf::from(folder)),
+            },
+            stop_after: self.stop_after,
+            dry_run: self.dry_run,
+        };
+        Ok(match trainer::train(&config, &request, stop)? {
+            Outcome::Finished | Outcome::DryRun => ExitCode::SUCCESS,
+            Outcome::Stopped => ExitCode::from(crate::STOPPED),
+        })
+    }
+}

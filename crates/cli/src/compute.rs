@@ -1,0 +1,54 @@
+//! The arguments of every command that computes with a model.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use clap::{Args, ValueEnum};
+use model::LanguageModel;
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum DeviceName {
+    /// A GPU where one can be used, else the CPU.
+    Auto,
+    Cpu,
+    Cuda,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Compute {
+    /// A model folder (config.json and model.safetensors) or a training checkpoint
+    #[arg(long, value_name = "DIR")]
+    pub(crate) model: PathBuf,
+    #[command(flatten)]
+    machine: Machine,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Machine {
+    /// Where to compute
+    #[arg(long, value_enum, default_value = "auto")]
+    device: DeviceName,
+    /// CPU threads; 0 for the physical cores
+    #[arg(long, default_value_t = 0)]
+    threads: usize,
+}
+
+impl Compute {
+    /// Loads the model; a checkpoint's files are checked against their hashes first.
+    pub(crate) fn load(&self) -> Result<LanguageModel> {
+        self.machine.load(&self.model)
+    }
+}
+
+impl Machine {
+    pub(crate) fn load(&self, folder: &Path) -> Result<LanguageModel> {
+        trainer::set_threads(self.threads);
+        let device = trainer::select_device(match self.device {
+            DeviceName::Auto => trainer::Device::Auto,
+            DeviceName::Cpu => trainer::Device::Cpu,
+            DeviceName::Cuda => trainer::Device::Cuda,
+        })?;
+        trainer::verify_model(folder)?;
+        model::load_folder(folder, device)
+    }
+}

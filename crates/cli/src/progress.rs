@@ -1,0 +1,82 @@
+//! How far a command is: a bar on a terminal, a plain line now and then elsewhere. On
+//! stderr, so that stdout holds results alone.
+
+use std::io::{self, IsTerminal, Write};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use data_prep::{Snapshot, Stage};
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// Between plain lines.
+const PAUSE: Duration = Duration::from_secs(10);
+
+/// Plain lines alone.
+pub(crate) struct Plain {
+    last: Instant,
+}
+
+impl Plain {
+    pub(crate) fn new() -> Self {
+        Plain { last: Instant::now() }
+    }
+
+    /// Writes a line when it is time for one.
+    pub(crate) fn say(&mut self, text: impl FnOnce() -> String) {
+        if self.last.elapsed() >= PAUSE {
+            self.last = Instant::now();
+            let _ = writeln!(io::stderr(), "{}", text());
+        }
+    }
+}
+
+/// The progress of `prepare-data`.
+pub(crate) struct Bar {
+    bar: Option<ProgressBar>,
+    plain: Mutex<Plain>,
+    start: Instant,
+}
+
+impl Bar {
+    pub(crate) fn new() -> Self {
+        let bar = io::stderr().is_terminal().then(|| {
+            let bar = ProgressBar::new(0);
+            // The template is a constant: a mistake in it shows at the first run.
+            if let Ok(style) = ProgressStyle::with_template("{msg} [{bar:30}] {percent}% ETA {eta}") {
+                bar.set_style(style.progress_chars("=> "));
+            }
+            bar
+        });
+        Bar { bar, plain: Mutex::new(Plain::new()), start: Instant::now() }
+    }
+
+    pub(crate) fn update(&self, snapshot: &Snapshot) {
+        let rate = snapshot.text_bytes as f64 / 1e6 / self.start.elapsed().as_secs_f64().max(1e-3);
+        let stage = match snapshot.stage {
+            Stage::Tokenising => "tokenising",
+            Stage::Writing => "writing",
+        };
+        let message = || format!("{stage} {} documents, {rate:.1} MB/s", snapshot.documents);
+        match &self.bar {
+            Some(bar) => {
+                bar.set_length(snapshot.total_bytes);
+                bar.set_position(snapshot.done_bytes);
+                bar.set_message(message());
+            }
+            None => {
+                let Ok(mut plain) = self.plain.lock() else { return };
+                plain.say(|| {
+                    let share = snapshot.done_bytes as f64 / snapshot.total_bytes.max(1) as f64;
+                    let left = self.start.elapsed().as_secs_f64() * (1.0 / share.max(1e-6) - 1.0);
+                    format!("{}, {:.0}%, ETA {left:.0} s", message(), 100.0 * share)
+                });
+            }
+        }
+    }
+
+    pub(crate) fn finish(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}

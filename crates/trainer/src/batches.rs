@@ -1,0 +1,169 @@
+//! Which sequences a step takes, and the tensors made of them.
+
+use anyhow::{Result, ensure};
+use data_prep::{SequenceOrder, TokenSplit};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use tch::{Device, Tensor};
+
+/// The `[batch]` section.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct BatchConfig {
+    /// Tokens of a step over all processes.
+    pub tokens: u64,
+    /// Sequences per process and pass.
+    pub micro_batch: MicroBatch,
+}
+
+impl Default for BatchConfig {
+    fn default() -> Self {
+        // The published run: 1,024 sequences of 512 tokens.
+        BatchConfig { tokens: 524_288, micro_batch: MicroBatch::Auto }
+    }
+}
+
+/// Sequences per process and pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MicroBatch {
+    /// The largest that divides the step and is at most 8,192 tokens long.
+    Auto,
+    /// This many.
+    Sequences(u64),
+}
+
+/// Tokens of an automatic micro-batch: the small model's activations for these are about
+/// 9 GB in fp32.
+pub(crate) const AUTO_TOKENS: u64 = 8_192;
+
+impl Serialize for MicroBatch {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            MicroBatch::Auto => serializer.serialize_str("auto"),
+            MicroBatch::Sequences(n) => serializer.serialize_u64(*n),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for MicroBatch {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Either {
+            Number(u64),
+            Word(String),
+        }
+        match Either::deserialize(deserializer)? {
+            Either::Number(n) => Ok(MicroBatch::Sequences(n)),
+            Either::Word(word) if word == "auto" => Ok(MicroBatch::Auto),
+            Either::Word(word) => Err(serde::de::Error::custom(format!(
+                "batch.micro_batch is \"{word}\": it must be a whole number or \"auto\""
+            ))),
+        }
+    }
+}
+
+/// How a step's sequences are split into passes, derived once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Split {
+    /// Sequences of a step over all processes.
+    pub sequences: u64,
+    /// Sequences per pass.
+    pub micro_batch: u64,
+    /// Passes per step.
+    pub accumulation: u64,
+}
+
+impl BatchConfig {
+    /// Derives the accumulation for `world_size` processes.
+    ///
+    /// # Errors
+    /// When something does not divide, with what would.
+    pub fn split(&self, sequence_length: u64, world_size: u64) -> Result<Split> {
+        let tokens = self.tokens;
+        ensure!(
+            tokens > 0 && tokens.is_multiple_of(sequence_length),
+            "batch.tokens {tokens} is no multiple of data.sequence_length {sequence_length}: use {} or {}",
+            (tokens / sequence_length).max(1) * sequence_length,
+            (tokens / sequence_length + 1) * sequence_length
+        );
+        let sequences = tokens / sequence_length;
+        ensure!(
+            sequences.is_multiple_of(world_size),
+            "batch.tokens {tokens} are {sequences} sequences, which do not divide among {world_size} processes"
+        );
+        let own = sequences / world_size;
+        let micro_batch = match self.micro_batch {
+            MicroBatch::Sequences(n) => n,
+            MicroBatch::Auto => {
+                let most = (AUTO_TOKENS / sequence_length).clamp(1, own);
+                (1..=most).rev().find(|n| own.is_multiple_of(*n)).unwrap_or(1)
+            }
+        };
+        ensure!(
+            micro_batch > 0 && own.is_multiple_of(micro_batch),
+            "batch.micro_batch {micro_batch} does not divide the {own} sequences of a step and process \
+             (batch.tokens {tokens} / data.sequence_length {sequence_length} / {world_size} processes)"
+        );
+        Ok(Split { sequences, micro_batch, accumulation: own / micro_batch })
+    }
+}
+
+/// The training sequences in their order: step k takes those numbered from
+/// `sequences` x k, whatever the number of processes and the size of a pass.
+#[derive(Debug)]
+pub struct Batches {
+    split: TokenSplit,
+    order: SequenceOrder,
+    sequence_length: usize,
+    device: Device,
+}
+
+impl Batches {
+    /// Over a split that holds at least one sequence.
+    pub fn new(split: TokenSplit, order: SequenceOrder, sequence_length: usize, device: Device) -> Self {
+        Batches { split, order, sequence_length, device }
+    }
+
+    /// Sequences numbered `first .. first + count` as inputs and targets, each
+    /// `[count, T]` int64; the targets are the inputs one token on.
+    ///
+    /// # Errors
+    /// When a shard holds an id outside the vocabulary.
+    pub fn read(&self, first: u64, count: u64) -> Result<(Tensor, Tensor)> {
+        let blocks: Vec<u64> = (first..first + count).map(|sequence| self.order.block(sequence)).collect();
+        evals::read_blocks(&self.split, &blocks, self.sequence_length, self.device)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn split(tokens: u64, micro_batch: MicroBatch, world_size: u64) -> Result<Split, String> {
+        BatchConfig { tokens, micro_batch }.split(512, world_size).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn accumulation_is_derived() {
+        let published = |micro, world| split(524_288, micro, world).unwrap();
+        assert_eq!(
+            published(MicroBatch::Sequences(32), 4),
+            Split { sequences: 1024, micro_batch: 32, accumulation: 8 }
+        );
+        assert_eq!(published(MicroBatch::Auto, 1), Split { sequences: 1024, micro_batch: 16, accumulation: 64 });
+        assert_eq!(split(512 * 6, MicroBatch::Auto, 1).unwrap().micro_batch, 6);
+        assert_eq!(split(512 * 34, MicroBatch::Auto, 1).unwrap().micro_batch, 2);
+    }
+
+    #[test]
+    fn what_does_not_divide_is_refused() {
+        let error = split(1000, MicroBatch::Auto, 1).unwrap_err();
+        assert_eq!(error, "batch.tokens 1000 is no multiple of data.sequence_length 512: use 512 or 1024");
+        assert!(split(0, MicroBatch::Auto, 1).is_err());
+        assert!(
+            split(512 * 6, MicroBatch::Sequences(4), 1).unwrap_err().contains("micro_batch 4 does not divide the 6")
+        );
+        assert!(split(512 * 6, MicroBatch::Sequences(0), 1).is_err());
+        assert!(split(512 * 6, MicroBatch::Auto, 4).unwrap_err().contains("6 sequences, which do not divide among 4"));
+    }
+}

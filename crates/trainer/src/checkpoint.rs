@@ -1,0 +1,474 @@
+//! Checkpoints: complete folders or none at all.
+//!
+//! A checkpoint is a model folder (`config.json`, `model.safetensors`) with the optimiser's
+//! moments and `state.json` beside it, which holds the hash of every other file and of
+//! itself. It is written under a name that starts with a dot, synced, and renamed.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use model::{CONFIG_FILE, LanguageModel, WEIGHTS_FILE, read_tensors, save_folder, write_tensors};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::optimizer::Optimizer;
+use crate::retention::{Candidate, Policy, to_delete};
+
+/// The `[checkpoint]` section. Defaults: the published run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CheckpointConfig {
+    /// Steps between checkpoints; 0 for the last step alone.
+    pub every: u64,
+    /// Newest checkpoints kept; at least 1.
+    pub keep_last: usize,
+    /// Checkpoints of lowest validation loss kept.
+    pub keep_best: usize,
+    /// Steps whose multiples are kept for good; 0 for none.
+    pub keep_every: u64,
+    /// A model folder whose weights a fresh run starts from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub init_from: Option<PathBuf>,
+}
+
+impl Default for CheckpointConfig {
+    fn default() -> Self {
+        CheckpointConfig { every: 1_000, keep_last: 2, keep_best: 3, keep_every: 50_000, init_from: None }
+    }
+}
+
+impl CheckpointConfig {
+    /// # Errors
+    /// Naming the key.
+    pub(crate) fn validate(&self) -> Result<()> {
+        ensure!(
+            self.keep_last > 0,
+            "checkpoint.keep_last is 0: a run needs its last checkpoint to resume; use at least 1"
+        );
+        Ok(())
+    }
+
+    fn policy(&self) -> Policy {
+        Policy { last: self.keep_last, best: self.keep_best, every: self.keep_every }
+    }
+}
+
+/// `state.json`: where a run stands.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    /// Of this file's layout.
+    pub format_version: u32,
+    /// Optimiser steps done.
+    pub step: u64,
+    /// Training sequences consumed: the whole state of the data order.
+    pub sequences: u64,
+    /// Training tokens seen.
+    pub tokens: u64,
+    /// Validation loss at this step, where there was a validation.
+    pub val_loss: Option<f64>,
+    /// Lowest validation loss so far.
+    pub best_val_loss: Option<f64>,
+    /// The step it was at.
+    pub best_step: Option<u64>,
+    /// Of the resolved configuration as TOML.
+    pub config_sha256: String,
+    /// Of the data's manifest; absent where the data has none.
+    pub manifest_sha256: Option<String>,
+    /// Processes of the run.
+    pub world_size: u64,
+    /// Of this program and of libtorch.
+    pub versions: BTreeMap<String, String>,
+    /// The resolved configuration.
+    pub config: serde_json::Value,
+    /// SHA-256 of every other file in the folder.
+    pub files: BTreeMap<String, String>,
+    /// SHA-256 of this file with this value empty.
+    pub checksum: String,
+}
+
+/// Layout of [`State`].
+const FORMAT_VERSION: u32 = 1;
+const STATE_FILE: &str = "state.json";
+const OPTIMIZER_FILE: &str = "optimizer.safetensors";
+const NAME_PREFIX: &str = "step-";
+
+impl State {
+    /// A new state at this version, before any file is written.
+    pub(crate) fn new(config: &crate::config::Config, manifest_sha256: Option<String>) -> Result<Self> {
+        Ok(State {
+            format_version: FORMAT_VERSION,
+            step: 0,
+            sequences: 0,
+            tokens: 0,
+            val_loss: None,
+            best_val_loss: None,
+            best_step: None,
+            config_sha256: hex(&Sha256::digest(config.to_toml()?)),
+            manifest_sha256,
+            world_size: 1,
+            versions: BTreeMap::from([
+                ("backpack".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
+                ("libtorch".to_owned(), torch_ext::describe()?.version),
+            ]),
+            config: serde_json::to_value(config)?,
+            files: BTreeMap::new(),
+            checksum: String::new(),
+        })
+    }
+
+    fn to_json(&self) -> Result<String> {
+        let unsigned = State { checksum: String::new(), ..self.clone() };
+        let text = serde_json::to_string_pretty(&unsigned)? + "\n";
+        let checksum = hex(&Sha256::digest(&text));
+        Ok(text.replace("\"checksum\": \"\"", &format!("\"checksum\": \"{checksum}\"")))
+    }
+
+    fn from_json(text: &str) -> Result<Self> {
+        let state: State = serde_json::from_str(text)?;
+        let unsigned = text.replace(&format!("\"checksum\": \"{}\"", state.checksum), "\"checksum\": \"\"");
+        ensure!(
+            hex(&Sha256::digest(&unsigned)) == state.checksum,
+            "its checksum does not match: it was changed or damaged"
+        );
+        ensure!(
+            state.format_version == FORMAT_VERSION,
+            "its format version is {}, this program reads {FORMAT_VERSION}",
+            state.format_version
+        );
+        Ok(state)
+    }
+}
+
+fn hex(digest: &[u8]) -> String {
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn sha256_of(path: &Path) -> Result<String> {
+    let mut file = File::open(path)?;
+    let (mut hasher, mut buffer) = (Sha256::new(), vec![0u8; 1 << 20]);
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(hex(&hasher.finalize())),
+            n => hasher.update(&buffer[..n]),
+        }
+    }
+}
+
+/// Whether a folder says that it is a checkpoint.
+pub fn is_checkpoint(folder: &Path) -> bool {
+    folder.join(STATE_FILE).is_file()
+}
+
+fn read_state(folder: &Path) -> Result<State> {
+    let path = folder.join(STATE_FILE);
+    let text = fs::read_to_string(&path)
+        .with_context(|| format!("{} is not a checkpoint: it has no readable {STATE_FILE}", folder.display()))?;
+    State::from_json(&text).with_context(|| format!("{} is broken", path.display()))
+}
+
+fn verify_file(folder: &Path, state: &State, name: &str) -> Result<()> {
+    let path = folder.join(name);
+    let want = state.files.get(name).with_context(|| format!("{STATE_FILE} has no hash of {name}"))?;
+    let got = sha256_of(&path).with_context(|| format!("{} cannot be read", path.display()))?;
+    ensure!(
+        got == *want,
+        "{} is damaged: its SHA-256 is not the one in {STATE_FILE}; use another checkpoint",
+        path.display()
+    );
+    Ok(())
+}
+
+/// Checks every file of a checkpoint against its hash.
+///
+/// # Errors
+/// Naming the file that is missing or damaged.
+pub fn verify(folder: &Path) -> Result<State> {
+    let state = read_state(folder)?;
+    for name in [WEIGHTS_FILE, CONFIG_FILE, OPTIMIZER_FILE] {
+        verify_file(folder, &state, name)?;
+    }
+    Ok(state)
+}
+
+/// Checks the files that a model is loaded from, where the folder is a checkpoint.
+///
+/// # Errors
+/// Naming the file that is missing or damaged.
+pub fn verify_model(folder: &Path) -> Result<()> {
+    if is_checkpoint(folder) {
+        let state = read_state(folder)?;
+        for name in [WEIGHTS_FILE, CONFIG_FILE] {
+            verify_file(folder, &state, name)?;
+        }
+    }
+    Ok(())
+}
+
+/// The `checkpoints` folder of one run.
+#[derive(Debug)]
+pub(crate) struct Store {
+    folder: PathBuf,
+    policy: Policy,
+}
+
+impl Store {
+    pub(crate) fn new(run_dir: &Path, config: &CheckpointConfig) -> Self {
+        Store { folder: run_dir.join("checkpoints"), policy: config.policy() }
+    }
+
+    /// Steps and folders of the checkpoints, ascending, whether they verify or not.
+    pub(crate) fn list(&self) -> Result<Vec<(u64, PathBuf)>> {
+        let mut found = Vec::new();
+        let entries = match fs::read_dir(&self.folder) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(found),
+            result => result.with_context(|| format!("{} cannot be read", self.folder.display()))?,
+        };
+        for entry in entries {
+            let entry = entry.with_context(|| format!("{} cannot be read", self.folder.display()))?;
+            let step = entry.file_name().to_str().and_then(|n| n.strip_prefix(NAME_PREFIX)?.parse().ok());
+            if let Some(step) = step {
+                found.push((step, entry.path()));
+            }
+        }
+        found.sort();
+        Ok(found)
+    }
+
+    /// The newest checkpoint that verifies; `passed_over` hears of those that do not.
+    pub(crate) fn newest(
+        &self,
+        mut passed_over: impl FnMut(&Path, &anyhow::Error),
+    ) -> Result<Option<(PathBuf, State)>> {
+        for (_, folder) in self.list()?.into_iter().rev() {
+            match verify(&folder) {
+                Ok(state) => return Ok(Some((folder, state))),
+                Err(error) => passed_over(&folder, &error),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Removes what a killed process left half-written. Only the holder of the run
+    /// folder's lock may call it.
+    pub(crate) fn remove_partial(&self) -> Result<()> {
+        let Ok(entries) = fs::read_dir(&self.folder) else { return Ok(()) };
+        for entry in entries.flatten() {
+            if entry.file_name().to_string_lossy().starts_with('.') {
+                fs::remove_dir_all(entry.path())
+                    .with_context(|| format!("{} cannot be removed", entry.path().display()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes a checkpoint and then deletes those that the policy lets go.
+    ///
+    /// # Errors
+    /// Naming the file that cannot be written; checkpoints from before are untouched.
+    pub(crate) fn save(&self, model: &LanguageModel, optimizer: &Optimizer, mut state: State) -> Result<PathBuf> {
+        let name = format!("{NAME_PREFIX}{:08}", state.step);
+        let (partial, complete) = (self.folder.join(format!(".{name}")), self.folder.join(&name));
+        let mut write = || -> Result<()> {
+            fs::create_dir_all(&self.folder)?;
+            if partial.exists() {
+                fs::remove_dir_all(&partial)?;
+            }
+            fs::create_dir(&partial)?;
+            save_folder(model, &partial)?;
+            let moments = optimizer.state();
+            write_tensors(&partial.join(OPTIMIZER_FILE), moments.iter().map(|(name, tensor)| (name.as_str(), tensor)))?;
+            for name in [WEIGHTS_FILE, CONFIG_FILE, OPTIMIZER_FILE] {
+                state.files.insert(name.to_owned(), sha256_of(&partial.join(name))?);
+            }
+            fs::write(partial.join(STATE_FILE), state.to_json()?)?;
+            for name in [CONFIG_FILE, STATE_FILE] {
+                sync(&partial.join(name))?;
+            }
+            sync(&partial)?;
+            if complete.exists() {
+                // A damaged one that the resume passed over.
+                fs::rename(&complete, self.folder.join(format!(".{name}.replaced")))?;
+            }
+            fs::rename(&partial, &complete)?;
+            sync(&self.folder)
+        };
+        if let Err(error) = write() {
+            // Half a checkpoint only takes space, perhaps the space that was lacking.
+            let _ = fs::remove_dir_all(&partial);
+            return Err(error.context(format!(
+                "the checkpoint {} cannot be written; those from before are untouched",
+                complete.display()
+            )));
+        }
+        self.remove_partial()?;
+        self.retain()?;
+        Ok(complete)
+    }
+
+    fn retain(&self) -> Result<()> {
+        let checkpoints = self.list()?;
+        // One that cannot be read counts as unscored: only age can let it go.
+        let candidates: Vec<Candidate> = checkpoints
+            .iter()
+            .map(|(step, folder)| Candidate { step: *step, val_loss: read_state(folder).ok().and_then(|s| s.val_loss) })
+            .collect();
+        for step in to_delete(&candidates, self.policy) {
+            for (_, folder) in checkpoints.iter().filter(|(s, _)| *s == step) {
+                fs::remove_dir_all(folder).with_context(|| format!("{} cannot be removed", folder.display()))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn sync(path: &Path) -> Result<()> {
+    Ok(File::open(path)?.sync_all()?)
+}
+
+/// Loads a verified checkpoint's model and moments.
+///
+/// # Errors
+/// Naming the file or tensor that does not fit.
+pub(crate) fn load(folder: &Path, device: tch::Device) -> Result<(LanguageModel, BTreeMap<String, tch::Tensor>)> {
+    let model = model::load_folder(folder, device)?;
+    let moments = read_tensors(&folder.join(OPTIMIZER_FILE))?;
+    Ok((model, moments))
+}
+
+/// Refuses to go on with a run of another kind: what decides its data order and its
+/// network must be as it was. Gives the keys that differ and may.
+///
+/// # Errors
+/// Naming the key, with both values.
+pub(crate) fn compare(state: &State, now: &State) -> Result<Vec<String>> {
+    if state.manifest_sha256 != now.manifest_sha256 {
+        bail!(
+            "the data is not the checkpoint's: the SHA-256 of its manifest differs; start a new run with checkpoint.init_from to train on other data"
+        );
+    }
+    let mut differing = Vec::new();
+    let empty = serde_json::Map::new();
+    let sections = now.config.as_object().unwrap_or(&empty);
+    for (section, values) in sections {
+        for (key, value) in values.as_object().unwrap_or(&empty) {
+            let before = state.config.get(section).and_then(|s| s.get(key)).unwrap_or(&serde_json::Value::Null);
+            if before != value {
+                differing.push((format!("{section}.{key}"), before.clone(), value.clone()));
+            }
+        }
+    }
+    const FIXED: [&str; 4] = ["run.seed", "data.sequence_length", "data.order", "batch.tokens"];
+    for (key, before, value) in &differing {
+        let shape = key.starts_with("model.") && key != "model.dropout";
+        ensure!(
+            !shape && !FIXED.contains(&key.as_str()),
+            "{key} is {value}, but the checkpoint was made with {before}: a resumed run keeps it; start a new run with checkpoint.init_from to change it"
+        );
+    }
+    Ok(differing.iter().map(|(key, before, value)| format!("{key} {before} -> {value}")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use model::ModelConfig;
+    use tch::Device;
+
+    fn state(step: u64, val_loss: Option<f64>) -> State {
+        State { step, val_loss, ..State::new(&Config::example(), None).unwrap() }
+    }
+
+    fn tiny() -> (LanguageModel, Optimizer) {
+        let config = ModelConfig {
+            n_embd: 8,
+            n_head: 2,
+            n_layer: 1,
+            num_senses: 2,
+            vocab_size: 11,
+            n_positions: 4,
+            ..ModelConfig::default()
+        };
+        let model = LanguageModel::initialise(config, 1, Device::Cpu).unwrap();
+        let optimizer = Optimizer::new(crate::optimizer::OptimizerConfig::default(), &model);
+        (model, optimizer)
+    }
+
+    fn store(folder: &Path) -> Store {
+        Store::new(
+            folder,
+            &CheckpointConfig { keep_last: 2, keep_best: 1, keep_every: 0, ..CheckpointConfig::default() },
+        )
+    }
+
+    #[test]
+    fn a_state_detects_any_change_of_itself() {
+        let text = state(7, Some(3.25)).to_json().unwrap();
+        assert_eq!(State::from_json(&text).unwrap().step, 7);
+        let changed = text.replace("\"step\": 7", "\"step\": 8");
+        assert!(State::from_json(&changed).unwrap_err().to_string().contains("checksum"));
+    }
+
+    #[test]
+    fn saving_retains_by_policy_and_the_newest_that_verifies_is_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let (model, optimizer) = tiny();
+        let store = store(folder.path());
+        for (step, loss) in [(10, 2.0), (20, 3.0), (30, 4.0), (40, 5.0)] {
+            store.save(&model, &optimizer, state(step, Some(loss))).unwrap();
+        }
+        let steps: Vec<u64> = store.list().unwrap().iter().map(|(s, _)| *s).collect();
+        assert_eq!(steps, [10, 30, 40]);
+        let weights = folder.path().join("checkpoints/step-00000040/model.safetensors");
+        let mut bytes = fs::read(&weights).unwrap();
+        let last = bytes.len() - 1;
+        bytes[last] ^= 1;
+        fs::write(&weights, bytes).unwrap();
+        let mut passed = Vec::new();
+        let (_, found) = store.newest(|_, error| passed.push(error.to_string())).unwrap().unwrap();
+        assert_eq!(found.step, 30);
+        assert!(passed.len() == 1 && passed[0].contains("model.safetensors is damaged"), "{passed:?}");
+    }
+
+    #[test]
+    fn what_a_killed_save_left_is_removed_and_a_failed_one_harms_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let (model, optimizer) = tiny();
+        let store = store(folder.path());
+        store.save(&model, &optimizer, state(10, None)).unwrap();
+        fs::create_dir(folder.path().join("checkpoints/.step-00000020")).unwrap();
+        store.remove_partial().unwrap();
+        assert_eq!(fs::read_dir(folder.path().join("checkpoints")).unwrap().count(), 1);
+        // A file where the store wants its folder: nothing can be written there.
+        let blocked =
+            Store { folder: folder.path().join("checkpoints/step-00000010/state.json/x"), policy: store.policy };
+        assert!(blocked.save(&model, &optimizer, state(20, None)).is_err());
+        verify(&folder.path().join("checkpoints/step-00000010")).unwrap();
+    }
+
+    #[test]
+    fn the_same_weights_give_the_same_bytes() {
+        let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (model, optimizer) = tiny();
+        let save = |folder: &Path, step| store(folder).save(&model, &optimizer, state(step, None)).unwrap();
+        let (a, b) = (save(a.path(), 1), save(b.path(), 2));
+        assert_eq!(fs::read(a.join(WEIGHTS_FILE)).unwrap(), fs::read(b.join(WEIGHTS_FILE)).unwrap());
+    }
+
+    #[test]
+    fn what_decides_the_data_order_may_not_change() {
+        let saved = state(5, None);
+        let mut config = Config::example();
+        config.optimizer.weight_decay = 0.2;
+        let now = State::new(&config, None).unwrap();
+        assert_eq!(compare(&saved, &now).unwrap(), ["optimizer.weight_decay 0.1 -> 0.2"]);
+        config.run.seed = 3;
+        let error = compare(&saved, &State::new(&config, None).unwrap()).unwrap_err().to_string();
+        assert!(error.starts_with("run.seed is 3, but the checkpoint was made with 1111"), "{error}");
+        let other_data = State::new(&Config::example(), Some("00".into())).unwrap();
+        assert!(compare(&saved, &other_data).unwrap_err().to_string().contains("data is not the checkpoint's"));
+    }
+}

@@ -1,0 +1,161 @@
+//! `metrics.jsonl`: the primary record of a run, one JSON object a line.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Serialize};
+
+/// The `[logging]` section.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LoggingConfig {
+    /// Steps between metrics lines; the last step always has one.
+    pub every: u64,
+    /// Write TensorBoard events too.
+    pub tensorboard: bool,
+}
+
+impl Default for LoggingConfig {
+    fn default() -> Self {
+        LoggingConfig { every: 1, tensorboard: true }
+    }
+}
+
+impl LoggingConfig {
+    /// # Errors
+    /// Naming the key.
+    pub(crate) fn validate(&self) -> Result<()> {
+        ensure!(self.every > 0, "logging.every is 0: it must be at least 1");
+        Ok(())
+    }
+}
+
+/// A training line or a validation line.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Record {
+    /// Optimiser steps done.
+    pub step: u64,
+    /// Training tokens seen.
+    pub tokens: u64,
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub training: Option<Training>,
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub validation: Option<Validation>,
+}
+
+/// Of one step.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Training {
+    /// Mean loss of the step's batch, before its update.
+    pub loss: f64,
+    /// The rate that the step used.
+    pub lr: f64,
+    /// Before clipping.
+    pub grad_norm: f64,
+    /// Since the line before, validation and checkpoints left out.
+    pub tokens_per_s: f64,
+    /// Share of the measured matrix-product peak, by the full FLOPs formula.
+    pub mfu: f64,
+}
+
+/// Of one validation.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Validation {
+    pub val_loss: f64,
+    pub val_ppl: f64,
+}
+
+/// The file, open for appending.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    path: PathBuf,
+    file: File,
+}
+
+/// Its name in a run folder.
+pub(crate) const METRICS_FILE: &str = "metrics.jsonl";
+
+impl Metrics {
+    /// Opens the file for a run that has done `step` steps: lines past it, and one torn by
+    /// a kill, are cut.
+    pub(crate) fn open(run_dir: &Path, step: u64) -> Result<Self> {
+        let path = run_dir.join(METRICS_FILE);
+        let open = || -> Result<File> {
+            let text = match fs::read(&path) {
+                Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
+                Err(e) => return Err(e.into()),
+            };
+            let kept: String = text
+                .split_inclusive('\n')
+                .filter(|line| line.ends_with('\n'))
+                .filter(|line| serde_json::from_str::<Record>(line).is_ok_and(|record| record.step <= step))
+                .collect();
+            if kept != text {
+                let temporary = path.with_extension("jsonl.partial");
+                fs::write(&temporary, &kept)?;
+                fs::rename(&temporary, &path)?;
+            }
+            Ok(OpenOptions::new().create(true).append(true).open(&path)?)
+        };
+        let file = open().with_context(|| format!("{} cannot be written", path.display()))?;
+        Ok(Metrics { path, file })
+    }
+
+    /// Appends one line in one write.
+    pub(crate) fn write(&mut self, record: &Record) -> Result<()> {
+        let line = serde_json::to_string(record)? + "\n";
+        self.file.write_all(line.as_bytes()).with_context(|| {
+            format!("{} cannot be written: free some space and resume from the last checkpoint", self.path.display())
+        })
+    }
+}
+
+/// Reads a run's metrics for a plot; torn lines are passed over.
+pub(crate) fn read(run_dir: &Path) -> Result<Vec<Record>> {
+    let path = run_dir.join(METRICS_FILE);
+    let text = fs::read_to_string(&path)
+        .with_context(|| format!("{} cannot be read: is {} a run folder?", path.display(), run_dir.display()))?;
+    Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn training(step: u64) -> Record {
+        let training = Training { loss: 3.5, lr: 1e-4, grad_norm: 0.5, tokens_per_s: 100.0, mfu: 0.25 };
+        Record { step, tokens: step * 10, training: Some(training), validation: None }
+    }
+
+    #[test]
+    fn a_line_has_the_contracts_keys() {
+        let line = serde_json::to_string(&training(1)).unwrap();
+        assert_eq!(
+            line,
+            r#"{"step":1,"tokens":10,"loss":3.5,"lr":0.0001,"grad_norm":0.5,"tokens_per_s":100.0,"mfu":0.25}"#
+        );
+        let validation = Validation { val_loss: 2.0, val_ppl: 7.5 };
+        let record = Record { step: 1, tokens: 10, training: None, validation: Some(validation) };
+        assert_eq!(serde_json::to_string(&record).unwrap(), r#"{"step":1,"tokens":10,"val_loss":2.0,"val_ppl":7.5}"#);
+        assert_eq!(serde_json::from_str::<Record>(&line).unwrap(), training(1));
+        assert_eq!(serde_json::from_str::<Record>(&serde_json::to_string(&record).unwrap()).unwrap(), record);
+    }
+
+    #[test]
+    fn resuming_cuts_later_and_torn_lines() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut metrics = Metrics::open(folder.path(), 0).unwrap();
+        for step in 1..=5 {
+            metrics.write(&training(step)).unwrap();
+        }
+        metrics.file.write_all(b"{\"step\":6,\"tok").unwrap();
+        let mut metrics = Metrics::open(folder.path(), 3).unwrap();
+        metrics.write(&training(4)).unwrap();
+        let steps: Vec<u64> = read(folder.path()).unwrap().iter().map(|r| r.step).collect();
+        assert_eq!(steps, [1, 2, 3, 4]);
+    }
+}

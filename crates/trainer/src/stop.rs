@@ -1,0 +1,56 @@
+//! Signals that ask a run to stop.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+
+/// A flag that SIGINT, SIGTERM and SIGUSR1 raise: the run stops after the step it is in.
+#[derive(Debug, Clone, Default)]
+pub struct Stop {
+    flag: Arc<AtomicBool>,
+}
+
+impl Stop {
+    /// Installs the handlers. First thing in `main`: a signal that comes before would end
+    /// the process. A second SIGTERM or SIGINT exits at once, with 128 + its number.
+    ///
+    /// # Errors
+    /// When the system refuses a handler.
+    pub fn install() -> io::Result<Self> {
+        let stop = Stop::default();
+        // Not the same flag: a SIGTERM after Slurm's SIGUSR1 is the first of its kind.
+        let terminated = Arc::new(AtomicBool::new(false));
+        for signal in [SIGINT, SIGTERM] {
+            // Checked before the next line's handler raises the flag, so only the second exits.
+            signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&terminated))?;
+            signal_hook::flag::register(signal, Arc::clone(&terminated))?;
+        }
+        for signal in [SIGINT, SIGTERM, SIGUSR1] {
+            signal_hook::flag::register(signal, Arc::clone(&stop.flag))?;
+        }
+        Ok(stop)
+    }
+
+    /// From now on the first signal ends the process, as it does without handlers; one that
+    /// came already does so here.
+    ///
+    /// # Errors
+    /// When the system refuses a handler.
+    pub fn exit_at_once(&self) -> io::Result<()> {
+        for signal in [SIGINT, SIGTERM, SIGUSR1] {
+            let always = Arc::new(AtomicBool::new(true));
+            signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, always)?;
+        }
+        if self.requested() {
+            std::process::exit(128 + SIGTERM);
+        }
+        Ok(())
+    }
+
+    /// Whether a stop was asked for.
+    pub fn requested(&self) -> bool {
+        self.flag.load(Ordering::Relaxed)
+    }
+}

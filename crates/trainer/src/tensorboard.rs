@@ -1,0 +1,166 @@
+//! TensorBoard events. The record format and its messages are tensorboard-rs's; naming,
+//! creating and flushing files is ours, because its writer thread panics on a full disk.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{BufWriter, Write};
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Context, Result, bail};
+use protobuf::Message;
+use tensorboard_proto::event::{Event, SessionLog, SessionLog_SessionStatus};
+use tensorboard_rs::record_writer::RecordWriter;
+use tensorboard_rs::summary;
+
+/// Counts into the file's buffer, which its writer does not let us reach.
+type Records = RecordWriter<BufWriter<File>>;
+
+/// An event file; after a failure it says so once and stays silent.
+pub(crate) struct EventWriter {
+    records: Option<Records>,
+    flushed: Instant,
+}
+
+const FLUSH_EVERY: Duration = Duration::from_secs(10);
+
+impl EventWriter {
+    /// Writes nothing.
+    pub(crate) fn none() -> Self {
+        EventWriter { records: None, flushed: Instant::now() }
+    }
+
+    /// A new file in `run_dir/tensorboard`. It begins with a START marker at the first step
+    /// it will hold (0 for a new run), which makes TensorBoard drop what a run that was
+    /// killed had logged from there on.
+    pub(crate) fn create(run_dir: &Path, first_step: u64) -> Result<Self> {
+        let folder = run_dir.join("tensorboard");
+        let create = || -> Result<Records> {
+            fs::create_dir_all(&folder)?;
+            let mut records = RecordWriter::new(BufWriter::new(new_file(&folder)?));
+            let mut version = event(first_step);
+            version.set_file_version("brain.Event:2".to_owned());
+            write(&mut records, &version)?;
+            let mut start = event(first_step);
+            let mut session = SessionLog::new();
+            session.set_status(SessionLog_SessionStatus::START);
+            start.set_session_log(session);
+            write(&mut records, &start)?;
+            records.flush()?;
+            Ok(records)
+        };
+        let records = create().with_context(|| format!("no events can be written in {}", folder.display()))?;
+        Ok(EventWriter { records: Some(records), flushed: Instant::now() })
+    }
+
+    /// Appends scalars of one step.
+    ///
+    /// # Errors
+    /// Once, when the file cannot be written: nothing more is written then.
+    pub(crate) fn scalars(&mut self, step: u64, scalars: &[(&str, f64)]) -> Result<()> {
+        let flush = self.flushed.elapsed() >= FLUSH_EVERY;
+        self.attempt(|records| {
+            for &(name, value) in scalars {
+                let mut e = event(step);
+                e.set_summary(summary::scalar(name, value as f32));
+                write(records, &e)?;
+            }
+            Ok(())
+        })?;
+        if flush { self.flush() } else { Ok(()) }
+    }
+
+    /// Hands everything to the file.
+    ///
+    /// # Errors
+    /// As [`EventWriter::scalars`].
+    pub(crate) fn flush(&mut self) -> Result<()> {
+        self.flushed = Instant::now();
+        self.attempt(|records| Ok(records.flush()?))
+    }
+
+    fn attempt(&mut self, write: impl FnOnce(&mut Records) -> Result<()>) -> Result<()> {
+        let Some(records) = &mut self.records else { return Ok(()) };
+        let result = write(records);
+        if result.is_err() {
+            self.records = None;
+        }
+        result
+    }
+}
+
+fn event(step: u64) -> Event {
+    let mut event = Event::new();
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    event.set_wall_time(now.as_secs_f64());
+    event.set_step(step as i64);
+    event
+}
+
+fn write<W: Write>(records: &mut RecordWriter<W>, event: &Event) -> Result<()> {
+    Ok(records.write(&event.write_to_bytes()?)?)
+}
+
+/// Never an existing file: two runs of one second on one machine differ by the counter.
+fn new_file(folder: &Path) -> Result<File> {
+    let seconds = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_else(|_| "localhost".to_owned());
+    for counter in 0..1000 {
+        let name = format!("events.out.tfevents.{seconds:010}.{}.{}.{counter}", host.trim(), std::process::id());
+        match OpenOptions::new().write(true).create_new(true).open(folder.join(name)) {
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
+            result => return Ok(result?),
+        }
+    }
+    bail!("a thousand event files of this process exist already")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use protobuf::parse_from_bytes;
+
+    fn events(folder: &Path) -> Vec<Vec<Event>> {
+        let mut files: Vec<_> = fs::read_dir(folder.join("tensorboard")).unwrap().map(|f| f.unwrap().path()).collect();
+        files.sort();
+        files
+            .iter()
+            .map(|file| {
+                let (bytes, mut at, mut events) = (fs::read(file).unwrap(), 0, Vec::new());
+                while at < bytes.len() {
+                    let length = u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap()) as usize;
+                    events.push(parse_from_bytes(&bytes[at + 12..at + 12 + length]).unwrap());
+                    at += 16 + length;
+                }
+                events
+            })
+            .collect()
+    }
+
+    #[test]
+    fn each_file_starts_with_a_marker_and_none_is_overwritten() {
+        let folder = tempfile::tempdir().unwrap();
+        for first in [0, 51] {
+            let mut writer = EventWriter::create(folder.path(), first).unwrap();
+            writer.scalars(first + 1, &[("loss", 2.5)]).unwrap();
+            writer.flush().unwrap();
+        }
+        let files = events(folder.path());
+        assert_eq!(files.len(), 2);
+        for (events, first) in files.iter().zip([0, 51]) {
+            assert_eq!(events[0].get_file_version(), "brain.Event:2");
+            assert_eq!(events[1].get_session_log().get_status(), SessionLog_SessionStatus::START);
+            assert_eq!(events[1].get_step(), first);
+            let value = &events[2].get_summary().get_value()[0];
+            assert_eq!((value.get_tag(), value.get_simple_value(), events[2].get_step()), ("loss", 2.5, first + 1));
+        }
+    }
+
+    #[test]
+    fn a_full_disk_is_said_once() {
+        let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let records = RecordWriter::new(BufWriter::with_capacity(16, full));
+        let mut writer = EventWriter { records: Some(records), flushed: Instant::now() };
+        assert!(writer.scalars(1, &[("loss", 1.0)]).is_err());
+        assert!(writer.scalars(2, &[("loss", 1.0)]).is_ok());
+    }
+}
