@@ -39,6 +39,7 @@ const STOPPED: u8 = 85;
 fn main() -> ExitCode {
     // Before anything else: a signal that comes earlier would end the process.
     let stop = Stop::install();
+    torch_ext::keep_freed_memory();
     std::panic::set_hook(Box::new(report_panic));
     let arguments = Arguments::parse();
     match stop.map_err(anyhow::Error::from).and_then(|stop| run(arguments.command, &stop)) {

@@ -124,7 +124,7 @@ mod tests {
     /// python3 -c "import numpy as np; print(np.random.default_rng(2357).permutation(10).tolist())"
     #[test]
     fn small_permutations_are_numpys() {
-        assert_eq!(permutation(2357, 0), []);
+        assert!(permutation(2357, 0).is_empty());
         assert_eq!(permutation(2357, 1), [0]);
         assert_eq!(permutation(2357, 10), [8, 3, 0, 9, 5, 6, 2, 7, 4, 1]);
         assert_eq!(permutation((1 << 40) + 7, 10), [6, 2, 8, 7, 9, 3, 4, 1, 5, 0]);

@@ -5,7 +5,9 @@
 #include <ATen/ops/_foreach_norm.h>
 #include <ATen/ops/_fused_adamw.h>
 #include <dlfcn.h>
+#include <malloc.h>
 
+#include <climits>
 #include <string>
 
 namespace {
@@ -51,6 +53,12 @@ char* bpx_clip_grad_norm(TensorPtr const* grads, size_t n, double max_norm, Tens
 char* bpx_linear_cross_entropy(TensorPtr hidden, TensorPtr weight, TensorPtr targets, int64_t chunk,
                                TensorPtr* loss) {
   BPX_GUARD(*loss = new at::Tensor(linear_cross_entropy(*hidden, *weight, *targets, chunk)))
+}
+
+// Keeps large freed blocks in this process instead of giving each back to the kernel and
+// faulting it in again, page by page, a moment later. Returns whether malloc agreed.
+int bpx_keep_freed_memory() {
+  return mallopt(M_MMAP_THRESHOLD, INT_MAX) && mallopt(M_TRIM_THRESHOLD, INT_MAX);
 }
 
 // Loads libtorch's CUDA half into this process, which is linked against the CPU half.

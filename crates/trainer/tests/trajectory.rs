@@ -1,0 +1,105 @@
+//! Twenty training steps against PyTorch's: the batches of `tests/fixtures/backpack` are
+//! fed straight to the trainer's step (their rows are independent sequences, which no
+//! shard file yields), as 1 x 4, 2 x 2 and 4 x 1 micro-batches.
+
+use std::path::PathBuf;
+
+use model::{Kernels, Pass, load_folder, read_tensors};
+use serde_json::Value;
+use tch::Device;
+use trainer::{Decay, Optimizer, OptimizerConfig, ScheduleConfig, training_step};
+
+fn folder(set: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/backpack").join(set)
+}
+
+fn trajectory(set: &str, accumulation: i64, kernels: Kernels) {
+    let folder = folder(set);
+    let expected: Value = serde_json::from_str(&std::fs::read_to_string(folder.join("train.json")).unwrap()).unwrap();
+    let tensors = read_tensors(&folder.join("train.safetensors")).unwrap();
+    let number = |key: &str| expected["hp"][key].as_f64().unwrap();
+    let (peak, steps) = (number("peak_lr"), number("steps") as u64);
+    let schedule = ScheduleConfig {
+        warmup_steps: number("warmup_steps") as u64,
+        max_steps: steps,
+        decay: Decay::Linear,
+        final_learning_rate: 0.0,
+    };
+    let model = load_folder(&folder, Device::Cpu).unwrap();
+    let config = OptimizerConfig {
+        learning_rate: peak,
+        betas: (0.9, 0.999),
+        eps: number("eps"),
+        weight_decay: number("weight_decay"),
+        grad_clip: number("clip"),
+    };
+    let mut optimizer = Optimizer::new(config, &model);
+    let pass = Pass { kernels, ..Pass::evaluation() };
+    let batches = &tensors["batches"];
+    let (rows, length) = (batches.size()[1], batches.size()[2] - 1);
+    let micro = rows / accumulation;
+    for step in 0..steps {
+        let lr = schedule.learning_rate(peak, step);
+        assert!((lr - tensors["lr"].double_value(&[step as i64])).abs() < 1e-12, "{set}: rate of step {step}");
+        let batch = batches.get(step as i64);
+        let result = training_step(
+            &model,
+            &mut optimizer,
+            pass,
+            lr,
+            accumulation as u64,
+            |i| {
+                let part = batch.narrow(0, i as i64 * micro, micro);
+                Ok((part.narrow(1, 0, length), part.narrow(1, 1, length)))
+            },
+            |_| unreachable!("without dropout nothing is seeded"),
+        )
+        .unwrap();
+        let case = format!("{set}, {kernels:?}, {accumulation} x {micro}, step {step}");
+        let loss = result.loss.double_value(&[]);
+        let want = tensors["loss"].double_value(&[step as i64]);
+        assert!((loss - want).abs() < 5e-6, "{case}: loss {loss}, expected {want}");
+        let norm = result.grad_norm.double_value(&[]);
+        let want = tensors["grad_norm"].double_value(&[step as i64]);
+        assert!((norm / want - 1.0).abs() < 1e-4, "{case}: gradient norm {norm}, expected {want}");
+    }
+    for (name, parameter) in model.parameters().iter() {
+        let difference = tch::no_grad(|| (parameter - &tensors[&format!("final.{name}")]).abs());
+        // Softmax ignores key biases: their gradients are rounding noise, which Adam turns
+        // into steps of up to the rate. Queries come first, then keys.
+        let size = difference.size()[0];
+        let checked: Vec<(i64, i64)> = match name {
+            n if n.ends_with("attn.c_attn.bias") && n.contains(".h.") => vec![(0, size / 3), (2 * size / 3, size / 3)],
+            n if n.ends_with("sense_weight_net.c_attn.bias") => vec![(0, size / 2)],
+            _ => vec![(0, size)],
+        };
+        for (start, length) in checked {
+            let worst = difference.narrow(0, start, length).max().double_value(&[]);
+            assert!(worst < 2e-5, "{set}, {accumulation} x {micro}: {name} is off by {worst:.1e} after {steps} steps");
+        }
+    }
+}
+
+#[test]
+fn twenty_steps_agree_with_pytorch_for_every_accumulation() {
+    for set in ["inv_scale", "no_inv_scale", "one_sense"] {
+        for accumulation in [1, 2, 4] {
+            for kernels in [Kernels::Plain, Kernels::Fused] {
+                trajectory(set, accumulation, kernels);
+            }
+        }
+    }
+}
+
+#[test]
+fn weight_decay_is_on_linear_weights_only() {
+    let model = load_folder(&folder("inv_scale"), Device::Cpu).unwrap();
+    let optimizer = Optimizer::new(OptimizerConfig::default(), &model);
+    let [decayed, others] = optimizer.groups();
+    // Three blocks of four linears, four in the sense network, one for the weights.
+    assert_eq!(decayed.len(), 3 * 4 + 4 + 1);
+    assert!(decayed.iter().all(|name| name.ends_with("c_attn.weight")
+        || name.ends_with("c_proj.weight")
+        || name.ends_with("c_fc.weight")));
+    assert_eq!(decayed.len() + others.len(), model.config().parameters().len());
+}
