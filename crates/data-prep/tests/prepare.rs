@@ -1,4 +1,5 @@
 //! Whole preparations: against the Python reference, and with bad input.
+#![allow(clippy::unwrap_used)] // helpers of tests; clippy exempts only test functions
 
 use std::fs;
 use std::path::{Path, PathBuf};

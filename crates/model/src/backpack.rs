@@ -57,7 +57,7 @@ struct SenseWeightNetwork {
 impl SenseWeightNetwork {
     fn new(config: &ModelConfig, parameters: &Parameters) -> Self {
         SenseWeightNetwork {
-            c_attn: Linear::linear(parameters, "backpack.sense_weight_net.c_attn"),
+            c_attn: Linear::nn_linear(parameters, "backpack.sense_weight_net.c_attn"),
             num_senses: config.num_senses,
         }
     }

@@ -55,7 +55,7 @@ impl Linear {
     }
 
     /// `nn.Linear`, stored `[out, in]`.
-    pub(crate) fn linear(parameters: &Parameters, name: &str) -> Self {
+    pub(crate) fn nn_linear(parameters: &Parameters, name: &str) -> Self {
         Linear { weight: parameters.get(&format!("{name}.weight")), bias: parameters.get(&format!("{name}.bias")) }
     }
 

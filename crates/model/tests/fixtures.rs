@@ -1,5 +1,6 @@
 //! The model against PyTorch: everything in `tests/fixtures/backpack`, which a PyTorch
 //! Backpack made (one thread, fp32, dropout 0; see the README there).
+#![allow(clippy::unwrap_used)] // helpers of tests; clippy exempts only test functions
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -117,7 +117,6 @@ fn new_file(folder: &Path) -> Result<File> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use protobuf::parse_from_bytes;
 
     fn events(folder: &Path) -> Vec<Vec<Event>> {
         let mut files: Vec<_> = fs::read_dir(folder.join("tensorboard")).unwrap().map(|f| f.unwrap().path()).collect();
@@ -128,7 +127,7 @@ mod tests {
                 let (bytes, mut at, mut events) = (fs::read(file).unwrap(), 0, Vec::new());
                 while at < bytes.len() {
                     let length = u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap()) as usize;
-                    events.push(parse_from_bytes(&bytes[at + 12..at + 12 + length]).unwrap());
+                    events.push(Event::parse_from_bytes(&bytes[at + 12..at + 12 + length]).unwrap());
                     at += 16 + length;
                 }
                 events

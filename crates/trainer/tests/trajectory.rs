@@ -1,6 +1,7 @@
 //! Twenty training steps against PyTorch's: the batches of `tests/fixtures/backpack` are
 //! fed straight to the trainer's step (their rows are independent sequences, which no
 //! shard file yields), as 1 x 4, 2 x 2 and 4 x 1 micro-batches.
+#![allow(clippy::unwrap_used)] // helpers of tests; clippy exempts only test functions
 
 use std::path::PathBuf;
 

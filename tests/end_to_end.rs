@@ -1,0 +1,10 @@
+//! The real binary as a user runs it.
+#![allow(clippy::unwrap_used)] // helpers of tests; clippy exempts only test functions
+
+mod support;
+
+mod bad_input;
+mod models;
+mod pipeline;
+mod resuming;
+mod signals;

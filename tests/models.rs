@@ -1,0 +1,185 @@
+//! The commands that take a model, on the PyTorch fixtures.
+
+use std::fs;
+
+use model::read_tensors;
+use serde_json::Value;
+
+use crate::support::{Scratch, backpack, fixture, stream, write_ids};
+
+fn ids_text(ids: &Value) -> String {
+    let ids: Vec<String> = ids.as_array().unwrap().iter().map(Value::to_string).collect();
+    ids.join(",")
+}
+
+#[test]
+fn generate_gives_the_fixtures_tokens() {
+    for set in ["inv_scale", "no_inv_scale", "one_sense"] {
+        let folder = fixture(set);
+        let cases: Value = serde_json::from_str(&fs::read_to_string(folder.join("cases.json")).unwrap()).unwrap();
+        for case in cases["generation"].as_array().unwrap() {
+            let (prompt, want) = (ids_text(&case["prompt"]), &case["new_tokens"]);
+            let count = want.as_array().unwrap().len().to_string();
+            let model = folder.to_str().unwrap();
+            let arguments = [
+                "generate",
+                "--model",
+                model,
+                "--prompt-ids",
+                &prompt,
+                "--max-new-tokens",
+                &count,
+                "--greedy",
+                "--json",
+            ];
+            let answer = backpack(&arguments).expect(0).json();
+            assert_eq!((&answer["new_ids"], &answer["prompt_ids"]), (want, &case["prompt"]));
+            assert!(answer["text"].is_null());
+        }
+    }
+}
+
+#[test]
+fn sampling_is_reproducible_by_seed() {
+    let model = fixture("inv_scale");
+    let sample = |seed: &str, top_k: &str| {
+        let model = model.to_str().unwrap();
+        let arguments = [
+            "generate",
+            "--model",
+            model,
+            "--prompt-ids",
+            "1,2",
+            "--seed",
+            seed,
+            "--top-k",
+            top_k,
+            "--temperature",
+            "2",
+        ];
+        backpack(&arguments).expect(0).stdout
+    };
+    assert_eq!(sample("1", "50"), sample("1", "50"));
+    assert_ne!(sample("1", "50"), sample("2", "50"));
+    assert_eq!(sample("1", "1"), sample("2", "1"));
+}
+
+#[test]
+fn dump_gives_the_fixtures_tensors_from_ids_and_from_a_file() {
+    let scratch = Scratch::new();
+    for set in ["inv_scale", "no_inv_scale", "one_sense"] {
+        let folder = fixture(set);
+        let forward = read_tensors(&folder.join("forward.safetensors")).unwrap();
+        let row = forward["tokens"].get(1);
+        let ids: Vec<i64> = Vec::try_from(row.narrow(0, 0, row.size()[0] - 1)).unwrap();
+        write_ids(&scratch.path("ids.bin"), &ids.iter().map(|&id| id as u16).collect::<Vec<_>>());
+        let (model, file, text) = (folder.to_str().unwrap(), scratch.text("ids.bin"), format!("{ids:?}"));
+        let list = text.trim_matches(['[', ']']).replace(' ', "");
+        for (i, input) in [["--ids-file", &file], ["--ids", &list]].iter().enumerate() {
+            let output = scratch.text(&format!("{set}-{i}.safetensors"));
+            backpack(&["dump", "--model", model, input[0], input[1], "--output", &output]).expect(0);
+            let dumped = read_tensors(output.as_ref()).unwrap();
+            assert_eq!(Vec::<i64>::try_from(&dumped["ids"]).unwrap(), ids);
+            for name in ["logits", "contextualization"] {
+                let difference = (&dumped[name] - forward[name].get(1)).abs().max().double_value(&[]);
+                assert!(difference < 5e-5, "{set} {name}: {difference}");
+            }
+            let config: Value = serde_json::from_str(&fs::read_to_string(folder.join("config.json")).unwrap()).unwrap();
+            let number = |key: &str| config[key].as_i64().unwrap();
+            assert_eq!(dumped["senses"].size(), [ids.len() as i64, number("num_senses"), number("n_embd")]);
+            assert_eq!(dumped.len(), 4);
+        }
+    }
+}
+
+/// The file path of training: a plain stream, in sequence, from given weights. The first
+/// two steps' rates are 0 and half the peak, so the first loss is the given model's on the
+/// first batch of blocks; the second is too, of the second batch.
+#[test]
+fn training_takes_the_blocks_in_order_from_given_weights() {
+    let scratch = Scratch::new();
+    let model = fixture("inv_scale");
+    let init = format!("checkpoint.init_from={}", model.display());
+    let sequential = ["--set", "data.order=sequential", "--set", "model.dropout=0", "--set", &init];
+    scratch.train("run", &[&sequential[..], &["--set", "batch.micro_batch=1"]].concat()).expect(0);
+    let metrics = scratch.metrics("run");
+    let ids = stream(4_500, 311);
+    for step in 0..2 {
+        let folder = scratch.path(&format!("batch{step}"));
+        fs::create_dir(&folder).unwrap();
+        write_ids(&folder.join("val.bin"), &ids[step * 128..=(step + 1) * 128]);
+        let folder = folder.to_str().unwrap();
+        let eval = ["eval", "--model", model.to_str().unwrap(), "--task", "val", "--data", folder, "--json"];
+        let answer = backpack(&eval).expect(0).json();
+        assert_eq!((answer["task"].as_str(), answer["tokens"].as_u64()), (Some("val"), Some(128)));
+        let (loss, want) = (metrics[step]["loss"].as_f64().unwrap(), answer["loss"].as_f64().unwrap());
+        assert!((loss - want).abs() < 1e-5, "step {step}: {loss}, expected {want}");
+        assert!((answer["perplexity"].as_f64().unwrap() - want.exp()).abs() < 1e-6 * want.exp());
+    }
+}
+
+#[test]
+fn an_exported_model_is_the_checkpoints_and_needs_no_tokenizer() {
+    let scratch = Scratch::new();
+    scratch.train("run", &[]).expect(0);
+    let (checkpoint, output) = (scratch.checkpoint("run", 12), scratch.path("export"));
+    let export = ["export", "--checkpoint", checkpoint.to_str().unwrap(), "--output", output.to_str().unwrap()];
+    let said = backpack(&export).expect(0).stdout;
+    assert!(said.contains("left the tokenizer files out: the model's vocabulary of 311 is smaller"), "{said}");
+    let bytes = |folder: &std::path::Path| fs::read(folder.join("model.safetensors")).unwrap();
+    assert_eq!(bytes(&checkpoint), bytes(&output));
+    let mut names: Vec<_> = fs::read_dir(&output).unwrap().map(|e| e.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["config.json", "model.safetensors"]);
+    assert!(backpack(&export).error().contains("already holds something"));
+    let run = scratch.text("run");
+    let error = backpack(&["export", "--checkpoint", &run, "--output", &scratch.text("e2")]).error();
+    assert!(error.contains("is a run folder"), "{error}");
+    // The published layout of the config, and no alias among the tensors.
+    let config: Value = serde_json::from_str(&fs::read_to_string(output.join("config.json")).unwrap()).unwrap();
+    assert_eq!(config["architectures"][0], "BackpackGPT2LMHeadModel");
+    let tensors = read_tensors(&output.join("model.safetensors")).unwrap();
+    assert!(tensors.contains_key("backpack.gpt2_model.wte.weight") && !tensors.contains_key("lm_head.weight"));
+}
+
+#[test]
+fn a_gpt2_baseline_trains_dumps_and_generates() {
+    let scratch = Scratch::new();
+    scratch.train("run", &["--set", "model.kind=gpt2", "--set", "run.kernels=plain"]).expect(0);
+    let (checkpoint, output) = (scratch.checkpoint("run", 12), scratch.text("dump.safetensors"));
+    let model = checkpoint.to_str().unwrap();
+    backpack(&["dump", "--model", model, "--ids", "1,2,3", "--output", &output]).expect(0);
+    let dumped = read_tensors(output.as_ref()).unwrap();
+    assert_eq!((dumped.len(), dumped["logits"].size()), (2, vec![3, 311]));
+    let generated = backpack(&["generate", "--model", model, "--prompt-ids", "5", "--max-new-tokens", "40"]).expect(0);
+    assert_eq!(generated.stdout.trim().split(',').count(), 40);
+}
+
+#[test]
+fn bf16_training_learns_as_fp32_does() {
+    let scratch = Scratch::new();
+    let last = |run: &str, precision: &str| {
+        scratch.train(run, &["--set", precision, "--set", "model.dropout=0"]).expect(0);
+        scratch.metrics(run).iter().rev().find_map(|line| line["val_loss"].as_f64()).unwrap()
+    };
+    let (fp32, bf16) = (last("fp32", "run.precision=fp32"), last("bf16", "run.precision=bf16"));
+    assert!((fp32 - bf16).abs() < 2e-2, "{fp32} {bf16}");
+}
+
+#[test]
+fn runs_are_plotted() {
+    let scratch = Scratch::new();
+    scratch.train("run", &[]).expect(0);
+    let svg = scratch.text("loss.svg");
+    backpack(&["plot", &scratch.text("run"), "--output", &svg]).expect(0);
+    let text = fs::read_to_string(&svg).unwrap();
+    assert!(text.contains("<svg") && text.contains("run: training") && text.contains("run: validation"));
+}
+
+#[test]
+fn doctor_shows_what_is_there() {
+    let said = backpack(&["doctor"]).expect(0).stdout;
+    for word in ["libtorch     2.13.0", "fp32 matrix products", "CUDA", "50257 ids"] {
+        assert!(said.contains(word), "{said}");
+    }
+}

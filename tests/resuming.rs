@@ -1,0 +1,175 @@
+//! Stopping and going on, in every way, ends where an undisturbed run does.
+
+use std::fs;
+
+use crate::support::{Scratch, exact};
+
+const DROPOUT: [&str; 2] = ["--set", "model.dropout=0.1"];
+
+#[test]
+fn n_steps_stop_m_steps_equals_n_plus_m_steps_bit_for_bit() {
+    let scratch = Scratch::new();
+    scratch.train("whole", &DROPOUT).expect(0);
+    scratch.train("parts", &[&DROPOUT[..], &["--stop-after", "3"]].concat()).expect(85);
+    assert_eq!(scratch.checkpoints("parts"), [3]);
+    scratch.train("parts", &[&DROPOUT[..], &["--resume", "auto", "--stop-after", "7"]].concat()).expect(85);
+    scratch.train("parts", &[&DROPOUT[..], &["--resume", "auto"]].concat()).expect(0);
+    let bytes = |run: &str, file: &str| fs::read(scratch.checkpoint(run, 12).join(file)).unwrap();
+    for file in ["model.safetensors", "optimizer.safetensors", "config.json"] {
+        assert_eq!(bytes("whole", file), bytes("parts", file), "{file}");
+    }
+    assert_eq!(exact(&scratch.metrics("whole")), exact(&scratch.metrics("parts")));
+    // Dropout is on: without it the numbers are others.
+    scratch.train("without", &["--set", "model.dropout=0.0"]).expect(0);
+    assert_ne!(exact(&scratch.metrics("whole"))[5], exact(&scratch.metrics("without"))[5]);
+}
+
+#[test]
+fn at_dropout_0_the_micro_batch_does_not_change_the_run() {
+    let scratch = Scratch::new();
+    let run = |name: &str, micro: &str| {
+        scratch.train(name, &["--set", "model.dropout=0", "--set", micro]).expect(0);
+        scratch.metrics(name)
+    };
+    let (one, four) = (run("one", "batch.micro_batch=1"), run("four", "batch.micro_batch=4"));
+    for (a, b) in one.iter().zip(&four).filter(|(a, _)| a.get("loss").is_some()) {
+        let difference = a["loss"].as_f64().unwrap() - b["loss"].as_f64().unwrap();
+        assert!(difference.abs() < 1e-5, "{a} {b}");
+    }
+}
+
+#[test]
+fn the_metrics_are_the_contracts_and_the_last_step_is_validated_and_saved() {
+    let scratch = Scratch::new();
+    scratch.train("run", &[]).expect(0);
+    let metrics = scratch.metrics("run");
+    let losses: Vec<_> = metrics.iter().filter(|line| line.get("loss").is_some()).collect();
+    assert_eq!(losses.len(), 12);
+    for (i, line) in losses.iter().enumerate() {
+        assert_eq!((line["step"].as_u64(), line["tokens"].as_u64()), (Some(i as u64 + 1), Some(128 * (i as u64 + 1))));
+        for key in ["lr", "grad_norm", "tokens_per_s", "mfu"] {
+            assert!(line[key].is_number(), "{line}");
+        }
+    }
+    // Warm-up over 4 steps to 2e-3: step 1 used 0, step 3 half.
+    assert_eq!((losses[0]["lr"].as_f64(), losses[2]["lr"].as_f64()), (Some(0.0), Some(1e-3)));
+    let validated: Vec<_> =
+        metrics.iter().filter(|l| l.get("val_loss").is_some()).map(|l| l["step"].as_u64().unwrap()).collect();
+    assert_eq!(validated, [5, 10, 12]);
+    // keep_last 2 and keep_best 3 of 4, 8, 12, of which only 12 was validated.
+    assert_eq!(scratch.checkpoints("run"), [8, 12]);
+    let first = losses[0]["loss"].as_f64().unwrap();
+    assert!((first - 311f64.ln()).abs() < 0.2, "a fresh model guesses uniformly: {first}");
+    assert!(losses[11]["loss"].as_f64().unwrap() < first);
+    let resolved = fs::read_to_string(scratch.path("run").join("config.toml")).unwrap();
+    assert!(resolved.contains("weight_decay = 0.1") && resolved.contains("keep_every = 50000"), "{resolved}");
+    assert_eq!(fs::read_dir(scratch.path("run").join("tensorboard")).unwrap().count(), 1);
+}
+
+#[test]
+fn a_finished_run_is_left_as_it_is() {
+    let scratch = Scratch::new();
+    scratch.train("run", &[]).expect(0);
+    let before = walk(&scratch.path("run"));
+    let again = scratch.train("run", &["--resume", "auto"]).expect(0);
+    assert!(again.stderr.contains("this run is finished: 12 of 12 steps"), "{}", again.stderr);
+    assert_eq!(before, walk(&scratch.path("run")));
+    let error = scratch.train("run", &[]).error();
+    assert!(error.contains("already holds checkpoints") && error.contains("--resume auto"), "{error}");
+}
+
+fn walk(folder: &std::path::Path) -> Vec<(String, Vec<u8>)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        match path.is_dir() {
+            true => found.extend(walk(&path)),
+            false => found.push((path.display().to_string(), fs::read(&path).unwrap())),
+        }
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn a_damaged_checkpoint_is_passed_over_or_refused_by_name() {
+    let scratch = Scratch::new();
+    scratch.train("whole", &[]).expect(0);
+    scratch.train("run", &["--stop-after", "4"]).expect(85);
+    scratch.train("run", &["--resume", "auto", "--stop-after", "6"]).expect(85);
+    let newest = scratch.checkpoint("run", 6);
+    for file in ["optimizer.safetensors", "state.json", "model.safetensors", "config.json"] {
+        let path = newest.join(file);
+        let good = fs::read(&path).unwrap();
+        let mut bad = good.clone();
+        let middle = bad.len() / 2;
+        bad[middle] ^= 4;
+        fs::write(&path, &bad).unwrap();
+        let error = scratch.train("other", &["--resume", newest.to_str().unwrap()]).error();
+        assert!(error.contains(file), "{error}");
+        if file == "model.safetensors" {
+            break;
+        }
+        fs::write(&path, &good).unwrap();
+    }
+    // What a killed process leaves is no obstacle either.
+    fs::create_dir(scratch.path("run").join("checkpoints/.step-00000008")).unwrap();
+    let resumed = scratch.train("run", &["--resume", "auto"]).expect(0);
+    assert!(resumed.stderr.contains("passed over") && resumed.stderr.contains("at step 4"), "{}", resumed.stderr);
+    let weights = |run: &str| fs::read(scratch.checkpoint(run, 12).join("model.safetensors")).unwrap();
+    assert_eq!(weights("whole"), weights("run"));
+    assert_eq!(exact(&scratch.metrics("whole")), exact(&scratch.metrics("run")));
+}
+
+#[test]
+fn a_named_checkpoint_is_resumed_into_another_folder_but_not_before_a_later_one() {
+    let scratch = Scratch::new();
+    scratch.train("run", &["--set", "checkpoint.keep_last=9"]).expect(0);
+    let from = scratch.checkpoint("run", 4);
+    let error = scratch.train("run", &["--resume", from.to_str().unwrap()]).error();
+    assert!(error.contains("later checkpoint"), "{error}");
+    scratch.train("branch", &["--resume", from.to_str().unwrap()]).expect(0);
+    let weights = |run: &str| fs::read(scratch.checkpoint(run, 12).join("model.safetensors")).unwrap();
+    assert_eq!(weights("run"), weights("branch"));
+}
+
+#[test]
+fn what_decides_the_data_order_cannot_change_on_resume() {
+    let scratch = Scratch::new();
+    scratch.train("run", &["--stop-after", "2"]).expect(85);
+    let resume = |set: &str| scratch.train("run", &["--resume", "auto", "--set", set]);
+    assert!(resume("run.seed=2").error().contains("run.seed is 2, but the checkpoint was made with 1111"));
+    assert!(resume("data.order=sequential").error().contains("data.order"));
+    assert!(resume("model.n_layer=2").error().contains("model.n_layer is 2"));
+    let changed = resume("schedule.max_steps=14").expect(0);
+    assert!(changed.stderr.contains("schedule.max_steps 12 -> 14"), "{}", changed.stderr);
+}
+
+#[test]
+fn a_stop_that_is_already_reached_runs_no_step() {
+    let scratch = Scratch::new();
+    // The initial weights, for who wants them.
+    scratch.train("run", &["--stop-after", "0"]).expect(85);
+    assert_eq!(scratch.checkpoints("run"), [0]);
+    assert!(scratch.metrics("run").is_empty());
+    scratch.train("run", &["--resume", "auto", "--stop-after", "3"]).expect(85);
+    scratch.train("run", &["--resume", "auto", "--stop-after", "2"]).expect(85);
+    assert_eq!((scratch.checkpoints("run"), scratch.metrics("run").len()), (vec![0, 3], 3));
+    scratch.train("run", &["--resume", "auto", "--stop-after", "12"]).expect(0);
+}
+
+#[test]
+fn what_the_toml_leaves_open_is_the_given_models_and_dropout_is_the_runs() {
+    let scratch = Scratch::new();
+    scratch.train("narrow", &["--set", "model.n_inner=48", "--stop-after", "1"]).expect(85);
+    let narrow = scratch.checkpoint("narrow", 1);
+    let init = format!("checkpoint.init_from={}", narrow.display());
+    let other = ["--set", &init, "--set", "model.dropout=0.25"];
+    scratch.train("run", &[&other[..], &["--stop-after", "2"]].concat()).expect(85);
+    // The weights that the run started from are not needed again.
+    fs::remove_dir_all(&narrow).unwrap();
+    scratch.train("run", &[&other[..], &["--resume", "auto"]].concat()).expect(0);
+    let config = fs::read_to_string(scratch.checkpoint("run", 12).join("config.json")).unwrap();
+    let config: serde_json::Value = serde_json::from_str(&config).unwrap();
+    assert_eq!((&config["n_inner"], &config["resid_pdrop"]), (&48.into(), &0.25.into()));
+}

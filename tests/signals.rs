@@ -1,0 +1,91 @@
+//! Signals, kills and locks, with real processes.
+
+use std::process::{Child, Command};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use crate::support::{Scratch, exact};
+
+fn signal(child: &Child, name: &str) {
+    let sent = Command::new("kill").args([format!("-{name}"), child.id().to_string()]).status().unwrap();
+    assert!(sent.success());
+}
+
+/// Waits until the run has logged `lines` lines.
+fn wait_for_lines(scratch: &Scratch, run: &str, lines: usize) {
+    let (path, start) = (scratch.path(run).join("metrics.jsonl"), Instant::now());
+    while std::fs::read_to_string(&path).map_or(0, |text| text.lines().count()) < lines {
+        assert!(start.elapsed() < Duration::from_secs(60), "no {lines} lines in {}", path.display());
+        sleep(Duration::from_millis(5));
+    }
+}
+
+/// Long enough that a signal always comes in time.
+const LONG: [&str; 4] = ["--set", "schedule.max_steps=3000", "--set", "checkpoint.every=0"];
+
+#[test]
+fn a_signal_saves_a_checkpoint_and_exits_with_85() {
+    for name in ["USR1", "TERM", "INT"] {
+        let scratch = Scratch::new();
+        let mut child = scratch.start_training("run", &LONG);
+        wait_for_lines(&scratch, "run", 3);
+        signal(&child, name);
+        assert_eq!(child.wait().unwrap().code(), Some(85), "SIG{name}");
+        let steps = scratch.checkpoints("run");
+        let done = scratch.metrics("run").last().unwrap()["step"].as_u64().unwrap();
+        assert_eq!(steps, [done]);
+    }
+}
+
+#[test]
+fn a_second_sigterm_exits_at_once() {
+    let scratch = Scratch::new();
+    // A step of some seconds.
+    let slow = ["--set", "batch.tokens=960000", "--set", "batch.micro_batch=100"];
+    let mut child = scratch.start_training("run", &slow);
+    let log = scratch.path("run").join("log.txt");
+    let start = Instant::now();
+    while !std::fs::read_to_string(&log).unwrap_or_default().contains("machine") {
+        assert!(start.elapsed() < Duration::from_secs(60));
+        sleep(Duration::from_millis(5));
+    }
+    sleep(Duration::from_millis(200));
+    signal(&child, "USR1"); // not the first of its kind
+    signal(&child, "TERM");
+    sleep(Duration::from_millis(200));
+    assert!(child.try_wait().unwrap().is_none(), "the first SIGTERM waits for the step");
+    let sent = Instant::now();
+    signal(&child, "TERM");
+    assert_eq!(child.wait().unwrap().code(), Some(128 + 15));
+    assert!(sent.elapsed() < Duration::from_secs(1));
+}
+
+#[test]
+fn a_killed_run_goes_on_to_the_same_weights() {
+    let scratch = Scratch::new();
+    let steps = ["--set", "schedule.max_steps=60", "--set", "checkpoint.every=10"];
+    scratch.train("whole", &steps).expect(0);
+    let resume = [&steps[..], &["--resume", "auto"]].concat();
+    for lines in [5, 25, 40] {
+        let mut child = scratch.start_training("run", &resume);
+        wait_for_lines(&scratch, "run", lines);
+        signal(&child, "KILL");
+        child.wait().unwrap();
+    }
+    scratch.train("run", &resume).expect(0);
+    let weights = |run: &str| std::fs::read(scratch.checkpoint(run, 60).join("model.safetensors")).unwrap();
+    assert_eq!(weights("whole"), weights("run"));
+    assert_eq!(exact(&scratch.metrics("whole")), exact(&scratch.metrics("run")));
+}
+
+#[test]
+fn a_run_folder_in_use_is_refused() {
+    let scratch = Scratch::new();
+    let mut child = scratch.start_training("run", &LONG);
+    wait_for_lines(&scratch, "run", 1);
+    let error = scratch.train("run", &["--resume", "auto"]).error();
+    assert!(error.contains("is in use by another process"), "{error}");
+    signal(&child, "KILL");
+    child.wait().unwrap();
+    scratch.train("run", &["--resume", "auto", "--stop-after", "2"]).expect(85);
+}

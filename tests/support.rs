@@ -1,0 +1,192 @@
+//! A scratch folder with a small token stream and a way to run the binary on it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// The project's root, where the commands of the README are run.
+pub(crate) fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
+}
+
+pub(crate) fn fixture(set: &str) -> PathBuf {
+    root().join("tests/fixtures/backpack").join(set)
+}
+
+pub(crate) struct Scratch {
+    folder: TempDir,
+}
+
+/// What a finished command left.
+pub(crate) struct Finished {
+    pub(crate) code: i32,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl Finished {
+    fn of(output: Output) -> Self {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        // A process that a signal ended has no code.
+        let code = output.status.code().unwrap_or(-1);
+        Finished { code, stdout: text(&output.stdout), stderr: text(&output.stderr) }
+    }
+
+    #[track_caller]
+    pub(crate) fn expect(self, code: i32) -> Self {
+        assert_eq!(self.code, code, "stdout:\n{}\nstderr:\n{}", self.stdout, self.stderr);
+        self
+    }
+
+    /// The one line of an error: exit code 1, `error: ...`, no panic.
+    #[track_caller]
+    pub(crate) fn error(self) -> String {
+        let finished = self.expect(1);
+        let last = finished.stderr.lines().last().unwrap_or_default().to_owned();
+        assert!(last.starts_with("error: ") && !last.contains("internal failure"), "{}", finished.stderr);
+        last
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.stdout).unwrap()
+    }
+}
+
+pub(crate) fn backpack(arguments: &[&str]) -> Finished {
+    Finished::of(command(arguments).output().unwrap())
+}
+
+fn command(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_backpack"));
+    command.args(arguments).current_dir(root()).stdin(Stdio::null());
+    command
+}
+
+/// Starts a command without waiting for it.
+pub(crate) fn start(arguments: &[&str]) -> Child {
+    command(arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+}
+
+/// Ids below `vocab_size` that look random and are the same every time.
+pub(crate) fn stream(length: usize, vocab_size: u64) -> Vec<u16> {
+    let mut state = 1u64;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        // A skewed distribution, so that there is something to learn.
+        let uniform = (state >> 33) as f64 / f64::from(1u32 << 31);
+        (uniform * uniform * vocab_size as f64) as u16
+    };
+    (0..length).map(|_| next()).collect()
+}
+
+pub(crate) fn write_ids(path: &Path, ids: &[u16]) {
+    let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+    fs::write(path, bytes).unwrap();
+}
+
+/// The shape of the fixture `inv_scale`, trained on a plain token stream.
+const SMALL: &str = r#"
+[run]
+precision = "fp32"
+device = "cpu"
+threads = 1
+[model]
+n_embd = 40
+n_head = 4
+n_layer = 3
+num_senses = 4
+n_positions = 32
+vocab_size = 311
+[data]
+path = "DATA"
+sequence_length = 32
+[optimizer]
+learning_rate = 2e-3
+[schedule]
+warmup_steps = 4
+max_steps = 12
+[batch]
+tokens = 128
+micro_batch = 2
+[validation]
+every = 5
+[checkpoint]
+every = 4
+"#;
+
+impl Scratch {
+    /// A folder with `data/train.bin` (4,001 ids, 125 sequences of 32), `data/val.bin` and
+    /// `small.toml`.
+    pub(crate) fn new() -> Self {
+        let scratch = Scratch { folder: tempfile::tempdir().unwrap() };
+        let data = scratch.path("data");
+        fs::create_dir(&data).unwrap();
+        let ids = stream(4_500, 311);
+        write_ids(&data.join("train.bin"), &ids[..4_001]);
+        write_ids(&data.join("val.bin"), &ids[4_001..]);
+        fs::write(scratch.path("small.toml"), SMALL.replace("DATA", data.to_str().unwrap())).unwrap();
+        scratch
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    pub(crate) fn text(&self, name: &str) -> String {
+        self.path(name).to_str().unwrap().to_owned()
+    }
+
+    /// The arguments of a training with the small config into the run folder `run`.
+    pub(crate) fn train_arguments(&self, run: &str, more: &[&str]) -> Vec<String> {
+        let mut arguments = vec!["train".to_owned(), "--config".to_owned(), self.text("small.toml")];
+        arguments.extend(["--run-dir".to_owned(), self.text(run)]);
+        arguments.extend(more.iter().map(|s| (*s).to_owned()));
+        arguments
+    }
+
+    pub(crate) fn train(&self, run: &str, more: &[&str]) -> Finished {
+        let arguments = self.train_arguments(run, more);
+        backpack(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    pub(crate) fn start_training(&self, run: &str, more: &[&str]) -> Child {
+        let arguments = self.train_arguments(run, more);
+        start(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    pub(crate) fn metrics(&self, run: &str) -> Vec<Value> {
+        let text = fs::read_to_string(self.path(run).join("metrics.jsonl")).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    pub(crate) fn checkpoint(&self, run: &str, step: u64) -> PathBuf {
+        self.path(run).join(format!("checkpoints/step-{step:08}"))
+    }
+
+    /// Steps of the checkpoints that are there.
+    pub(crate) fn checkpoints(&self, run: &str) -> Vec<u64> {
+        let folder = self.path(run).join("checkpoints");
+        let mut steps: Vec<u64> = fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .map(|name| name.strip_prefix("step-").unwrap().parse().unwrap())
+            .collect();
+        steps.sort_unstable();
+        steps
+    }
+}
+
+/// What must not depend on how often a run was stopped: every line without its speeds.
+pub(crate) fn exact(metrics: &[Value]) -> Vec<Value> {
+    let strip = |line: &Value| {
+        let mut line = line.clone();
+        let object = line.as_object_mut().unwrap();
+        object.remove("tokens_per_s");
+        object.remove("mfu");
+        line
+    };
+    metrics.iter().map(strip).collect()
+}
