@@ -197,7 +197,8 @@ impl ModelConfig {
             n_positions: integer("n_positions")?,
             vocab_size: integer("vocab_size")?,
             dropout: number("resid_pdrop", defaults.dropout)?,
-            scale_attn_by_inverse_layer_idx: flag("scale_attn_by_inverse_layer_idx", false)?,
+            // The published Backpack's config class has it on; GPT-2's has it off.
+            scale_attn_by_inverse_layer_idx: flag("scale_attn_by_inverse_layer_idx", is_backpack)?,
             layer_norm_epsilon: number("layer_norm_epsilon", defaults.layer_norm_epsilon)?,
             end_of_text: optional("eos_token_id")?,
         };
@@ -241,16 +242,24 @@ impl ModelConfig {
         json
     }
 
-    /// Refuses a model that is not of this one's shape. Dropout may differ: it is the run's.
+    /// Refuses a model whose shape is not what this section of a run's TOML asks for.
+    /// Dropout may differ: it is the run's. What the section leaves open is the model's:
+    /// `n_inner` when absent, and what only a config.json can say.
     ///
     /// # Errors
     /// Naming every key that differs, with both values.
     pub fn require_same_shapes(&self, other: &ModelConfig) -> Result<()> {
-        let shapes = |c: &ModelConfig| -> Result<Value> {
-            let same = ModelConfig { dropout: 0.0, n_inner: Some(c.inner_size()), end_of_text: None, ..c.clone() };
-            Ok(same.to_hugging_face())
+        let shapes = |c: &ModelConfig| {
+            let same = ModelConfig {
+                dropout: 0.0,
+                n_inner: self.n_inner.map(|_| c.inner_size()),
+                layer_norm_epsilon: default_layer_norm_epsilon(),
+                end_of_text: None,
+                ..c.clone()
+            };
+            same.to_hugging_face()
         };
-        let (ours, theirs) = (shapes(self)?, shapes(other)?);
+        let (ours, theirs) = (shapes(self), shapes(other));
         let differences: Vec<String> = ours
             .as_object()
             .into_iter()
@@ -304,6 +313,16 @@ mod tests {
     }
 
     #[test]
+    fn the_inverse_layer_scale_is_a_backpacks_default_and_not_a_gpt2s() {
+        for (kind, default) in [(Kind::Backpack, true), (Kind::Gpt2, false)] {
+            let mut json = ModelConfig { kind, ..ModelConfig::default() }.to_hugging_face();
+            json.as_object_mut().unwrap().remove("scale_attn_by_inverse_layer_idx");
+            let config = ModelConfig::from_hugging_face(&json.to_string()).unwrap();
+            assert_eq!(config.scale_attn_by_inverse_layer_idx, default);
+        }
+    }
+
+    #[test]
     fn padding_rows_are_known_for_gpt2s_vocabulary_only() {
         let published = ModelConfig { end_of_text: Some(50_256), ..ModelConfig::default() };
         assert_eq!(published.num_tokens(), 50_257);
@@ -316,7 +335,12 @@ mod tests {
         let ours = ModelConfig::default();
         let theirs = ModelConfig { dropout: 0.0, n_inner: Some(3072), ..ModelConfig::default() };
         ours.require_same_shapes(&theirs).unwrap();
-        let error = ours.require_same_shapes(&ModelConfig { n_layer: 6, ..theirs }).unwrap_err();
+        let error = ours.require_same_shapes(&ModelConfig { n_layer: 6, ..theirs.clone() }).unwrap_err();
         assert_eq!(error.to_string(), "n_layer is 12 here and 6 there");
+        // A width of the MLP that the TOML does not ask for is the model's own.
+        let narrow = ModelConfig { n_inner: Some(100), layer_norm_epsilon: 1e-6, ..theirs };
+        ours.require_same_shapes(&narrow).unwrap();
+        let error = ModelConfig { n_inner: Some(200), ..ours }.require_same_shapes(&narrow).unwrap_err();
+        assert_eq!(error.to_string(), "n_inner is 200 here and 100 there");
     }
 }

@@ -52,6 +52,11 @@ impl LanguageModel {
         &self.config
     }
 
+    /// Changes what its `config.json` says of dropout; a [`Pass`] carries what is done.
+    pub fn set_dropout(&mut self, dropout: f64) {
+        self.config.dropout = dropout;
+    }
+
     /// Its weights.
     pub fn parameters(&self) -> &Parameters {
         &self.parameters
