@@ -29,9 +29,10 @@ impl fmt::Display for Split {
     }
 }
 
-/// Splits up to this size are hashed when they are opened, in under a second; larger ones
-/// by `backpack verify-data`, since a run should not wait for a disk to be read through.
-const HASH_AT_OPEN: u64 = 1 << 30;
+/// Splits up to this many bytes are hashed and their ids checked when they are opened, in
+/// about a second; larger ones by `backpack verify-data`, since a run should not wait for a
+/// disk to be read through.
+const READ_AT_OPEN: u64 = 1 << 30;
 
 struct MappedShard {
     name: String,
@@ -44,6 +45,17 @@ struct MappedShard {
 impl MappedShard {
     fn tokens(&self) -> u64 {
         self.bytes.len() as u64 / 2
+    }
+
+    /// The id that stands at a place.
+    fn id(&self, place: usize, bytes: [u8; 2], vocab_size: usize) -> Result<u16> {
+        let id = u16::from_le_bytes(bytes);
+        ensure!(
+            usize::from(id) < vocab_size,
+            "{} holds id {id} at token {place}, which is not below the model's vocabulary of {vocab_size}",
+            self.name
+        );
+        Ok(id)
     }
 }
 
@@ -68,8 +80,9 @@ impl TokenSplit {
     /// `val.bin` in nanoGPT's layout, for a model of `vocab_size`.
     ///
     /// # Errors
-    /// When the folder or a shard is not there, a shard is not what the manifest says, or
-    /// the manifest's vocabulary is larger than the model's.
+    /// When the folder or a shard is not there, a shard is not what the manifest says, the
+    /// manifest's vocabulary is larger than the model's, or (where the split is small enough
+    /// to be read through at once) an id is not below the model's.
     pub fn open(folder: &Path, split: Split, vocab_size: usize) -> Result<Self> {
         ensure!(
             folder.is_dir(),
@@ -90,7 +103,7 @@ impl TokenSplit {
                     Split::Train => manifest.train.shards,
                     Split::Val => manifest.val.shards,
                 };
-                let hashed = shards.iter().map(|s| 2 * s.tokens).sum::<u64>() <= HASH_AT_OPEN;
+                let hashed = shards.iter().map(|s| 2 * s.tokens).sum::<u64>() <= READ_AT_OPEN;
                 for shard in shards {
                     opened.push_checked(folder, shard, hashed)?;
                 }
@@ -98,6 +111,13 @@ impl TokenSplit {
                 opened.end_of_text = Some(manifest.end_of_text);
             }
             None => opened.push_plain(folder)?,
+        }
+        if 2 * opened.tokens <= READ_AT_OPEN {
+            for shard in &opened.shards {
+                for (place, pair) in shard.bytes.chunks_exact(2).enumerate() {
+                    shard.id(place, [pair[0], pair[1]], vocab_size)?;
+                }
+            }
         }
         Ok(opened)
     }
@@ -208,16 +228,7 @@ impl TokenSplit {
             let from = (start + filled as u64 - current.first) as usize;
             let ids = current.bytes[2 * from..].chunks_exact(2);
             for (place, (slot, pair)) in out[filled..].iter_mut().zip(ids).enumerate() {
-                let id = u16::from_le_bytes([pair[0], pair[1]]);
-                if usize::from(id) >= self.vocab_size {
-                    bail!(
-                        "{} holds id {id} at token {}, which is not below the model's vocabulary of {}",
-                        current.name,
-                        from + place,
-                        self.vocab_size
-                    );
-                }
-                *slot = i64::from(id);
+                *slot = i64::from(current.id(from + place, [pair[0], pair[1]], self.vocab_size)?);
             }
             filled += (out.len() - filled).min(current.tokens() as usize - from);
             shard += 1;
@@ -329,11 +340,14 @@ mod tests {
         assert!(error(folder.path(), 100).contains("holds neither manifest.json nor a plain train.bin"));
         let path = folder.path().join("train.bin");
         fs::write(&path, bytes(0..50)).unwrap();
-        let split = TokenSplit::open(folder.path(), Split::Train, 40).unwrap();
+        let foreign = "train.bin holds id 40 at token 40, which is not below the model's vocabulary of 40";
+        assert_eq!(error(folder.path(), 40), foreign);
+        let mut split = TokenSplit::open(folder.path(), Split::Train, 50).unwrap();
         assert!(!split.is_checked() && split.end_of_text().is_none());
+        // As for a split too large to be read through when it is opened.
+        split.vocab_size = 40;
         split.read(0, &mut [0; 40]).unwrap();
-        let error_text = split.read(35, &mut [0; 10]).unwrap_err().to_string();
-        assert_eq!(error_text, "train.bin holds id 40 at token 40, which is not below the model's vocabulary of 40");
+        assert_eq!(split.read(35, &mut [0; 10]).unwrap_err().to_string(), foreign);
         fs::write(&path, [0u8; 5]).unwrap();
         assert!(error(folder.path(), 100).contains("5 bytes"));
     }
