@@ -272,7 +272,10 @@ impl Store {
         let name = format!("{NAME_PREFIX}{:08}", state.step);
         let (partial, complete) = (self.folder.join(format!(".{name}")), self.folder.join(&name));
         let mut write = || -> Result<()> {
-            fs::create_dir_all(&self.folder)?;
+            if !self.folder.is_dir() {
+                fs::create_dir_all(&self.folder)?;
+                sync(self.folder.parent().unwrap_or(Path::new(".")))?;
+            }
             if partial.exists() {
                 fs::remove_dir_all(&partial)?;
             }

@@ -45,15 +45,18 @@ fn flops_per_token(model: &ModelConfig, sequence_length: u64) -> f64 {
 }
 
 impl Plan {
+    /// Of `config` for a model of this shape (`config.model`'s, save for what it leaves to
+    /// the weights it starts from).
+    ///
     /// # Errors
     /// When the batch does not divide.
-    pub fn new(config: &Config, sequences_per_epoch: u64, world_size: u64) -> Result<Self> {
+    pub fn new(config: &Config, model: &ModelConfig, sequences_per_epoch: u64, world_size: u64) -> Result<Self> {
         let sequence_length = config.data.sequence_length as u64;
         let split = config.batch.split(sequence_length, world_size)?;
         let max_steps = config.schedule.max_steps;
         Ok(Plan {
-            parameters: config.model.num_parameters(),
-            flops_per_token: flops_per_token(&config.model, sequence_length),
+            parameters: model.num_parameters(),
+            flops_per_token: flops_per_token(model, sequence_length),
             split,
             tokens: max_steps * config.batch.tokens,
             sequences_per_epoch,
@@ -117,7 +120,8 @@ mod tests {
     #[test]
     fn the_published_run_is_5_80_epochs_of_openwebtext() {
         // (9,035,582,198 - 1) / 512 blocks.
-        let plan = Plan::new(&Config::example(), 17_647_621, 1).unwrap();
+        let config = Config::example();
+        let plan = Plan::new(&config, &config.model, 17_647_621, 1).unwrap();
         assert_eq!(plan.tokens, 52_428_800_000);
         assert!((plan.epochs - 5.80).abs() < 0.005, "{}", plan.epochs);
         assert!(plan.to_string().contains("64 x 16 (accumulation x micro-batch)"), "{plan}");

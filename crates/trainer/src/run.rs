@@ -71,25 +71,36 @@ pub fn train(config: &Config, request: &Request, stop: &Stop) -> Result<Outcome>
     let device = select_device(config.run.device)?;
     let threads = set_threads(config.run.threads);
     let data = open_data(config)?;
-    let plan = Plan::new(config, data.train.sequences(config.data.sequence_length), 1)?;
+    let sequences = data.train.sequences(config.data.sequence_length);
+    let plan = Plan::new(config, &config.model, sequences, 1)?;
     if request.dry_run {
         eprintln!("{plan}");
         return Ok(Outcome::DryRun);
     }
 
     let folder = RunFolder::open(&request.run_dir)?;
-    let mut console = Console::open(folder.path())?;
     let store = Store::new(folder.path(), &config.checkpoint);
+    let mut passed_over = Vec::new();
+    let found = find_checkpoint(&store, &request.resume, &mut passed_over)?;
+    if let Some((_, saved)) = &found
+        && saved.step >= config.schedule.max_steps
+    {
+        // Not a line of the log either: a finished run stays as it is.
+        eprintln!("this run is finished: {} of {} steps are done", saved.step, config.schedule.max_steps);
+        return Ok(Outcome::Finished);
+    }
+    let mut console = Console::open(folder.path())?;
+    for line in passed_over {
+        console.line(&line);
+    }
     store.remove_partial()?;
     let fresh_state = State::new(config, data.train.manifest_sha256().map(str::to_owned))?;
-    let (model, optimizer, state) = match find_checkpoint(&store, &request.resume, &mut console)? {
+    let (mut model, optimizer, state) = match found {
         Some((from, saved)) => resume(config, &from, saved, fresh_state, device, &mut console)?,
         None => start(config, &data, fresh_state, device)?,
     };
-    if state.step >= config.schedule.max_steps {
-        console.line(&format!("this run is finished: {} of {} steps are done", state.step, config.schedule.max_steps));
-        return Ok(Outcome::Finished);
-    }
+    model.set_dropout(config.model.dropout);
+    let plan = Plan::new(config, model.config(), sequences, 1)?;
     folder.write("config.toml", &config.to_toml()?)?;
 
     console.line(&plan.to_string());
@@ -147,8 +158,8 @@ fn open_data(config: &Config) -> Result<Data> {
     Ok(Data { train, val, order })
 }
 
-/// The checkpoint to resume from, verified.
-fn find_checkpoint(store: &Store, resume: &Resume, console: &mut Console) -> Result<Option<(PathBuf, State)>> {
+/// The checkpoint to resume from, verified; `passed_over` gets a line for each that is not.
+fn find_checkpoint(store: &Store, resume: &Resume, passed_over: &mut Vec<String>) -> Result<Option<(PathBuf, State)>> {
     let present = store.list()?;
     match resume {
         Resume::Never => {
@@ -162,12 +173,13 @@ fn find_checkpoint(store: &Store, resume: &Resume, console: &mut Console) -> Res
         }
         Resume::Auto => {
             let found = store.newest(|folder, error| {
-                console.line(&format!("passed over {}: {error:#}", folder.display()));
+                passed_over.push(format!("passed over {}: {error:#}", folder.display()));
             })?;
             ensure!(
                 found.is_some() || present.is_empty(),
-                "none of the run folder's {} checkpoints verifies: move them away to start afresh",
-                present.len()
+                "none of the run folder's {} checkpoints verifies ({}): move them away to start afresh",
+                present.len(),
+                passed_over.join("; ")
             );
             Ok(found)
         }
@@ -265,6 +277,11 @@ fn due(every: u64, step: u64) -> bool {
 impl Run<'_> {
     fn steps(&mut self, stop_after: Option<u64>) -> Result<Outcome> {
         let max_steps = self.config.schedule.max_steps;
+        let reached = |step: u64| stop_after.is_some_and(|after| step >= after);
+        if reached(self.state.step) {
+            self.save()?;
+            return Ok(self.stopped());
+        }
         while self.state.step < max_steps {
             let learning_rate =
                 self.config.schedule.learning_rate(self.config.optimizer.learning_rate, self.state.step);
@@ -282,18 +299,24 @@ impl Run<'_> {
             if last || due(self.config.validation.every, step) {
                 self.validate(last)?;
             }
-            let stopping = !last && (self.stop.requested() || stop_after.is_some_and(|after| step >= after));
+            let stopping = !last && (self.stop.requested() || reached(step));
             if last || stopping || due(self.config.checkpoint.every, step) {
+                // Broken weights are never saved, however seldom the run logs.
+                self.wait_for(&result)?;
                 self.save()?;
             }
             if stopping {
-                self.console.line(&format!("stopped     after step {step}; --resume auto goes on from there"));
-                return Ok(Outcome::Stopped);
+                return Ok(self.stopped());
             }
         }
         let seconds = self.clock.run.elapsed().as_secs_f64();
         self.console.line(&format!("finished    {max_steps} steps, {} here", human_duration(seconds)));
         Ok(Outcome::Finished)
+    }
+
+    fn stopped(&mut self) -> Outcome {
+        self.console.line(&format!("stopped     after step {}; --resume auto goes on from there", self.state.step));
+        Outcome::Stopped
     }
 
     /// Step k takes the sequences numbered from k times the batch.
@@ -312,14 +335,20 @@ impl Run<'_> {
         .with_context(|| format!("step {} failed", step + 1))
     }
 
-    fn log(&mut self, result: &StepResult, lr: f64) -> Result<()> {
-        // The one place where the host waits for the device.
+    /// Loss and gradient norm of a step. The one place where the host waits for the device.
+    fn wait_for(&self, result: &StepResult) -> Result<(f64, f64)> {
         let (loss, grad_norm) = (result.loss.f_double_value(&[])?, result.grad_norm.f_double_value(&[])?);
-        let step = self.state.step;
         ensure!(
             loss.is_finite() && grad_norm.is_finite(),
-            "step {step} has loss {loss} and gradient norm {grad_norm}: lower optimizer.learning_rate or lengthen the warm-up, and resume from the last checkpoint"
+            "step {} has loss {loss} and gradient norm {grad_norm}: lower optimizer.learning_rate or lengthen the warm-up, and resume from the last checkpoint",
+            self.state.step
         );
+        Ok((loss, grad_norm))
+    }
+
+    fn log(&mut self, result: &StepResult, lr: f64) -> Result<()> {
+        let (loss, grad_norm) = self.wait_for(result)?;
+        let step = self.state.step;
         let tokens_per_s = self.clock.tokens as f64 / self.clock.since.elapsed().as_secs_f64();
         let mfu = tokens_per_s * self.plan.flops_per_token / self.peak;
         self.restart_clock();

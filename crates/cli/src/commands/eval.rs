@@ -55,6 +55,9 @@ impl Eval {
             "--sequence-length {length} must be between 1 and the model's context of {context}"
         );
         let split = TokenSplit::open(&self.data, Split::Val, model.config().vocab_size as usize)?;
+        if !split.is_checked() {
+            eprintln!("warning: {} has no manifest.json: nothing about the data could be checked", self.data.display());
+        }
         let mut progress = Plain::new();
         let validated = evals::validate(
             &model,
