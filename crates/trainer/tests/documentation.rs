@@ -1,0 +1,67 @@
+//! docs/config.md against the configuration itself.
+#![allow(clippy::unwrap_used)] // helpers of tests; clippy exempts only test functions
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use trainer::Config;
+
+/// Keys of the tables as `section.key`, with the default in their second column.
+fn documented() -> BTreeMap<String, String> {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../docs/config.md");
+    let (mut section, mut found) = (String::new(), BTreeMap::new());
+    for line in std::fs::read_to_string(path).unwrap().lines() {
+        if let Some(name) = line.strip_prefix("## [") {
+            section = name.trim_end_matches(']').to_owned();
+        }
+        let mut cells = line.split('|').map(|cell| cell.trim().trim_matches('`').to_owned());
+        if let (Some(""), Some(key), Some(default)) = (cells.next().as_deref(), cells.next(), cells.next())
+            && line.starts_with("| `")
+        {
+            found.insert(format!("{section}.{key}"), default);
+        }
+    }
+    found
+}
+
+#[test]
+fn every_key_is_documented_with_its_default() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("run.toml");
+    std::fs::write(&file, "[data]\npath = 'x'\n").unwrap();
+    let resolved: toml::Table = Config::load(&file, &[]).unwrap().to_toml().unwrap().parse().unwrap();
+    let mut documented = documented();
+    // The keys without a default value.
+    assert_eq!(documented.remove("model.n_inner").as_deref(), Some("none"));
+    assert_eq!(documented.remove("checkpoint.init_from").as_deref(), Some("none"));
+    for (section, keys) in &resolved {
+        for (key, value) in keys.as_table().unwrap() {
+            let name = format!("{section}.{key}");
+            let default = documented.remove(&name).unwrap_or_else(|| panic!("{name} is not in docs/config.md"));
+            if name != "data.path" {
+                let default: toml::Table = format!("value = {default}").parse().unwrap();
+                assert_eq!(default["value"], *value, "{name}");
+            }
+        }
+    }
+    assert!(documented.is_empty(), "docs/config.md has keys that do not exist: {documented:?}");
+}
+
+/// Every config that the project ships loads, with the paper's numbers of parameters.
+#[test]
+fn the_configs_are_the_papers_models() {
+    let configs = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../configs");
+    for (name, parameters) in [
+        ("owt/micro", 41_659_776),
+        ("owt/mini", 103_856_000),
+        ("owt/small", 170_083_584),
+        ("owt/gpt2-micro", 30_145_536),
+        ("owt/gpt2-mini", 71_886_080),
+        ("owt/gpt2-small", 124_051_968),
+    ] {
+        let config = Config::load(&configs.join(format!("{name}.toml")), &[]).unwrap();
+        assert_eq!(config.model.num_parameters(), parameters, "{name}");
+        assert_eq!((config.batch.tokens, config.schedule.max_steps), (524_288, 100_000), "{name}");
+    }
+    Config::load(&configs.join("quickstart.toml"), &[]).unwrap();
+}
