@@ -21,9 +21,9 @@ rm -rf "$data" "$run" "$model" "$plot"
 step 'Text to token shards'
 "$backpack" prepare-data --input data/demo.jsonl --output "$data" --val-fraction 0.05
 
-step 'Train: the first 100 steps, then stop'
+step 'Train: the first 300 steps, then stop'
 # Exit code 85 means: stopped early, checkpoint saved.
-"$backpack" train --config "$config" --stop-after 100 || [ $? -eq 85 ]
+"$backpack" train --config "$config" --stop-after 300 || [ $? -eq 85 ]
 
 step 'Train: resume and finish'
 "$backpack" train --config "$config" --resume auto

@@ -13,7 +13,7 @@ use crate::tokenizer;
 ///
 /// fp32 tensors logits [T, V], contextualization [L, T, T] and senses [T, L, D], and ids
 /// [T] as int64; a GPT-2 has logits and ids alone.
-/// Example: backpack dump --model out/model --ids 1,2,3 --output out/dump.safetensors
+/// Example: backpack dump --model runs/quickstart-model --ids 1,2,3 --output runs/dump.safetensors
 #[derive(Debug, Args)]
 pub(crate) struct Dump {
     #[command(flatten)]

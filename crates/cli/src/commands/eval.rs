@@ -18,7 +18,7 @@ enum Task {
 
 /// Measure a model
 ///
-/// Example: backpack eval --model runs/quickstart/checkpoints/step-00000300 --task val --data out/demo
+/// Example: backpack eval --model runs/quickstart/checkpoints/step-00000800 --task val --data runs/quickstart-data
 #[derive(Debug, Args)]
 pub(crate) struct Eval {
     #[command(flatten)]

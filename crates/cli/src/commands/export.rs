@@ -12,7 +12,7 @@ use crate::tokenizer;
 
 /// Write a Hugging Face folder from a checkpoint
 ///
-/// Example: backpack export --checkpoint runs/quickstart/checkpoints/step-00000300 --output out/model
+/// Example: backpack export --checkpoint runs/quickstart/checkpoints/step-00000800 --output runs/quickstart-model
 #[derive(Debug, Args)]
 pub(crate) struct Export {
     /// A training checkpoint (or another model folder)

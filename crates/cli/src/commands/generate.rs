@@ -11,7 +11,7 @@ use crate::tokenizer;
 
 /// Continue a text
 ///
-/// Example: backpack generate --model out/model --prompt "It is a truth" --max-new-tokens 50 --top-k 50
+/// Example: backpack generate --model runs/quickstart-model --prompt "It is a truth" --max-new-tokens 50 --top-k 50
 #[derive(Debug, Args)]
 pub(crate) struct Generate {
     #[command(flatten)]

@@ -5,7 +5,7 @@ use clap::Args;
 
 /// Draw the loss and validation of one or more runs as an SVG
 ///
-/// Example: backpack plot runs/quickstart --output out/loss.svg
+/// Example: backpack plot runs/quickstart --output runs/loss.svg
 #[derive(Debug, Args)]
 pub(crate) struct Plot {
     /// Run folders

@@ -11,7 +11,7 @@ use crate::tokenizer;
 /// Tokenise text into shards
 ///
 /// Reads .jsonl (plain, .gz, .zst), .parquet and .txt files; documents number from 0 over
-/// the inputs in their order. Example: backpack prepare-data --input data/demo.jsonl --output out/demo --val-fraction 0.05
+/// the inputs in their order. Example: backpack prepare-data --input data/demo.jsonl --output runs/quickstart-data --val-fraction 0.05
 #[derive(Debug, Args)]
 pub(crate) struct PrepareData {
     /// Files, folders or quoted globs; may be repeated

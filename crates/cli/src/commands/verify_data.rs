@@ -8,7 +8,7 @@ use crate::tokenizer;
 
 /// Check prepared shards against their manifest
 ///
-/// Re-hashes every shard and checks every id. Example: backpack verify-data out/demo
+/// Re-hashes every shard and checks every id. Example: backpack verify-data runs/quickstart-data
 #[derive(Debug, Args)]
 pub(crate) struct VerifyData {
     /// A folder that prepare-data wrote
