@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal, Write};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use data_prep::{Snapshot, Stage};
+use data_prep::{Event, Snapshot, Stage};
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// Between plain lines.
@@ -50,7 +50,17 @@ impl Bar {
         Bar { bar, plain: Mutex::new(Plain::new()), start: Instant::now() }
     }
 
-    pub(crate) fn update(&self, snapshot: &Snapshot) {
+    pub(crate) fn hear(&self, event: Event<'_>) {
+        match (event, &self.bar) {
+            (Event::Progress(snapshot), _) => self.update(&snapshot),
+            (Event::Note(text), Some(bar)) => bar.println(text),
+            (Event::Note(text), None) => {
+                let _ = writeln!(io::stderr(), "{text}");
+            }
+        }
+    }
+
+    fn update(&self, snapshot: &Snapshot) {
         let rate = snapshot.text_bytes as f64 / 1e6 / self.start.elapsed().as_secs_f64().max(1e-3);
         let stage = match snapshot.stage {
             Stage::Tokenising => "tokenising",
@@ -66,9 +76,13 @@ impl Bar {
             None => {
                 let Ok(mut plain) = self.plain.lock() else { return };
                 plain.say(|| {
-                    let share = snapshot.done_bytes as f64 / snapshot.total_bytes.max(1) as f64;
-                    let left = self.start.elapsed().as_secs_f64() * (1.0 / share.max(1e-6) - 1.0);
-                    format!("{}, {:.0}%, ETA {left:.0} s", message(), 100.0 * share)
+                    let Snapshot { start_bytes, done_bytes, total_bytes, .. } = *snapshot;
+                    if total_bytes == 0 {
+                        return message(); // standard input does not say how long it is
+                    }
+                    let (done, left) = (done_bytes - start_bytes, total_bytes.saturating_sub(done_bytes));
+                    let left = self.start.elapsed().as_secs_f64() * left as f64 / done.max(1) as f64;
+                    format!("{}, {:.0}%, ETA {left:.0} s", message(), 100.0 * done_bytes as f64 / total_bytes as f64)
                 });
             }
         }

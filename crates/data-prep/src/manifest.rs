@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::recipe::Recipe;
+use crate::workplace::Settings;
 
 /// Its name in a folder of shards.
 pub const MANIFEST_FILE: &str = "manifest.json";
@@ -15,7 +16,7 @@ pub const MANIFEST_FILE: &str = "manifest.json";
 /// Layout of [`Manifest`] and of the shards.
 pub(crate) const FORMAT_VERSION: u32 = 1;
 
-/// The whole file.
+/// The whole file. What a reader of shards has no need of may be absent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
     /// Of this layout.
@@ -28,13 +29,23 @@ pub struct Manifest {
     pub end_of_text: u32,
     /// How documents became ids.
     pub recipe: Recipe,
+    /// Key or column that held the text.
+    #[serde(default)]
+    pub text_column: String,
     /// Share of the documents in validation.
     pub val_fraction: f64,
     /// Seed of the split and the order.
     pub split_seed: u64,
     /// Tokens of a full shard.
     pub shard_tokens: u64,
+    /// Whether documents that could not be used were left out.
+    #[serde(default)]
+    pub skip_bad_documents: bool,
+    /// How many were.
+    #[serde(default)]
+    pub skipped_documents: u64,
     /// The files that were read, in order.
+    #[serde(default)]
     pub sources: Vec<Source>,
     /// The training split.
     pub train: SplitManifest,
@@ -47,8 +58,11 @@ pub struct Manifest {
 pub struct Source {
     /// As it was found from the command line.
     pub path: String,
-    /// Its size on disk.
+    /// Its size on disk; 0 for standard input.
     pub bytes: u64,
+    /// Of its bytes; null for standard input and what could not be read.
+    #[serde(default)]
+    pub sha256: Option<String>,
 }
 
 /// One split.
@@ -74,6 +88,19 @@ pub struct Shard {
 }
 
 impl Manifest {
+    /// The arguments that it was made by.
+    pub(crate) fn settings(&self) -> Settings {
+        Settings {
+            recipe: self.recipe,
+            tokenizer_sha256: self.tokenizer_sha256.clone(),
+            text_column: self.text_column.clone(),
+            val_fraction: self.val_fraction,
+            split_seed: self.split_seed,
+            shard_tokens: self.shard_tokens,
+            skip_bad_documents: self.skip_bad_documents,
+        }
+    }
+
     /// Reads a folder's manifest with the SHA-256 of its bytes; `None` where there is none.
     ///
     /// # Errors

@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 
 use crate::manifest::{MANIFEST_FILE, Manifest, SplitManifest, hex};
 use crate::mapped::map_read_only;
+use crate::recipe::Recipe;
 
 /// What a folder of shards was found to hold.
 #[derive(Debug, Clone)]
@@ -27,6 +28,37 @@ pub struct SplitReport {
     pub ends_of_text: u64,
     /// The ten most frequent ids with their counts, most frequent first.
     pub most_frequent: Vec<(u16, u64)>,
+    /// The first ids.
+    pub sample: Vec<u16>,
+}
+
+/// What is known of the whole of OpenWebText, from the published counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OpenWebText {
+    /// The first revision of the public dataset.
+    First,
+    /// A later one, whose validation split is a little shorter.
+    Later,
+    /// As many documents, other tokens.
+    Neither,
+}
+
+impl OpenWebText {
+    const DOCUMENTS: u64 = 8_013_769;
+    const TRAIN_TOKENS: u64 = 9_035_582_198;
+    const VAL_TOKENS: u64 = 4_434_897;
+    /// Its count of training tokens was not seen.
+    const LATER_VAL_TOKENS: u64 = 4_434_606;
+
+    /// `None` for a corpus of another number of documents.
+    pub fn recognise(manifest: &Manifest) -> Option<Self> {
+        let (train, val) = (&manifest.train, &manifest.val);
+        (train.documents + val.documents == Self::DOCUMENTS).then_some(match (train.tokens, val.tokens) {
+            (Self::TRAIN_TOKENS, Self::VAL_TOKENS) => OpenWebText::First,
+            (_, Self::LATER_VAL_TOKENS) => OpenWebText::Later,
+            _ => OpenWebText::Neither,
+        })
+    }
 }
 
 /// Reads every shard through: sizes, hashes, ids below the vocabulary.
@@ -41,8 +73,12 @@ pub fn verify(folder: &Path) -> Result<VerifyReport> {
     Ok(VerifyReport { train: check(&manifest.train)?, val: check(&manifest.val)?, manifest })
 }
 
+/// Ids of a split that are shown.
+const SAMPLE: usize = 40;
+
 fn verify_split(folder: &Path, split: &SplitManifest, manifest: &Manifest) -> Result<SplitReport> {
     let mut counts = vec![0u64; 1 << 16];
+    let mut sample = Vec::new();
     for shard in &split.shards {
         let path = folder.join(&shard.name);
         let bytes = File::open(&path)
@@ -69,12 +105,59 @@ fn verify_split(folder: &Path, split: &SplitManifest, manifest: &Manifest) -> Re
                 manifest.vocab_size
             );
             counts[usize::from(id)] += 1;
+            if sample.len() < SAMPLE {
+                sample.push(id);
+            }
         }
     }
+    let ends_of_text = counts[manifest.end_of_text as usize];
+    // Under the other recipe empty documents have none, and a literal one in a text counts.
+    ensure!(
+        manifest.recipe != Recipe::Nanogpt || ends_of_text == split.documents,
+        "{} holds {ends_of_text} ends of text, but {MANIFEST_FILE} says {} documents",
+        folder.display(),
+        split.documents
+    );
     let mut order: Vec<u16> = (0..=u16::MAX).filter(|&id| counts[usize::from(id)] > 0).collect();
     order.sort_by_key(|&id| (std::cmp::Reverse(counts[usize::from(id)]), id));
     Ok(SplitReport {
-        ends_of_text: counts[manifest.end_of_text as usize],
+        ends_of_text,
+        sample,
         most_frequent: order.iter().take(10).map(|&id| (id, counts[usize::from(id)])).collect(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn openwebtext_is_recognised_by_its_counts() {
+        let manifest = |train_tokens, val_tokens| {
+            let split = |documents, tokens| SplitManifest { documents, tokens, shards: Vec::new() };
+            Manifest {
+                format_version: 1,
+                tokenizer_sha256: String::new(),
+                vocab_size: 50_257,
+                end_of_text: 50_256,
+                recipe: Recipe::Backpack,
+                text_column: "text".to_owned(),
+                val_fraction: 0.0005,
+                split_seed: 2357,
+                shard_tokens: 100_000_000,
+                skip_bad_documents: false,
+                skipped_documents: 0,
+                sources: Vec::new(),
+                train: split(8_009_762, train_tokens),
+                val: split(4_007, val_tokens),
+            }
+        };
+        let recognise = |train, val| OpenWebText::recognise(&manifest(train, val));
+        assert_eq!(recognise(9_035_582_198, 4_434_897), Some(OpenWebText::First));
+        assert_eq!(recognise(9_035_000_000, 4_434_606), Some(OpenWebText::Later));
+        assert_eq!(recognise(9_035_582_198, 4_434_898), Some(OpenWebText::Neither));
+        let mut other = manifest(9_035_582_198, 4_434_897);
+        other.val.documents += 1;
+        assert_eq!(OpenWebText::recognise(&other), None);
+    }
 }

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1, SIGXFSZ};
 
 /// A flag that SIGINT, SIGTERM and SIGUSR1 raise: the run stops after the step it is in.
 #[derive(Debug, Clone, Default)]
@@ -20,6 +20,8 @@ impl Stop {
     /// When the system refuses a handler.
     pub fn install() -> io::Result<Self> {
         let stop = Stop::default();
+        // A write past the file-size limit is then an error like that of a full disk.
+        signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)))?;
         // Not the same flag: a SIGTERM after Slurm's SIGUSR1 is the first of its kind.
         let terminated = Arc::new(AtomicBool::new(false));
         for signal in [SIGINT, SIGTERM] {

@@ -3,12 +3,14 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
+use data_prep::OpenWebText;
 
 use crate::tokenizer;
 
 /// Check prepared shards against their manifest
 ///
-/// Re-hashes every shard and checks every id. Example: backpack verify-data runs/quickstart-data
+/// Re-hashes every shard and checks every id and the counts; shows the most frequent tokens
+/// and how each split begins; knows OpenWebText's counts. Example: backpack verify-data runs/quickstart-data
 #[derive(Debug, Args)]
 pub(crate) struct VerifyData {
     /// A folder that prepare-data wrote
@@ -42,6 +44,20 @@ impl VerifyData {
             let frequent: Vec<String> =
                 found.most_frequent.iter().map(|&(id, n)| format!("{} {n}", show(id))).collect();
             writeln!(out, "       most frequent: {}", frequent.join(", "))?;
+            let sample: Vec<i64> = found.sample.iter().map(|&id| i64::from(id)).collect();
+            let sample = match tokenizer.as_ref().and_then(|t| tokenizer::decode(t, &sample).ok()) {
+                Some(text) => format!("{text:?}"),
+                None => format!("{sample:?}"),
+            };
+            writeln!(out, "       begins: {sample}")?;
+        }
+        if let Some(which) = OpenWebText::recognise(manifest) {
+            let verdict = match which {
+                OpenWebText::First => "with the published counts of tokens",
+                OpenWebText::Later => "of the later revision, by its validation tokens",
+                OpenWebText::Neither => "by its documents, but its tokens are neither revision's",
+            };
+            writeln!(out, "this is OpenWebText {verdict}")?;
         }
         writeln!(out, "{} is what its manifest says", self.folder.display())?;
         Ok(())

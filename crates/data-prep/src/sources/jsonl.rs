@@ -10,14 +10,8 @@ use anyhow::{Context, Result, anyhow, bail};
 use flate2::read::MultiGzDecoder;
 use serde_json::Value;
 
-use super::Sink;
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Compression {
-    None,
-    Gzip,
-    Zstd,
-}
+use super::format::Compression;
+use super::{Item, STANDARD_INPUT, Sink};
 
 /// Counts what is read of the file itself, under the decompression.
 struct Counted<R> {
@@ -36,7 +30,11 @@ impl<R: Read> Read for Counted<R> {
 pub(super) fn read(path: &Path, compression: Compression, key: &str, sink: &mut Sink) -> Result<()> {
     let cannot = || format!("{} cannot be read", path.display());
     let position = Rc::new(Cell::new(0));
-    let file = Counted { inner: File::open(path).with_context(cannot)?, read: Rc::clone(&position) };
+    let file: Box<dyn Read> = match path == Path::new(STANDARD_INPUT) {
+        true => Box::new(io::stdin()),
+        false => Box::new(File::open(path).with_context(cannot)?),
+    };
+    let file = Counted { inner: file, read: Rc::clone(&position) };
     let reader: Box<dyn Read> = match compression {
         Compression::None => Box::new(file),
         Compression::Gzip => Box::new(MultiGzDecoder::new(file)),
@@ -56,10 +54,15 @@ pub(super) fn read(path: &Path, compression: Compression, key: &str, sink: &mut 
         if length == 0 {
             return Ok(());
         }
-        let place = |e: anyhow::Error| e.context(format!("{} line {number} (from byte {start})", path.display()));
         // A blank line is no document: files often end with one.
         if !line.iter().all(u8::is_ascii_whitespace) {
-            sink(text_of(&line, key).map_err(place)?, position.get())?;
+            let item = match text_of(&line, key) {
+                Ok(text) => Item::Text(text),
+                Err(e) => Item::Bad(e.context(format!("{} line {number} (from byte {start})", path.display()))),
+            };
+            if sink(item, position.get()).is_break() {
+                return Ok(());
+            }
         }
         start += length as u64;
     }
@@ -88,16 +91,11 @@ mod tests {
     use super::*;
     use std::io::Write;
 
-    fn documents(name: &str, bytes: &[u8], compression: Compression) -> Result<Vec<String>, String> {
+    fn documents(bytes: &[u8], compression: Compression) -> (Vec<String>, Vec<String>, Option<String>) {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join(name);
+        let path = folder.path().join("x.jsonl");
         std::fs::write(&path, bytes).unwrap();
-        let mut documents = Vec::new();
-        let result = read(&path, compression, "text", &mut |text, _| {
-            documents.push(text);
-            Ok(())
-        });
-        result.map(|()| documents).map_err(|e| format!("{e:#}"))
+        super::super::collect(|sink| read(&path, compression, "text", sink))
     }
 
     const TWO: &[u8] = b"{\"text\": \"one\"}\r\n\n{\"id\": 3, \"text\": \"tw\\u00f6\"}";
@@ -109,23 +107,27 @@ mod tests {
         let gzip = gzip.finish().unwrap();
         let zstd = zstd::encode_all(TWO, 3).unwrap();
         for (bytes, compression) in [(TWO, Compression::None), (&gzip, Compression::Gzip), (&zstd, Compression::Zstd)] {
-            assert_eq!(documents("x", bytes, compression).unwrap(), ["one", "tw\u{f6}"]);
+            let (texts, bad, error) = documents(bytes, compression);
+            assert_eq!((texts, bad.len(), error), (vec!["one".to_owned(), "tw\u{f6}".to_owned()], 0, None));
         }
-        assert!(documents("x", &gzip[..gzip.len() - 9], Compression::Gzip).unwrap_err().contains("cut short"));
-        assert!(documents("x", &zstd[..zstd.len() - 3], Compression::Zstd).unwrap_err().contains("cut short"));
+        let cut = |bytes: &[u8], compression| documents(bytes, compression).2.unwrap();
+        assert!(cut(&gzip[..gzip.len() - 9], Compression::Gzip).contains("cut short"));
+        assert!(cut(&zstd[..zstd.len() - 3], Compression::Zstd).contains("cut short"));
     }
 
     #[test]
-    fn a_bad_line_is_named() {
-        let error = |second: &[u8]| {
-            let bytes = [b"{\"text\":\"one\"}\n", second].concat();
-            documents("x.jsonl", &bytes, Compression::None).unwrap_err()
+    fn a_bad_line_is_named_and_the_next_one_read() {
+        let bad = |second: &[u8]| {
+            let bytes = [b"{\"text\":\"one\"}\n", second, b"\n{\"text\":\"three\"}"].concat();
+            let (texts, mut bad, error) = documents(&bytes, Compression::None);
+            assert_eq!((texts, bad.len(), error), (vec!["one".to_owned(), "three".to_owned()], 1, None));
+            bad.remove(0)
         };
-        assert!(error(b"{\"text\": ").contains("x.jsonl line 2 (from byte 15): is not JSON"));
-        assert!(error(b"{\"text\": \"\xff\"}").contains("is not UTF-8 at byte 10 of the line"));
-        assert!(error(b"[1]").contains("line 2 (from byte 15): is not a JSON object"));
-        assert!(error(b"{\"txt\": \"a\"}").contains("has no key \"text\" (it has txt)"));
-        assert!(error(b"{\"text\": null}").contains("has null under \"text\""));
-        assert!(error(b"{\"text\": 3}").contains("has no string under \"text\""));
+        assert!(bad(b"{\"text\": ").contains("x.jsonl line 2 (from byte 15): is not JSON"));
+        assert!(bad(b"{\"text\": \"\xff\"}").contains("is not UTF-8 at byte 10 of the line"));
+        assert!(bad(b"[1]").contains("line 2 (from byte 15): is not a JSON object"));
+        assert!(bad(b"{\"txt\": \"a\"}").contains("has no key \"text\" (it has txt)"));
+        assert!(bad(b"{\"text\": null}").contains("has null under \"text\""));
+        assert!(bad(b"{\"text\": 3}").contains("has no string under \"text\""));
     }
 }

@@ -3,172 +3,149 @@
 //! Documents number from 0 over the inputs in their order; a folder or a glob stands for
 //! its files by byte order of their paths, and a file's documents come in its own order.
 
+mod arrow_ipc;
+mod expand;
+mod format;
 mod jsonl;
 mod parquet_rows;
+mod tar_xz;
 mod text;
 
-use std::fs;
-use std::os::unix::ffi::OsStrExt;
+use std::fs::{self, File};
+use std::io::Read;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
-/// How a file is read, by its name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Format {
-    Jsonl(jsonl::Compression),
-    Parquet,
-    /// One document.
-    Text,
-}
+pub(crate) use expand::expand;
+use format::{Compression, Format};
 
-/// Endings and what they mean.
-const FORMATS: [(&str, Format); 7] = [
-    (".jsonl", Format::Jsonl(jsonl::Compression::None)),
-    (".jsonl.gz", Format::Jsonl(jsonl::Compression::Gzip)),
-    (".jsonl.zst", Format::Jsonl(jsonl::Compression::Zstd)),
-    (".ndjson", Format::Jsonl(jsonl::Compression::None)),
-    (".json", Format::Jsonl(jsonl::Compression::None)),
-    (".parquet", Format::Parquet),
-    (".txt", Format::Text),
-];
+use crate::manifest::hex;
+
+/// What names standard input.
+pub(crate) const STANDARD_INPUT: &str = "-";
 
 /// One file to read.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct SourceFile {
     pub path: PathBuf,
+    /// Its size on disk; 0 for standard input.
     pub bytes: u64,
+    /// Nanoseconds of its last change since 1970.
+    pub modified: u64,
     format: Format,
 }
 
-fn format_of(path: &Path) -> Option<Format> {
-    let name = path.file_name()?.to_str()?.to_ascii_lowercase();
-    FORMATS.iter().find(|(ending, _)| name.ends_with(ending)).map(|(_, format)| *format)
+/// What a reader hands over.
+pub(crate) enum Item {
+    /// A document.
+    Text(String),
+    /// One that cannot be used, and why, with its place.
+    Bad(anyhow::Error),
 }
 
-/// The files that the inputs stand for, in order.
-///
-/// # Errors
-/// When an input names nothing, or a file of a kind that is not read here.
-pub(crate) fn expand(inputs: &[String]) -> Result<Vec<SourceFile>> {
-    ensure!(!inputs.is_empty(), "there is no input: name at least one file, folder or glob");
-    let mut files = Vec::new();
-    for input in inputs {
-        let path = Path::new(input);
-        if path.is_dir() {
-            let before = files.len();
-            for file in files_below(path)? {
-                files.extend(source(file)?);
-            }
-            ensure!(files.len() > before, "the folder {input} holds no file that can be read ({})", endings());
-        } else if path.is_file() {
-            files.push(require_source(path)?);
-        } else if input.contains(['*', '?', '[']) {
-            files.extend(expand_glob(input)?);
-        } else {
-            bail!("no such file or folder: {input}");
-        }
-    }
-    Ok(files)
-}
-
-fn expand_glob(pattern: &str) -> Result<Vec<SourceFile>> {
-    let paths = glob::glob(pattern).with_context(|| format!("{pattern} is no glob"))?;
-    let mut found = Vec::new();
-    for path in paths {
-        let path = path.with_context(|| format!("a folder of the glob {pattern} cannot be read"))?;
-        if path.is_file() {
-            found.push(path);
-        }
-    }
-    ensure!(!found.is_empty(), "the glob {pattern} matches no file");
-    sort(&mut found);
-    found.iter().map(|path| require_source(path)).collect()
-}
-
-/// All files below a folder, by byte order of their paths.
-fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
-    let (mut files, mut folders) = (Vec::new(), vec![folder.to_owned()]);
-    while let Some(folder) = folders.pop() {
-        let entries =
-            fs::read_dir(&folder).with_context(|| format!("the folder {} cannot be read", folder.display()))?;
-        for entry in entries {
-            let path = entry.with_context(|| format!("the folder {} cannot be read", folder.display()))?.path();
-            if path.is_dir() { folders.push(path) } else { files.push(path) }
-        }
-    }
-    sort(&mut files);
-    Ok(files)
-}
-
-fn sort(paths: &mut [PathBuf]) {
-    paths.sort_by(|a, b| a.as_os_str().as_bytes().cmp(b.as_os_str().as_bytes()));
-}
-
-/// A file of a folder, where it is of a known kind.
-fn source(path: PathBuf) -> Result<Option<SourceFile>> {
-    let Some(format) = format_of(&path) else { return Ok(None) };
-    let bytes = fs::metadata(&path).with_context(|| format!("{} cannot be read", path.display()))?.len();
-    Ok(Some(SourceFile { path, bytes, format }))
-}
-
-fn require_source(path: &Path) -> Result<SourceFile> {
-    let found = source(path.to_owned())?;
-    found.with_context(|| format!("{} is of no kind that can be read ({})", path.display(), endings()))
-}
-
-fn endings() -> String {
-    FORMATS.map(|(ending, _)| ending).join(", ")
-}
-
-/// What a reader hands over: a document, and how much of the file it has read.
-pub(crate) type Sink<'a> = dyn FnMut(String, u64) -> Result<()> + 'a;
+/// Takes each item with the bytes of the file read so far, and says whether to go on. So
+/// what a reader returns in error is always about its file.
+pub(crate) type Sink<'a> = dyn FnMut(Item, u64) -> ControlFlow<()> + 'a;
 
 impl SourceFile {
-    /// Hands every document to `sink`, in order.
+    /// A file as it is now; of size 0 where that cannot be told and `skip_bad` allows it.
+    fn new(path: PathBuf, format: Format, skip_bad: bool) -> Result<Self> {
+        let (bytes, modified) = match size_and_time(&path) {
+            Err(_) if skip_bad => (0, 0),
+            result => result?,
+        };
+        Ok(SourceFile { path, bytes, modified, format })
+    }
+
+    fn standard_input() -> Self {
+        let format = Format::Jsonl(Compression::None);
+        SourceFile { path: PathBuf::from(STANDARD_INPUT), bytes: 0, modified: 0, format }
+    }
+
+    pub(crate) fn is_standard_input(&self) -> bool {
+        self.path == Path::new(STANDARD_INPUT)
+    }
+
+    /// Hands every item from the one numbered `skip` on to `sink`, in order. Reading and
+    /// skipping see the same items every time.
     ///
     /// # Errors
-    /// Naming the file and the line, row or byte; or what `sink` gives.
-    pub(crate) fn read(&self, text_column: &str, sink: &mut Sink) -> Result<()> {
+    /// Naming the file and the line, row, member or byte from where it cannot be read.
+    pub(crate) fn read(&self, text_column: &str, skip: u64, sink: &mut Sink) -> Result<()> {
+        let mut left = skip;
+        let mut after_skipped = |item: Item, position: u64| {
+            if left > 0 {
+                left -= 1;
+                return ControlFlow::Continue(());
+            }
+            sink(item, position)
+        };
         match self.format {
-            Format::Jsonl(compression) => jsonl::read(&self.path, compression, text_column, sink),
-            Format::Parquet => parquet_rows::read(&self.path, self.bytes, text_column, sink),
-            Format::Text => text::read(&self.path, sink),
+            Format::Jsonl(compression) => jsonl::read(&self.path, compression, text_column, &mut after_skipped),
+            // Rows are skipped without being decoded.
+            Format::Parquet => parquet_rows::read(&self.path, self.bytes, text_column, skip, sink),
+            Format::Arrow => arrow_ipc::read(&self.path, text_column, &mut after_skipped),
+            Format::TarXz => tar_xz::read(&self.path, &mut after_skipped),
+            Format::Text => text::read(&self.path, &mut after_skipped),
         }
+    }
+
+    /// SHA-256 of the whole file.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub(crate) fn sha256(&self) -> Result<String> {
+        let cannot = || format!("{} cannot be read", self.path.display());
+        let mut file = File::open(&self.path).with_context(cannot)?;
+        let (mut hasher, mut buffer) = (Sha256::new(), vec![0u8; 1 << 20]);
+        loop {
+            match file.read(&mut buffer).with_context(cannot)? {
+                0 => return Ok(hex(&hasher.finalize())),
+                n => hasher.update(&buffer[..n]),
+            }
+        }
+    }
+
+    /// Refuses a file that is no longer what it was.
+    ///
+    /// # Errors
+    /// With both sizes or times.
+    pub(crate) fn require_unchanged(&self) -> Result<()> {
+        if self.is_standard_input() {
+            return Ok(());
+        }
+        let (bytes, modified) = size_and_time(&self.path)?;
+        ensure!(
+            (bytes, modified) == (self.bytes, self.modified),
+            "{} changed while it was read (from {} bytes to {bytes}, or its time of change): leave it alone and run this again",
+            self.path.display(),
+            self.bytes
+        );
+        Ok(())
     }
 }
 
+fn size_and_time(path: &Path) -> Result<(u64, u64)> {
+    let metadata = fs::metadata(path).with_context(|| format!("{} cannot be read", path.display()))?;
+    let since_1970 = metadata.modified().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
+    Ok((metadata.len(), since_1970.as_nanos() as u64))
+}
+
+/// Documents of one reader, for its tests: texts, and what is wrong with the bad ones.
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn names(inputs: &[String]) -> Vec<String> {
-        let name = |f: &SourceFile| f.path.file_name().unwrap().to_string_lossy().into_owned();
-        expand(inputs).unwrap().iter().map(name).collect()
-    }
-
-    #[test]
-    fn folders_and_globs_expand_by_byte_order() {
-        let folder = tempfile::tempdir().unwrap();
-        fs::create_dir(folder.path().join("b")).unwrap();
-        for name in ["b/z.txt", "a.txt", "B.txt", "c.jsonl.gz", "notes.md", "a-1.txt"] {
-            fs::write(folder.path().join(name), "x").unwrap();
+fn collect(read: impl FnOnce(&mut Sink) -> Result<()>) -> (Vec<String>, Vec<String>, Option<String>) {
+    let (mut texts, mut bad) = (Vec::new(), Vec::new());
+    let result = read(&mut |item, _| {
+        match item {
+            Item::Text(text) => texts.push(text),
+            Item::Bad(why) => bad.push(format!("{why:#}")),
         }
-        let root = folder.path().display().to_string();
-        assert_eq!(names(std::slice::from_ref(&root)), ["B.txt", "a-1.txt", "a.txt", "z.txt", "c.jsonl.gz"]);
-        assert_eq!(names(&[format!("{root}/*.txt"), format!("{root}/B.txt")]), ["B.txt", "a-1.txt", "a.txt", "B.txt"]);
-    }
-
-    #[test]
-    fn inputs_that_name_nothing_are_refused() {
-        let folder = tempfile::tempdir().unwrap();
-        let root = folder.path().display().to_string();
-        fs::write(folder.path().join("notes.md"), "x").unwrap();
-        let error = |input: String| expand(&[input]).unwrap_err().to_string();
-        assert!(error(format!("{root}/none.txt")).starts_with("no such file or folder"));
-        assert!(error(format!("{root}/*.txt")).ends_with("matches no file"));
-        assert!(error(root.clone()).contains("holds no file that can be read (.jsonl"));
-        assert!(error(format!("{root}/notes.md")).contains("is of no kind that can be read"));
-        assert!(expand(&[]).is_err());
-    }
+        ControlFlow::Continue(())
+    });
+    (texts, bad, result.err().map(|e| format!("{e:#}")))
 }

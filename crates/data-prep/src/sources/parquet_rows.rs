@@ -9,34 +9,57 @@ use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::Field;
 use parquet::schema::types::Type;
 
-use super::Sink;
+use super::{Item, Sink};
 
-pub(super) fn read(path: &Path, bytes: u64, column: &str, sink: &mut Sink) -> Result<()> {
+pub(super) fn read(path: &Path, bytes: u64, column: &str, skip: u64, sink: &mut Sink) -> Result<()> {
     let file = File::open(path).with_context(|| format!("{} cannot be read", path.display()))?;
-    let reader = SerializedFileReader::new(file)
-        .map_err(|e| anyhow!("{} cannot be read as parquet: {e}: it is damaged or cut short", path.display()))?;
-    let metadata = reader.metadata().file_metadata();
-    let rows = metadata.num_rows().max(1) as u64;
-    let projection = project(metadata.schema(), column)
+    let reader = SerializedFileReader::new(file).map_err(|e| {
+        anyhow!("{} of {bytes} bytes cannot be read as parquet: {e}: it is damaged or cut short", path.display())
+    })?;
+    let metadata = reader.metadata();
+    let rows = metadata.file_metadata().num_rows().max(1) as u64;
+    let projection = project(metadata.file_metadata().schema(), column)
         .with_context(|| format!("{} has no usable column \"{column}\"", path.display()))?;
-    let damaged = |row: u64, e: &dyn std::fmt::Display| {
-        anyhow!("{} cannot be read at row {row}: {e}: it is damaged or cut short", path.display())
-    };
-    let iterator = reader.get_row_iter(Some(projection)).map_err(|e| damaged(0, &e))?;
-    for (number, row) in (0u64..).zip(iterator) {
-        let row = row.map_err(|e| damaged(number, &e))?;
-        let text = match row.into_columns().pop() {
-            Some((_, Field::Str(text))) => text,
-            Some((_, Field::Bytes(bytes))) => String::from_utf8(bytes.data().to_vec()).map_err(|e| {
-                let at = e.utf8_error().valid_up_to();
-                anyhow!("{} row {number} is not UTF-8 at byte {at} of its text: convert the file first", path.display())
-            })?,
-            Some((_, Field::Null)) => {
-                bail!("{} row {number} has null in column \"{column}\": it must be a string", path.display())
-            }
-            _ => bail!("{} row {number} has no string in column \"{column}\"", path.display()),
+    // The number of the next row.
+    let mut number = 0u64;
+    for (group, group_metadata) in metadata.row_groups().iter().enumerate() {
+        let in_group = group_metadata.num_rows().max(0) as u64;
+        if number + in_group <= skip {
+            number += in_group;
+            continue;
+        }
+        let start = group_metadata.columns().iter().map(|c| c.byte_range().0).min().unwrap_or(0);
+        let damaged = |row: u64, e: &dyn std::fmt::Display| {
+            anyhow!(
+                "{} cannot be read at row {row} (row group {group}, from byte {start}): {e}: it is damaged or cut short",
+                path.display()
+            )
         };
-        sink(text, bytes * (number + 1) / rows)?;
+        let group_reader = reader.get_row_group(group).map_err(|e| damaged(number, &e))?;
+        let iterator = group_reader.get_row_iter(Some(projection.clone())).map_err(|e| damaged(number, &e))?;
+        for row in iterator {
+            let row = row.map_err(|e| damaged(number, &e))?;
+            let place = || format!("{} row {number}", path.display());
+            let item = match row.into_columns().pop() {
+                Some((_, Field::Str(text))) => Item::Text(text),
+                Some((_, Field::Bytes(bytes))) => match String::from_utf8(bytes.data().to_vec()) {
+                    Ok(text) => Item::Text(text),
+                    Err(e) => Item::Bad(anyhow!(
+                        "{} is not UTF-8 at byte {} of its text: convert the file first",
+                        place(),
+                        e.utf8_error().valid_up_to()
+                    )),
+                },
+                Some((_, Field::Null)) => {
+                    Item::Bad(anyhow!("{} has null in column \"{column}\": it must be a string", place()))
+                }
+                _ => Item::Bad(anyhow!("{} has no string in column \"{column}\"", place())),
+            };
+            number += 1;
+            if number > skip && sink(item, bytes * number / rows).is_break() {
+                return Ok(());
+            }
+        }
     }
     Ok(())
 }
@@ -79,14 +102,8 @@ mod tests {
 
     const TEXT: &str = "message m { optional byte_array text (UTF8); }";
 
-    fn documents(path: &Path, column: &str) -> Result<Vec<String>, String> {
-        let mut documents = Vec::new();
-        read(path, 100, column, &mut |text, _| {
-            documents.push(text);
-            Ok(())
-        })
-        .map(|()| documents)
-        .map_err(|e| format!("{e:#}"))
+    fn documents(path: &Path, column: &str, skip: u64) -> (Vec<String>, Vec<String>, Option<String>) {
+        super::super::collect(|sink| read(path, 100, column, skip, sink))
     }
 
     #[test]
@@ -94,21 +111,27 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.parquet");
         write(&path, TEXT, &[Some(b"one"), Some(b""), Some("tw\u{f6}".as_bytes())]);
-        assert_eq!(documents(&path, "text").unwrap(), ["one", "", "tw\u{f6}"]);
-        let error = documents(&path, "content").unwrap_err();
+        assert_eq!(documents(&path, "text", 0).0, ["one", "", "tw\u{f6}"]);
+        assert_eq!(documents(&path, "text", 2).0, ["tw\u{f6}"]);
+        assert_eq!(documents(&path, "text", 3).0, [""; 0]);
+        let error = documents(&path, "content", 0).2.unwrap();
         assert!(error.contains("has no usable column \"content\": it has text"), "{error}");
 
         let whole = std::fs::read(&path).unwrap();
         std::fs::write(&path, &whole[..whole.len() / 2]).unwrap();
-        let error = documents(&path, "text").unwrap_err();
-        assert!(error.contains("a.parquet cannot be read as parquet") && error.ends_with("cut short"), "{error}");
+        let error = documents(&path, "text", 0).2.unwrap();
+        assert!(
+            error.contains("a.parquet of 100 bytes cannot be read as parquet") && error.ends_with("cut short"),
+            "{error}"
+        );
 
+        let bad = |path: &Path| documents(path, "text", 0).1.join("; ");
         write(&path, TEXT, &[Some(b"one"), None]);
-        assert!(documents(&path, "text").unwrap_err().contains("row 1 has null in column \"text\""));
+        assert!(bad(&path).contains("row 1 has null in column \"text\""));
         write(&path, "message m { optional byte_array text; }", &[Some(b"ok"), Some(b"a\xff")]);
-        assert!(documents(&path, "text").unwrap_err().contains("row 1 is not UTF-8 at byte 1"));
+        assert!(bad(&path).contains("row 1 is not UTF-8 at byte 1"));
         write(&path, TEXT, &[Some(b"ok"), Some(b"a\xff")]);
-        let error = documents(&path, "text").unwrap_err();
-        assert!(error.contains("row 1"), "{error}");
+        let (_, bad, error) = documents(&path, "text", 0);
+        assert!(format!("{bad:?}{error:?}").contains("row 1"), "{bad:?} {error:?}");
     }
 }
