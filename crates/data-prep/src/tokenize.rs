@@ -6,12 +6,13 @@ use std::path::Path;
 use std::sync::Mutex;
 
 use anyhow::{Context, Result, anyhow, ensure};
+use memchr::memmem;
 use rayon::prelude::*;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tokenizers::Tokenizer;
 
-use crate::bpe::{ByteLevelBpe, Scratch};
+use crate::bpe::{ByteLevelBpe, Scratch, TokenizerFile};
 use crate::manifest::hex;
 use crate::recipe::Recipe;
 
@@ -31,6 +32,7 @@ pub(crate) struct Encoder {
     recipe: Recipe,
     /// Buffers, one a thread of the pool; locked by that thread alone.
     scratch: Vec<Mutex<Scratch>>,
+    end_marker: memmem::Finder<'static>,
     /// Why the fast path is not taken, where it is not.
     pub slow_because: Option<String>,
     /// The id between documents.
@@ -49,31 +51,27 @@ impl Encoder {
     pub(crate) fn load(path: &Path, recipe: Recipe, threads: usize) -> Result<Self> {
         let broken = || format!("the tokenizer {} is not usable", path.display());
         let bytes = fs::read(path).with_context(|| format!("the tokenizer {} cannot be read", path.display()))?;
-        let build = |json: &[u8]| Tokenizer::from_bytes(json).map_err(|e| anyhow!("{e}")).with_context(broken);
-        let full = build(&bytes)?;
-        let highest = full.get_vocab(true).into_values().max().unwrap_or(0);
+        let file: TokenizerFile = serde_json::from_slice(&bytes).with_context(broken)?;
+        let highest = file.highest_id();
         ensure!(highest <= u32::from(u16::MAX), "{}: its ids go up to {highest}, and shards hold uint16", broken());
-        let end_of_text =
-            full.token_to_id(END_OF_TEXT).with_context(|| format!("{}: it has no {END_OF_TEXT}", broken()))?;
-        let mut json: Value = serde_json::from_slice(&bytes).with_context(broken)?;
-        let (engine, slow_because) = match fast(&json) {
+        let end_of_text = file.id_of(END_OF_TEXT).with_context(|| format!("{}: it has no {END_OF_TEXT}", broken()))?;
+        let (engine, slow_because) = match fast(&file) {
             Ok(bpe) => (Engine::Fast(Box::new(bpe)), None),
             Err(why) => {
-                let definition = match recipe {
-                    Recipe::Backpack => full,
-                    Recipe::Nanogpt => {
-                        // Without the added token a literal one is ordinary text.
-                        json["added_tokens"] = Value::Array(Vec::new());
-                        build(json.to_string().as_bytes())?
-                    }
-                };
-                (Engine::Definition(Box::new(definition)), Some(format!("{why:#}")))
+                let mut json: Value = serde_json::from_slice(&bytes).with_context(broken)?;
+                if recipe == Recipe::Nanogpt {
+                    // Without the added token a literal one is ordinary text.
+                    json["added_tokens"] = Value::Array(Vec::new());
+                }
+                let definition = Tokenizer::from_bytes(json.to_string()).map_err(|e| anyhow!("{e}"));
+                (Engine::Definition(Box::new(definition.with_context(broken)?)), Some(format!("{why:#}")))
             }
         };
         Ok(Encoder {
             engine,
             recipe,
             scratch: (0..threads.max(1)).map(|_| Mutex::new(Scratch::new())).collect(),
+            end_marker: memmem::Finder::new(END_OF_TEXT).into_owned(),
             slow_because,
             end_of_text,
             vocab_size: highest + 1,
@@ -94,12 +92,13 @@ impl Encoder {
                 let mut scratch = self.scratch[thread].lock().map_err(|_| anyhow!("a tokenising thread failed"))?;
                 match self.recipe {
                     Recipe::Backpack => {
-                        for (i, part) in text.split(END_OF_TEXT).enumerate() {
-                            if i > 0 {
-                                out.push(end);
-                            }
-                            bpe.encode(part, &mut scratch, out);
+                        let mut start = 0;
+                        for at in self.end_marker.find_iter(text.as_bytes()) {
+                            bpe.encode(&text[start..at], &mut scratch, out);
+                            out.push(end);
+                            start = at + END_OF_TEXT.len();
                         }
+                        bpe.encode(&text[start..], &mut scratch, out);
                     }
                     Recipe::Nanogpt => bpe.encode(text, &mut scratch, out),
                 }
@@ -144,13 +143,14 @@ pub(crate) struct Encoded {
 }
 
 /// The fast path, where the whole tokenizer is built as GPT-2's.
-fn fast(json: &Value) -> Result<ByteLevelBpe> {
-    let added = json.pointer("/added_tokens").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
-    ensure!(matches!(added, [one] if one["content"] == END_OF_TEXT), "it has other added tokens than {END_OF_TEXT}");
-    for flag in ["single_word", "lstrip", "rstrip"] {
-        ensure!(added[0][flag] != true, "its {END_OF_TEXT} has {flag} set");
-    }
-    ByteLevelBpe::from_json(json)
+fn fast(file: &TokenizerFile) -> Result<ByteLevelBpe> {
+    ensure!(
+        matches!(&file.added_tokens[..], [one] if one.content == END_OF_TEXT),
+        "it has other added tokens than {END_OF_TEXT}"
+    );
+    let one = &file.added_tokens[0];
+    ensure!(!(one.single_word || one.lstrip || one.rstrip), "its {END_OF_TEXT} takes more or less than itself");
+    ByteLevelBpe::new(file)
 }
 
 #[cfg(test)]

@@ -5,9 +5,9 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use anyhow::{Context, Result, ensure};
-use serde_json::{Map, Value};
 
 use super::bytes_of;
+use super::file::{Merge, Vocabulary};
 use super::hash::slot;
 
 /// No merge.
@@ -26,9 +26,9 @@ pub(super) struct Merges {
 }
 
 impl Merges {
-    pub(super) fn from_json(vocabulary: &Map<String, Value>, merges: &[Value]) -> Result<Self> {
+    pub(super) fn new(vocabulary: &Vocabulary, merges: &[Merge]) -> Result<Self> {
         let id_of = |token: &str| -> Result<u16> {
-            let id = vocabulary.get(token).and_then(Value::as_u64);
+            let id = vocabulary.get(token).copied();
             let id = id.with_context(|| format!("its merges name {token}, which its vocabulary lacks"))?;
             u16::try_from(id).with_context(|| format!("its id {id} is past uint16"))
         };
@@ -43,20 +43,14 @@ impl Merges {
         let bits = (4 * merges.len().max(1)).next_power_of_two().trailing_zeros();
         let size = 1usize << bits;
         let mut table = Merges { bits, pairs: vec![NONE; size], ranks: vec![NONE; size], merged: Vec::new(), of_byte };
+        let mut joined = String::new();
         for (rank, merge) in merges.iter().enumerate() {
-            // Either "a b" or ["a", "b"].
-            let halves = match merge {
-                Value::String(text) => text.split_once(' '),
-                Value::Array(pair) => match &pair[..] {
-                    [Value::String(a), Value::String(b)] => Some((a.as_str(), b.as_str())),
-                    _ => None,
-                },
-                _ => None,
-            };
-            let (left, right) = halves.with_context(|| format!("its merge {rank} is no pair"))?;
+            let (left, right) = merge.halves().with_context(|| format!("its merge {rank} is no pair"))?;
             let pair = pair(id_of(left)?, id_of(right)?);
             ensure!(pair != NONE, "its merge {rank} is of the ids 65535 and 65535");
-            table.merged.push(id_of(&format!("{left}{right}"))?);
+            joined.clear();
+            joined.extend([left, right]);
+            table.merged.push(id_of(&joined)?);
             // The first rank of a pair that is named twice counts in no definition; refuse.
             ensure!(table.rank_of(pair) == NONE, "its merge {rank} stands twice");
             let mask = size - 1;

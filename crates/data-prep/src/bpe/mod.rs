@@ -5,14 +5,15 @@
 //! (`merges`). `tokenizers` stays the definition: the tests hold every Unicode scalar value,
 //! random strings and whole corpora against it.
 
+mod file;
 mod hash;
 mod merges;
 mod scanner;
 mod words;
 
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
 
+pub(crate) use file::TokenizerFile;
 use merges::{Merger, Merges};
 use scanner::Scanner;
 use words::Words;
@@ -37,30 +38,27 @@ impl Scratch {
 }
 
 impl ByteLevelBpe {
-    /// Reads a tokenizer that is built as GPT-2's is.
+    /// For a tokenizer that is built as GPT-2's is.
     ///
     /// # Errors
     /// Saying what about it is not, so that another way must be taken.
-    pub(crate) fn from_json(json: &Value) -> Result<Self> {
-        let is_null = |pointer: &str| json.pointer(pointer).is_none_or(Value::is_null);
-        ensure!(is_null("/normalizer"), "it normalises text");
-        ensure!(json.pointer("/pre_tokenizer/type") == Some(&"ByteLevel".into()), "it is not byte-level");
-        ensure!(json.pointer("/pre_tokenizer/add_prefix_space") == Some(&false.into()), "it adds a space in front");
-        ensure!(json.pointer("/pre_tokenizer/use_regex") != Some(&false.into()), "it does not cut text as GPT-2 does");
-        ensure!(json.pointer("/model/type").is_none_or(|t| t == "BPE"), "its model is no BPE");
-        for (pointer, neutral) in [
-            ("/model/dropout", Value::Null),
-            ("/model/continuing_subword_prefix", "".into()),
-            ("/model/end_of_word_suffix", "".into()),
-            ("/model/ignore_merges", false.into()),
-        ] {
-            let plain = is_null(pointer) || json.pointer(pointer) == Some(&neutral);
-            ensure!(plain, "its {pointer} is set");
-        }
-        let vocabulary = json.pointer("/model/vocab").and_then(Value::as_object).context("it has no vocabulary")?;
-        let merges = json.pointer("/model/merges").and_then(Value::as_array).context("it has no merges")?;
-        let merges = Merges::from_json(vocabulary, merges)?;
-        let words = Words::new(vocabulary, &merges)?;
+    pub(crate) fn new(file: &TokenizerFile) -> Result<Self> {
+        ensure!(file.normalizer.is_none(), "it normalises text");
+        let cut = file.pre_tokenizer.as_ref().context("it does not cut text")?;
+        ensure!(cut.kind == "ByteLevel", "it is not byte-level");
+        ensure!(cut.add_prefix_space == Some(false), "it adds a space in front");
+        ensure!(cut.use_regex != Some(false), "it does not cut text as GPT-2 does");
+        let model = &file.model;
+        ensure!(model.kind.as_deref().is_none_or(|kind| kind == "BPE"), "its model is no BPE");
+        ensure!(model.dropout.is_none_or(|p| p == 0.0), "its merges drop out");
+        let empty = |affix: &Option<String>| affix.as_ref().is_none_or(String::is_empty);
+        ensure!(
+            empty(&model.continuing_subword_prefix) && empty(&model.end_of_word_suffix),
+            "it marks the parts of words"
+        );
+        ensure!(model.ignore_merges != Some(true), "it passes merges over");
+        let merges = Merges::new(&model.vocab, &model.merges)?;
+        let words = Words::new(&model.vocab, &merges)?;
         Ok(ByteLevelBpe { scanner: Scanner::new()?, words, merges })
     }
 

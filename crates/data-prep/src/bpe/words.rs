@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 
 use anyhow::{Context, Result};
-use serde_json::{Map, Value};
 
 use super::bytes_of;
+use super::file::Vocabulary;
 use super::hash::slot;
 use super::merges::{Merger, Merges};
 
@@ -39,7 +39,7 @@ pub(super) struct Words {
 impl Words {
     /// Every vocabulary entry that its own bytes merge to. (An entry that they do not
     /// merge to is never produced for them.)
-    pub(super) fn new(vocabulary: &Map<String, Value>, merges: &Merges) -> Result<Self> {
+    pub(super) fn new(vocabulary: &Vocabulary, merges: &Merges) -> Result<Self> {
         // At most a quarter full, so that most look-ups end at the first slot.
         let bits = (4 * vocabulary.len().max(1)).next_power_of_two().trailing_zeros();
         let mut words = Words { bits, keys: vec![0; 1 << bits], ids: vec![0; 1 << bits], long: HashMap::new() };
