@@ -30,7 +30,7 @@ fn text_that_cannot_be_prepared() {
     assert!(prepare("a.jsonl", b"{\"text\": \"ok\"}\n{\"text\": \n").contains("a.jsonl line 2"));
     assert!(prepare("b.txt", b"caf\xe9").contains("b.txt is not UTF-8 at byte 3"));
     assert!(prepare("c.jsonl", b"").contains("the corpus is empty"));
-    assert!(prepare("d.parquet", b"PAR1 and then nothing").contains("d.parquet cannot be read as parquet"));
+    assert!(prepare("d.parquet", b"PAR1 and then nothing").contains("d.parquet of 21 bytes cannot be read as parquet"));
     let error = backpack(&["prepare-data", "--input", "none.jsonl", "--output", &out]).error();
     assert!(error.contains("no such file or folder: none.jsonl"), "{error}");
     fs::create_dir(scratch.path("full")).unwrap();
@@ -60,10 +60,22 @@ fn configs_that_cannot_be_run() {
         ("model.vocab_size=300", "which is not below the model's vocabulary of 300"),
         ("checkpoint.init_from=nowhere", "nowhere is not a folder"),
         ("logging.every=0", "logging.every is 0"),
+        ("run.threads=100000", "at most 4096"),
+        ("run.seed=-1", "run.seed: invalid value: integer `-1`, expected a whole number of at least 0"),
+        ("batch.micro_batch=-2", "batch.micro_batch: it is -2"),
+        ("run.precision=fp8", "run.precision: unknown variant `fp8`, expected one of"),
     ] {
         let error = set(assignment);
         assert!(error.contains(why), "{assignment}: {error}");
     }
+    // The same before anything starts, where it can be told.
+    for assignment in ["run.threads=100000", "checkpoint.init_from=nowhere", "batch.tokens=100"] {
+        scratch.train("run", &["--dry-run", "--set", assignment]).error();
+    }
+    let narrow = format!("checkpoint.init_from={}", fixture("one_sense").display());
+    let error = scratch.train("run", &["--dry-run", "--set", &narrow]).error();
+    assert!(error.contains("is not of [model]'s shape"), "{error}");
+    assert!(!scratch.path("run").join("checkpoints").exists());
     let error = backpack(&["train", "--config", "none.toml"]).error();
     assert!(error.contains("the config file none.toml cannot be read"), "{error}");
 }
@@ -75,7 +87,7 @@ fn cuda_without_cuda_says_what_is_missing() {
     // A machine with a GPU trains.
     if finished.code != 85 {
         let error = finished.error();
-        assert!(error.contains("run.device is \"cuda\""), "{error}");
+        assert!(error.contains("the device \"cuda\" is asked for"), "{error}");
     }
 }
 
@@ -135,9 +147,11 @@ fn checkpoints_that_are_none() {
     );
     assert!(backpack(&["export", "--checkpoint", model, "--output", &scratch.text("out")]).error().contains(damaged));
     assert!(!scratch.path("out").exists());
-    assert!(
-        scratch.train("run", &["--resume", "auto"]).error().contains("none of the run folder's 1 checkpoints verifies")
-    );
+    // None is left to go on from: afresh, and nothing is thrown away.
+    let said = scratch.train("run", &["--resume", "auto", "--stop-after", "1"]).expect(85).stderr;
+    assert!(said.contains("passed over") && said.contains("none of 1 checkpoints verifies: starting afresh"), "{said}");
+    assert!(scratch.path("run/checkpoints/aside-step-00000001/optimizer.safetensors").is_file());
+    assert_eq!(scratch.checkpoints("run"), [1]);
 }
 
 #[test]
@@ -196,6 +210,12 @@ fn prompts_that_cannot_be_taken() {
     let folder = fixture("inv_scale");
     let model = folder.to_str().unwrap();
     let ids = |ids: &str| backpack(&["generate", "--model", model, "--prompt-ids", ids]).error();
+    for (text, why) in
+        [("", "the prompt is empty"), ("-1", "id -1 at place 0"), ("1,,2", "\"\" is no id"), ("x", "\"x\" is no id")]
+    {
+        assert!(ids(text).contains(why), "{text}");
+    }
+    backpack(&["generate", "--model", model, "--prompt-ids", "1, 2", "--max-new-tokens", "1"]).expect(0);
     assert!(ids("1,311").contains("id 311 at place 1 is outside the model's vocabulary of 311"));
     assert!(ids(&vec!["1"; 33].join(",")).contains("33 tokens are more than the model's context of 32"));
     let error = backpack(&["generate", "--model", model, "--prompt", ""]).error();
@@ -213,9 +233,11 @@ fn prompts_that_cannot_be_taken() {
     assert!(dump(&["--ids", "400"]).contains("id 400 at place 0"));
     let file = scratch.path("ids.bin");
     write_ids(&file, &[1; 40]);
-    assert!(dump(&["--ids-file", file.to_str().unwrap()]).contains("40 tokens are more"));
+    assert!(dump(&["--ids-file", file.to_str().unwrap()]).contains("holds more ids than the model's context of 32"));
     fs::write(&file, [1u8; 3]).unwrap();
     assert!(dump(&["--ids-file", file.to_str().unwrap()]).contains("3 bytes"));
+    // No more of a file is read than could be used.
+    assert!(dump(&["--ids-file", "/dev/zero"]).contains("holds more ids than the model's context"));
     fs::write(&file, []).unwrap();
     assert!(dump(&["--ids-file", file.to_str().unwrap()]).contains("there are no tokens"));
 }

@@ -122,15 +122,22 @@ fn a_damaged_checkpoint_is_passed_over_or_refused_by_name() {
 }
 
 #[test]
-fn a_named_checkpoint_is_resumed_into_another_folder_but_not_before_a_later_one() {
+fn a_named_checkpoint_is_resumed_into_another_folder_or_its_own() {
     let scratch = Scratch::new();
     scratch.train("run", &["--set", "checkpoint.keep_last=9"]).expect(0);
+    let whole = fs::read(scratch.checkpoint("run", 12).join("model.safetensors")).unwrap();
     let from = scratch.checkpoint("run", 4);
-    let error = scratch.train("run", &["--resume", from.to_str().unwrap()]).error();
-    assert!(error.contains("later checkpoint"), "{error}");
     scratch.train("branch", &["--resume", from.to_str().unwrap()]).expect(0);
-    let weights = |run: &str| fs::read(scratch.checkpoint(run, 12).join("model.safetensors")).unwrap();
-    assert_eq!(weights("run"), weights("branch"));
+    assert_eq!(fs::read(scratch.checkpoint("branch", 12).join("model.safetensors")).unwrap(), whole);
+    let metrics = exact(&scratch.metrics("run"));
+    // What came after it in its own folder is kept, but no longer counts as the run's.
+    scratch.train("run", &["--resume", from.to_str().unwrap(), "--stop-after", "5"]).expect(85);
+    assert_eq!(scratch.checkpoints("run"), [4, 5]);
+    assert_eq!(exact(&scratch.metrics("run"))[..4], metrics[..4]);
+    assert!(scratch.path("run/checkpoints/aside-step-00000012/state.json").is_file());
+    scratch.train("run", &["--resume", "auto"]).expect(0);
+    assert_eq!(fs::read(scratch.checkpoint("run", 12).join("model.safetensors")).unwrap(), whole);
+    assert_eq!(exact(&scratch.metrics("run")), metrics);
 }
 
 #[test]

@@ -172,7 +172,7 @@ impl Scratch {
         let mut steps: Vec<u64> = fs::read_dir(folder)
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .map(|name| name.strip_prefix("step-").unwrap().parse().unwrap())
+            .filter_map(|name| Some(name.strip_prefix("step-")?.parse().unwrap()))
             .collect();
         steps.sort_unstable();
         steps

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use model::LanguageModel;
 
@@ -42,7 +42,7 @@ impl Compute {
 
 impl Machine {
     pub(crate) fn load(&self, folder: &Path) -> Result<LanguageModel> {
-        trainer::set_threads(self.threads);
+        trainer::set_threads(self.threads)?;
         let device = trainer::select_device(match self.device {
             DeviceName::Auto => trainer::Device::Auto,
             DeviceName::Cpu => trainer::Device::Cpu,
@@ -51,4 +51,18 @@ impl Machine {
         trainer::verify_model(folder)?;
         model::load_folder(folder, device)
     }
+}
+
+/// Ids from a command line: whole numbers with commas between them.
+///
+/// # Errors
+/// Naming what is none.
+pub(crate) fn parse_ids(text: &str) -> Result<Vec<i64>> {
+    if text.trim().is_empty() {
+        return Ok(Vec::new());
+    }
+    let id = |word: &str| {
+        word.trim().parse().with_context(|| format!("\"{word}\" is no id: give whole numbers, as in 1,2,3"))
+    };
+    text.split(',').map(id).collect()
 }

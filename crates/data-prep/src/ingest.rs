@@ -326,14 +326,3 @@ impl<'a> Writer<'a> {
         Commit { hashes: [self.hashes, self.at.hashes].concat(), ..self.at }
     }
 }
-
-/// Refuses a corpus without a token.
-///
-/// # Errors
-/// Then.
-pub(crate) fn require_tokens(spooled: Extent) -> Result<()> {
-    if spooled.tokens == 0 {
-        bail!("the corpus is empty: {} documents and no token in them", spooled.documents);
-    }
-    Ok(())
-}

@@ -99,12 +99,16 @@ pub fn permutation(seed: u64, n: u32) -> Vec<u32> {
     order
 }
 
+/// How many of `n` documents go to validation.
+pub(crate) fn validation_documents(n: u64, fraction: f64) -> u64 {
+    ((n as f64 * fraction).ceil() as u64).min(n)
+}
+
 /// Document numbers of the train and the validation split, each in the order it is written:
 /// `datasets`' `train_test_split(test_size=fraction, seed=seed, shuffle=True)`.
 pub fn split_documents(n: u32, fraction: f64, seed: u64) -> (Vec<u32>, Vec<u32>) {
-    let validation = (f64::from(n) * fraction).ceil() as usize;
     let mut order = permutation(seed, n);
-    let train = order.split_off(validation.min(n as usize));
+    let train = order.split_off(validation_documents(u64::from(n), fraction) as usize);
     (train, order)
 }
 

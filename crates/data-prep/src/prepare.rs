@@ -5,12 +5,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::ingest::{ingest, require_tokens};
+use crate::ingest::ingest;
 use crate::journal::Commit;
 use crate::manifest::{FORMAT_VERSION, MANIFEST_FILE, Manifest, Source};
+use crate::permutation::validation_documents;
 use crate::place::place;
 use crate::recipe::Recipe;
 use crate::sources::{self, SourceFile};
+use crate::spool::Extent;
 use crate::tokenize::Encoder;
 use crate::workplace::{Plan, Settings, Workplace};
 
@@ -125,11 +127,20 @@ pub fn prepare(options: &PrepareOptions, report: &(dyn Fn(Event<'_>) + Sync)) ->
             from.position.spooled.documents
         )));
     }
-    let made = make(options, &plan, &encoder, &workplace, from, report);
-    match made {
+    let once = plan.files.iter().any(SourceFile::is_standard_input);
+    let read = ingest(options, &plan.files, &encoder, &workplace.folder, from, report);
+    let read = read.and_then(|read| match require_output(options, read.position.spooled) {
+        Ok(()) => Ok(read),
+        Err(why) => {
+            // The same again would end the same.
+            workplace.discard();
+            Err(why)
+        }
+    });
+    match read.and_then(|read| make(options, &plan, &encoder, &workplace, &read, report)) {
         Ok(manifest) => Ok(Prepared { manifest, was_there: false }),
         // Standard input cannot be read again, and a first mistake leaves nothing to keep.
-        Err(why) if plan.files.iter().any(SourceFile::is_standard_input) || !workplace.holds_work() => {
+        Err(why) if once || !workplace.holds_work() => {
             workplace.discard();
             Err(why)
         }
@@ -140,6 +151,12 @@ pub fn prepare(options: &PrepareOptions, report: &(dyn Fn(Event<'_>) + Sync)) ->
     }
 }
 
+/// More threads than any machine has cores.
+const MOST_THREADS: usize = 4_096;
+
+/// Shards that names of five digits keep in their order.
+const MOST_SHARDS: u64 = 100_000;
+
 fn validate(options: &PrepareOptions) -> Result<()> {
     let PrepareOptions { val_fraction, shard_tokens, .. } = *options;
     ensure!(
@@ -147,6 +164,28 @@ fn validate(options: &PrepareOptions) -> Result<()> {
         "--val-fraction is {val_fraction}: it must be above 0 and below 1"
     );
     ensure!(shard_tokens > 0, "--shard-tokens is 0: a shard holds at least one token");
+    ensure!(
+        options.threads <= MOST_THREADS,
+        "--threads is {}: at most {MOST_THREADS} are possible, and 0 means all cores",
+        options.threads
+    );
+    Ok(())
+}
+
+/// Refuses a corpus of which nothing usable would come.
+fn require_output(options: &PrepareOptions, spooled: Extent) -> Result<()> {
+    let Extent { documents, tokens, .. } = spooled;
+    ensure!(tokens > 0, "the corpus is empty: {documents} documents and no token in them");
+    let PrepareOptions { val_fraction, shard_tokens, .. } = *options;
+    ensure!(
+        validation_documents(documents, val_fraction) < documents,
+        "the train split would be empty: all {documents} document(s) go to validation at --val-fraction {val_fraction}; prepare more text or lower it"
+    );
+    ensure!(
+        tokens / shard_tokens < MOST_SHARDS,
+        "--shard-tokens {shard_tokens} would make {} shards: at most {MOST_SHARDS} keep their order by name; use larger ones",
+        tokens / shard_tokens
+    );
     Ok(())
 }
 
@@ -155,13 +194,10 @@ fn make(
     plan: &Plan,
     encoder: &Encoder,
     workplace: &Workplace,
-    from: Commit,
+    read: &Commit,
     report: &(dyn Fn(Event<'_>) + Sync),
 ) -> Result<Manifest> {
-    let folder = &workplace.folder;
-    let read = ingest(options, &plan.files, encoder, folder, from, report)?;
-    require_tokens(read.position.spooled)?;
-    let (train, val) = place(options, folder, read.position.spooled.documents, report)?;
+    let (train, val) = place(options, &workplace.folder, read.position.spooled.documents, report)?;
     let source = |(file, hash): (&SourceFile, &Option<String>)| Source {
         path: file.path.display().to_string(),
         bytes: file.bytes,

@@ -69,6 +69,17 @@ pub fn verify(folder: &Path) -> Result<VerifyReport> {
     ensure!(folder.is_dir(), "the data folder {} is not there", folder.display());
     let (manifest, _) = Manifest::load(folder)?
         .with_context(|| format!("{} has no {MANIFEST_FILE}: nothing can be verified", folder.display()))?;
+    let known: Vec<&str> = manifest.train.shards.iter().chain(&manifest.val.shards).map(|s| s.name.as_str()).collect();
+    for entry in std::fs::read_dir(folder).with_context(|| format!("{} cannot be read", folder.display()))? {
+        let name = entry.with_context(|| format!("{} cannot be read", folder.display()))?.file_name();
+        let name = name.to_string_lossy();
+        let shard = name.ends_with(".bin") && (name.starts_with("train-") || name.starts_with("val-"));
+        ensure!(
+            !shard || known.contains(&name.as_ref()),
+            "{} is a shard that {MANIFEST_FILE} does not name: remove it",
+            folder.join(name.as_ref()).display()
+        );
+    }
     let check = |split: &SplitManifest| verify_split(folder, split, &manifest);
     Ok(VerifyReport { train: check(&manifest.train)?, val: check(&manifest.val)?, manifest })
 }

@@ -61,8 +61,9 @@ impl Workplace {
     /// When another process holds it, or it cannot be made.
     pub(crate) fn open(output: &Path) -> Result<Self> {
         let cannot = || format!("the output folder {} cannot be made", output.display());
-        let name =
-            output.file_name().with_context(|| format!("the output {} has no name of its own", output.display()))?;
+        let name = output
+            .file_name()
+            .with_context(|| format!("the output {} has no name of its own: name a new folder", output.display()))?;
         let folder = output.with_file_name(format!(".{}.partial", name.to_string_lossy()));
         fs::create_dir_all(&folder).with_context(cannot)?;
         let lock = File::open(&folder).with_context(cannot)?;

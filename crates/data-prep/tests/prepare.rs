@@ -139,6 +139,8 @@ fn bad_input_is_named_and_leaves_nothing_behind() {
     };
     assert!(with(|o| o.val_fraction = 1.0).contains("--val-fraction is 1"));
     assert!(with(|o| o.shard_tokens = 0).contains("--shard-tokens is 0"));
+    assert!(with(|o| o.threads = 1 << 20).contains("--threads is 1048576"));
+    assert!(with(|o| o.val_fraction = 0.6).contains("the train split would be empty: all 2 document(s)"));
     assert!(with(|o| o.tokenizer = PathBuf::from("none.json")).contains("none.json cannot be read"));
     assert!(!output.exists());
 }
@@ -195,6 +197,10 @@ fn verifying_names_the_damaged_shard() {
     bytes[0] ^= 1;
     fs::write(&shard, bytes).unwrap();
     assert!(verify(&output).unwrap_err().to_string().contains("train-00000.bin is damaged"));
+    fs::write(output.join("val-00007.bin"), [0, 0]).unwrap();
+    assert!(
+        verify(&output).unwrap_err().to_string().contains("val-00007.bin is a shard that manifest.json does not name")
+    );
 }
 
 /// About `megabytes` of text in jsonl, different for every seed.

@@ -17,21 +17,25 @@ pub const CONFIG_FILE: &str = "config.json";
 /// The weights.
 pub const WEIGHTS_FILE: &str = "model.safetensors";
 
+/// The shape of a folder's model.
+///
+/// # Errors
+/// Naming the folder, the file, or the key that is missing or wrong.
+pub fn load_config(folder: &Path) -> Result<ModelConfig> {
+    ensure!(folder.is_dir(), "{} is not a folder: a model folder or a training checkpoint is wanted", folder.display());
+    let path = folder.join(CONFIG_FILE);
+    let text = fs::read_to_string(&path).with_context(|| {
+        format!("{} cannot be read: a model folder holds {CONFIG_FILE} and {WEIGHTS_FILE}", path.display())
+    })?;
+    ModelConfig::from_hugging_face(&text).with_context(|| format!("{} is not usable", path.display()))
+}
+
 /// Loads a model; its `config.json` decides the shapes.
 ///
 /// # Errors
 /// Naming the folder, file, and key or tensor that is missing or wrong.
 pub fn load_folder(folder: &Path, device: Device) -> Result<LanguageModel> {
-    ensure!(
-        folder.is_dir(),
-        "{} is not a folder: --model wants a model folder or a training checkpoint",
-        folder.display()
-    );
-    let path = folder.join(CONFIG_FILE);
-    let text = fs::read_to_string(&path).with_context(|| {
-        format!("{} cannot be read: a model folder holds {CONFIG_FILE} and {WEIGHTS_FILE}", path.display())
-    })?;
-    let config = ModelConfig::from_hugging_face(&text).with_context(|| format!("{} is not usable", path.display()))?;
+    let config = load_config(folder)?;
     let path = folder.join(WEIGHTS_FILE);
     let tensors = read_tensors(&path)?;
     let parameters = Parameters::from_tensors(&config, tensors, device)

@@ -20,7 +20,7 @@ pub use backpack::Backpack;
 pub use body::Body;
 pub use config::{GPT2_END_OF_TEXT, Kind, ModelConfig};
 pub use edits::SenseEdit;
-pub use folder::{CONFIG_FILE, WEIGHTS_FILE, load_folder, save_folder};
+pub use folder::{CONFIG_FILE, WEIGHTS_FILE, load_config, load_folder, save_folder};
 pub use generate::{Sampling, generate};
 pub use language_model::LanguageModel;
 pub use layers::{Kernels, Pass};

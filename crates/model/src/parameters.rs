@@ -151,6 +151,12 @@ impl Parameters {
                 tensor.size(),
                 spec.shape
             );
+            ensure!(
+                tensor.is_floating_point(),
+                "tensor {} is stored as {:?}: weights are floating-point numbers",
+                spec.name,
+                tensor.kind()
+            );
             let own = tensor.to_device(device).to_kind(tch::Kind::Float).contiguous();
             by_name.insert(spec.name, own.set_requires_grad(true));
         }
@@ -268,6 +274,9 @@ mod tests {
         let mut wrong = tensors();
         wrong.insert("transformer.ln_f.bias".into(), Tensor::zeros([33], (tch::Kind::Float, Device::Cpu)));
         assert_eq!(load(wrong), "tensor transformer.ln_f.bias has shape [33], but config.json asks for [32]");
+        let mut whole = tensors();
+        whole.insert("transformer.ln_f.bias".into(), Tensor::zeros([32], (tch::Kind::Int, Device::Cpu)));
+        assert!(load(whole).starts_with("tensor transformer.ln_f.bias is stored as Int: weights are"));
         let mut extra = tensors();
         extra.insert("lm_head.weight".into(), Tensor::zeros([1], (tch::Kind::Float, Device::Cpu)));
         extra.insert("transformer.h.1.ln_1.bias".into(), Tensor::zeros([1], (tch::Kind::Float, Device::Cpu)));

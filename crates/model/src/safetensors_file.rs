@@ -1,14 +1,13 @@
 //! Tensors in `.safetensors` files: read one at a time, written with bytes that depend on
 //! names and values alone.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
-use safetensors::tensor::{Dtype, Metadata, View};
+use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use tch::{Device, Kind, Tensor};
 
 /// Reads every tensor of a file, on the CPU, in the type it is stored in.
@@ -78,59 +77,59 @@ fn kind_of(dtype: Dtype) -> Result<Kind> {
     })
 }
 
-/// A tensor whose bytes are copied out only while they are written.
-struct Stored {
-    tensor: Tensor,
-    dtype: Dtype,
-    shape: Vec<usize>,
-}
-
-impl View for Stored {
-    fn dtype(&self) -> Dtype {
-        self.dtype
-    }
-
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        let mut bytes = vec![0u8; self.data_len()];
-        self.tensor.copy_data_u8(&mut bytes, self.tensor.numel());
-        Cow::Owned(bytes)
-    }
-
-    fn data_len(&self) -> usize {
-        self.tensor.numel() * self.tensor.kind().elt_size_in_bytes()
-    }
-}
-
-/// Writes tensors (fp32, bf16, fp16 or int64) and waits until they are on the disk.
+/// Writes tensors (fp32, bf16, fp16 or int64) and waits until they are on the disk. The
+/// file is written where it is, not replaced, and holds one tensor's bytes in memory at a
+/// time; on an error half a file may stay.
 ///
 /// # Errors
 /// Naming the file, for instance when the disk is full.
 pub fn write_tensors<'a>(path: &Path, tensors: impl IntoIterator<Item = (&'a str, &'a Tensor)>) -> Result<()> {
-    let write = || -> Result<()> {
-        let mut stored = Vec::new();
-        for (name, tensor) in tensors {
-            let dtype = match tensor.kind() {
-                Kind::Float => Dtype::F32,
-                Kind::BFloat16 => Dtype::BF16,
-                Kind::Half => Dtype::F16,
-                Kind::Int64 => Dtype::I64,
-                other => bail!("tensor {name} has type {other:?}, which is not written here"),
-            };
-            let tensor = tch::no_grad(|| tensor.detach().f_to_device(Device::Cpu))?.f_contiguous()?;
-            let shape = tensor.size().iter().map(|&n| n as usize).collect();
-            stored.push((name, Stored { tensor, dtype, shape }));
-        }
-        // `transformers` refuses files that do not say which framework's layout they hold.
-        let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-        safetensors::serialize_to_file(stored, Some(metadata), path)?;
-        File::open(path)?.sync_all()?;
-        Ok(())
-    };
-    write().with_context(|| format!("{} cannot be written", path.display()))
+    write(path, tensors.into_iter().collect()).with_context(|| format!("{} cannot be written", path.display()))
+}
+
+fn write(path: &Path, tensors: Vec<(&str, &Tensor)>) -> Result<()> {
+    let mut described = Vec::new();
+    for (name, tensor) in tensors {
+        let dtype = match tensor.kind() {
+            Kind::Float => Dtype::F32,
+            Kind::BFloat16 => Dtype::BF16,
+            Kind::Half => Dtype::F16,
+            Kind::Int64 => Dtype::I64,
+            other => bail!("tensor {name} has type {other:?}, which is not written here"),
+        };
+        described.push((dtype, name, tensor));
+    }
+    // The order of the safetensors library: by falling alignment, then by name.
+    described.sort_by(|a, b| b.0.cmp(&a.0).then(a.1.cmp(b.1)));
+    let mut end = 0;
+    let infos = described.iter().map(|(dtype, name, tensor)| {
+        let start = end;
+        end += tensor.numel() * tensor.kind().elt_size_in_bytes();
+        let shape = tensor.size().iter().map(|&n| n as usize).collect();
+        ((*name).to_owned(), TensorInfo { dtype: *dtype, shape, data_offsets: (start, end) })
+    });
+    // `transformers` refuses files that do not say which framework's layout they hold.
+    let format = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    let mut header = serde_json::to_vec(&Metadata::new(Some(format), infos.collect())?)?;
+    // The tensors' bytes begin aligned to 8.
+    header.resize(header.len().next_multiple_of(8), b' ');
+
+    let mut file = BufWriter::new(File::create(path)?);
+    file.write_all(&(header.len() as u64).to_le_bytes())?;
+    file.write_all(&header)?;
+    let mut bytes = Vec::new();
+    for (_, _, tensor) in described {
+        let tensor = tch::no_grad(|| tensor.detach().f_to_device(Device::Cpu))?.f_contiguous()?;
+        bytes.resize(tensor.numel() * tensor.kind().elt_size_in_bytes(), 0);
+        tensor.f_copy_data_u8(&mut bytes, tensor.numel())?;
+        file.write_all(&bytes)?;
+    }
+    let file = file.into_inner().map_err(std::io::IntoInnerError::into_error)?;
+    // Devices and pipes have nothing to wait for.
+    if file.metadata()?.is_file() {
+        file.sync_all()?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -172,6 +171,24 @@ mod tests {
         for (name, tensor) in &tensors {
             assert_eq!(&back[name], tensor);
         }
+    }
+
+    #[test]
+    fn a_file_is_written_in_place_readable_by_others_and_a_full_disk_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let (target, link) = (folder.path().join("target"), folder.path().join("link"));
+        std::os::unix::fs::symlink(&target, &link).unwrap();
+        let t = Tensor::arange(6, (Kind::Float, Device::Cpu));
+        write_tensors(&link, [("t", &t)]).unwrap();
+        assert_eq!(read_tensors(&target).unwrap()["t"], t);
+        let new = File::create(folder.path().join("new")).unwrap();
+        assert_eq!(std::fs::metadata(&target).unwrap().permissions(), new.metadata().unwrap().permissions());
+        let error = write_tensors(Path::new("/dev/full"), [("t", &t)]).unwrap_err();
+        assert!(format!("{error:#}").contains("/dev/full cannot be written: No space left"), "{error:#}");
+        // The library reads the same.
+        let bytes = std::fs::read(&target).unwrap();
+        let read = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        assert_eq!((read.len(), read.tensor("t").unwrap().shape()), (1, &[6][..]));
     }
 
     #[test]

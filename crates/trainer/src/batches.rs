@@ -49,16 +49,16 @@ impl<'de> Deserialize<'de> for MicroBatch {
         #[derive(Deserialize)]
         #[serde(untagged)]
         enum Either {
-            Number(u64),
+            Number(i64),
             Word(String),
         }
-        match Either::deserialize(deserializer)? {
-            Either::Number(n) => Ok(MicroBatch::Sequences(n)),
-            Either::Word(word) if word == "auto" => Ok(MicroBatch::Auto),
-            Either::Word(word) => Err(serde::de::Error::custom(format!(
-                "batch.micro_batch is \"{word}\": it must be a whole number or \"auto\""
-            ))),
-        }
+        let is = match Either::deserialize(deserializer)? {
+            Either::Number(n @ 1..) => return Ok(MicroBatch::Sequences(n as u64)),
+            Either::Word(word) if word == "auto" => return Ok(MicroBatch::Auto),
+            Either::Number(n) => n.to_string(),
+            Either::Word(word) => format!("\"{word}\""),
+        };
+        Err(serde::de::Error::custom(format!("it is {is}: it must be a whole number of at least 1 or \"auto\"")))
     }
 }
 
@@ -84,7 +84,7 @@ impl BatchConfig {
             tokens > 0 && tokens.is_multiple_of(sequence_length),
             "batch.tokens {tokens} is no multiple of data.sequence_length {sequence_length}: use {} or {}",
             (tokens / sequence_length).max(1) * sequence_length,
-            (tokens / sequence_length + 1) * sequence_length
+            ((tokens / sequence_length).max(1) + 1) * sequence_length
         );
         let sequences = tokens / sequence_length;
         ensure!(

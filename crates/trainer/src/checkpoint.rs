@@ -77,6 +77,8 @@ pub struct State {
     pub config_sha256: String,
     /// Of the data's manifest; absent where the data has none.
     pub manifest_sha256: Option<String>,
+    /// Tokens of the training split: what is known of data without a manifest.
+    pub train_tokens: u64,
     /// Processes of the run.
     pub world_size: u64,
     /// Of this program and of libtorch.
@@ -94,10 +96,15 @@ const FORMAT_VERSION: u32 = 1;
 const STATE_FILE: &str = "state.json";
 const OPTIMIZER_FILE: &str = "optimizer.safetensors";
 const NAME_PREFIX: &str = "step-";
+const ASIDE_PREFIX: &str = "aside-";
 
 impl State {
     /// A new state at this version, before any file is written.
-    pub(crate) fn new(config: &crate::config::Config, manifest_sha256: Option<String>) -> Result<Self> {
+    pub(crate) fn new(
+        config: &crate::config::Config,
+        manifest_sha256: Option<String>,
+        train_tokens: u64,
+    ) -> Result<Self> {
         Ok(State {
             format_version: FORMAT_VERSION,
             step: 0,
@@ -108,6 +115,7 @@ impl State {
             best_step: None,
             config_sha256: hex(&Sha256::digest(config.to_toml()?)),
             manifest_sha256,
+            train_tokens,
             world_size: 1,
             versions: BTreeMap::from([
                 ("backpack".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
@@ -257,11 +265,31 @@ impl Store {
         let Ok(entries) = fs::read_dir(&self.folder) else { return Ok(()) };
         for entry in entries.flatten() {
             if entry.file_name().to_string_lossy().starts_with('.') {
-                fs::remove_dir_all(entry.path())
-                    .with_context(|| format!("{} cannot be removed", entry.path().display()))?;
+                remove(&entry.path())?;
             }
         }
         Ok(())
+    }
+
+    /// Renames the checkpoints past `step` (all for `None`), so that no later resume takes
+    /// them for this run's. Gives their new names.
+    ///
+    /// # Errors
+    /// When one cannot be renamed.
+    pub(crate) fn set_aside_after(&self, step: Option<u64>) -> Result<Vec<PathBuf>> {
+        let mut moved = Vec::new();
+        for (later, folder) in self.list()? {
+            if step.is_none_or(|step| later > step) {
+                let aside = self.folder.join(format!("{ASIDE_PREFIX}{NAME_PREFIX}{later:08}"));
+                // Set aside twice: the newer one counts.
+                if aside.exists() {
+                    remove(&aside)?;
+                }
+                fs::rename(&folder, &aside).with_context(|| format!("{} cannot be renamed", folder.display()))?;
+                moved.push(aside);
+            }
+        }
+        Ok(moved)
     }
 
     /// Writes a checkpoint and then deletes those that the policy lets go.
@@ -277,7 +305,7 @@ impl Store {
                 sync(self.folder.parent().unwrap_or(Path::new(".")))?;
             }
             if partial.exists() {
-                fs::remove_dir_all(&partial)?;
+                remove(&partial)?;
             }
             fs::create_dir(&partial)?;
             save_folder(model, &partial)?;
@@ -320,11 +348,17 @@ impl Store {
             .collect();
         for step in to_delete(&candidates, self.policy) {
             for (_, folder) in checkpoints.iter().filter(|(s, _)| *s == step) {
-                fs::remove_dir_all(folder).with_context(|| format!("{} cannot be removed", folder.display()))?;
+                remove(folder)?;
             }
         }
         Ok(())
     }
+}
+
+/// Whatever stands there.
+fn remove(path: &Path) -> Result<()> {
+    let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    removed.with_context(|| format!("{} cannot be removed", path.display()))
 }
 
 fn sync(path: &Path) -> Result<()> {
@@ -352,6 +386,12 @@ pub(crate) fn compare(state: &State, now: &State) -> Result<Vec<String>> {
             "the data is not the checkpoint's: the SHA-256 of its manifest differs; start a new run with checkpoint.init_from to train on other data"
         );
     }
+    ensure!(
+        state.train_tokens == now.train_tokens,
+        "the data is not the checkpoint's: its training split has {} tokens and had {}; start a new run with checkpoint.init_from to train on other data",
+        now.train_tokens,
+        state.train_tokens
+    );
     let mut differing = Vec::new();
     let empty = serde_json::Map::new();
     let sections = now.config.as_object().unwrap_or(&empty);
@@ -382,7 +422,7 @@ mod tests {
     use tch::Device;
 
     fn state(step: u64, val_loss: Option<f64>) -> State {
-        State { step, val_loss, ..State::new(&Config::example(), None).unwrap() }
+        State { step, val_loss, ..State::new(&Config::example(), None, 10).unwrap() }
     }
 
     fn tiny() -> (LanguageModel, Optimizer) {
@@ -443,6 +483,7 @@ mod tests {
         let store = store(folder.path());
         store.save(&model, &optimizer, state(10, None)).unwrap();
         fs::create_dir(folder.path().join("checkpoints/.step-00000020")).unwrap();
+        fs::write(folder.path().join("checkpoints/.step-00000030"), "a file").unwrap();
         store.remove_partial().unwrap();
         assert_eq!(fs::read_dir(folder.path().join("checkpoints")).unwrap().count(), 1);
         // A file where the store wants its folder: nothing can be written there.
@@ -466,12 +507,14 @@ mod tests {
         let saved = state(5, None);
         let mut config = Config::example();
         config.optimizer.weight_decay = 0.2;
-        let now = State::new(&config, None).unwrap();
+        let now = State::new(&config, None, 10).unwrap();
         assert_eq!(compare(&saved, &now).unwrap(), ["optimizer.weight_decay 0.1 -> 0.2"]);
         config.run.seed = 3;
-        let error = compare(&saved, &State::new(&config, None).unwrap()).unwrap_err().to_string();
+        let error = compare(&saved, &State::new(&config, None, 10).unwrap()).unwrap_err().to_string();
         assert!(error.starts_with("run.seed is 3, but the checkpoint was made with 1111"), "{error}");
-        let other_data = State::new(&Config::example(), Some("00".into())).unwrap();
+        let other_data = State::new(&Config::example(), Some("00".into()), 10).unwrap();
         assert!(compare(&saved, &other_data).unwrap_err().to_string().contains("data is not the checkpoint's"));
+        let other_data = State::new(&Config::example(), None, 11).unwrap();
+        assert!(compare(&saved, &other_data).unwrap_err().to_string().contains("has 11 tokens and had 10"));
     }
 }

@@ -1,5 +1,6 @@
 //! A run's configuration: the TOML file's sections, each defined beside its user.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
@@ -33,6 +34,16 @@ impl Precision {
             Precision::Fp32 => tch::Kind::Float,
             Precision::Fp16 => tch::Kind::Half,
         }
+    }
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Precision::Bf16 => "bf16",
+            Precision::Fp32 => "fp32",
+            Precision::Fp16 => "fp16",
+        })
     }
 }
 

@@ -27,9 +27,12 @@ impl Config {
             "{} sets no data.path: name the folder that `backpack prepare-data` wrote, in the file or with --set data.path=FOLDER",
             path.display()
         );
-        let config: Config = Value::Table(table)
-            .try_into()
-            .map_err(|e: toml::de::Error| anyhow::anyhow!("{}: {}", path.display(), e.message().replace('\n', " ")))?;
+        let config: Config = serde_path_to_error::deserialize(Value::Table(table)).map_err(|e| {
+            let message = e.inner().message().replace('\n', " ");
+            // In the words of TOML, not of Rust.
+            let message = message.replace("expected u64", POSITIVE).replace("expected usize", POSITIVE);
+            anyhow::anyhow!("{} is not usable: key {}: {message}", path.display(), e.path())
+        })?;
         config.validate().with_context(|| format!("{} cannot be run", path.display()))?;
         Ok(config)
     }
@@ -42,6 +45,8 @@ impl Config {
         toml::to_string_pretty(self).context("the configuration cannot be written as TOML")
     }
 }
+
+const POSITIVE: &str = "expected a whole number of at least 0";
 
 /// All sections and keys, each with a value of its type.
 fn schema() -> Result<Table> {
@@ -155,6 +160,7 @@ fn apply(table: &mut Table, schema: &Table, assignment: &str) -> Result<()> {
     let (name, text) = assignment.split_once('=').context("it must look like section.key=value")?;
     let (name, text) = (name.trim(), text.trim());
     let (section, key) = name.split_once('.').context("it must look like section.key=value")?;
+    ensure!(!section.is_empty() && !key.is_empty(), "it must look like section.key=value");
     let Value::Table(section_schema) = known(schema, section, section)? else {
         bail!("{section} is no section");
     };

@@ -114,8 +114,17 @@ impl Metrics {
     }
 }
 
-/// Reads a run's metrics for a plot; torn lines are passed over.
-pub(crate) fn read(run_dir: &Path) -> Result<Vec<Record>> {
+/// What a plot takes of a line, whoever wrote it.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+pub(crate) struct Losses {
+    /// Optimiser steps done.
+    pub step: u64,
+    pub loss: Option<f64>,
+    pub val_loss: Option<f64>,
+}
+
+/// Reads a run's losses; torn lines are passed over.
+pub(crate) fn read_losses(run_dir: &Path) -> Result<Vec<Losses>> {
     let path = run_dir.join(METRICS_FILE);
     let text = fs::read_to_string(&path)
         .with_context(|| format!("{} cannot be read: is {} a run folder?", path.display(), run_dir.display()))?;
@@ -155,7 +164,7 @@ mod tests {
         metrics.file.write_all(b"{\"step\":6,\"tok").unwrap();
         let mut metrics = Metrics::open(folder.path(), 3).unwrap();
         metrics.write(&training(4)).unwrap();
-        let steps: Vec<u64> = read(folder.path()).unwrap().iter().map(|r| r.step).collect();
+        let steps: Vec<u64> = read_losses(folder.path()).unwrap().iter().map(|r| r.step).collect();
         assert_eq!(steps, [1, 2, 3, 4]);
     }
 }

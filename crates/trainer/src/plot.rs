@@ -15,18 +15,23 @@ const MOST_POINTS: usize = 2_000;
 /// # Errors
 /// When a run folder has no metrics, or the file cannot be written.
 pub fn plot(run_dirs: &[PathBuf], output: &Path) -> Result<()> {
+    ensure!(
+        output.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("svg")),
+        "{} does not end in .svg: plots are drawn as SVG",
+        output.display()
+    );
     let mut runs = Vec::new();
     for run_dir in run_dirs {
-        let records = metrics::read(run_dir)?;
-        let line = |value: &dyn Fn(&metrics::Record) -> Option<f64>| -> Vec<(f64, f64)> {
+        let records = metrics::read_losses(run_dir)?;
+        let line = |value: &dyn Fn(&metrics::Losses) -> Option<f64>| -> Vec<(f64, f64)> {
             let points = records.iter().filter_map(|r| Some((r.step as f64, value(r).filter(|v| v.is_finite())?)));
             points.collect()
         };
-        let training = thin(&line(&|r| r.training.map(|t| t.loss)));
-        let validation = line(&|r| r.validation.map(|v| v.val_loss));
+        let training = thin(&line(&|r| r.loss));
+        let validation = line(&|r| r.val_loss);
         ensure!(
             !training.is_empty() || !validation.is_empty(),
-            "{} has no finished step to draw",
+            "{} holds no loss to draw",
             run_dir.join(metrics::METRICS_FILE).display()
         );
         let real = run_dir.canonicalize().unwrap_or_else(|_| run_dir.clone());
@@ -34,6 +39,9 @@ pub fn plot(run_dirs: &[PathBuf], output: &Path) -> Result<()> {
         runs.push((name, training, validation));
     }
     let svg = draw(&runs).context("the plot cannot be drawn")?;
+    if let Some(parent) = output.parent() {
+        std::fs::create_dir_all(parent).with_context(|| format!("{} cannot be made", parent.display()))?;
+    }
     std::fs::write(output, svg).with_context(|| format!("{} cannot be written", output.display()))
 }
 
@@ -107,13 +115,13 @@ mod tests {
         let run = folder.path().join("first");
         std::fs::create_dir(&run).unwrap();
         let lines = concat!(
-            r#"{"step":1,"tokens":8,"loss":5.0,"lr":0.1,"grad_norm":1.0,"tokens_per_s":1.0,"mfu":0.1}"#,
+            r#"{"step":1,"loss":5.0}"#,
             "\n",
             r#"{"step":2,"tokens":16,"val_loss":4.5,"val_ppl":90.0}"#,
             "\n{\"torn"
         );
         std::fs::write(run.join("metrics.jsonl"), lines).unwrap();
-        let svg = folder.path().join("out.svg");
+        let svg = folder.path().join("plots/out.svg");
         plot(&[run], &svg).unwrap();
         let text = std::fs::read_to_string(&svg).unwrap();
         assert!(text.starts_with("<svg") && text.contains("first: training") && text.contains("first: validation"));

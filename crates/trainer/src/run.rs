@@ -69,19 +69,22 @@ struct Data {
 /// In one sentence; what was saved before stays usable.
 pub fn train(config: &Config, request: &Request, stop: &Stop) -> Result<Outcome> {
     let device = select_device(config.run.device)?;
-    let threads = set_threads(config.run.threads);
+    let threads = set_threads(config.run.threads)?;
     let data = open_data(config)?;
     let sequences = data.train.sequences(config.data.sequence_length);
     let plan = Plan::new(config, &config.model, sequences, 1)?;
+    let store = Store::new(&request.run_dir, &config.checkpoint);
+    if let (Some(init), true) = (&config.checkpoint.init_from, store.list()?.is_empty()) {
+        require_shape(config, init, &model::load_config(init).context("checkpoint.init_from")?)?;
+    }
     if request.dry_run {
         eprintln!("{plan}");
         return Ok(Outcome::DryRun);
     }
 
     let folder = RunFolder::open(&request.run_dir)?;
-    let store = Store::new(folder.path(), &config.checkpoint);
-    let mut passed_over = Vec::new();
-    let found = find_checkpoint(&store, &request.resume, &mut passed_over)?;
+    let mut notes = Vec::new();
+    let found = find_checkpoint(&store, &request.resume, &mut notes)?;
     if let Some((_, saved)) = &found
         && saved.step >= config.schedule.max_steps
     {
@@ -90,11 +93,15 @@ pub fn train(config: &Config, request: &Request, stop: &Stop) -> Result<Outcome>
         return Ok(Outcome::Finished);
     }
     let mut console = Console::open(folder.path())?;
-    for line in passed_over {
+    for line in notes {
         console.line(&line);
     }
     store.remove_partial()?;
-    let fresh_state = State::new(config, data.train.manifest_sha256().map(str::to_owned))?;
+    // What cannot be gone on from is kept, under a name that no run takes up.
+    for folder in store.set_aside_after(found.as_ref().map(|(_, saved)| saved.step))? {
+        console.line(&format!("set aside   {}", folder.display()));
+    }
+    let fresh_state = State::new(config, data.train.manifest_sha256().map(str::to_owned), data.train.tokens())?;
     let (mut model, optimizer, state) = match found {
         Some((from, saved)) => resume(config, &from, saved, fresh_state, device, &mut console)?,
         None => start(config, &data, fresh_state, device)?,
@@ -110,7 +117,9 @@ pub fn train(config: &Config, request: &Request, stop: &Stop) -> Result<Outcome>
     let precision = config.run.precision.kind();
     let peak = measure_matmul_peak(precision, device);
     console.line(&format!(
-        "machine     {device:?}, {threads} threads, {precision:?} products at {:.0} GFLOP/s at most",
+        "machine     {}, {threads} threads, {} products at {:.0} GFLOP/s at most",
+        if device.is_cuda() { "cuda" } else { "cpu" },
+        config.run.precision,
         peak / 1e9
     ));
     let events = match config.logging.tensorboard {
@@ -158,8 +167,8 @@ fn open_data(config: &Config) -> Result<Data> {
     Ok(Data { train, val, order })
 }
 
-/// The checkpoint to resume from, verified; `passed_over` gets a line for each that is not.
-fn find_checkpoint(store: &Store, resume: &Resume, passed_over: &mut Vec<String>) -> Result<Option<(PathBuf, State)>> {
+/// The checkpoint to resume from, verified; `notes` gets a line for each that is not.
+fn find_checkpoint(store: &Store, resume: &Resume, notes: &mut Vec<String>) -> Result<Option<(PathBuf, State)>> {
     let present = store.list()?;
     match resume {
         Resume::Never => {
@@ -173,28 +182,23 @@ fn find_checkpoint(store: &Store, resume: &Resume, passed_over: &mut Vec<String>
         }
         Resume::Auto => {
             let found = store.newest(|folder, error| {
-                passed_over.push(format!("passed over {}: {error:#}", folder.display()));
+                notes.push(format!("passed over {}: {error:#}", folder.display()));
             })?;
-            ensure!(
-                found.is_some() || present.is_empty(),
-                "none of the run folder's {} checkpoints verifies ({}): move them away to start afresh",
-                present.len(),
-                passed_over.join("; ")
-            );
+            if found.is_none() && !present.is_empty() {
+                notes.push(format!("warning     none of {} checkpoints verifies: starting afresh", present.len()));
+            }
             Ok(found)
         }
         Resume::From(folder) => {
             ensure!(folder.is_dir(), "the checkpoint {} is not there", folder.display());
-            let state = checkpoint::verify(folder)?;
-            if let Some((_, later)) = present.iter().find(|(step, _)| *step > state.step) {
-                bail!(
-                    "the run folder holds a later checkpoint, {}, which would be mistaken for this run's: move it away, or use another --run-dir",
-                    later.display()
-                );
-            }
-            Ok(Some((folder.clone(), state)))
+            Ok(Some((folder.clone(), checkpoint::verify(folder)?)))
         }
     }
+}
+
+fn require_shape(config: &Config, folder: &Path, shape: &model::ModelConfig) -> Result<()> {
+    let same = config.model.require_same_shapes(shape);
+    same.with_context(|| format!("checkpoint.init_from {} is not of [model]'s shape", folder.display()))
 }
 
 /// Takes up a checkpoint: weights, moments, place in the data.
@@ -226,10 +230,7 @@ fn start(config: &Config, data: &Data, state: State, device: tch::Device) -> Res
         Some(folder) => {
             checkpoint::verify_model(folder)?;
             let model = model::load_folder(folder, device)?;
-            config
-                .model
-                .require_same_shapes(model.config())
-                .with_context(|| format!("checkpoint.init_from {} is not of [model]'s shape", folder.display()))?;
+            require_shape(config, folder, model.config())?;
             model
         }
         None => {
@@ -340,7 +341,7 @@ impl Run<'_> {
         let (loss, grad_norm) = (result.loss.f_double_value(&[])?, result.grad_norm.f_double_value(&[])?);
         ensure!(
             loss.is_finite() && grad_norm.is_finite(),
-            "step {} has loss {loss} and gradient norm {grad_norm}: lower optimizer.learning_rate or lengthen the warm-up, and resume from the last checkpoint",
+            "step {} has loss {loss} and gradient norm {grad_norm}: lower optimizer.learning_rate or lengthen the warm-up, and go on from the last checkpoint, if there is one",
             self.state.step
         );
         Ok((loss, grad_norm))

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 
 use crate::config::Device;
 
@@ -20,12 +20,22 @@ pub fn physical_cores() -> usize {
     }
 }
 
+/// More threads than any machine has cores: libtorch falls over at some tens of thousands.
+const MOST_THREADS: usize = 4_096;
+
 /// Sets libtorch's CPU threads; 0 for the physical cores. Gives the number. Before any
 /// other work in libtorch.
-pub fn set_threads(threads: usize) -> usize {
+///
+/// # Errors
+/// When there are too many.
+pub fn set_threads(threads: usize) -> Result<usize> {
+    ensure!(
+        threads <= MOST_THREADS,
+        "{threads} threads are asked for: at most {MOST_THREADS} are possible, and 0 means the physical cores"
+    );
     let threads = if threads == 0 { physical_cores() } else { threads };
     tch::set_num_threads(threads as i32);
-    threads
+    Ok(threads)
 }
 
 /// The device to compute on, CUDA loaded where it is to be used.
@@ -43,12 +53,12 @@ pub fn select_device(device: Device) -> Result<tch::Device> {
     match (device, loaded) {
         (Device::Cuda, Err(error)) => {
             bail!(
-                "run.device is \"cuda\", but CUDA cannot be loaded ({error}): run `scripts/setup.sh --cuda`, or use \"cpu\""
+                "the device \"cuda\" is asked for, but CUDA cannot be loaded ({error}): run `scripts/setup.sh --cuda`, or use \"cpu\""
             )
         }
         (Device::Cuda, Ok(())) => {
             bail!(
-                "run.device is \"cuda\", and CUDA is loaded, but no GPU can be used: check `nvidia-smi`, or use \"cpu\""
+                "the device \"cuda\" is asked for, and CUDA is loaded, but no GPU can be used: check `nvidia-smi`, or use \"cpu\""
             )
         }
         _ => Ok(tch::Device::Cpu),

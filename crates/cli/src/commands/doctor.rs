@@ -14,7 +14,7 @@ pub(crate) struct Doctor {}
 
 impl Doctor {
     pub(crate) fn run(self) -> Result<()> {
-        let threads = trainer::set_threads(0);
+        let threads = trainer::set_threads(0)?;
         let torch = torch_ext::describe()?;
         let allowed = std::thread::available_parallelism().map_or(1, usize::from);
         let mut out = io::stdout().lock();

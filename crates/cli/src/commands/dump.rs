@@ -1,4 +1,5 @@
-use std::fs;
+use std::fs::{self, File};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
@@ -6,7 +7,7 @@ use clap::Args;
 use model::{Pass, write_tensors};
 use tch::{Kind, Tensor};
 
-use crate::compute::Compute;
+use crate::compute::{Compute, parse_ids};
 use crate::tokenizer;
 
 /// Write what a model computes for a text, as safetensors
@@ -35,8 +36,8 @@ struct Input {
     #[arg(long, value_name = "TEXT")]
     text: Option<String>,
     /// Ids
-    #[arg(long, value_name = "1,2,3", value_delimiter = ',')]
-    ids: Option<Vec<i64>>,
+    #[arg(long, value_name = "1,2,3", allow_hyphen_values = true)]
+    ids: Option<String>,
     /// A file of ids, uint16 little-endian
     #[arg(long, value_name = "F.bin")]
     ids_file: Option<PathBuf>,
@@ -44,15 +45,15 @@ struct Input {
 
 impl Dump {
     pub(crate) fn run(self) -> Result<()> {
+        let model = self.compute.load()?;
         let ids = match (&self.input.text, &self.input.ids, &self.input.ids_file) {
             (Some(text), _, _) => {
                 tokenizer::encode(&tokenizer::load(self.tokenizer.as_deref(), &self.compute.model)?, text)?
             }
-            (_, Some(ids), _) => ids.clone(),
-            (_, _, Some(path)) => read_ids(path)?,
+            (_, Some(ids), _) => parse_ids(ids)?,
+            (_, _, Some(path)) => read_ids(path, model.config().n_positions as u64)?,
             _ => Vec::new(),
         };
-        let model = self.compute.load()?;
         model.check_ids(&ids)?;
         let row = Tensor::from_slice(&ids);
         let input = row.unsqueeze(0).to_device(model.device());
@@ -73,12 +74,24 @@ impl Dump {
             tensors.push(("logits", model.head(&hidden, pass).get(0).to_kind(Kind::Float)));
             tensors
         });
+        if let Some(parent) = self.output.parent() {
+            fs::create_dir_all(parent).with_context(|| format!("{} cannot be made", parent.display()))?;
+        }
         write_tensors(&self.output, tensors.iter().map(|(name, tensor)| (*name, tensor)))
     }
 }
 
-fn read_ids(path: &Path) -> Result<Vec<i64>> {
-    let bytes = fs::read(path).with_context(|| format!("the ids file {} cannot be read", path.display()))?;
+/// No more is read than can be used: a wrong path may name a file of any size.
+fn read_ids(path: &Path, context: u64) -> Result<Vec<i64>> {
+    let mut bytes = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(2 * (context + 1)).read_to_end(&mut bytes))
+        .with_context(|| format!("the ids file {} cannot be read", path.display()))?;
+    ensure!(
+        bytes.len() as u64 <= 2 * context,
+        "the ids file {} holds more ids than the model's context of {context} (n_positions): give fewer",
+        path.display()
+    );
     ensure!(
         bytes.len() % 2 == 0,
         "the ids file {} has {} bytes: uint16 ids take an even number",

@@ -42,7 +42,12 @@ impl Export {
         let model = self.machine.load(&self.checkpoint)?;
 
         // Complete under another name first, so that a folder of the final name is whole.
-        let name = self.output.file_name().context("--output has no name")?.to_string_lossy().into_owned();
+        let name = self
+            .output
+            .file_name()
+            .with_context(|| format!("--output {} has no name of its own: name a new folder", self.output.display()))?
+            .to_string_lossy()
+            .into_owned();
         let partial = self.output.with_file_name(format!(".{name}.partial"));
         let write = || -> Result<Vec<String>> {
             if partial.exists() {
@@ -89,12 +94,12 @@ impl Export {
                 config.vocab_size
             )]);
         }
-        fs::copy(&path, folder.join("tokenizer.json"))?;
+        copy(&path, &folder.join("tokenizer.json"))?;
         // The files of the slow tokenizer, where they lie beside the fast one's.
         for name in ["vocab.json", "merges.txt"] {
             let beside = path.with_file_name(name);
             if beside.is_file() {
-                fs::copy(beside, folder.join(name))?;
+                copy(&beside, &folder.join(name))?;
             }
         }
         let end = "<|endoftext|>";
@@ -111,6 +116,12 @@ impl Export {
         write_json(folder, "tokenizer_config.json", &tokenizer_config)?;
         Ok(Vec::new())
     }
+}
+
+/// The bytes alone: the copy is the user's, whatever the source's permissions.
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    let bytes = fs::read(from).with_context(|| format!("{} cannot be read", from.display()))?;
+    fs::write(to, bytes).with_context(|| format!("{} cannot be written", to.display()))
 }
 
 fn write_json(folder: &Path, name: &str, value: &serde_json::Value) -> Result<()> {

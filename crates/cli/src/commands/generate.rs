@@ -6,7 +6,7 @@ use clap::Args;
 use model::Sampling;
 use serde_json::json;
 
-use crate::compute::Compute;
+use crate::compute::{Compute, parse_ids};
 use crate::tokenizer;
 
 /// Continue a text
@@ -20,19 +20,19 @@ pub(crate) struct Generate {
     #[arg(long, value_name = "TEXT", required_unless_present = "prompt_ids", conflicts_with = "prompt_ids")]
     prompt: Option<String>,
     /// The ids to continue; needs no tokenizer
-    #[arg(long, value_name = "1,2,3", value_delimiter = ',')]
-    prompt_ids: Option<Vec<i64>>,
+    #[arg(long, value_name = "1,2,3", allow_hyphen_values = true)]
+    prompt_ids: Option<String>,
     /// How many tokens to add
     #[arg(long, value_name = "N", default_value_t = 100)]
     max_new_tokens: usize,
     /// Divides the logits before sampling [default: 1]
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
     temperature: Option<f64>,
     /// Sample among the K most probable tokens only
     #[arg(long, value_name = "K")]
     top_k: Option<usize>,
     /// Sample among the most probable tokens that together reach this probability only
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
     top_p: Option<f64>,
     /// The same seed gives the same text
     #[arg(long, value_name = "S", default_value_t = 0)]
@@ -72,7 +72,9 @@ impl Generate {
                 // The ids may be another vocabulary's: only a tokenizer of the model's own tells.
                 let own =
                     given.map(PathBuf::from).or_else(|| Some(folder.join("tokenizer.json")).filter(|p| p.is_file()));
-                (ids.unwrap_or_default(), own.map(|path| tokenizer::open(&path)).transpose()?)
+                let ids = parse_ids(&ids.unwrap_or_default())?;
+                ensure!(!ids.is_empty(), "the prompt is empty: give at least one id");
+                (ids, own.map(|path| tokenizer::open(&path)).transpose()?)
             }
         };
         let model = self.compute.load()?;

@@ -37,7 +37,7 @@ pub(crate) struct PrepareData {
     #[arg(long, value_name = "NAME", default_value = "text")]
     text_column: String,
     /// Share of the documents that goes to validation
-    #[arg(long, value_name = "X", default_value_t = 0.0005)]
+    #[arg(long, value_name = "X", default_value_t = 0.0005, allow_negative_numbers = true)]
     val_fraction: f64,
     /// Seeds the split and the order
     #[arg(long, value_name = "N", default_value_t = 2357)]

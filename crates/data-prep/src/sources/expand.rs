@@ -23,6 +23,7 @@ pub(crate) fn expand(inputs: &[String], skip_bad: bool) -> Result<Vec<SourceFile
         } else if path.is_dir() {
             files.extend(expand_folder(path, skip_bad)?);
         } else if path.exists() {
+            ensure!(path.is_file(), "{input} is no regular file: hand a pipe over as standard input, with --input -");
             files.push(SourceFile::new(path.to_owned(), format::of(path)?, skip_bad)?);
         } else if input.contains(['*', '?', '[']) {
             files.extend(expand_glob(input, skip_bad)?);
@@ -46,7 +47,7 @@ fn expand_glob(pattern: &str, skip_bad: bool) -> Result<Vec<SourceFile>> {
             found.push(path);
         }
     }
-    ensure!(!found.is_empty(), "the glob {pattern} matches no file");
+    ensure!(!found.is_empty(), "the glob {pattern} matches no file (folders it matches are not read: name them)");
     sort(&mut found);
     found.into_iter().map(|path| format::of(&path).and_then(|format| SourceFile::new(path, format, skip_bad))).collect()
 }
@@ -115,7 +116,7 @@ mod tests {
             expand(&inputs, false).unwrap_err().to_string()
         };
         assert!(error(&[&format!("{root}/none.txt")]).starts_with("no such file or folder"));
-        assert!(error(&[&format!("{root}/*.txt")]).ends_with("matches no file"));
+        assert!(error(&[&format!("{root}/*.txt")]).contains("matches no file"));
         assert!(error(&[&root]).contains("holds no file that can be read (.jsonl"));
         assert!(error(&[&format!("{root}/notes.md")]).contains("is of no kind that can be read"));
         assert!(error(&["-", "-"]).contains("named twice"));

@@ -56,7 +56,9 @@ pub(super) fn read(path: &Path, compression: Compression, key: &str, sink: &mut 
         }
         // A blank line is no document: files often end with one.
         if !line.iter().all(u8::is_ascii_whitespace) {
-            let item = match text_of(&line, key) {
+            // Some editors begin a file with a byte-order mark.
+            let json = line.strip_prefix(b"\xef\xbb\xbf").filter(|_| number == 1).unwrap_or(&line);
+            let item = match text_of(json, key) {
                 Ok(text) => Item::Text(text),
                 Err(e) => Item::Bad(e.context(format!("{} line {number} (from byte {start})", path.display()))),
             };
@@ -71,7 +73,12 @@ pub(super) fn read(path: &Path, compression: Compression, key: &str, sink: &mut 
 fn text_of(line: &[u8], key: &str) -> Result<String> {
     let line = std::str::from_utf8(line)
         .map_err(|e| anyhow!("is not UTF-8 at byte {} of the line: convert the file first", e.valid_up_to()))?;
-    let mut value: Value = serde_json::from_str(line).map_err(|e| anyhow!("is not JSON: {e}"))?;
+    let mut value: Value = serde_json::from_str(line).map_err(|e| {
+        // Its own "at line 1 column 7" would be a second line number.
+        let message = e.to_string();
+        let what = message.rsplit_once(" at line ").map_or(message.as_str(), |(what, _)| what);
+        anyhow!("is not JSON at byte {} of the line: {what}", e.column())
+    })?;
     let Some(object) = value.as_object_mut() else { bail!("is not a JSON object") };
     match object.remove(key) {
         Some(Value::String(text)) => Ok(text),
@@ -123,7 +130,7 @@ mod tests {
             assert_eq!((texts, bad.len(), error), (vec!["one".to_owned(), "three".to_owned()], 1, None));
             bad.remove(0)
         };
-        assert!(bad(b"{\"text\": ").contains("x.jsonl line 2 (from byte 15): is not JSON"));
+        assert!(bad(b"{\"text\": ").contains("x.jsonl line 2 (from byte 15): is not JSON at byte 9"));
         assert!(bad(b"{\"text\": \"\xff\"}").contains("is not UTF-8 at byte 10 of the line"));
         assert!(bad(b"[1]").contains("line 2 (from byte 15): is not a JSON object"));
         assert!(bad(b"{\"txt\": \"a\"}").contains("has no key \"text\" (it has txt)"));
