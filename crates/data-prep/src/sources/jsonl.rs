@@ -71,7 +71,7 @@ pub(super) fn read(path: &Path, compression: Compression, key: &str, sink: &mut 
 }
 
 fn text_of(line: &[u8], key: &str) -> Result<String> {
-    let line = std::str::from_utf8(line)
+    let line = std::str::from_utf8(line.trim_ascii_end())
         .map_err(|e| anyhow!("is not UTF-8 at byte {} of the line: convert the file first", e.valid_up_to()))?;
     let mut value: Value = serde_json::from_str(line).map_err(|e| {
         // Its own "at line 1 column 7" would be a second line number.
@@ -130,7 +130,7 @@ mod tests {
             assert_eq!((texts, bad.len(), error), (vec!["one".to_owned(), "three".to_owned()], 1, None));
             bad.remove(0)
         };
-        assert!(bad(b"{\"text\": ").contains("x.jsonl line 2 (from byte 15): is not JSON at byte 9"));
+        assert!(bad(b"{\"text\": ").contains("x.jsonl line 2 (from byte 15): is not JSON at byte 8"));
         assert!(bad(b"{\"text\": \"\xff\"}").contains("is not UTF-8 at byte 10 of the line"));
         assert!(bad(b"[1]").contains("line 2 (from byte 15): is not a JSON object"));
         assert!(bad(b"{\"txt\": \"a\"}").contains("has no key \"text\" (it has txt)"));
