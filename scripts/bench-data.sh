@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# How fast text becomes shards: each stage by itself, the whole, and nanoGPT's recipe in
+# Python (`datasets` and `tokenizers`) on the same file in the same run.
+#
+#   scripts/bench-data.sh FILE.parquet    measures, compares the output byte for byte, and
+#                                         writes its part of docs/benchmarks.md
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+if [ $# -ne 1 ] || [ "$1" = -h ] || [ "$1" = --help ]; then sed -n '2,6s/^# \{0,1\}//p' "$0"; [ $# -eq 1 ]; exit; fi
+file=$(realpath "$1") tokenizer=$PWD/data/gpt2/tokenizer.json cores=$(nproc)
+[ -f "$file" ] || { echo "bench-data: $1 is not there." >&2; exit 1; }
+
+scripts/setup.sh
+cargo build --release --locked
+backpack=$PWD/${CARGO_TARGET_DIR:-target}/release/backpack
+environment=${XDG_CACHE_HOME:-$HOME/.cache}/backpack/bench-data
+if ! cmp -s scripts/bench/requirements.txt "$environment/requirements.txt"; then
+  python3 -m venv --clear "$environment"
+  "$environment/bin/pip" install --quiet --disable-pip-version-check -r scripts/bench/requirements.txt
+  cp scripts/bench/requirements.txt "$environment/requirements.txt"
+fi
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+stages=$(cargo bench --quiet --locked -p data-prep --bench stages -- "$file" "$tokenizer" | grep '^{')
+# Seconds and peak resident bytes of a command.
+cat >"$work/measure.py" <<'END'
+import resource, subprocess, sys, time
+start = time.monotonic()
+done = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+if done.returncode:
+    sys.exit(done.stderr)
+print(f"{time.monotonic() - start:.2f}", 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+END
+measure() { python3 "$work/measure.py" "$@"; }
+seconds() { measure "$@" | cut -d' ' -f1; }
+ours=() repeats=()
+inputs() { for _ in $(seq "$1"); do printf '%s\n' "$file"; done; }
+for i in 1 2 3; do
+  ours+=("$(seconds "$backpack" prepare-data --recipe nanogpt --input "$file" --output "$work/ours-$i")")
+done
+mapfile -t twenty < <(inputs 20)
+for i in 1 2; do
+  read -r time memory < <(measure "$backpack" prepare-data --recipe nanogpt --input "${twenty[@]}" --output "$work/many-$i")
+  repeats+=("$time")
+  rm -rf "$work/many-$i"
+done
+theirs=$(seconds "$environment/bin/python" scripts/bench/nanogpt_prepare.py "$file" "$tokenizer" "$work/theirs" "$cores")
+for split in train val; do
+  cat "$work/ours-1/$split"-*.bin | cmp - "$work/theirs/$split.bin"
+done
+
+OURS="${ours[*]}" MANY="${repeats[*]}" THEIRS=$theirs STAGES=$stages CORES=$cores MEMORY=$memory \
+  NAME=$(basename "$file") python3 scripts/bench/write_data_section.py docs/benchmarks.md
