@@ -6,5 +6,6 @@ mod support;
 mod bad_input;
 mod models;
 mod pipeline;
+mod preparing;
 mod resuming;
 mod signals;

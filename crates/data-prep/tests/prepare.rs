@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)] // helpers of tests; clippy exempts only test functions
 
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
@@ -407,4 +408,18 @@ fn bad_documents_are_left_out_counted_and_listed() {
     options.skip_bad_documents = false;
     options.output = folder.path().join("strict");
     assert!(refused(&options).contains("gone.txt cannot be read"));
+}
+
+#[test]
+fn a_file_that_changes_while_it_is_read_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let (input, output) = (folder.path().join("a.jsonl"), folder.path().join("out"));
+    fs::write(&input, corpus(30, 1)).unwrap();
+    let error = prepare(&options(&[&input], &output), &|_| {
+        let mut file = fs::OpenOptions::new().append(true).open(&input).unwrap();
+        file.write_all(b"{\"text\": \"more\"}\n").unwrap();
+    })
+    .unwrap_err();
+    assert!(format!("{error:#}").contains("a.jsonl changed while it was read"), "{error:#}");
+    assert!(!output.exists());
 }
