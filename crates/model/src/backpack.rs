@@ -62,15 +62,25 @@ impl SenseWeightNetwork {
         }
     }
 
+    /// Queries and keys of hidden states `[B, T, D]`: `[2, B, L, T, D/L]`.
+    fn qk(&self, hidden: &Tensor, pass: Pass) -> Tensor {
+        let size = hidden.size();
+        let (b, t, d) = (size[0], size[1], size[2]);
+        let shape = [b, t, 2, self.num_senses, d / self.num_senses];
+        self.c_attn.forward(hidden, pass).view(shape).permute([2, 0, 3, 1, 4])
+    }
+
+    /// `[B, L, T, D/L]` and `[B, L, S, D/L]` -> `[B, L, T, S]` fp32.
+    fn scores(query: &Tensor, key: &Tensor) -> Tensor {
+        let channels = query.size()[3];
+        query.matmul(&key.transpose(2, 3)).to_kind(Kind::Float) * (channels as f64).powf(-0.5)
+    }
+
     /// Hidden states `[B, T, D]` -> weights `[B, L, T, T]` fp32, each row a distribution
     /// over positions up to its own.
     fn forward(&self, hidden: &Tensor, pass: Pass) -> Tensor {
-        let size = hidden.size();
-        let (b, t, d) = (size[0], size[1], size[2]);
-        let channels = d / self.num_senses;
-        // [2, B, L, T, D/L]
-        let qk = self.c_attn.forward(hidden, pass).view([b, t, 2, self.num_senses, channels]).permute([2, 0, 3, 1, 4]);
-        let scores = qk.get(0).matmul(&qk.get(1).transpose(2, 3)).to_kind(Kind::Float) * (channels as f64).powf(-0.5);
+        let (t, qk) = (hidden.size()[1], self.qk(hidden, pass));
+        let scores = Self::scores(&qk.get(0), &qk.get(1));
         let future = Tensor::ones([t, t], (Kind::Bool, hidden.device())).triu(1);
         scores.masked_fill(&future, f64::NEG_INFINITY).softmax(-1, Kind::Float)
     }
@@ -124,6 +134,20 @@ impl Backpack {
         let (b, t, l, d) = (size[0], size[1], size[2], size[3]);
         let weights = weights.to_kind(pass.kind).permute([0, 2, 3, 1]).reshape([b, t, t * l]);
         weights.matmul(&senses.reshape([b, t * l, d]))
+    }
+
+    /// Weights `[L, S]` fp32 of the last of S positions, the last T of which have the hidden
+    /// states `[1, T, D]` and the others their keys in `keys`.
+    pub(crate) fn extend_weights(&self, hidden: &Tensor, keys: &mut Option<Tensor>, pass: Pass) -> Tensor {
+        let qk = self.sense_weight_network.qk(hidden, pass);
+        let all = match keys.take() {
+            Some(keys) => Tensor::cat(&[keys, qk.get(1)], 2),
+            None => qk.get(1),
+        };
+        let last = qk.get(0).narrow(2, hidden.size()[1] - 1, 1);
+        let weights = SenseWeightNetwork::scores(&last, &all).softmax(-1, Kind::Float);
+        *keys = Some(all);
+        weights.squeeze_dim(2).squeeze_dim(0)
     }
 
     /// `[B, T]` int64 -> `[B, T, D]`, to be multiplied by the embedding.

@@ -26,23 +26,39 @@ impl Attention {
         }
     }
 
-    /// `[B, T, D] -> [B, T, D]`, causal. libtorch picks the flash kernel where it has one.
-    fn forward(&self, x: &Tensor, pass: Pass) -> Tensor {
+    /// Queries, keys and values of `[B, T, D]`: `[3, B, H, T, D/H]`.
+    fn qkv(&self, x: &Tensor, pass: Pass) -> Tensor {
         let size = x.size();
         let (b, t, d) = (size[0], size[1], size[2]);
-        // [3, B, H, T, D/H]
-        let qkv = self.c_attn.forward(x, pass).view([b, t, 3, self.n_head, d / self.n_head]).permute([2, 0, 3, 1, 4]);
-        let mixed = Tensor::scaled_dot_product_attention(
-            &qkv.get(0),
-            &qkv.get(1),
-            &qkv.get(2),
-            None::<Tensor>,
-            pass.dropout,
-            true,
-            self.scale,
-            false,
-        );
-        self.c_proj.forward(&mixed.transpose(1, 2).reshape([b, t, d]), pass)
+        self.c_attn.forward(x, pass).view([b, t, 3, self.n_head, d / self.n_head]).permute([2, 0, 3, 1, 4])
+    }
+
+    /// `[B, H, T, D/H]` each -> `[B, T, D]`. libtorch picks the flash kernel where it has one.
+    fn mix(&self, query: &Tensor, key: &Tensor, value: &Tensor, causal: bool, pass: Pass) -> Tensor {
+        let none = None::<Tensor>;
+        let mixed =
+            Tensor::scaled_dot_product_attention(query, key, value, none, pass.dropout, causal, self.scale, false);
+        self.c_proj.forward(&mixed.transpose(1, 2).flatten(2, 3), pass)
+    }
+
+    /// `[B, T, D] -> [B, T, D]`, causal.
+    fn forward(&self, x: &Tensor, pass: Pass) -> Tensor {
+        let qkv = self.qkv(x, pass);
+        self.mix(&qkv.get(0), &qkv.get(1), &qkv.get(2), true, pass)
+    }
+
+    /// The same for positions that follow those in the cache: all of a sequence at first,
+    /// then one at a time.
+    fn extend(&self, x: &Tensor, cache: &mut Option<[Tensor; 2]>, pass: Pass) -> Tensor {
+        let qkv = self.qkv(x, pass);
+        let (key, value, causal) = match cache.take() {
+            None => (qkv.get(1), qkv.get(2), true),
+            // The only new position sees all others.
+            Some([key, value]) => (Tensor::cat(&[key, qkv.get(1)], 2), Tensor::cat(&[value, qkv.get(2)], 2), false),
+        };
+        let mixed = self.mix(&qkv.get(0), &key, &value, causal, pass);
+        *cache = Some([key, value]);
+        mixed
     }
 }
 
@@ -67,9 +83,26 @@ impl Block {
 
     /// `[B, T, D] -> [B, T, D]`; the sum stays fp32.
     fn forward(&self, x: &Tensor, pass: Pass) -> Tensor {
-        let x = x + pass.drop(self.attention.forward(&self.ln_1.forward(x), pass));
+        self.add(x, self.attention.forward(&self.ln_1.forward(x), pass), pass)
+    }
+
+    /// The same for positions that follow those in the cache.
+    fn extend(&self, x: &Tensor, cache: &mut Option<[Tensor; 2]>, pass: Pass) -> Tensor {
+        self.add(x, self.attention.extend(&self.ln_1.forward(x), cache, pass), pass)
+    }
+
+    /// What the attention found, and the MLP, onto the residual stream.
+    fn add(&self, x: &Tensor, attended: Tensor, pass: Pass) -> Tensor {
+        let x = x + pass.drop(attended);
         &x + pass.drop(self.mlp.forward(&self.ln_2.forward(&x), pass))
     }
+}
+
+/// Keys and values `[B, H, T, D/H]` of the positions so far, for each block.
+#[derive(Debug, Default)]
+pub(crate) struct BodyCache {
+    blocks: Vec<Option<[Tensor; 2]>>,
+    length: i64,
 }
 
 /// A GPT-2 without its head.
@@ -106,6 +139,19 @@ impl Body {
         for block in &self.blocks {
             x = block.forward(&x, pass);
         }
+        self.ln_f.forward(&x)
+    }
+
+    /// `[B, T]` int64 that follow what is in the cache -> their `[B, T, D]` fp32. More than
+    /// one at a time only into an empty cache.
+    pub(crate) fn extend(&self, ids: &Tensor, cache: &mut BodyCache, pass: Pass) -> Tensor {
+        let new = ids.size()[1];
+        cache.blocks.resize_with(self.blocks.len(), || None);
+        let mut x = embed(&self.wte, ids) + self.wpe.narrow(0, cache.length, new);
+        for (block, cache) in self.blocks.iter().zip(&mut cache.blocks) {
+            x = block.extend(&x, cache, pass);
+        }
+        cache.length += new;
         self.ln_f.forward(&x)
     }
 }

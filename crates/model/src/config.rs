@@ -37,6 +37,10 @@ pub struct ModelConfig {
     pub num_senses: i64,
     /// Hidden width of the last sense MLP, in multiples of `n_embd`.
     pub sense_intermediate_scale: i64,
+    /// Width of the sense block's MLP; 4 `n_embd` when absent. Only the authors' shrunk
+    /// ablations change it, and the published config.json has no key for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sense_block_inner: Option<i64>,
     /// Longest context, in tokens.
     pub n_positions: i64,
     /// Rows of the embedding: the tokenizer's ids, padded.
@@ -68,6 +72,7 @@ impl Default for ModelConfig {
             n_inner: None,
             num_senses: 16,
             sense_intermediate_scale: 4,
+            sense_block_inner: None,
             n_positions: 512,
             vocab_size: 50_264, // 50,257 padded to a multiple of 8
             dropout: 0.1,
@@ -87,6 +92,11 @@ impl ModelConfig {
     /// Width of the body's MLP.
     pub fn inner_size(&self) -> i64 {
         self.n_inner.unwrap_or(4 * self.n_embd)
+    }
+
+    /// Width of the sense block's MLP.
+    pub fn sense_block_size(&self) -> i64 {
+        self.sense_block_inner.unwrap_or(4 * self.n_embd)
     }
 
     /// Rows of the vocabulary that stand for a token: ids from here on are padding, which
@@ -110,6 +120,7 @@ impl ModelConfig {
             ("n_inner", self.inner_size()),
             ("num_senses", self.num_senses),
             ("sense_intermediate_scale", self.sense_intermediate_scale),
+            ("sense_block_inner", self.sense_block_size()),
             ("n_positions", self.n_positions),
             ("vocab_size", self.vocab_size),
         ];
@@ -194,6 +205,7 @@ impl ModelConfig {
             } else {
                 defaults.sense_intermediate_scale
             },
+            sense_block_inner: if is_backpack { optional("sense_block_inner")? } else { None },
             n_positions: integer("n_positions")?,
             vocab_size: integer("vocab_size")?,
             dropout: number("resid_pdrop", defaults.dropout)?,
@@ -238,6 +250,9 @@ impl ModelConfig {
         if self.kind == Kind::Backpack {
             json["num_senses"] = json!(self.num_senses);
             json["sense_intermediate_scale"] = json!(self.sense_intermediate_scale);
+            if let Some(width) = self.sense_block_inner {
+                json["sense_block_inner"] = json!(width);
+            }
         }
         json
     }
@@ -253,6 +268,7 @@ impl ModelConfig {
             let same = ModelConfig {
                 dropout: 0.0,
                 n_inner: self.n_inner.map(|_| c.inner_size()),
+                sense_block_inner: Some(c.sense_block_size()),
                 layer_norm_epsilon: default_layer_norm_epsilon(),
                 end_of_text: None,
                 ..c.clone()
@@ -281,6 +297,7 @@ mod tests {
         let config = ModelConfig {
             n_inner: Some(100),
             num_senses: 4,
+            sense_block_inner: Some(192),
             end_of_text: Some(310),
             dropout: 0.2,
             ..ModelConfig::default()

@@ -1,8 +1,8 @@
 //! Text from a model, one token at a time.
 
 use anyhow::{Result, ensure};
-use tch::{Kind, Tensor};
 
+use crate::decoder::Decoder;
 use crate::language_model::LanguageModel;
 use crate::layers::Pass;
 use crate::seed::derive_seed;
@@ -92,16 +92,12 @@ impl Sampling {
 pub fn generate(model: &LanguageModel, prompt: &[i64], max_new_tokens: usize, sampling: Sampling) -> Result<Vec<i64>> {
     sampling.validate()?;
     model.check_ids(prompt)?;
-    let context = model.config().n_positions as usize;
-    let pass = Pass::evaluation();
+    let mut decoder = Decoder::new(model, Pass::evaluation());
     let mut ids = prompt.to_vec();
+    let mut new = 0;
     for step in 0..max_new_tokens {
-        let window = &ids[ids.len().saturating_sub(context)..];
-        let logits = tch::no_grad(|| {
-            let input = Tensor::from_slice(window).unsqueeze(0).to_device(model.device());
-            let last = model.hidden(&input, pass).select(1, -1);
-            model.head(&last, pass).get(0).narrow(0, 0, model.config().num_tokens()).to_kind(Kind::Float)
-        });
+        let logits = decoder.push(&ids[new..]).narrow(0, 0, model.config().num_tokens());
+        new = ids.len();
         let logits: Vec<f32> = Vec::try_from(logits)?;
         ensure!(
             logits.iter().any(|l| l.is_finite()),

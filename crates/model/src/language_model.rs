@@ -9,8 +9,9 @@ use crate::config::{self, ModelConfig};
 use crate::layers::{Kernels, Pass};
 use crate::parameters::Parameters;
 
+/// The two networks.
 #[derive(Debug)]
-enum Network {
+pub(crate) enum Network {
     Backpack(Backpack),
     Gpt2(Body),
 }
@@ -68,6 +69,10 @@ impl LanguageModel {
             Network::Backpack(backpack) => Some(backpack),
             Network::Gpt2(_) => None,
         }
+    }
+
+    pub(crate) fn network(&self) -> &Network {
+        &self.network
     }
 
     /// The device of its weights.

@@ -96,7 +96,7 @@ impl ModelConfig {
             t.layer_norm(&format!("{senses}.ln"), d);
             t.layer_norm(&format!("{senses}.block.ln_1"), d);
             t.layer_norm(&format!("{senses}.block.ln_2"), d);
-            t.mlp(&format!("{senses}.block.mlp"), d, 4 * d, d);
+            t.mlp(&format!("{senses}.block.mlp"), d, self.sense_block_size(), d);
             t.mlp(&format!("{senses}.final_mlp"), d, self.sense_intermediate_scale * d, self.num_senses * d);
             // nn.Linear: stored [out, in]; queries then keys, sense-major.
             t.linear("backpack.sense_weight_net.c_attn", [2 * d, d], 2 * d, STANDARD_DEVIATION);

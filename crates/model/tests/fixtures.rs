@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use model::{Kernels, LanguageModel, Pass, Sampling, SenseEdit, generate, load_folder, read_tensors};
+use model::{Decoder, Kernels, LanguageModel, Pass, Sampling, SenseEdit, generate, load_folder, read_tensors};
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
@@ -113,6 +113,30 @@ fn greedy_generations_agree_and_slide_past_the_context() {
             assert_eq!(generate(&model, &prompt, want.len(), Sampling::Greedy).unwrap(), want, "{set}: {prompt:?}");
         }
         assert!(slid, "{set}: no case runs past the context");
+    }
+}
+
+/// With what is kept of the past or without: the same logits, before and past the context.
+#[test]
+fn decoding_token_by_token_equals_the_whole_forward_pass() {
+    for set in SETS {
+        for kind in [Kind::Float, Kind::BFloat16] {
+            let Fixture { model, .. } = fixture(set);
+            let context = model.config().n_positions as usize;
+            let pass = Pass { kind, ..Pass::evaluation() };
+            let ids: Vec<i64> = (0..context as i64 + 6).map(|i| i * i % 97).collect();
+            let mut decoder = Decoder::new(&model, pass);
+            let mut from = 0;
+            for to in (5..=ids.len()).filter(|to| *to == 5 || *to > 9) {
+                let logits = decoder.push(&ids[from..to]);
+                from = to;
+                let window = &ids[to.saturating_sub(context)..to];
+                let want = tch::no_grad(|| model.logits(&Tensor::from_slice(window).unsqueeze(0), pass)).get(0).get(-1);
+                // bf16 sums in another order.
+                let tolerance = if kind == Kind::Float { 5e-5 } else { 0.5 };
+                assert_close(&format!("{set}, {kind:?}, {to} tokens"), &logits, &want, tolerance);
+            }
+        }
     }
 }
 

@@ -144,7 +144,7 @@ impl Config {
     pub(crate) fn example() -> Self {
         Config {
             run: RunConfig::default(),
-            model: ModelConfig { n_inner: Some(3_072), ..ModelConfig::default() },
+            model: ModelConfig { n_inner: Some(3_072), sense_block_inner: Some(3_072), ..ModelConfig::default() },
             data: DataConfig {
                 path: PathBuf::from("data/owt"),
                 sequence_length: 512,

@@ -32,8 +32,9 @@ fn every_key_is_documented_with_its_default() {
     let resolved: toml::Table = Config::load(&file, &[]).unwrap().to_toml().unwrap().parse().unwrap();
     let mut documented = documented();
     // The keys without a default value.
-    assert_eq!(documented.remove("model.n_inner").as_deref(), Some("none"));
-    assert_eq!(documented.remove("checkpoint.init_from").as_deref(), Some("none"));
+    for name in ["model.n_inner", "model.sense_block_inner", "checkpoint.init_from"] {
+        assert_eq!(documented.remove(name).as_deref(), Some("none"));
+    }
     for (section, keys) in &resolved {
         for (key, value) in keys.as_table().unwrap() {
             let name = format!("{section}.{key}");
@@ -64,4 +65,10 @@ fn the_configs_are_the_papers_models() {
         assert_eq!((config.batch.tokens, config.schedule.max_steps), (524_288, 100_000), "{name}");
     }
     Config::load(&configs.join("quickstart.toml"), &[]).unwrap();
+    // The paper's ablations: mini for 50,000 steps with a shrunk sense network.
+    for (name, senses) in [("1", 1), ("4", 4), ("16", 16), ("64", 64)] {
+        let config = Config::load(&configs.join(format!("owt/ablations/mini-{name}-senses.toml")), &[]).unwrap();
+        assert_eq!((config.model.n_embd, config.model.num_senses, config.schedule.max_steps), (640, senses, 50_000));
+        assert_eq!((config.model.sense_intermediate_scale, config.model.sense_block_size()), (1, 640));
+    }
 }

@@ -1,0 +1,73 @@
+//! A model as others read it: the tensors and the config of a published folder.
+
+use tch::{Kind, Tensor};
+
+use crate::config::{self, ModelConfig};
+use crate::language_model::LanguageModel;
+
+/// Config and tensors for a Hugging Face folder, the tensors in `kind`.
+///
+/// A GPT-2's inverse-layer scale is folded into its query weights and biases and the flag
+/// turned off: several `transformers` releases leave the scale out under their default
+/// attention. (A Backpack comes with a modelling file that applies it.)
+pub fn export_tensors(model: &LanguageModel, kind: Kind) -> (ModelConfig, Vec<(String, Tensor)>) {
+    let mut config = model.config().clone();
+    let fold = config.kind == config::Kind::Gpt2 && config.scale_attn_by_inverse_layer_idx;
+    config.scale_attn_by_inverse_layer_idx &= !fold;
+    let export = |(name, tensor): (&str, &Tensor)| {
+        let own = tch::no_grad(|| tensor.detach().copy());
+        if let Some(layer) = attention_layer(name).filter(|_| fold) {
+            // Queries are the first third, of the columns of the weight `[D, 3 D]`.
+            let mut queries = own.narrow(-1, 0, config.n_embd);
+            queries /= (layer + 1) as f64;
+        }
+        (name.to_owned(), own.to_kind(kind))
+    };
+    let tensors = model.parameters().iter().map(export).collect();
+    (config, tensors)
+}
+
+/// The block whose attention's first linear this parameter is of.
+fn attention_layer(name: &str) -> Option<i64> {
+    let (before, after) = name.split_once(".attn.c_attn.")?;
+    matches!(after, "weight" | "bias").then(|| before.rsplit('.').next()?.parse().ok()).flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layers::Pass;
+    use crate::parameters::Parameters;
+    use tch::Device;
+
+    #[test]
+    fn a_folded_gpt2_computes_the_same_without_the_scale() {
+        let config = ModelConfig {
+            kind: config::Kind::Gpt2,
+            n_embd: 16,
+            n_head: 2,
+            n_layer: 3,
+            n_positions: 8,
+            vocab_size: 30,
+            ..ModelConfig::default()
+        };
+        let model = LanguageModel::initialise(config, 3, Device::Cpu).unwrap();
+        // Large enough for the attention to matter.
+        for (_, parameter) in model.parameters().iter() {
+            let mut parameter = parameter.shallow_clone();
+            tch::no_grad(|| parameter *= 8.0);
+        }
+        let (config, tensors) = export_tensors(&model, Kind::Float);
+        assert!(!config.scale_attn_by_inverse_layer_idx);
+        let parameters = Parameters::from_tensors(&config, tensors.into_iter().collect(), Device::Cpu).unwrap();
+        let folded = LanguageModel::new(config.clone(), parameters);
+        let ids = Tensor::from_slice(&[1i64, 5, 9, 2, 29, 0, 7, 7]).unsqueeze(0);
+        let logits = |m: &LanguageModel| tch::no_grad(|| m.logits(&ids, Pass::evaluation()));
+        let difference = (logits(&model) - logits(&folded)).abs().max().double_value(&[]);
+        assert!(difference < 1e-4, "{difference}");
+        // Without folding it would not be.
+        let raw = model.parameters().iter().map(|(n, t)| (n.to_owned(), t.copy())).collect();
+        let raw = LanguageModel::new(config.clone(), Parameters::from_tensors(&config, raw, Device::Cpu).unwrap());
+        assert!((logits(&model) - logits(&raw)).abs().max().double_value(&[]) > 1e-2);
+    }
+}

@@ -1,0 +1,128 @@
+//! Dropout stands where the reference has it (reference points 5, 7, 8, 9) and nowhere
+//! else: the reference spelled out again, drawing from the same generator in the same
+//! order, gives the same numbers.
+#![allow(clippy::unwrap_used)] // helpers of tests; clippy exempts only test functions
+
+use std::path::PathBuf;
+use std::sync::Mutex;
+
+use model::{Kernels, LanguageModel, Pass, load_folder};
+use tch::{Device, Kind, Tensor};
+
+/// libtorch's generator is one per process: tests that draw take turns.
+static GENERATOR: Mutex<()> = Mutex::new(());
+
+/// The reference, in the order in which it draws.
+struct Reference<'m> {
+    model: &'m LanguageModel,
+    p: f64,
+}
+
+impl Reference<'_> {
+    fn get(&self, name: &str) -> Tensor {
+        self.model.parameters().get(&format!("backpack.{name}"))
+    }
+
+    fn drop(&self, x: Tensor) -> Tensor {
+        x.dropout(self.p, true)
+    }
+
+    fn conv1d(&self, x: &Tensor, name: &str) -> Tensor {
+        x.matmul(&self.get(&format!("{name}.weight"))) + self.get(&format!("{name}.bias"))
+    }
+
+    fn norm(&self, x: &Tensor, name: &str) -> Tensor {
+        let (w, b) = (self.get(&format!("{name}.weight")), self.get(&format!("{name}.bias")));
+        x.layer_norm(w.size(), Some(&w), Some(&b), 1e-5, false)
+    }
+
+    fn mlp(&self, x: &Tensor, name: &str) -> Tensor {
+        self.conv1d(&self.conv1d(x, &format!("{name}.c_fc")).gelu("tanh"), &format!("{name}.c_proj"))
+    }
+
+    fn heads(x: &Tensor, count: i64) -> Tensor {
+        let size = x.size();
+        x.view([size[0], size[1], count, size[2] / count]).transpose(1, 2)
+    }
+
+    /// Softmax of causal scores: `[B, H, T, T]`.
+    fn causal(query: &Tensor, key: &Tensor, scale: f64) -> Tensor {
+        let t = query.size()[2];
+        let future = Tensor::ones([t, t], (Kind::Bool, Device::Cpu)).triu(1);
+        (query.matmul(&key.transpose(2, 3)) * scale).masked_fill(&future, f64::NEG_INFINITY).softmax(-1, Kind::Float)
+    }
+
+    fn body(&self, ids: &Tensor) -> Tensor {
+        let config = self.model.config();
+        let mut x = self.get("gpt2_model.wte.weight").index(&[Some(ids)])
+            + self.get("gpt2_model.wpe.weight").narrow(0, 0, ids.size()[1]);
+        x = self.drop(x); // embeddings
+        for layer in 0..config.n_layer {
+            let name = format!("gpt2_model.h.{layer}");
+            let qkv = self.conv1d(&self.norm(&x, &format!("{name}.ln_1")), &format!("{name}.attn.c_attn"));
+            let [q, k, v] =
+                [0, 1, 2].map(|i| Self::heads(&qkv.narrow(-1, i * config.n_embd, config.n_embd), config.n_head));
+            let depth = if config.scale_attn_by_inverse_layer_idx { layer + 1 } else { 1 };
+            let weights = Self::causal(&q, &k, (config.head_size() as f64).powf(-0.5) / depth as f64);
+            let mixed = self.drop(weights).matmul(&v); // attention probabilities
+            let mixed = mixed.transpose(1, 2).flatten(2, 3);
+            x = &x + self.drop(self.conv1d(&mixed, &format!("{name}.attn.c_proj"))); // residual branch
+            let mlp = self.mlp(&self.norm(&x, &format!("{name}.ln_2")), &format!("{name}.mlp"));
+            x = &x + self.drop(mlp); // residual branch
+        }
+        self.norm(&x, "gpt2_model.ln_f")
+    }
+
+    fn hidden(&self, ids: &Tensor) -> Tensor {
+        let config = self.model.config();
+        let body = self.body(ids);
+        let c_attn = (self.get("sense_weight_net.c_attn.weight"), self.get("sense_weight_net.c_attn.bias"));
+        let qk = body.matmul(&c_attn.0.tr()) + c_attn.1;
+        let [q, k] = [0, 1].map(|i| Self::heads(&qk.narrow(-1, i * config.n_embd, config.n_embd), config.num_senses));
+        // No dropout on the contextualization.
+        let weights = Self::causal(&q, &k, ((config.n_embd / config.num_senses) as f64).powf(-0.5));
+        let x = self.drop(self.get("gpt2_model.wte.weight").index(&[Some(&ids.flatten(0, -1))]));
+        let x = &x + self.drop(self.norm(&x, "sense_network.ln"));
+        let mlp = self.mlp(&self.norm(&x, "sense_network.block.ln_1"), "sense_network.block.mlp");
+        let x = &x + self.drop(mlp);
+        // Nor on the senses themselves.
+        let senses = self.mlp(&self.norm(&x, "sense_network.block.ln_2"), "sense_network.final_mlp");
+        let (b, t) = (ids.size()[0], ids.size()[1]);
+        let senses = senses.view([b, t, config.num_senses, config.n_embd]).transpose(1, 2);
+        weights.matmul(&senses).sum_dim_intlist(1i64, false, Kind::Float)
+    }
+}
+
+#[test]
+fn dropout_is_where_the_reference_has_it() {
+    let _turn = GENERATOR.lock().unwrap();
+    for set in ["inv_scale", "no_inv_scale", "one_sense"] {
+        let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/backpack").join(set);
+        let model = load_folder(&folder, Device::Cpu).unwrap();
+        let ids = Tensor::arange(2 * 20, (Kind::Int64, Device::Cpu)).view([2, 20]) * 5;
+        for kernels in [Kernels::Plain, Kernels::Fused] {
+            for p in [0.1, 0.5] {
+                tch::manual_seed(7);
+                let got = model.hidden(&ids, Pass { dropout: p, kernels, ..Pass::evaluation() });
+                tch::manual_seed(7);
+                let want = Reference { model: &model, p }.hidden(&ids);
+                let difference = (&got - &want).abs().max().double_value(&[]);
+                assert!(difference < 2e-5, "{set}, {kernels:?}, {p}: {difference}");
+                let without = model.hidden(&ids, Pass { kernels, ..Pass::evaluation() });
+                assert!((got - without).abs().max().double_value(&[]) > 1e-2);
+            }
+        }
+    }
+}
+
+/// What a drop does: the given share to zero, the rest scaled so that the mean stays.
+#[test]
+fn a_drop_keeps_the_mean() {
+    let _turn = GENERATOR.lock().unwrap();
+    tch::manual_seed(1);
+    let dropped = Tensor::ones([1_000_000], (Kind::Float, Device::Cpu)).dropout(0.1, true);
+    let zeros = dropped.eq(0.0).to_kind(Kind::Float).mean(Kind::Double).double_value(&[]);
+    // Four standard deviations of a share of a million.
+    assert!((zeros - 0.1).abs() < 4.0 * (0.09f64 / 1e6).sqrt(), "{zeros}");
+    assert!((dropped.max().double_value(&[]) - 1.0 / 0.9).abs() < 1e-6);
+}
