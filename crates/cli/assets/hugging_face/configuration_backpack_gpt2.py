@@ -40,3 +40,7 @@ class BackpackGPT2Config(GPT2Config):
         )
         if self.n_embd % num_senses != 0:
             raise ValueError(f"n_embd {self.n_embd} does not divide by num_senses {num_senses}")
+
+
+# Makes `save_pretrained` put this file beside config.json.
+BackpackGPT2Config.register_for_auto_class()

@@ -234,7 +234,7 @@ class BackpackGPT2LMHeadModel(PreTrainedModel, GenerationMixin):
     # Alias -> stored name for transformers 5; version 4 reads the keys alone.
     _tied_weights_keys = {"lm_head.weight": "backpack.gpt2_model.wte.weight"}
     # What files made by the published class may hold besides: aliases and masks.
-    _keys_to_ignore_on_load_unexpected = [r"(word|position)_embeddings\.weight$", r"attn\.(masked_)?bias$"]
+    _keys_to_ignore_on_load_unexpected = [r"(word|position)_embeddings\.weight$", r"\.attn\.(masked_)?bias$"]
 
     def __init__(self, config):
         super().__init__(config)
@@ -316,3 +316,7 @@ class BackpackGPT2LMHeadModel(PreTrainedModel, GenerationMixin):
         window = slice(-self.config.n_positions, None)
         mask = None if attention_mask is None else attention_mask[:, window]
         return {"input_ids": input_ids[:, window], "attention_mask": mask}
+
+
+# Makes `save_pretrained` put this file beside the weights.
+BackpackGPT2LMHeadModel.register_for_auto_class("AutoModelForCausalLM")
