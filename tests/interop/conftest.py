@@ -1,0 +1,63 @@
+"""Drives the binary that BACKPACK_BINARY names, as a user does, and reads what it writes."""
+
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+
+# transformers copies a model's Python files into its cache: this one is the run's own, and
+# nothing is asked of the network. Both are read at import.
+CACHE = tempfile.TemporaryDirectory(prefix="backpack-interop-")
+os.environ.update(HF_HOME=CACHE.name, HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[2]
+torch.set_num_threads(1)
+
+
+class Backpack:
+    """The binary. Paths and numbers may be given as they are."""
+
+    def __call__(self, *arguments, code=0) -> str:
+        command = [os.environ["BACKPACK_BINARY"], *map(str, arguments)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == code, f"{command}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def export(self, checkpoint, output, *options) -> Path:
+        self("export", "--checkpoint", checkpoint, "--output", output, *options)
+        return output
+
+    def dump(self, model, ids) -> dict[str, torch.Tensor]:
+        """What the model computes for one sequence: logits, contextualization, senses, ids."""
+        return self.dump_input(model, "--ids", ",".join(map(str, ids)))
+
+    def dump_input(self, model, *options) -> dict[str, torch.Tensor]:
+        with tempfile.TemporaryDirectory() as folder:
+            output = Path(folder) / "dump.safetensors"
+            self("dump", "--model", model, *options, "--output", output)
+            return load_file(output)
+
+
+@pytest.fixture(scope="session")
+def backpack() -> Backpack:
+    return Backpack()
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(1)
+
+
+@pytest.fixture(scope="session", params=["inv_scale", "no_inv_scale", "one_sense"])
+def fixture_model(request) -> Path:
+    """Random models that PyTorch made, with what they compute: see the folder's README."""
+    return ROOT / "tests/fixtures/backpack" / request.param
+
+
+@pytest.fixture(scope="session")
+def exported(fixture_model, backpack, tmp_path_factory) -> Path:
+    return backpack.export(fixture_model, tmp_path_factory.mktemp("exported") / "model")
