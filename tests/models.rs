@@ -130,7 +130,26 @@ fn an_exported_model_is_the_checkpoints_and_needs_no_tokenizer() {
     assert_eq!(bytes(&checkpoint), bytes(&output));
     let mut names: Vec<_> = fs::read_dir(&output).unwrap().map(|e| e.unwrap().file_name()).collect();
     names.sort();
-    assert_eq!(names, ["config.json", "model.safetensors"]);
+    let expected = [
+        "README.md",
+        "config.json",
+        "configuration_backpack_gpt2.py",
+        "generation_config.json",
+        "loss.svg",
+        "model.safetensors",
+        "modeling_backpack_gpt2.py",
+    ];
+    assert_eq!(names, expected);
+    let card = fs::read_to_string(output.join("README.md")).unwrap();
+    for part in [
+        "| steps | 12 of 12 |",
+        "| validation loss |",
+        "![Training and validation loss](loss.svg)",
+        "trust_remote_code=True",
+        "torch.randint(0, 311, (1, 32)",
+    ] {
+        assert!(card.contains(part), "{part}: {card}");
+    }
     assert!(backpack(&export).error().contains("already holds something"));
     let run = scratch.text("run");
     let error = backpack(&["export", "--checkpoint", &run, "--output", &scratch.text("e2")]).error();
@@ -140,6 +159,38 @@ fn an_exported_model_is_the_checkpoints_and_needs_no_tokenizer() {
     assert_eq!(config["architectures"][0], "BackpackGPT2LMHeadModel");
     let tensors = read_tensors(&output.join("model.safetensors")).unwrap();
     assert!(tensors.contains_key("backpack.gpt2_model.wte.weight") && !tensors.contains_key("lm_head.weight"));
+    // An export is a model folder too, and exports to the same.
+    let again = scratch.path("again");
+    let output = output.to_str().unwrap();
+    backpack(&["export", "--checkpoint", output, "--output", again.to_str().unwrap()]).expect(0);
+    assert_eq!(bytes(&checkpoint), bytes(&again));
+    for (dtype, kind) in [("bf16", tch::Kind::BFloat16), ("fp16", tch::Kind::Half)] {
+        let half = scratch.path(dtype);
+        backpack(&["export", "--checkpoint", output, "--output", half.to_str().unwrap(), "--dtype", dtype]).expect(0);
+        let tensors = read_tensors(&half.join("model.safetensors")).unwrap();
+        assert!(tensors.values().all(|t| t.kind() == kind));
+        let generate = ["generate", "--model", half.to_str().unwrap(), "--prompt-ids", "1", "--greedy"];
+        backpack(&generate).expect(0);
+    }
+}
+
+/// What `dump` writes for a full context is what training computes, by the definition.
+#[test]
+fn a_dump_of_512_tokens_is_the_training_forward_pass() {
+    let scratch = Scratch::new();
+    let long = ["--set", "model.n_positions=512", "--stop-after", "1"];
+    scratch.train("run", &long).expect(85);
+    let (checkpoint, output) = (scratch.checkpoint("run", 1), scratch.text("dump.safetensors"));
+    let ids = stream(512, 311);
+    write_ids(&scratch.path("ids.bin"), &ids);
+    let ids: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
+    let model = checkpoint.to_str().unwrap();
+    backpack(&["dump", "--model", model, "--ids-file", &scratch.text("ids.bin"), "--output", &output]).expect(0);
+    let loaded = model::load_folder(&checkpoint, tch::Device::Cpu).unwrap();
+    let pass = model::Pass { kernels: model::Kernels::Plain, ..model::Pass::evaluation() };
+    let logits = tch::no_grad(|| loaded.logits(&tch::Tensor::from_slice(&ids).unsqueeze(0), pass)).get(0);
+    let difference = (logits - &read_tensors(output.as_ref()).unwrap()["logits"]).abs().max().double_value(&[]);
+    assert!(difference < 1e-5, "{difference}");
 }
 
 #[test]

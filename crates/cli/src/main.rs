@@ -2,6 +2,7 @@
 
 mod commands;
 mod compute;
+mod hugging_face;
 mod progress;
 mod tokenizer;
 

@@ -157,6 +157,11 @@ impl Parameters {
                 spec.name,
                 tensor.kind()
             );
+            ensure!(
+                tensor.isfinite().all().int64_value(&[]) == 1,
+                "tensor {} holds NaN or infinity: the weights are broken",
+                spec.name
+            );
             let own = tensor.to_device(device).to_kind(tch::Kind::Float).contiguous();
             by_name.insert(spec.name, own.set_requires_grad(true));
         }
@@ -224,6 +229,42 @@ mod tests {
         }
     }
 
+    /// The published names and shapes of the small model, as the files hold them.
+    #[test]
+    fn names_and_shapes_are_the_published_ones() {
+        let small = ModelConfig::default();
+        let got: BTreeMap<String, Vec<i64>> = small.parameters().into_iter().map(|s| (s.name, s.shape)).collect();
+        let body = "backpack.gpt2_model";
+        let mut want = BTreeMap::from([
+            (format!("{body}.wte.weight"), vec![50_264, 768]),
+            (format!("{body}.wpe.weight"), vec![512, 768]),
+            ("backpack.sense_weight_net.c_attn.weight".to_owned(), vec![1536, 768]),
+            ("backpack.sense_weight_net.c_attn.bias".to_owned(), vec![1536]),
+        ]);
+        let mut conv1d = |name: String, inputs: i64, outputs: i64| {
+            want.insert(format!("{name}.weight"), vec![inputs, outputs]);
+            want.insert(format!("{name}.bias"), vec![outputs]);
+        };
+        for i in 0..12 {
+            conv1d(format!("{body}.h.{i}.attn.c_attn"), 768, 2304);
+            conv1d(format!("{body}.h.{i}.attn.c_proj"), 768, 768);
+            conv1d(format!("{body}.h.{i}.mlp.c_fc"), 768, 3072);
+            conv1d(format!("{body}.h.{i}.mlp.c_proj"), 3072, 768);
+        }
+        for (name, outputs) in [("block", 768), ("final", 12_288)] {
+            let mlp = if name == "block" { "block.mlp" } else { "final_mlp" };
+            conv1d(format!("backpack.sense_network.{mlp}.c_fc"), 768, 3072);
+            conv1d(format!("backpack.sense_network.{mlp}.c_proj"), 3072, outputs);
+        }
+        let blocks = (0..12).flat_map(|i| [format!("{body}.h.{i}.ln_1"), format!("{body}.h.{i}.ln_2")]);
+        let senses = ["ln", "block.ln_1", "block.ln_2"].map(|n| format!("backpack.sense_network.{n}"));
+        for name in blocks.chain(senses).chain([format!("{body}.ln_f")]) {
+            want.insert(format!("{name}.weight"), vec![768]);
+            want.insert(format!("{name}.bias"), vec![768]);
+        }
+        assert_eq!(got, want);
+    }
+
     #[test]
     fn initialisation_has_the_references_deviations() {
         let config = ModelConfig { vocab_size: 4096, ..size(128, 4, 8, Kind::Backpack) };
@@ -277,6 +318,9 @@ mod tests {
         let mut whole = tensors();
         whole.insert("transformer.ln_f.bias".into(), Tensor::zeros([32], (tch::Kind::Int, Device::Cpu)));
         assert!(load(whole).starts_with("tensor transformer.ln_f.bias is stored as Int: weights are"));
+        let mut broken = tensors();
+        broken.insert("transformer.ln_f.bias".into(), Tensor::full([32], f64::NAN, (tch::Kind::Float, Device::Cpu)));
+        assert!(load(broken).starts_with("tensor transformer.ln_f.bias holds NaN or infinity"));
         let mut extra = tensors();
         extra.insert("lm_head.weight".into(), Tensor::zeros([1], (tch::Kind::Float, Device::Cpu)));
         extra.insert("transformer.h.1.ln_1.bias".into(), Tensor::zeros([1], (tch::Kind::Float, Device::Cpu)));

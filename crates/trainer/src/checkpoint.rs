@@ -166,11 +166,19 @@ fn sha256_of(path: &Path) -> Result<String> {
 }
 
 /// Whether a folder says that it is a checkpoint.
-pub fn is_checkpoint(folder: &Path) -> bool {
+pub(crate) fn is_checkpoint(folder: &Path) -> bool {
     folder.join(STATE_FILE).is_file()
 }
 
-fn read_state(folder: &Path) -> Result<State> {
+/// Where a folder's run stood, where it is a checkpoint.
+///
+/// # Errors
+/// When its state is damaged.
+pub fn read_state(folder: &Path) -> Result<Option<State>> {
+    is_checkpoint(folder).then(|| require_state(folder)).transpose()
+}
+
+fn require_state(folder: &Path) -> Result<State> {
     let path = folder.join(STATE_FILE);
     let text = fs::read_to_string(&path)
         .with_context(|| format!("{} is not a checkpoint: it has no readable {STATE_FILE}", folder.display()))?;
@@ -193,8 +201,8 @@ fn verify_file(folder: &Path, state: &State, name: &str) -> Result<()> {
 ///
 /// # Errors
 /// Naming the file that is missing or damaged.
-pub fn verify(folder: &Path) -> Result<State> {
-    let state = read_state(folder)?;
+pub(crate) fn verify(folder: &Path) -> Result<State> {
+    let state = require_state(folder)?;
     for name in [WEIGHTS_FILE, CONFIG_FILE, OPTIMIZER_FILE] {
         verify_file(folder, &state, name)?;
     }
@@ -207,7 +215,7 @@ pub fn verify(folder: &Path) -> Result<State> {
 /// Naming the file that is missing or damaged.
 pub fn verify_model(folder: &Path) -> Result<()> {
     if is_checkpoint(folder) {
-        let state = read_state(folder)?;
+        let state = require_state(folder)?;
         for name in [WEIGHTS_FILE, CONFIG_FILE] {
             verify_file(folder, &state, name)?;
         }
@@ -344,7 +352,10 @@ impl Store {
         // One that cannot be read counts as unscored: only age can let it go.
         let candidates: Vec<Candidate> = checkpoints
             .iter()
-            .map(|(step, folder)| Candidate { step: *step, val_loss: read_state(folder).ok().and_then(|s| s.val_loss) })
+            .map(|(step, folder)| Candidate {
+                step: *step,
+                val_loss: require_state(folder).ok().and_then(|s| s.val_loss),
+            })
             .collect();
         for step in to_delete(&candidates, self.policy) {
             for (_, folder) in checkpoints.iter().filter(|(s, _)| *s == step) {

@@ -21,7 +21,7 @@ mod stop;
 mod tensorboard;
 
 pub use batches::{BatchConfig, Batches, MicroBatch};
-pub use checkpoint::{CheckpointConfig, State, is_checkpoint, verify as verify_checkpoint, verify_model};
+pub use checkpoint::{CheckpointConfig, State, read_state, verify_model};
 pub use config::{Config, Device, Precision, RunConfig, ValidationConfig};
 pub use metrics::LoggingConfig;
 pub use optimizer::{Optimizer, OptimizerConfig};

@@ -4,10 +4,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
-use model::LanguageModel;
+use model::{CONFIG_FILE, Kind, LanguageModel, ModelConfig, WEIGHTS_FILE, write_tensors};
 use serde_json::json;
 
 use crate::compute::Machine;
+use crate::hugging_face::{self, DType, write_json};
 use crate::tokenizer;
 
 /// Write a Hugging Face folder from a checkpoint
@@ -21,6 +22,9 @@ pub(crate) struct Export {
     /// The folder to write; must not hold anything yet
     #[arg(long, value_name = "DIR")]
     output: PathBuf,
+    /// Type of the tensors
+    #[arg(long, value_enum, default_value = "fp32")]
+    dtype: DType,
     /// The tokenizer.json to put in [default: the checkpoint's, then data/gpt2/tokenizer.json]
     #[arg(long, value_name = "FILE")]
     tokenizer: Option<PathBuf>,
@@ -54,8 +58,8 @@ impl Export {
                 fs::remove_dir_all(&partial)?;
             }
             fs::create_dir_all(&partial)?;
-            model::save_folder(&model, &partial)?;
-            let notes = self.write_tokenizer(&model, &partial)?;
+            let config = self.write_model(&model, &partial)?;
+            let notes = self.write_tokenizer(&config, &partial)?;
             for entry in fs::read_dir(&partial)? {
                 File::open(entry?.path())?.sync_all()?;
             }
@@ -74,12 +78,31 @@ impl Export {
         Ok(())
     }
 
-    /// Tokenizer files, where the model's vocabulary has room for them. Gives what to say.
-    fn write_tokenizer(&self, model: &LanguageModel, folder: &Path) -> Result<Vec<String>> {
-        let config = model.config();
-        if let Some(id) = config.end_of_text {
-            write_json(folder, "generation_config.json", &json!({ "bos_token_id": id, "eos_token_id": id }))?;
+    /// Weights, configs, modelling files and card. Gives the config as exported.
+    fn write_model(&self, model: &LanguageModel, folder: &Path) -> Result<ModelConfig> {
+        let (config, tensors) = model::export_tensors(model, self.dtype.kind());
+        write_tensors(&folder.join(WEIGHTS_FILE), tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)))?;
+        write_json(folder, CONFIG_FILE, &hugging_face::config_json(&config, self.dtype))?;
+        write_json(folder, "generation_config.json", &hugging_face::generation_config_json(&config))?;
+        if config.kind == Kind::Backpack {
+            for (name, text) in hugging_face::MODELLING_FILES {
+                fs::write(folder.join(name), text)?;
+            }
         }
+        let state = trainer::read_state(&self.checkpoint)?;
+        // A checkpoint lies in RUN/checkpoints; the run's losses make the card's plot.
+        let real = self.checkpoint.canonicalize()?;
+        let run_dir = real.parent().and_then(Path::parent).filter(|dir| dir.join("metrics.jsonl").is_file());
+        let has_plot = match (run_dir, &state) {
+            (Some(run_dir), Some(_)) => trainer::plot(&[run_dir.to_owned()], &folder.join("loss.svg")).is_ok(),
+            _ => false,
+        };
+        fs::write(folder.join("README.md"), hugging_face::model_card(&config, state.as_ref(), has_plot))?;
+        Ok(config)
+    }
+
+    /// Tokenizer files, where the model's vocabulary has room for them. Gives what to say.
+    fn write_tokenizer(&self, config: &ModelConfig, folder: &Path) -> Result<Vec<String>> {
         let Some(path) = tokenizer::find(self.tokenizer.as_deref(), &self.checkpoint) else {
             return Ok(vec![format!(
                 "left the tokenizer files out: no tokenizer.json in {} nor at {}; name one with --tokenizer",
@@ -122,10 +145,4 @@ impl Export {
 fn copy(from: &Path, to: &Path) -> Result<()> {
     let bytes = fs::read(from).with_context(|| format!("{} cannot be read", from.display()))?;
     fs::write(to, bytes).with_context(|| format!("{} cannot be written", to.display()))
-}
-
-fn write_json(folder: &Path, name: &str, value: &serde_json::Value) -> Result<()> {
-    let path = folder.join(name);
-    fs::write(&path, serde_json::to_string_pretty(value)? + "\n")
-        .with_context(|| format!("{} cannot be written", path.display()))
 }
