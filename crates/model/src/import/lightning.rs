@@ -30,7 +30,9 @@ pub(super) fn read(path: &Path, n_head: Option<i64>) -> Result<Found> {
     let shapes = Shapes { file: &file, tensors: &tensors };
     let (config, mut notes) = infer(&shapes, n_head)?;
     if others > 0 {
-        notes.push(format!("left out {others} entries of state_dict that are not the model's, as those of metrics"));
+        notes.push(format!(
+            "left out {others} of state_dict's entries, which are not the model's (metrics keep counts there)"
+        ));
     }
     let mut weights = Weights::default();
     for (source, &id) in &tensors {

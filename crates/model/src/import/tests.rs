@@ -138,7 +138,8 @@ fn the_authors_checkpoints_give_the_same_tensors() {
     let imported = import(&fixture("lightning/plain.ckpt"), None).unwrap();
     assert_same_tensors(&imported.model, |_, tensor| tensor.shallow_clone());
     assert_gives(&imported.model, "backpack_logits");
-    let notes = ["n_head 2, from its hyper_parameters", "left out 1 entries of state_dict that are not the model's"];
+    let notes =
+        ["n_head 2, from its hyper_parameters", "left out 1 of state_dict's entries, which are not the model's"];
     for (note, start) in imported.notes.iter().zip(notes) {
         assert!(note.starts_with(start), "{note}");
     }
