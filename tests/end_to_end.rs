@@ -4,6 +4,7 @@
 mod support;
 
 mod bad_input;
+mod import;
 mod models;
 mod pipeline;
 mod preparing;

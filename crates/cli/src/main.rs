@@ -3,6 +3,7 @@
 mod commands;
 mod compute;
 mod hugging_face;
+mod new_folder;
 mod progress;
 mod tokenizer;
 
@@ -29,6 +30,7 @@ enum Command {
     Eval(commands::eval::Eval),
     Generate(commands::generate::Generate),
     Export(commands::export::Export),
+    Import(commands::import::Import),
     Dump(commands::dump::Dump),
     Plot(commands::plot::Plot),
     Doctor(commands::doctor::Doctor),
@@ -65,6 +67,7 @@ fn run(command: Command, stop: &Stop) -> Result<ExitCode> {
         Command::Eval(c) => c.run(),
         Command::Generate(c) => c.run(),
         Command::Export(c) => c.run(),
+        Command::Import(c) => c.run(),
         Command::Dump(c) => c.run(),
         Command::Plot(c) => c.run(),
         Command::Doctor(c) => c.run(),

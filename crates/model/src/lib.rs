@@ -2,7 +2,8 @@
 //! weights in and out under their Hugging Face names.
 //!
 //! Shapes in comments: B sequences, T positions, D width (`n_embd`), V vocabulary, H heads,
-//! L senses. Knows no files but safetensors and config.json, no processes, no command line.
+//! L senses. Knows no files but models': safetensors, config.json, and what `import` reads;
+//! no processes, no command line.
 
 mod backpack;
 mod body;
@@ -12,6 +13,7 @@ mod edits;
 mod export;
 mod folder;
 mod generate;
+mod import;
 mod language_model;
 mod layers;
 mod parameters;
@@ -26,6 +28,7 @@ pub use edits::SenseEdit;
 pub use export::export_tensors;
 pub use folder::{CONFIG_FILE, WEIGHTS_FILE, load_config, load_folder, save_folder};
 pub use generate::{Sampling, generate};
+pub use import::{Imported, import};
 pub use language_model::LanguageModel;
 pub use layers::{Kernels, Pass};
 pub use parameters::{Init, ParameterSpec, Parameters};

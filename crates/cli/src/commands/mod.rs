@@ -5,6 +5,7 @@ pub(crate) mod dump;
 pub(crate) mod eval;
 pub(crate) mod export;
 pub(crate) mod generate;
+pub(crate) mod import;
 pub(crate) mod plot;
 pub(crate) mod prepare_data;
 pub(crate) mod train;

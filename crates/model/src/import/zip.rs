@@ -1,0 +1,166 @@
+//! The zip archives that `torch.save` writes: entries stored as they are, zip64 where
+//! they are large. Nothing is decompressed, so that no entry is larger than the file.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+
+#[derive(Debug)]
+struct Entry {
+    /// Where its local header begins.
+    header: u64,
+    size: u64,
+    /// Check sum; 0 also where torch was told to compute none.
+    crc: u32,
+}
+
+/// An open archive and its table of contents.
+#[derive(Debug)]
+pub(super) struct Archive {
+    file: File,
+    length: u64,
+    entries: BTreeMap<String, Entry>,
+}
+
+/// Entries of all tensors of a large checkpoint take well under a megabyte.
+const MAX_DIRECTORY: u64 = 64 << 20;
+/// A 16-bit or 32-bit field whose value stands in a zip64 record.
+const IN_ZIP64: u64 = 0xffff_ffff;
+
+impl Archive {
+    /// Reads the table of contents.
+    ///
+    /// # Errors
+    /// When it is no such archive, or damaged.
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path)?;
+        let length = file.metadata()?.len();
+        let mut archive = Archive { file, length, entries: BTreeMap::new() };
+        let (offset, size) = archive.directory()?;
+        ensure!(size <= MAX_DIRECTORY, "its table of contents claims {size} bytes");
+        let directory = archive.read_at(offset, size).context("its table of contents is not there")?;
+        archive.entries = entries(&directory).context("its table of contents is broken")?;
+        // Entries that share their bytes could claim far more than the file has.
+        let total = archive.entries.values().try_fold(0u64, |sum, entry| sum.checked_add(entry.size));
+        ensure!(total.is_some_and(|total| total <= length), "its entries claim more bytes than the file's {length}");
+        Ok(archive)
+    }
+
+    /// Names of all entries.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.entries.keys().map(String::as_str)
+    }
+
+    /// Size of an entry, where there is one.
+    pub(super) fn size(&self, name: &str) -> Option<u64> {
+        self.entries.get(name).map(|entry| entry.size)
+    }
+
+    /// The bytes of an entry.
+    ///
+    /// # Errors
+    /// When there is none, the file is cut short, or the check sum is wrong.
+    pub(super) fn read(&mut self, name: &str) -> Result<Vec<u8>> {
+        let entry = self.entries.get(name).with_context(|| format!("entry {name} is missing"))?;
+        let (header, size, crc) = (entry.header, entry.size, entry.crc);
+        let broken = || format!("entry {name} is damaged or cut short");
+        let local = self.read_at(header, 30).with_context(broken)?;
+        ensure!(local.starts_with(b"PK\x03\x04"), "{}", broken());
+        let names = u64::from(u16_at(&local, 26)?) + u64::from(u16_at(&local, 28)?);
+        let bytes = self.read_at(header + 30 + names, size).with_context(broken)?;
+        if crc != 0 {
+            ensure!(crc32fast::hash(&bytes) == crc, "entry {name} is damaged: its check sum is wrong");
+        }
+        Ok(bytes)
+    }
+
+    fn read_at(&mut self, offset: u64, size: u64) -> Result<Vec<u8>> {
+        let end = offset.checked_add(size).filter(|&end| end <= self.length);
+        ensure!(end.is_some(), "it claims {size} bytes at {offset} of {}", self.length);
+        let mut bytes = vec![0; size as usize];
+        self.file.seek(SeekFrom::Start(offset))?;
+        self.file.read_exact(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Place and size of the table of contents, from the record at the file's end.
+    fn directory(&mut self) -> Result<(u64, u64)> {
+        // The record has 22 bytes and a comment of at most 65,535.
+        let tail_size = self.length.min(22 + 65_535);
+        let tail_start = self.length - tail_size;
+        let tail = self.read_at(tail_start, tail_size)?;
+        let place = tail
+            .windows(4)
+            .rposition(|window| window == b"PK\x05\x06")
+            .context("its table of contents is missing: the file is cut short or no archive")?;
+        let record = &tail[place..];
+        let (size, offset) = (u64::from(u32_at(record, 12)?), u64::from(u32_at(record, 16)?));
+        if size != IN_ZIP64 && offset != IN_ZIP64 && u16_at(record, 10)? != u16::MAX {
+            return Ok((offset, size));
+        }
+        // The zip64 record is found through a locator of 20 bytes before this one.
+        let locator_at = (tail_start + place as u64).checked_sub(20).context("its zip64 locator is missing")?;
+        let locator = self.read_at(locator_at, 20)?;
+        ensure!(locator.starts_with(b"PK\x06\x07"), "its zip64 locator is missing");
+        let record = self.read_at(u64_at(&locator, 8)?, 56)?;
+        ensure!(record.starts_with(b"PK\x06\x06"), "its zip64 record is missing");
+        Ok((u64_at(&record, 48)?, u64_at(&record, 40)?))
+    }
+}
+
+fn entries(mut directory: &[u8]) -> Result<BTreeMap<String, Entry>> {
+    let mut entries = BTreeMap::new();
+    while directory.starts_with(b"PK\x01\x02") {
+        let length = |at: usize| u16_at(directory, at).map(usize::from);
+        let (flags, method) = (u16_at(directory, 8)?, u16_at(directory, 10)?);
+        let crc = u32_at(directory, 16)?;
+        let (mut packed, mut size) = (u64::from(u32_at(directory, 20)?), u64::from(u32_at(directory, 24)?));
+        let mut header = u64::from(u32_at(directory, 42)?);
+        let name_end = 46 + length(28)?;
+        let extra_end = name_end + length(30)?;
+        let end = extra_end + length(32)?;
+        let name = directory.get(46..name_end).context("a name is cut short")?;
+        let name = std::str::from_utf8(name).context("a name is not UTF-8")?.to_owned();
+        let mut extra = directory.get(name_end..extra_end).context("an entry is cut short")?;
+        while extra.len() >= 4 {
+            let (tag, length) = (u16_at(extra, 0)?, usize::from(u16_at(extra, 2)?));
+            let mut field = extra.get(4..4 + length).context("an extra field is cut short")?;
+            extra = &extra[4 + length..];
+            // Zip64: only the values that did not fit, in this order.
+            if tag == 1 {
+                for value in [&mut size, &mut packed, &mut header] {
+                    if *value == IN_ZIP64 {
+                        *value = u64_at(field, 0)?;
+                        field = &field[8..];
+                    }
+                }
+            }
+        }
+        ensure!(flags & 1 == 0, "entry {name} is encrypted");
+        ensure!(method == 0 && packed == size, "entry {name} is compressed, which torch.save never does");
+        if entries.insert(name.clone(), Entry { header, size, crc }).is_some() {
+            bail!("entry {name} is there twice");
+        }
+        directory = directory.get(end..).context("an entry is cut short")?;
+    }
+    Ok(entries)
+}
+
+fn bytes_at<const N: usize>(bytes: &[u8], at: usize) -> Result<[u8; N]> {
+    Ok(bytes.get(at..at + N).context("a record is cut short")?.try_into()?)
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> Result<u16> {
+    bytes_at(bytes, at).map(u16::from_le_bytes)
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> Result<u32> {
+    bytes_at(bytes, at).map(u32::from_le_bytes)
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> Result<u64> {
+    bytes_at(bytes, at).map(u64::from_le_bytes)
+}
