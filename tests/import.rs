@@ -46,10 +46,18 @@ fn an_imported_model_computes_what_torch_did_and_exports_the_same_bytes() {
         let exported = scratch.path(&format!("e{i}"));
         backpack(&["export", "--checkpoint", &output, "--output", exported.to_str().unwrap()]).expect(0);
         let bytes = |folder: &Path| fs::read(folder.join("model.safetensors")).unwrap();
-        assert_eq!(bytes(output.as_ref()), bytes(&exported));
+        if input.ends_with("gpt2.ckpt") {
+            // Its scale is folded in: other weights, the same logits.
+            let exported = exported.to_str().unwrap();
+            backpack(&["dump", "--model", exported, "--ids", &ids, "--output", &dump]).expect(0);
+            let folded = &read_tensors(dump.as_ref()).unwrap()["logits"];
+            assert!((folded - want.get(0)).abs().max().double_value(&[]) < 1e-5);
+        } else {
+            assert!(bytes(output.as_ref()) == bytes(&exported), "{input}");
+        }
         weights.push(bytes(&exported));
     }
-    assert!(weights[..same.len()].iter().all(|bytes| *bytes == weights[0]));
+    assert!(weights[..same.len()].iter().all(|bytes| *bytes == weights[0]), "the three hold the same weights");
 }
 
 #[test]

@@ -51,3 +51,12 @@ impl NewFolder {
         })
     }
 }
+
+/// The bytes alone: the copy is the user's, whatever the source's permissions.
+///
+/// # Errors
+/// Naming the file.
+pub(crate) fn copy(from: &Path, to: &Path) -> Result<()> {
+    let bytes = fs::read(from).with_context(|| format!("{} cannot be read", from.display()))?;
+    fs::write(to, bytes).with_context(|| format!("{} cannot be written", to.display()))
+}

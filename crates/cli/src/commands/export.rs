@@ -1,14 +1,15 @@
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use model::{CONFIG_FILE, Kind, LanguageModel, ModelConfig, WEIGHTS_FILE, write_tensors};
 use serde_json::json;
 
 use crate::compute::Machine;
 use crate::hugging_face::{self, DType, write_json};
+use crate::new_folder::{NewFolder, copy};
 use crate::tokenizer;
 
 /// Write a Hugging Face folder from a checkpoint
@@ -37,39 +38,17 @@ impl Export {
         if self.checkpoint.join("checkpoints").is_dir() {
             bail!("{0} is a run folder: name one of the checkpoints in {0}/checkpoints", self.checkpoint.display());
         }
-        let occupied = fs::read_dir(&self.output).is_ok_and(|mut entries| entries.next().is_some());
-        ensure!(
-            !occupied && !self.output.is_file(),
-            "{} already holds something: name another --output",
-            self.output.display()
-        );
+        let output = NewFolder::at(&self.output)?;
         let model = self.machine.load(&self.checkpoint)?;
 
-        // Complete under another name first, so that a folder of the final name is whole.
-        let name = self
-            .output
-            .file_name()
-            .with_context(|| format!("--output {} has no name of its own: name a new folder", self.output.display()))?
-            .to_string_lossy()
-            .into_owned();
-        let partial = self.output.with_file_name(format!(".{name}.partial"));
-        let write = || -> Result<Vec<String>> {
-            if partial.exists() {
-                fs::remove_dir_all(&partial)?;
-            }
-            fs::create_dir_all(&partial)?;
-            let config = self.write_model(&model, &partial)?;
-            let notes = self.write_tokenizer(&config, &partial)?;
-            for entry in fs::read_dir(&partial)? {
-                File::open(entry?.path())?.sync_all()?;
-            }
-            fs::rename(&partial, &self.output)?;
-            Ok(notes)
-        };
-        let notes = write().inspect_err(|_| {
-            let _ = fs::remove_dir_all(&partial);
-        });
-        let notes = notes.with_context(|| format!("{} cannot be exported", self.checkpoint.display()))?;
+        let mut notes = Vec::new();
+        output
+            .fill(|folder| {
+                let config = self.write_model(&model, folder)?;
+                notes = self.write_tokenizer(&config, folder)?;
+                Ok(())
+            })
+            .with_context(|| format!("{} cannot be exported", self.checkpoint.display()))?;
         let mut out = io::stdout().lock();
         for note in notes {
             writeln!(out, "{note}")?;
@@ -139,10 +118,4 @@ impl Export {
         write_json(folder, "tokenizer_config.json", &tokenizer_config)?;
         Ok(Vec::new())
     }
-}
-
-/// The bytes alone: the copy is the user's, whatever the source's permissions.
-fn copy(from: &Path, to: &Path) -> Result<()> {
-    let bytes = fs::read(from).with_context(|| format!("{} cannot be read", from.display()))?;
-    fs::write(to, bytes).with_context(|| format!("{} cannot be written", to.display()))
 }

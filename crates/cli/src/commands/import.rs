@@ -1,11 +1,10 @@
-use std::fs;
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Args;
 
-use crate::new_folder::NewFolder;
+use crate::new_folder::{NewFolder, copy};
 
 /// Make a model folder from a Hugging Face folder or the authors' .ckpt
 ///
@@ -45,7 +44,9 @@ impl Import {
         output.fill(|folder| {
             model::save_folder(&imported.model, folder)?;
             for name in COMPANIONS {
-                if copy(&self.input.join(name), &folder.join(name))? {
+                let from = self.input.join(name);
+                if from.is_file() {
+                    copy(&from, &folder.join(name))?;
                     copied.push(name);
                 }
             }
@@ -71,15 +72,4 @@ impl Import {
         )?;
         Ok(())
     }
-}
-
-/// The bytes alone, where the file is there: the copy is the user's, whatever the
-/// source's permissions.
-fn copy(from: &Path, to: &Path) -> Result<bool> {
-    if !from.is_file() {
-        return Ok(false);
-    }
-    let bytes = fs::read(from).with_context(|| format!("{} cannot be read", from.display()))?;
-    fs::write(to, bytes).with_context(|| format!("{} cannot be written", to.display()))?;
-    Ok(true)
 }

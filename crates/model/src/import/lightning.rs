@@ -145,11 +145,7 @@ fn infer(shapes: &Shapes, n_head: Option<i64>) -> Result<(ModelConfig, Vec<Strin
         config.num_senses = shapes.multiple(&format!("{senses}.final_mlp.fc2.weight"), n_embd)?;
         config.sense_intermediate_scale = shapes.multiple(&format!("{senses}.final_mlp.fc1.weight"), n_embd)?;
         let [width, _] = shapes.matrix(&format!("{senses}.layers.0.mlp.fc1.weight"))?;
-        ensure!(
-            width == 4 * n_embd,
-            "its sense block is {width} wide, not 4 n_embd = {}: a network of shrink_final_inner or n_inner, which config.json cannot express",
-            4 * n_embd
-        );
+        config.sense_block_inner = (width != 4 * n_embd).then_some(width);
     }
 
     let hyper = HyperParameters::of(shapes.file.pickle());

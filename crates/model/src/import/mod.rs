@@ -74,7 +74,7 @@ impl Weights {
     /// Takes the tensor that the file calls `source`.
     ///
     /// # Errors
-    /// Naming `source`: when it is not finite, or differs from an earlier copy.
+    /// Naming `source`, when it differs from an earlier copy.
     fn insert(&mut self, name: String, source: &str, tensor: &Tensor) -> Result<()> {
         // What is no floating-point number is refused later, with the model's other shapes.
         let tensor = if tensor.is_floating_point() {
@@ -82,10 +82,6 @@ impl Weights {
         } else {
             tensor.shallow_clone()
         };
-        ensure!(
-            all_finite(&tensor)?,
-            "tensor {source} holds NaN or infinity: these weights are broken and were not imported"
-        );
         if let Some((first, earlier)) = self.by_name.get(&name) {
             ensure!(*earlier == tensor, "tensors {first} and {source} differ, but are one tied weight in this network");
             return Ok(());
@@ -97,13 +93,6 @@ impl Weights {
     fn into_tensors(self) -> BTreeMap<String, Tensor> {
         self.by_name.into_iter().map(|(name, (_, tensor))| (name, tensor)).collect()
     }
-}
-
-fn all_finite(tensor: &Tensor) -> Result<bool> {
-    if !tensor.is_floating_point() {
-        return Ok(true);
-    }
-    Ok(tensor.f_isfinite()?.f_all()?.f_int64_value(&[])? != 0)
 }
 
 /// The names of the token and position embeddings, under which tied copies come too.
