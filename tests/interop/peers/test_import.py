@@ -146,7 +146,8 @@ def test_a_pickle_with_code_is_refused_by_name_and_not_run(backpack, tmp_path):
     folder = tmp_path / "harmful"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config_json(SMALL)))
-    torch.save({**random_weights(config_json(SMALL)), "extra": Harmful(tmp_path / "was-run")}, folder / "pytorch_model.bin")
+    tensors = random_weights(config_json(SMALL))
+    torch.save({**tensors, "extra": Harmful(tmp_path / "was-run")}, folder / "pytorch_model.bin")
     backpack("import", "--input", folder, "--output", tmp_path / "imported", code=1)
     assert not (tmp_path / "was-run").exists()
     assert not (tmp_path / "imported").exists()
