@@ -30,7 +30,8 @@ def main() -> None:
         needed = re.findall(r"NEEDED\s+(\S+)", headers)
         absent |= {name for name in needed if LIBRARY.fullmatch(name) and name not in there}
         versions |= dict(re.findall(r"required from (\S+):\n\s+\S+ \S+ \S+ (\S+)", headers))
-        names = [line.split()[-1].split("@")[0] for line in output("nm", "-D", "--undefined-only", library).splitlines()]
+        undefined = output("nm", "-D", "--undefined-only", library).splitlines()
+        names = [line.split()[-1].split("@")[0] for line in undefined]
         functions |= {name for name in names if SYMBOL.fullmatch(name)}
     labels = "\n".join(f".globl {name}\n.type {name}, @function\n{name}:" for name in sorted(functions))
     source = f".text\n{labels}\nmov $1, %eax\nret\n"
@@ -39,7 +40,7 @@ def main() -> None:
         # torch's libraries look for what they need beside themselves too.
         command = ["c++", "-shared", "-x", "assembler", "-", f"-Wl,-soname,{name},-z,noexecstack"]
         if name in versions:
-            script.write_text(f'{versions[name]} {{ global: *; }};')
+            script.write_text(f"{versions[name]} {{ global: *; }};")
             command.append(f"-Wl,--version-script,{script}")
         subprocess.run([*command, "-o", folder / "torch/lib" / name], input=source, check=True, text=True)
     script.unlink()

@@ -77,19 +77,16 @@ def test_sampling_is_reproducible_and_beams_work(exported):
 
 def test_padding_ids_are_in_the_logits_and_never_generated(published):
     model = load(published)
-    prompt = torch.tensor([[464, 1578]])
-    everything = torch.arange(0, 50257, 400)[None]
-    with torch.no_grad():
-        logits = model(everything).logits
-    assert logits.shape[-1] == 50264
-    assert (logits.argmax(-1) >= 50257).any()
-    mask = torch.ones_like(everything)
-    for options in [{"do_sample": False}, {"do_sample": True, "top_k": 0}, {"do_sample": False, "num_beams": 2}]:
-        output = model.generate(everything, attention_mask=mask, max_new_tokens=8, **options)
-        assert (output < 50257).all()
     assert model.generation_config.suppress_tokens == list(range(50257, 50264))
-    assert load_file(published / "model.safetensors")["backpack.gpt2_model.wte.weight"].shape[0] == 50264
-    assert model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=1).shape == (1, 3)
+    prompts = torch.arange(0, 50000, 500)[:, None]
+    mask = torch.ones_like(prompts)
+    with torch.no_grad():
+        logits = model(prompts).logits
+    assert logits.shape[-1] == 50264
+    assert (logits.argmax(-1) >= 50257).float().mean() > 0.5
+    for options in [{"do_sample": False}, {"do_sample": True, "top_k": 0}, {"do_sample": False, "num_beams": 2}]:
+        output = model.generate(prompts, attention_mask=mask, max_new_tokens=4, **options)
+        assert (output < 50257).all()
 
 
 def test_a_pipeline_writes_text(published, capfd):

@@ -9,12 +9,10 @@ import torch
 from models import SMALL, assert_close, config_json, random_ids, random_weights
 from safetensors.torch import load_file, save_file
 
-SHAPES = [SMALL, SMALL | {"num_senses": 1, "n_layer": 1}, SMALL | {"sense_intermediate_scale": 1, "n_inner": 50}]
+SHAPES = [SMALL | {"num_senses": 1, "n_layer": 1}, SMALL | {"sense_intermediate_scale": 1, "n_inner": 50}]
 
 
-@pytest.fixture(params=["safetensors", "sharded", "bin", "sharded bin", "aliases and masks"])
-def layout(request):
-    return request.param
+LAYOUTS = ["safetensors", "sharded", "bin", "sharded bin", "aliases and masks"]
 
 
 def save(model, folder, layout):
@@ -27,6 +25,7 @@ def save(model, folder, layout):
             name = f"backpack.gpt2_model.h.{layer}.attn"
             tensors[f"{name}.bias"] = torch.ones(1, 1, t, t, dtype=torch.bool).tril()
             tensors[f"{name}.masked_bias"] = torch.tensor(-1e4)
+        model.config.architectures = [type(model).__name__]
         model.config.save_pretrained(folder)
         torch.save(tensors, folder / "pytorch_model.bin")
         return
@@ -38,7 +37,9 @@ def save(model, folder, layout):
         assert list(folder.glob("*.index.json"))
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    ("shape", "layout"), [*((SMALL, layout) for layout in LAYOUTS), *((shape, LAYOUTS[0]) for shape in SHAPES)]
+)
 def test_a_model_of_the_published_code(backpack, tmp_path, shape, layout):
     theirs = pyvene_backpack.random_model(shape)
     save(theirs, tmp_path / "theirs", layout)
@@ -145,7 +146,8 @@ def test_a_pickle_with_code_is_refused_by_name_and_not_run(backpack, tmp_path):
     folder = tmp_path / "harmful"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config_json(SMALL)))
-    torch.save({**random_weights(config_json(SMALL)), "extra": Harmful(tmp_path / "was-run")}, folder / "pytorch_model.bin")
+    tensors = random_weights(config_json(SMALL))
+    torch.save({**tensors, "extra": Harmful(tmp_path / "was-run")}, folder / "pytorch_model.bin")
     backpack("import", "--input", folder, "--output", tmp_path / "imported", code=1)
     assert not (tmp_path / "was-run").exists()
     assert not (tmp_path / "imported").exists()

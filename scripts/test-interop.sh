@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+# What the Python world makes of our models, and we of its: transformers 4.46.3 and the newest
+# one tested, the published Backpack code (pyvene), TensorBoard and lm-eval on tests/interop.
+#
+#   scripts/test-interop.sh     BACKPACK_BINARY names the binary to test; unset, one is built
+#
+# The Python environments (0.9 GB to download, 2.7 GB on disk) are made once, in
+# ${XDG_CACHE_HOME:-~/.cache}/backpack/interop; then it takes about two minutes, offline. Safe
+# to kill and to run again at any time.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+fail() { printf 'test-interop: %s\n' "$*" >&2; exit 1; }
+case "${1:-}" in
+  '') ;;
+  -h | --help) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 0 ;;
+  *) fail "unknown argument '$1' (see --help)." ;;
+esac
+
+if [ -z "${BACKPACK_BINARY:-}" ]; then
+  scripts/setup.sh
+  cargo build --release --locked
+  BACKPACK_BINARY=$(realpath "${CARGO_TARGET_DIR:-target}")/release/backpack
+fi
+BACKPACK_BINARY=$(realpath "$BACKPACK_BINARY")
+[ -x "$BACKPACK_BINARY" ] || fail "BACKPACK_BINARY is $BACKPACK_BINARY, which cannot be run."
+
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/backpack/interop
+mkdir -p "$cache"
+exec 9>"$cache/lock"
+flock 9 # another run may be making the environments
+
+python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || fail "Python 3.11 or newer is needed."
+# The files that say what an environment holds are copied into it last: it is whole, or made again.
+is_made() { [ -f "$1/MADE" ] && cat "${@:2}" | cmp -s - "$1/MADE"; }
+install() { "$1/bin/pip" install --quiet --disable-pip-version-check --no-deps "${@:2}"; }
+
+torch=$cache/torch lists=tests/interop/requirements
+if ! is_made "$torch" "$lists-torch.txt" tests/interop/without_cuda.py; then
+  echo "test-interop: fetching torch into $torch"
+  rm -rf "$torch"
+  python3 -m pip install --quiet --disable-pip-version-check --no-deps --target "$torch" -r "$lists-torch.txt"
+  python3 tests/interop/without_cuda.py "$torch"
+  cat "$lists-torch.txt" tests/interop/without_cuda.py >"$torch/MADE"
+fi
+for name in 4.46 newest; do
+  list=$lists.txt
+  [ "$name" = 4.46 ] || list=$lists-$name.txt
+  if ! is_made "$cache/$name" "$list"; then
+    echo "test-interop: making $cache/$name"
+    python3 -m venv --clear "$cache/$name"
+    install "$cache/$name" -r "$list"
+    echo "$torch" >"$("$cache/$name/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torch.pth"
+    cp "$list" "$cache/$name/MADE"
+  fi
+done
+flock -u 9
+
+# One thread each, side by side: most of the time goes into starting processes.
+export BACKPACK_BINARY OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1
+run() { "$cache/$1/bin/python" -m pytest -q -p no:cacheprovider "${@:2}"; }
+log=$(mktemp)
+run newest tests/interop/hugging_face >"$log" 2>&1 &
+newest=$!
+trap 'kill "$newest" 2>/dev/null || true; rm -f "$log"' EXIT
+failed=0
+echo 'test-interop: transformers 4.46.3, pyvene, TensorBoard, lm-eval'
+run 4.46 tests/interop || failed=1
+echo 'test-interop: the newest transformers'
+wait "$newest" || failed=1
+cat "$log"
+exit "$failed"
