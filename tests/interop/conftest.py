@@ -47,6 +47,18 @@ def backpack() -> Backpack:
     return Backpack()
 
 
+@pytest.fixture(scope="session")
+def run():
+    """A program, the binary by default, in a folder of its own choice."""
+
+    def run_in(arguments, folder, program=os.environ["BACKPACK_BINARY"]) -> str:
+        done = subprocess.run([program, *arguments], cwd=folder, capture_output=True, text=True)
+        assert done.returncode == 0, f"{arguments}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    return run_in
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(1)
