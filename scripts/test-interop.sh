@@ -38,7 +38,7 @@ torch=$cache/torch lists=tests/interop/requirements
 if ! is_made "$torch" "$lists-torch.txt" tests/interop/without_cuda.py; then
   echo "test-interop: fetching torch into $torch"
   rm -rf "$torch"
-  python3 -m pip install --quiet --disable-pip-version-check --no-deps --target "$torch" -r "$lists-torch.txt"
+  python3 -m pip install --quiet --disable-pip-version-check --no-deps --root-user-action=ignore --target "$torch" -r "$lists-torch.txt"
   python3 tests/interop/without_cuda.py "$torch"
   cat "$lists-torch.txt" tests/interop/without_cuda.py >"$torch/MADE"
 fi

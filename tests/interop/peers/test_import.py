@@ -142,7 +142,7 @@ class Harmful:
         return open, (str(self.path), "w")
 
 
-def test_a_pickle_with_code_is_refused_by_name_and_not_run(backpack, tmp_path):
+def test_a_pickle_with_code_is_refused_and_not_run(backpack, tmp_path):
     folder = tmp_path / "harmful"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config_json(SMALL)))
