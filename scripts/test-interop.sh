@@ -57,11 +57,13 @@ flock -u 9
 
 # One thread each, side by side: most of the time goes into starting processes.
 export BACKPACK_BINARY OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1
-run() { "$cache/$1/bin/python" -m pytest -q -p no:cacheprovider "${@:2}"; }
-log=$(mktemp)
+work=$(mktemp -d)
+# Folders of its own: pytest's common one is swept by whoever runs pytest next.
+run() { "$cache/$1/bin/python" -m pytest -q -p no:cacheprovider --basetemp="$work/$1" "${@:2}"; }
+log=$work/newest.log
 run newest tests/interop/hugging_face >"$log" 2>&1 &
 newest=$!
-trap 'kill "$newest" 2>/dev/null || true; rm -f "$log"' EXIT
+trap 'kill "$newest" 2>/dev/null || true; rm -rf "$work"' EXIT
 failed=0
 echo 'test-interop: transformers 4.46.3, pyvene, TensorBoard, lm-eval'
 run 4.46 tests/interop || failed=1

@@ -42,9 +42,13 @@ impl DType {
 }
 
 /// `config.json`, which names the modelling files for a Backpack.
-pub(crate) fn config_json(config: &ModelConfig, dtype: DType) -> Value {
+pub(crate) fn config_json(config: &ModelConfig, dtype: DType, has_tokenizer: bool) -> Value {
     let mut json = config.to_hugging_face();
     json["torch_dtype"] = dtype.torch_name().into();
+    if has_tokenizer {
+        // Without it `pipeline` of transformers 4.46 loads no tokenizer.
+        json["tokenizer_class"] = "GPT2Tokenizer".into();
+    }
     if config.kind == Kind::Backpack {
         json["auto_map"] = json!({
             "AutoConfig": "configuration_backpack_gpt2.BackpackGPT2Config",
@@ -57,7 +61,11 @@ pub(crate) fn config_json(config: &ModelConfig, dtype: DType) -> Value {
 /// `generation_config.json`: ends, and the padding rows of the vocabulary, which stand for
 /// no token and must not be generated.
 pub(crate) fn generation_config_json(config: &ModelConfig) -> Value {
-    let mut json = json!({ "_from_model_config": false });
+    let mut json = json!({});
+    if config.kind == Kind::Backpack {
+        // The modelling file keeps nothing between tokens.
+        json["use_cache"] = false.into();
+    }
     if let Some(id) = config.end_of_text {
         json["bos_token_id"] = id.into();
         json["eos_token_id"] = id.into();
@@ -167,11 +175,11 @@ mod tests {
 
     #[test]
     fn only_a_backpack_names_modelling_files() {
-        let backpack = config_json(&ModelConfig::default(), DType::Bf16);
+        let backpack = config_json(&ModelConfig::default(), DType::Bf16, false);
         assert_eq!(backpack["auto_map"]["AutoConfig"], "configuration_backpack_gpt2.BackpackGPT2Config");
         assert_eq!(backpack["torch_dtype"], "bfloat16");
         let gpt2 = ModelConfig { kind: Kind::Gpt2, ..ModelConfig::default() };
-        assert!(config_json(&gpt2, DType::Fp32).get("auto_map").is_none());
+        assert!(config_json(&gpt2, DType::Fp32, true).get("auto_map").is_none());
         assert!(!model_card(&gpt2, None, false).contains("trust_remote_code"));
     }
 }

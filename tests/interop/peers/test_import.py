@@ -110,12 +110,15 @@ def test_a_checkpoint_of_the_authors(backpack, tmp_path):
     folder = tmp_path / "authors"
     folder.mkdir()
     torch.save({"state_dict": state, **extra}, folder / "last.ckpt")
-    # No tensor tells the number of heads; a config.json beside the checkpoint does.
+    arguments = ["import", "--input", folder / "last.ckpt", "--output"]
+    backpack(*arguments, tmp_path / "told", "--n-head", config["n_head"])
+    # No tensor tells the number of heads; a config.json beside the checkpoint does, too.
     (folder / "config.json").write_text(json.dumps(config))
-    backpack("import", "--input", folder / "last.ckpt", "--output", tmp_path / "imported")
-    imported = load_file(tmp_path / "imported/model.safetensors")
-    assert imported.keys() == weights.keys()
-    assert all(torch.equal(tensor, weights[name]) for name, tensor in imported.items())
+    backpack(*arguments, tmp_path / "found")
+    for name in ["told", "found"]:
+        imported = load_file(tmp_path / name / "model.safetensors")
+        assert imported.keys() == weights.keys()
+        assert all(torch.equal(tensor, weights[name]) for name, tensor in imported.items())
 
 
 def test_a_plain_gpt2_is_a_start_for_the_body(backpack, tmp_path):

@@ -44,9 +44,8 @@ impl Export {
         let mut notes = Vec::new();
         output
             .fill(|folder| {
-                let config = self.write_model(&model, folder)?;
-                notes = self.write_tokenizer(&config, folder)?;
-                Ok(())
+                notes = self.write_tokenizer(model.config(), folder)?;
+                self.write_model(&model, folder, notes.is_empty())
             })
             .with_context(|| format!("{} cannot be exported", self.checkpoint.display()))?;
         let mut out = io::stdout().lock();
@@ -57,11 +56,11 @@ impl Export {
         Ok(())
     }
 
-    /// Weights, configs, modelling files and card. Gives the config as exported.
-    fn write_model(&self, model: &LanguageModel, folder: &Path) -> Result<ModelConfig> {
+    /// Weights, configs, modelling files and card.
+    fn write_model(&self, model: &LanguageModel, folder: &Path, has_tokenizer: bool) -> Result<()> {
         let (config, tensors) = model::export_tensors(model, self.dtype.kind());
         write_tensors(&folder.join(WEIGHTS_FILE), tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)))?;
-        write_json(folder, CONFIG_FILE, &hugging_face::config_json(&config, self.dtype))?;
+        write_json(folder, CONFIG_FILE, &hugging_face::config_json(&config, self.dtype, has_tokenizer))?;
         write_json(folder, "generation_config.json", &hugging_face::generation_config_json(&config))?;
         if config.kind == Kind::Backpack {
             for (name, text) in hugging_face::MODELLING_FILES {
@@ -77,7 +76,7 @@ impl Export {
             _ => false,
         };
         fs::write(folder.join("README.md"), hugging_face::model_card(&config, state.as_ref(), has_plot))?;
-        Ok(config)
+        Ok(())
     }
 
     /// Tokenizer files, where the model's vocabulary has room for them. Gives what to say.

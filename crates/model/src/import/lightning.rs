@@ -11,6 +11,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::config::{GPT2_END_OF_TEXT, Kind, ModelConfig};
+use crate::folder::CONFIG_FILE;
 use crate::import::pickle::{Id, Pickle, Value};
 use crate::import::torch_file::TorchFile;
 use crate::import::{Found, Weights, embeddings};
@@ -28,7 +29,7 @@ pub(super) fn read(path: &Path, n_head: Option<i64>) -> Result<Found> {
     let mut file = TorchFile::open(path)?;
     let State { tensors, others } = state(&file)?;
     let shapes = Shapes { file: &file, tensors: &tensors };
-    let (config, mut notes) = infer(&shapes, n_head)?;
+    let (config, mut notes) = infer(&shapes, n_head, beside(path)?)?;
     if others > 0 {
         notes.push(format!(
             "left out {others} of state_dict's entries, which are not the model's (metrics keep counts there)"
@@ -48,6 +49,17 @@ pub(super) fn read(path: &Path, n_head: Option<i64>) -> Result<Found> {
         weights.insert(target.name, &full, &tensor)?;
     }
     Ok(Found { config, weights, notes })
+}
+
+/// What a `config.json` in the file's folder says, where there is one.
+fn beside(path: &Path) -> Result<Option<ModelConfig>> {
+    let path = path.with_file_name(CONFIG_FILE);
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let text = std::fs::read_to_string(&path).with_context(|| format!("{} cannot be read", path.display()))?;
+    let config = ModelConfig::from_hugging_face(&text);
+    config.map(Some).with_context(|| format!("{}, beside the checkpoint, is not usable", path.display()))
 }
 
 /// The model's entries of a checkpoint's `state_dict`, without the prefix `model.`.
@@ -114,7 +126,7 @@ fn body(kind: Kind) -> &'static str {
 }
 
 /// The configuration that the shapes tell, with what they do not taken from elsewhere.
-fn infer(shapes: &Shapes, n_head: Option<i64>) -> Result<(ModelConfig, Vec<String>)> {
+fn infer(shapes: &Shapes, n_head: Option<i64>, beside: Option<ModelConfig>) -> Result<(ModelConfig, Vec<String>)> {
     let is_backpack = shapes.tensors.keys().any(|name| name.starts_with(body(Kind::Backpack)));
     let kind = if is_backpack { Kind::Backpack } else { Kind::Gpt2 };
     let body = body(kind);
@@ -151,21 +163,32 @@ fn infer(shapes: &Shapes, n_head: Option<i64>) -> Result<(ModelConfig, Vec<Strin
     let hyper = HyperParameters::of(shapes.file.pickle());
     let mut notes = Vec::new();
     let table = HEADS.iter().find(|(width, _)| *width == n_embd).map(|&(_, heads)| heads);
-    (config.n_head, notes) = match (n_head, hyper.integer("n_head"), table) {
-        (Some(given), _, _) => (given, notes),
-        (None, Some(own), _) => (own, vec![format!("n_head {own}, from its hyper_parameters")]),
-        (None, None, Some(heads)) => (heads, vec![format!("n_head {heads}, as the published size of n_embd {n_embd}")]),
-        (None, None, None) => bail!(
-            "its shapes do not tell n_head, its hyper_parameters do not say it readably, and n_embd {n_embd} is no published size: give it with --n-head"
-        ),
+    let said = beside.as_ref().map(|c| (c.n_head, format!("from the {CONFIG_FILE} beside it")));
+    let own = || hyper.integer("n_head").map(|n| (n, "from its hyper_parameters".to_owned()));
+    let published = || table.map(|heads| (heads, format!("as the published size of n_embd {n_embd}")));
+    config.n_head = match n_head {
+        Some(given) => given,
+        None => {
+            let (heads, from) = said.or_else(own).or_else(published).with_context(|| {
+                format!("its shapes do not tell n_head, its hyper_parameters do not say it readably, and n_embd {n_embd} is no published size: give it with --n-head")
+            })?;
+            notes.push(format!("n_head {heads}, {from}"));
+            heads
+        }
     };
     let key = "scale_attn_by_inverse_layer_idx";
-    config.scale_attn_by_inverse_layer_idx = hyper.flag(key).unwrap_or_else(|| {
+    let said = beside.as_ref().map(|c| c.scale_attn_by_inverse_layer_idx);
+    config.scale_attn_by_inverse_layer_idx = said.or_else(|| hyper.flag(key)).unwrap_or_else(|| {
         notes.push(format!("{key} true, as in the authors' runs: the file does not say it readably"));
         true
     });
-    config.dropout = hyper.float("resid_pdrop").unwrap_or(config.dropout);
-    config.layer_norm_epsilon = hyper.float("layer_norm_epsilon").unwrap_or(config.layer_norm_epsilon);
+    if let Some(c) = beside {
+        (config.dropout, config.layer_norm_epsilon) = (c.dropout, c.layer_norm_epsilon);
+        config.end_of_text = c.end_of_text.or(config.end_of_text);
+    } else {
+        config.dropout = hyper.float("resid_pdrop").unwrap_or(config.dropout);
+        config.layer_norm_epsilon = hyper.float("layer_norm_epsilon").unwrap_or(config.layer_norm_epsilon);
+    }
     config.validate().context("its shapes make no network")?;
     Ok((config, notes))
 }
