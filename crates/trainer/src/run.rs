@@ -9,7 +9,7 @@ use evals::Validated;
 use model::{GPT2_END_OF_TEXT, LanguageModel, Pass, derive_seed};
 
 use crate::batches::Batches;
-use crate::checkpoint::{self, State, Store};
+use crate::checkpoint::{self, Store};
 use crate::config::Config;
 use crate::console::{Console, human_duration};
 use crate::metrics::{Metrics, Record, Training, Validation};
@@ -17,6 +17,7 @@ use crate::optimizer::Optimizer;
 use crate::plan::{Plan, measure_matmul_peak};
 use crate::run_folder::RunFolder;
 use crate::setup::{select_device, set_threads};
+use crate::state::{self, State};
 use crate::step::{StepResult, training_step};
 use crate::stop::Stop;
 use crate::tensorboard::EventWriter;
@@ -210,8 +211,7 @@ fn resume(
     device: tch::Device,
     console: &mut Console,
 ) -> Result<(LanguageModel, Optimizer, State)> {
-    let differing =
-        checkpoint::compare(&saved, &fresh).with_context(|| format!("{} cannot be resumed", from.display()))?;
+    let differing = state::compare(&saved, &fresh).with_context(|| format!("{} cannot be resumed", from.display()))?;
     for change in differing {
         console.line(&format!("changed     {change} since the checkpoint"));
     }
