@@ -180,3 +180,21 @@ fn what_the_toml_leaves_open_is_the_given_models_and_dropout_is_the_runs() {
     let config: serde_json::Value = serde_json::from_str(&config).unwrap();
     assert_eq!((&config["n_inner"], &config["resid_pdrop"]), (&48.into(), &0.25.into()));
 }
+
+#[test]
+fn a_backpacks_body_starts_from_a_gpt2() {
+    let scratch = Scratch::new();
+    scratch.train("gpt2", &["--set", "model.kind=gpt2"]).expect(0);
+    let init = format!("checkpoint.init_from={}", scratch.checkpoint("gpt2", 12).display());
+    scratch.train("run", &["--set", &init, "--stop-after", "0"]).expect(85);
+    let tensors =
+        |run: &str, step| model::read_tensors(&scratch.checkpoint(run, step).join("model.safetensors")).unwrap();
+    let (body, backpack) = (tensors("gpt2", 12), tensors("run", 0));
+    for (name, tensor) in &body {
+        assert_eq!(backpack[&name.replace("transformer.", "backpack.gpt2_model.")], *tensor, "{name}");
+    }
+    scratch.train("run", &["--set", &init, "--resume", "auto"]).expect(0);
+    let narrow = ["--set", &init, "--set", "model.n_head=2"];
+    let error = scratch.train("other", &narrow).error();
+    assert!(error.contains("the body cannot start from") && error.contains("n_head is 2 here and 4 there"), "{error}");
+}

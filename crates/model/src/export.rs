@@ -28,7 +28,7 @@ pub fn export_tensors(model: &LanguageModel, kind: Kind) -> (ModelConfig, Vec<(S
 }
 
 /// The block whose attention's first linear this parameter is of.
-fn attention_layer(name: &str) -> Option<i64> {
+pub(crate) fn attention_layer(name: &str) -> Option<i64> {
     let (before, after) = name.split_once(".attn.c_attn.")?;
     matches!(after, "weight" | "bias").then(|| before.rsplit('.').next()?.parse().ok()).flatten()
 }

@@ -198,6 +198,10 @@ fn find_checkpoint(store: &Store, resume: &Resume, notes: &mut Vec<String>) -> R
 }
 
 fn require_shape(config: &Config, folder: &Path, shape: &model::ModelConfig) -> Result<()> {
+    // A Backpack's body may start from a GPT-2, of which more may differ: see `graft_body`.
+    if (config.model.kind, shape.kind) == (model::Kind::Backpack, model::Kind::Gpt2) {
+        return Ok(());
+    }
     let same = config.model.require_same_shapes(shape);
     same.with_context(|| format!("checkpoint.init_from {} is not of [model]'s shape", folder.display()))
 }
@@ -226,20 +230,28 @@ fn resume(
 
 /// Fresh weights, or those of `checkpoint.init_from`.
 fn start(config: &Config, data: &Data, state: State, device: tch::Device) -> Result<(LanguageModel, Optimizer, State)> {
+    let fresh = || {
+        let mut shape = config.model.clone();
+        // Plain nanoGPT data is GPT-2's where the vocabulary has room for it.
+        let assumed = (shape.vocab_size > GPT2_END_OF_TEXT).then_some(GPT2_END_OF_TEXT);
+        shape.end_of_text = data.train.end_of_text().map(i64::from).or(assumed);
+        LanguageModel::initialise(shape, config.run.seed, device)
+    };
     let model = match &config.checkpoint.init_from {
         Some(folder) => {
             checkpoint::verify_model(folder)?;
-            let model = model::load_folder(folder, device)?;
-            require_shape(config, folder, model.config())?;
-            model
+            let given = model::load_folder(folder, device)?;
+            require_shape(config, folder, given.config())?;
+            if given.config().kind == config.model.kind {
+                given
+            } else {
+                let model = fresh()?;
+                let grafted = model::graft_body(&model, &given);
+                grafted.with_context(|| format!("the body cannot start from {}", folder.display()))?;
+                model
+            }
         }
-        None => {
-            let mut shape = config.model.clone();
-            // Plain nanoGPT data is GPT-2's where the vocabulary has room for it.
-            let assumed = (shape.vocab_size > GPT2_END_OF_TEXT).then_some(GPT2_END_OF_TEXT);
-            shape.end_of_text = data.train.end_of_text().map(i64::from).or(assumed);
-            LanguageModel::initialise(shape, config.run.seed, device)?
-        }
+        None => fresh()?,
     };
     let optimizer = Optimizer::new(config.optimizer.clone(), &model);
     Ok((model, optimizer, state))

@@ -18,6 +18,10 @@ STAND_INS = {
 }
 
 
+def python_of(text):
+    return re.search(r"```python\n(.*?)```", text, re.DOTALL).group(1)
+
+
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory):
     folder = tmp_path_factory.mktemp("desk")
@@ -33,7 +37,11 @@ def test_every_command_runs(desk, run):
     assert len(commands) == 8
     for command in commands:
         run(shlex.split(command), desk)
-    snippet = re.search(r"```python\n(.*?)```", TEXT, re.DOTALL).group(1)
+    # The exported model card's own, from within its folder.
+    for folder in [desk / "owt-small", desk / "exported-again"]:
+        (folder / "card.py").write_text(python_of((folder / "README.md").read_text()))
+        run(["card.py"], folder, program=sys.executable)
+    snippet = python_of(TEXT)
     program = desk / "snippet.py"
     program.write_text(snippet + "assert probabilities.shape == (1, config.n_positions, config.vocab_size)\n")
     run([str(program)], desk, program=sys.executable)
