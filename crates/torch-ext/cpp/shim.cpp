@@ -1,9 +1,8 @@
 #include "shim.h"
 
+#include "ops/ops.h"
+
 #include <ATen/Version.h>
-#include <ATen/ops/_foreach_mul.h>
-#include <ATen/ops/_foreach_norm.h>
-#include <ATen/ops/_fused_adamw.h>
 #include <dlfcn.h>
 #include <malloc.h>
 
@@ -14,45 +13,68 @@ namespace {
 std::vector<at::Tensor> list(TensorPtr const* tensors, size_t n) {
   std::vector<at::Tensor> out;
   out.reserve(n);
-  for (size_t i = 0; i < n; i++) out.push_back(*tensors[i]);
+  for (size_t i = 0; i < n; i++) out.push_back(tensors[i] ? *tensors[i] : at::Tensor());
   return out;
 }
+at::Tensor optional(TensorPtr tensor) { return tensor ? *tensor : at::Tensor(); }
 }  // namespace
 
 extern "C" {
 
-// One AdamW update of n parameters in place; `step` counts from 1 (bias correction).
-char* bpx_fused_adamw(TensorPtr const* params, TensorPtr const* grads, TensorPtr const* exp_avgs,
-                      TensorPtr const* exp_avg_sqs, size_t n, double step, double lr, double beta1,
-                      double beta2, double weight_decay, double eps) {
+// Clips by the global norm, which it gives as a scalar on the parameters' device, and makes
+// one AdamW update of n parameters in place; `step` counts from 1 (bias correction). Entries
+// of `copies` may be null.
+char* bpx_clipped_adamw(TensorPtr const* params, TensorPtr const* grads, TensorPtr const* exp_avgs,
+                        TensorPtr const* exp_avg_sqs, TensorPtr const* copies, double const* weight_decays, size_t n,
+                        double max_norm, int64_t step, double lr, double beta1, double beta2, double eps,
+                        TensorPtr* norm) {
+  BPX_GUARD(*norm = new at::Tensor(ops::clipped_adamw(
+                list(params, n), list(grads, n), list(exp_avgs, n), list(exp_avg_sqs, n), list(copies, n),
+                std::vector<double>(weight_decays, weight_decays + n), max_norm, step, lr, beta1, beta2, eps)))
+}
+
+char* bpx_linear_cross_entropy(TensorPtr hidden, TensorPtr master, TensorPtr value, TensorPtr targets, int64_t chunk,
+                               TensorPtr* loss) {
+  BPX_GUARD(*loss = new at::Tensor(ops::linear_cross_entropy(*hidden, {*master, *value}, *targets, chunk)))
+}
+
+char* bpx_linear(TensorPtr x, TensorPtr master, TensorPtr value, int transposed, TensorPtr* y) {
+  BPX_GUARD(*y = new at::Tensor(ops::linear(*x, {*master, *value}, transposed)))
+}
+
+char* bpx_mlp(TensorPtr x, TensorPtr fc, TensorPtr fc_value, TensorPtr fc_bias, TensorPtr proj, TensorPtr proj_value,
+              TensorPtr* y) {
+  BPX_GUARD(*y = new at::Tensor(ops::mlp(*x, {*fc, *fc_value}, *fc_bias, {*proj, *proj_value})))
+}
+
+char* bpx_attention(TensorPtr qkv, TensorPtr bias, int64_t sequences, int64_t n_head, double scale, double dropout,
+                    TensorPtr* y) {
+  BPX_GUARD(*y = new at::Tensor(ops::attention(*qkv, *bias, sequences, n_head, scale, dropout)))
+}
+
+char* bpx_add_layer_norm(TensorPtr stream, TensorPtr branch, TensorPtr branch_bias, TensorPtr weight, TensorPtr bias,
+                         double eps, double dropout, int bf16, TensorPtr* sum, TensorPtr* normed) {
   BPX_GUARD({
-    if (n > 0) {
-      at::NoGradGuard no_grad;
-      const auto options = params[0]->options().dtype(at::kFloat).requires_grad(false);
-      const std::vector<at::Tensor> steps(n, at::full({}, step, options));
-      at::_fused_adamw_(list(params, n), list(grads, n), list(exp_avgs, n), list(exp_avg_sqs, n),
-                        /*max_exp_avg_sqs=*/{}, steps, lr, beta1, beta2, weight_decay, eps,
-                        /*amsgrad=*/false, /*maximize=*/false);
-    }
+    const ops::Normed out =
+        ops::add_layer_norm(*stream, optional(branch), optional(branch_bias), *weight, *bias, eps, dropout,
+                            bf16 ? at::kBFloat16 : at::kFloat);
+    *sum = new at::Tensor(out.sum);
+    *normed = new at::Tensor(out.normed);
   })
 }
 
-// Scales the gradients in place so that their global L2 norm is at most max_norm, and
-// gives the norm before that as a scalar tensor on their device: no host synchronisation.
-char* bpx_clip_grad_norm(TensorPtr const* grads, size_t n, double max_norm, TensorPtr* norm) {
+char* bpx_mix_senses(TensorPtr qk, TensorPtr qk_bias, TensorPtr senses, TensorPtr senses_bias, TensorPtr place,
+                     int64_t sequences, int64_t num_senses, TensorPtr* y) {
+  BPX_GUARD(*y = new at::Tensor(
+                ops::mix_senses(*qk, *qk_bias, *senses, *senses_bias, *place, sequences, num_senses)))
+}
+
+// A plain product into `out`, by the way the fused operations take.
+char* bpx_product(TensorPtr out, TensorPtr a, TensorPtr b) {
   BPX_GUARD({
     at::NoGradGuard no_grad;
-    const auto g = list(grads, n);
-    const at::Tensor total = at::linalg_vector_norm(at::stack(at::_foreach_norm(g, 2)));
-    // 1e-6: torch.nn.utils.clip_grad_norm_'s guard against a zero norm.
-    at::_foreach_mul_(g, (max_norm / (total + 1e-6)).clamp_max(1.0));
-    *norm = new at::Tensor(total);
+    ops::mm(*out, *a, *b);
   })
-}
-
-char* bpx_linear_cross_entropy(TensorPtr hidden, TensorPtr weight, TensorPtr targets, int64_t chunk,
-                               TensorPtr* loss) {
-  BPX_GUARD(*loss = new at::Tensor(linear_cross_entropy(*hidden, *weight, *targets, chunk)))
 }
 
 // Keeps large freed blocks in this process instead of giving each back to the kernel and
@@ -72,7 +94,7 @@ char* bpx_load_cuda() {
 char* bpx_describe(char** text) {
   BPX_GUARD({
     const std::string s = std::string(TORCH_VERSION) + "\n" + at::get_cpu_capability() + "\n" +
-                          at::get_mkldnn_version() + "\n" + at::get_mkl_version();
+                          at::get_mkldnn_version() + "\n" + at::get_mkl_version() + "\n" + kernels().name;
     *text = strdup(s.c_str());
   })
 }

@@ -20,8 +20,3 @@ using TensorPtr = at::Tensor*;
   } catch (...) {                                        \
     return strdup("an exception that is no std::exception"); \
   }
-
-// Mean cross-entropy of hidden [N, D] times weight [V, D] transposed against targets [N],
-// computed `chunk` rows at a time; gradients are made in the forward pass.
-at::Tensor linear_cross_entropy(const at::Tensor& hidden, const at::Tensor& weight,
-                                const at::Tensor& targets, int64_t chunk);

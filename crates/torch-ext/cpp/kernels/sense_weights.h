@@ -1,0 +1,342 @@
+// alpha[t, s, l] = softmax over s <= t of q[t, l] . k[s, l] / sqrt(channels): how much sense
+// l of the word at s counts at t. Stored with the senses innermost, so that a row t is the
+// left operand of one matrix product over all (position, sense) pairs up to t.
+//
+// The sixteen lanes are sixteen neighbours of such a row: for 16 senses, all senses of a
+// position; for fewer (1, 2, 4, 8), several positions; for more, or numbers that do not
+// divide 16, a position has several vectors, the last one filled up. Queries and keys are
+// laid out for it in fp32 first: queries [rows, vectors, channels, 16], keys and their
+// gradient [key_vectors, channels, 16] for each sequence.
+//
+// Queries and keys come from qk [rows, 2 * senses * channels], queries first, sense-major.
+#pragma once
+
+#include "vec.h"
+
+namespace BPX_ISA {
+
+constexpr int64_t MOST_VECTORS = 16;  // of a position: 256 senses
+
+BPX_INLINE int64_t used_vectors(const SenseShape& s, int64_t t) {
+  return s.per_vector > 1 ? t / s.per_vector + 1 : (t + 1) * s.vectors;
+}
+// Where a vector of a row of weights begins, and whether all of it is there.
+BPX_INLINE int64_t place_of(const SenseShape& s, int64_t v) {
+  return s.per_vector > 1 ? v * LANES : v / s.vectors * s.senses + v % s.vectors * LANES;
+}
+BPX_INLINE bool is_whole(const SenseShape& s) {
+  return s.per_vector > 1 ? s.senses * s.per_vector == LANES && s.positions % s.per_vector == 0
+                          : s.senses == s.vectors * LANES;
+}
+BPX_INLINE int64_t lanes_of(const SenseShape& s, int64_t v) {
+  if (s.per_vector > 1) {
+    const int64_t left = (s.positions - v * s.per_vector) * s.senses;
+    return left < LANES ? left : LANES;
+  }
+  const int64_t left = s.senses - v % s.vectors * LANES;
+  return left < LANES ? left : LANES;
+}
+template <class E>
+BPX_INLINE F load_weights(const E* row, const SenseShape& s, int64_t v, bool whole) {
+  return whole ? load(row + v * LANES, All{}) : load(row + place_of(s, v), Some{lanes_of(s, v)});
+}
+template <class E>
+BPX_INLINE void store_weights(E* row, F x, const SenseShape& s, int64_t v, bool whole) {
+  if (whole) {
+    store(row + v * LANES, x, All{});
+  } else {
+    store(row + place_of(s, v), x, Some{lanes_of(s, v)});
+  }
+}
+// x with `other` in the lanes of positions after t.
+BPX_INLINE F until(const SenseShape& s, int64_t v, int64_t t, F x, F other) {
+  if (s.per_vector == 1) return x;
+  const int64_t seen = (t + 1 - v * s.per_vector) * s.senses;
+  return seen >= LANES ? x : keep(x, other, Some{seen});
+}
+// Each lane gets the sum (or the largest) of the lanes of its sense.
+template <class Join>
+BPX_INLINE F over_positions(const SenseShape& s, F x, Join join) {
+  if (s.per_vector == 1) return x;
+  float lane[LANES];
+  store(lane, x, All{});
+  for (int64_t l = 0; l < s.senses; l++) {
+    float joined = lane[l];
+    for (int64_t i = l + s.senses; i < LANES; i += s.senses) joined = join(joined, lane[i]);
+    for (int64_t i = l; i < LANES; i += s.senses) lane[i] = joined;
+  }
+  return load(lane, All{});
+}
+
+// Queries of rows begin..end, scaled so that exp2 makes the softmax.
+template <class E>
+void sense_queries(const void* qk, const float* bias, float* queries, SenseShape s, int64_t begin, int64_t end) {
+  const float scale = LOG2_E / __builtin_sqrtf((float)s.channels);
+  for (int64_t row = begin; row < end; row++) {
+    const E* from = static_cast<const E*>(qk) + row * 2 * s.senses * s.channels;
+    float* to = queries + row * s.vectors * s.channels * LANES;
+    for (int64_t v = 0; v < s.vectors; v++)
+      for (int64_t lane = 0; lane < LANES; lane++) {
+        const int64_t l = s.per_vector > 1 ? lane % s.senses : v * LANES + lane;
+        for (int64_t c = 0; c < s.channels; c++) {
+          const int64_t i = l * s.channels + c;
+          to[(v * s.channels + c) * LANES + lane] = l < s.senses ? (one(from[i]) + bias[i]) * scale : 0.f;
+        }
+      }
+  }
+}
+
+// Keys of vectors begin..end, counted over all sequences.
+template <class E>
+void sense_keys(const void* qk, const float* bias, float* keys, SenseShape s, int64_t begin, int64_t end) {
+  const int64_t width = s.senses * s.channels;
+  for (int64_t vector = begin; vector < end; vector++) {
+    const int64_t sequence = vector / s.key_vectors, v = vector % s.key_vectors;
+    float* to = keys + vector * s.channels * LANES;
+    for (int64_t lane = 0; lane < LANES; lane++) {
+      const int64_t position = s.per_vector > 1 ? v * s.per_vector + lane / s.senses : v / s.vectors;
+      const int64_t l = s.per_vector > 1 ? lane % s.senses : v % s.vectors * LANES + lane;
+      const bool there = position < s.positions && l < s.senses;
+      const E* from = static_cast<const E*>(qk) + (sequence * s.positions + position) * 2 * width + width;
+      for (int64_t c = 0; c < s.channels; c++)
+        to[c * LANES + lane] = there ? one(from[l * s.channels + c]) + bias[width + l * s.channels + c] : 0.f;
+    }
+  }
+}
+
+constexpr int64_t TILE = 4;  // queries, and key vectors, that share their loads
+
+// Scores of `rows` <= TILE queries with `count` <= TILE key vectors, `step` apart.
+BPX_INLINE void scores(const float* q, int64_t q_step, int64_t rows, const float* k, int64_t k_step, int64_t count,
+                       int64_t channels, F out[TILE][TILE]) {
+  if (rows == TILE && count == TILE) {
+    F total[TILE][TILE] = {};
+    for (int64_t c = 0; c < channels; c++) {
+      F key[TILE];
+      for (int j = 0; j < TILE; j++) key[j] = load(k + j * k_step + c * LANES, All{});
+      for (int i = 0; i < TILE; i++) {
+        const F query = load(q + i * q_step + c * LANES, All{});
+        for (int j = 0; j < TILE; j++) total[i][j] += query * key[j];
+      }
+    }
+    memcpy(out, total, sizeof total);
+    return;
+  }
+  for (int64_t i = 0; i < rows; i++)
+    for (int64_t j = 0; j < count; j++) {
+      F total{};
+      for (int64_t c = 0; c < channels; c++)
+        total += load(q + i * q_step + c * LANES, All{}) * load(k + j * k_step + c * LANES, All{});
+      out[i][j] = total;
+    }
+}
+
+// The weights of a block of one sequence: queries at first + begin .. first + end, in tiles;
+// `weights` and `queries` begin at the block's first row. A row holds the keys up to the
+// block's end; those after its own position become 0.
+template <class E>
+void sense_weights(const float* queries, const float* keys, void* weights, int64_t row_size, int64_t first,
+                   SenseShape s, int64_t begin, int64_t end) {
+  const int64_t query_size = s.vectors * s.channels * LANES, key_size = s.channels * LANES;
+  const bool whole = is_whole(s);
+  // One buffer a thread, as long as the longest row seen.
+  static thread_local float* buffer = nullptr;
+  static thread_local int64_t buffer_size = 0;
+  const int64_t longest = used_vectors(s, first + end - 1), size = TILE * longest * LANES;
+  if (size > buffer_size) {
+    __builtin_free(buffer);
+    buffer = static_cast<float*>(__builtin_malloc(size * sizeof(float)));
+    if (!buffer) __builtin_trap();
+    buffer_size = size;
+  }
+  for (int64_t row = begin; row < end; row += TILE) {
+    const int64_t rows = end - row < TILE ? end - row : TILE;
+    const int64_t vectors = used_vectors(s, first + row + rows - 1);
+    for (int64_t lead = 0; lead < s.vectors; lead++) {
+      const float* q = queries + row * query_size + lead * key_size;
+      for (int64_t v = lead; v < vectors; v += TILE * s.vectors) {
+        const int64_t left = (vectors - v + s.vectors - 1) / s.vectors, count = left < TILE ? left : TILE;
+        F out[TILE][TILE];
+        scores(q, query_size, rows, keys + v * key_size, s.vectors * key_size, count, s.channels, out);
+        for (int64_t i = 0; i < rows; i++)
+          for (int64_t j = 0; j < count; j++)
+            store(buffer + (i * longest + v + j * s.vectors) * LANES, out[i][j], All{});
+      }
+    }
+    for (int64_t i = 0; i < rows; i++) {
+      const int64_t t = first + row + i, used = used_vectors(s, t);
+      float* line = buffer + i * longest * LANES;
+      F top[MOST_VECTORS], total[MOST_VECTORS];
+      for (int64_t lead = 0; lead < s.vectors; lead++) {
+        F m = all(-__builtin_inff());
+        for (int64_t v = lead; v < used; v += s.vectors)
+          m = larger(m, until(s, v, t, load(line + v * LANES, All{}), m));
+        top[lead] = over_positions(s, m, [](float a, float b) { return a > b ? a : b; });
+        F z{};
+        for (int64_t v = lead; v < used; v += s.vectors) {
+          const F e = until(s, v, t, exp2(load(line + v * LANES, All{}) - top[lead]), F{});
+          store(line + v * LANES, e, All{});
+          z += e;
+        }
+        total[lead] = all(1.f) / over_positions(s, z, [](float a, float b) { return a + b; });
+      }
+      E* to = static_cast<E*>(weights) + (row + i) * row_size;
+      if (s.vectors == 1) {
+        for (int64_t v = 0; v < used; v++) store_weights(to, load(line + v * LANES, All{}) * total[0], s, v, whole);
+      } else {
+        for (int64_t v = 0; v < used; v++)
+          store_weights(to, load(line + v * LANES, All{}) * total[v % s.vectors], s, v, whole);
+      }
+      const int64_t seen = (t + 1) * s.senses;
+      memset(to + seen, 0, (row_size - seen) * sizeof(E));
+    }
+  }
+}
+
+// sums[i][c] += ds[i][v] * k[v][c] over a row's vectors, for ROWS rows and C channels.
+template <int ROWS, int C, class E>
+BPX_INLINE void query_gradient(const E* ds, int64_t row_size, const float* keys, int64_t lead, const SenseShape& s,
+                               const int64_t* used, bool whole, F out[ROWS][C]) {
+  F total[ROWS][C] = {};
+  // Past a row's own end its scores' gradient is 0.
+  for (int64_t v = lead; v < used[ROWS - 1]; v += s.vectors) {
+    F d[ROWS];
+    for (int i = 0; i < ROWS; i++) d[i] = load_weights(ds + i * row_size, s, v, whole);
+    const float* k = keys + v * s.channels * LANES;
+    for (int c = 0; c < C; c++) {
+      const F key = load(k + c * LANES, All{});
+      for (int i = 0; i < ROWS; i++) total[i][c] += d[i] * key;
+    }
+  }
+  memcpy(out, total, sizeof total);
+}
+
+template <int ROWS, int C, class E>
+BPX_INLINE void query_channels(const E* ds, int64_t row_size, const float* keys, const SenseShape& s, int64_t c0,
+                               const int64_t* used, bool whole, E* grad_qk, float scale) {
+  for (int64_t lead = 0; lead < s.vectors; lead++) {
+    F total[ROWS][C];
+    query_gradient<ROWS, C>(ds, row_size, keys + c0 * LANES, lead, s, used, whole, total);
+    for (int i = 0; i < ROWS; i++)
+      for (int c = 0; c < C; c++) {
+        float lane[LANES];
+        store(lane, over_positions(s, total[i][c], [](float a, float b) { return a + b; }) * scale, All{});
+        const int64_t l0 = lead * LANES, left = s.senses - l0, count = left < LANES ? left : LANES;
+        E* to = grad_qk + i * 2 * s.senses * s.channels + l0 * s.channels + c0 + c;
+        for (int64_t l = 0; l < count; l++) put(to + l * s.channels, lane[l]);
+      }
+  }
+}
+
+template <int ROWS, class E>
+BPX_INLINE void query_rows(const E* ds, int64_t row_size, const float* keys, const SenseShape& s, const int64_t* used,
+                           bool whole, E* grad_qk, float scale) {
+  int64_t c = 0;
+  for (; c + 12 <= s.channels; c += 12)
+    query_channels<ROWS, 12>(ds, row_size, keys, s, c, used, whole, grad_qk, scale);
+  for (; c + 4 <= s.channels; c += 4)
+    query_channels<ROWS, 4>(ds, row_size, keys, s, c, used, whole, grad_qk, scale);
+  for (; c < s.channels; c++) query_channels<ROWS, 1>(ds, row_size, keys, s, c, used, whole, grad_qk, scale);
+}
+
+// Of a block as above: grad comes in with respect to the weights and goes out to the scores,
+// and the queries' gradient is written to grad_qk, which begins at the block's first row.
+template <class E>
+void sense_scores_backward(const void* weights, void* grad, const float* keys, void* grad_qk, int64_t row_size,
+                           int64_t first, SenseShape s, int64_t begin, int64_t end) {
+  const bool whole = is_whole(s);
+  const float scale = 1.f / __builtin_sqrtf((float)s.channels);
+  const int64_t width = 2 * s.senses * s.channels;
+  for (int64_t row = begin; row < end; row += 2) {
+    const int64_t rows = end - row < 2 ? 1 : 2;
+    int64_t used[2] = {0, 0};
+    E* d0 = static_cast<E*>(grad) + row * row_size;
+    for (int64_t i = 0; i < rows; i++) {
+      const E* a = static_cast<const E*>(weights) + (row + i) * row_size;
+      E* d = d0 + i * row_size;
+      used[i] = used_vectors(s, first + row + i);
+      for (int64_t lead = 0; lead < s.vectors; lead++) {
+        F dot{};
+        for (int64_t v = lead; v < used[i]; v += s.vectors)
+          dot += load_weights(a, s, v, whole) * load_weights(d, s, v, whole);
+        dot = over_positions(s, dot, [](float x, float y) { return x + y; });
+        for (int64_t v = lead; v < used[i]; v += s.vectors)
+          store_weights(d, load_weights(a, s, v, whole) * (load_weights(d, s, v, whole) - dot), s, v, whole);
+      }
+      const int64_t seen = (first + row + i + 1) * s.senses;
+      memset(d + seen, 0, (row_size - seen) * sizeof(E));
+    }
+    E* to = static_cast<E*>(grad_qk) + row * width;
+    if (rows == 2) {
+      query_rows<2>(d0, row_size, keys, s, used, whole, to, scale);
+    } else {
+      query_rows<1>(d0, row_size, keys, s, used, whole, to, scale);
+    }
+  }
+}
+
+template <int KEYS, int C, class E>
+BPX_INLINE void key_channels(const E* ds, int64_t row_size, const float* queries, const SenseShape& s, int64_t v,
+                             int64_t c0, int64_t rows, bool whole, float* grad_keys) {
+  const int64_t query_size = s.vectors * s.channels * LANES;
+  F total[KEYS][C];
+  for (int i = 0; i < KEYS; i++)
+    for (int c = 0; c < C; c++)
+      total[i][c] = load(grad_keys + ((v + i * s.vectors) * s.channels + c0 + c) * LANES, All{});
+  const float* q = queries + (v % s.vectors * s.channels + c0) * LANES;
+  for (int64_t t = 0; t < rows; t++) {
+    F d[KEYS];
+    for (int i = 0; i < KEYS; i++) d[i] = load_weights(ds + t * row_size, s, v + i * s.vectors, whole);
+    for (int c = 0; c < C; c++) {
+      const F query = load(q + t * query_size + c * LANES, All{});
+      for (int i = 0; i < KEYS; i++) total[i][c] += d[i] * query;
+    }
+  }
+  for (int i = 0; i < KEYS; i++)
+    for (int c = 0; c < C; c++)
+      store(grad_keys + ((v + i * s.vectors) * s.channels + c0 + c) * LANES, total[i][c], All{});
+}
+
+template <int KEYS, class E>
+BPX_INLINE void key_vectors(const E* ds, int64_t row_size, const float* queries, const SenseShape& s, int64_t v,
+                            int64_t rows, bool whole, float* grad_keys) {
+  int64_t c = 0;
+  for (; c + 12 <= s.channels; c += 12)
+    key_channels<KEYS, 12>(ds, row_size, queries, s, v, c, rows, whole, grad_keys);
+  for (; c + 4 <= s.channels; c += 4)
+    key_channels<KEYS, 4>(ds, row_size, queries, s, v, c, rows, whole, grad_keys);
+  for (; c < s.channels; c++) key_channels<KEYS, 1>(ds, row_size, queries, s, v, c, rows, whole, grad_keys);
+}
+
+// Adds what a block of `rows` queries gives to the gradient of key vectors begin..end of its
+// sequence. Queries carry the softmax's scale already, LOG2_E too much: see the store.
+template <class E>
+void sense_keys_backward(const void* grad_scores, const float* queries, float* grad_keys, int64_t row_size,
+                         int64_t rows, SenseShape s, int64_t begin, int64_t end) {
+  const bool whole = is_whole(s);
+  const E* ds = static_cast<const E*>(grad_scores);
+  // Pairs of vectors of the same sense share the loads of the queries.
+  int64_t v = begin;
+  if (s.vectors == 1)
+    for (; v + 2 <= end; v += 2) key_vectors<2>(ds, row_size, queries, s, v, rows, whole, grad_keys);
+  for (; v < end; v++) key_vectors<1>(ds, row_size, queries, s, v, rows, whole, grad_keys);
+}
+
+// The keys' half of grad_qk, from the gradient of key vectors begin..end over all sequences.
+template <class E>
+void sense_keys_store(const float* grad_keys, void* grad_qk, SenseShape s, int64_t begin, int64_t end) {
+  const int64_t width = s.senses * s.channels;
+  for (int64_t vector = begin; vector < end; vector++) {
+    const int64_t sequence = vector / s.key_vectors, v = vector % s.key_vectors;
+    const float* from = grad_keys + vector * s.channels * LANES;
+    for (int64_t lane = 0; lane < LANES; lane++) {
+      const int64_t position = s.per_vector > 1 ? v * s.per_vector + lane / s.senses : v / s.vectors;
+      const int64_t l = s.per_vector > 1 ? lane % s.senses : v % s.vectors * LANES + lane;
+      if (position >= s.positions || l >= s.senses) continue;
+      E* to = static_cast<E*>(grad_qk) + (sequence * s.positions + position) * 2 * width + width;
+      for (int64_t c = 0; c < s.channels; c++) put(to + l * s.channels + c, from[c * LANES + lane] * LN_2);
+    }
+  }
+}
+
+}  // namespace BPX_ISA

@@ -1,0 +1,104 @@
+// Residual sum and LayerNorm in one pass each way.
+#include "ops.h"
+
+namespace ops {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::Function;
+using torch::autograd::variable_list;
+
+int index_of(const Tensor& t) { return t.defined() && t.scalar_type() == at::kBFloat16; }
+template <class T>
+T* data_or_null(const Tensor& t) {
+  return t.defined() ? t.data_ptr<T>() : nullptr;
+}
+
+// Gives {sum, normed}, or {normed} where there is no branch.
+struct AddLayerNorm : Function<AddLayerNorm> {
+  static variable_list forward(AutogradContext* ctx, const Tensor& stream,
+                               const std::optional<Tensor>& given, const std::optional<Tensor>& branch_bias,
+                               const Tensor& weight, const Tensor& bias, double eps, double dropout, int64_t kind) {
+    const Tensor branch = given.value_or(Tensor());
+    const int64_t rows = stream.size(0), width = stream.size(1);
+    const Tensor sum = branch.defined() ? at::empty_like(stream) : stream;
+    const Tensor normed = at::empty({rows, width}, stream.options().dtype(static_cast<at::ScalarType>(kind)));
+    const Tensor stats = at::empty({rows, 2}, stream.options());
+    const Dropout drop = branch.defined() ? draw_dropout(dropout) : Dropout{0, 1.f, 0};
+    const AddNorm args{width,
+                       stream.data_ptr<float>(),
+                       branch.defined() ? branch.data_ptr() : nullptr,
+                       branch_bias ? branch_bias->data_ptr<float>() : nullptr,
+                       sum.data_ptr<float>(),
+                       weight.data_ptr<float>(),
+                       bias.data_ptr<float>(),
+                       normed.data_ptr(),
+                       stats.data_ptr<float>(),
+                       static_cast<float>(eps),
+                       drop};
+    const auto kernel = kernels().add_norm[index_of(branch)][index_of(normed)];
+    parallel(rows, ROW_GRAIN, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+    ctx->set_materialize_grads(false);
+    ctx->save_for_backward({sum, stats, weight});
+    ctx->saved_data["branch_bias"] = branch_bias.has_value();
+    ctx->saved_data["branch"] = branch.defined() ? static_cast<int64_t>(branch.scalar_type()) : -1;
+    ctx->saved_data["threshold"] = static_cast<int64_t>(drop.threshold);
+    ctx->saved_data["scale"] = static_cast<double>(drop.scale);
+    ctx->saved_data["seed"] = static_cast<int64_t>(drop.seed);
+    if (branch.defined()) return {sum, normed};
+    return {normed};
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto saved = ctx->get_saved_variables();
+    const Tensor &sum = saved[0], &stats = saved[1], &weight = saved[2];
+    const int64_t branch_kind = ctx->saved_data["branch"].toInt();
+    const bool has_branch = branch_kind >= 0;
+    const Tensor& incoming = grads[has_branch ? 1 : 0];
+    const Tensor grad_normed = incoming.defined() ? incoming.contiguous() : at::zeros_like(sum);
+    const Tensor grad_sum = has_branch && grads[0].defined() ? grads[0].contiguous() : Tensor();
+    const int64_t rows = sum.size(0), width = sum.size(1);
+    const Tensor grad_stream = at::empty_like(sum);
+    Tensor grad_branch;
+    if (has_branch) grad_branch = at::empty({rows, width}, sum.options().dtype(static_cast<at::ScalarType>(branch_kind)));
+    const AddNormBackward args{width,
+                               sum.data_ptr<float>(),
+                               stats.data_ptr<float>(),
+                               weight.data_ptr<float>(),
+                               grad_normed.data_ptr(),
+                               data_or_null<float>(grad_sum),
+                               grad_stream.data_ptr<float>(),
+                               has_branch ? grad_branch.data_ptr() : nullptr,
+                               {static_cast<uint32_t>(ctx->saved_data["threshold"].toInt()),
+                                static_cast<float>(ctx->saved_data["scale"].toDouble()),
+                                static_cast<uint64_t>(ctx->saved_data["seed"].toInt())}};
+    const auto kernel = kernels().add_norm_backward[index_of(grad_branch)][index_of(grad_normed)];
+    const Tensor sums = parallel_sums(rows, ROW_GRAIN, 3 * width, [&](float* own, int64_t begin, int64_t end) {
+      kernel(args, own, begin, end);
+    }).view({3, width});
+    return {grad_stream,
+            grad_branch,
+            ctx->saved_data["branch_bias"].toBool() ? sums[2] : Tensor(),
+            sums[0],
+            sums[1],
+            Tensor(),
+            Tensor(),
+            Tensor()};
+  }
+};
+
+}  // namespace
+
+Normed add_layer_norm(const Tensor& stream, const Tensor& branch, const Tensor& branch_bias, const Tensor& weight,
+                      const Tensor& bias, double eps, double dropout, at::ScalarType kind) {
+  TORCH_CHECK(stream.scalar_type() == at::kFloat, "add_layer_norm's stream must be fp32, got ", stream.toString());
+  check_kind(stream, "add_layer_norm's stream");
+  if (branch.defined()) check_kind(branch, "add_layer_norm's branch");
+  // An absent input must be an empty optional: autograd asks every tensor for its device.
+  const auto given = [](const Tensor& t) { return t.defined() ? std::optional<Tensor>(t) : std::nullopt; };
+  auto out = AddLayerNorm::apply(stream, given(branch), given(branch_bias), weight, bias, eps, dropout,
+                                 static_cast<int64_t>(kind));
+  return branch.defined() ? Normed{out[0], out[1]} : Normed{stream, out[0]};
+}
+
+}  // namespace ops

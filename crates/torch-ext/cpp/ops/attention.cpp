@@ -1,0 +1,153 @@
+// Causal attention by blocks of queries: what lies above the diagonal is neither computed
+// nor held, save inside a block. The weights are kept for the backward pass, which for the
+// lengths that a CPU trains on is faster than making them again, as flash attention does.
+#include "ops.h"
+
+namespace ops {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::Function;
+using torch::autograd::variable_list;
+
+constexpr int64_t BLOCK = 128;  // queries
+
+struct Shape {
+  int64_t sequences, n_head, length, size;
+  int64_t pairs() const { return sequences * n_head; }
+  int64_t rows() const { return sequences * length; }
+  int64_t width() const { return n_head * size; }
+};
+
+// Queries first .. first + rows of each head, and the keys they see.
+struct Block {
+  int64_t first, rows, keys;
+  int64_t offset;  // of its weights, in elements
+};
+
+std::vector<Block> blocks_of(const Shape& s) {
+  std::vector<Block> blocks;
+  int64_t offset = 0;
+  for (int64_t first = 0; first < s.length; first += BLOCK) {
+    const int64_t rows = std::min(BLOCK, s.length - first), keys = first + rows;
+    blocks.push_back({first, rows, keys, offset});
+    offset += s.pairs() * rows * keys;
+  }
+  return blocks;
+}
+
+Tensor view_of(const Tensor& buffer, const Shape& s, const Block& b) {
+  return buffer.narrow(0, b.offset, s.pairs() * b.rows * b.keys).view({s.pairs(), b.rows, b.keys});
+}
+
+Tensor dropped(const Tensor& weights, const Shape& s, const Block& b, Dropout drop) {
+  if (!drop.threshold) return weights;
+  const Tensor out = at::empty_like(weights);
+  const auto& k = kernels_for(weights.scalar_type());
+  parallel(s.pairs() * b.rows, ROW_GRAIN, [&](int64_t begin, int64_t end) {
+    k.drop_weights(weights.data_ptr(), out.data_ptr(), drop, b.offset, b.keys, begin, end);
+  });
+  return out;
+}
+
+struct Attention : Function<Attention> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& qkv, const Tensor& bias, int64_t sequences, int64_t n_head,
+                        double scale, double dropout) {
+    const Shape s{sequences, n_head, qkv.size(0) / sequences, qkv.size(1) / 3 / n_head};
+    const auto& k = kernels_for(qkv.scalar_type());
+    const Tensor heads = at::empty({3, s.pairs(), s.length, s.size}, qkv.options());
+    parallel(s.rows(), ROW_GRAIN, [&](int64_t begin, int64_t end) {
+      k.split_heads(qkv.data_ptr(), bias.data_ptr<float>(), heads.data_ptr(), 3, s.sequences, s.n_head, s.length,
+                    s.size, begin, end);
+    });
+    const Tensor query = heads[0], key = heads[1], value = heads[2];
+    const auto blocks = blocks_of(s);
+    const Block& last = blocks.back();
+    const Tensor weights = at::empty({last.offset + s.pairs() * last.rows * last.keys}, qkv.options());
+    const Tensor mixed = at::empty({s.pairs(), s.length, s.size}, qkv.options());
+    const Dropout drop = draw_dropout(dropout);
+    for (const Block& b : blocks) {
+      const Tensor p = view_of(weights, s, b);
+      bmm(p, query.narrow(1, b.first, b.rows).contiguous(), key.narrow(1, 0, b.keys).transpose(1, 2));
+      parallel(s.pairs() * b.rows, ROW_GRAIN, [&](int64_t begin, int64_t end) {
+        k.softmax(p.data_ptr(), static_cast<float>(scale), b.rows, b.keys, b.first, begin, end);
+      });
+      const Tensor out = at::empty({s.pairs(), b.rows, s.size}, qkv.options());
+      bmm(out, dropped(p, s, b, drop), value.narrow(1, 0, b.keys));
+      mixed.narrow(1, b.first, b.rows).copy_(out);
+    }
+    const Tensor y = at::empty({s.rows(), s.width()}, qkv.options());
+    parallel(s.rows(), ROW_GRAIN, [&](int64_t begin, int64_t end) {
+      k.merge_heads(mixed.data_ptr(), y.data_ptr(), nullptr, 1, s.sequences, s.n_head, s.length, s.size, begin, end);
+    });
+    ctx->save_for_backward({heads, weights});
+    ctx->saved_data["sequences"] = sequences;
+    ctx->saved_data["n_head"] = n_head;
+    ctx->saved_data["scale"] = scale;
+    ctx->saved_data["dropout"] = dropout;
+    ctx->saved_data["seed"] = static_cast<int64_t>(drop.seed);
+    return y;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto saved = ctx->get_saved_variables();
+    const Tensor &heads = saved[0], &weights = saved[1], dy = grads[0].contiguous();
+    const int64_t sequences = ctx->saved_data["sequences"].toInt(), n_head = ctx->saved_data["n_head"].toInt();
+    const Shape s{sequences, n_head, heads.size(2), heads.size(3)};
+    const double scale = ctx->saved_data["scale"].toDouble(), dropout = ctx->saved_data["dropout"].toDouble();
+    const Dropout drop{static_cast<uint32_t>(dropout * 4294967296.0), static_cast<float>(1.0 / (1.0 - dropout)),
+                       static_cast<uint64_t>(ctx->saved_data["seed"].toInt())};
+    const auto& k = kernels_for(heads.scalar_type());
+    const Tensor query = heads[0], key = heads[1], value = heads[2];
+    const Tensor d_mixed = at::empty({s.pairs(), s.length, s.size}, heads.options());
+    parallel(s.rows(), ROW_GRAIN, [&](int64_t begin, int64_t end) {
+      k.split_heads(dy.data_ptr(), nullptr, d_mixed.data_ptr(), 1, s.sequences, s.n_head, s.length, s.size, begin, end);
+    });
+    const Tensor d_heads = at::empty_like(heads);
+    // Keys and values gather from all blocks, in fp32. The last block covers them all.
+    Tensor d_key, d_value;
+    const auto blocks = blocks_of(s);
+    for (auto b = blocks.rbegin(); b != blocks.rend(); ++b) {
+      const Tensor p = view_of(weights, s, *b), out = d_mixed.narrow(1, b->first, b->rows).contiguous();
+      const Tensor d = at::empty_like(p);
+      bmm(d, out, value.narrow(1, 0, b->keys).transpose(1, 2));
+      const Tensor to_value = at::empty({s.pairs(), b->keys, s.size}, heads.options());
+      bmm(to_value, dropped(p, s, *b, drop).transpose(1, 2), out);
+      parallel(s.pairs() * b->rows, ROW_GRAIN, [&](int64_t begin, int64_t end) {
+        k.softmax_backward(p.data_ptr(), d.data_ptr(), static_cast<float>(scale), drop, b->offset, b->rows, b->keys,
+                           b->first, begin, end);
+      });
+      const Tensor to_query = at::empty({s.pairs(), b->rows, s.size}, heads.options());
+      bmm(to_query, d, key.narrow(1, 0, b->keys));
+      d_heads[0].narrow(1, b->first, b->rows).copy_(to_query);
+      const Tensor to_key = at::empty({s.pairs(), b->keys, s.size}, heads.options());
+      bmm(to_key, d.transpose(1, 2), query.narrow(1, b->first, b->rows).contiguous());
+      if (!d_key.defined()) {
+        d_key = to_key.to(at::kFloat);
+        d_value = to_value.to(at::kFloat);
+      } else {
+        d_key.narrow(1, 0, b->keys).add_(to_key);
+        d_value.narrow(1, 0, b->keys).add_(to_value);
+      }
+    }
+    d_heads[1].copy_(d_key);
+    d_heads[2].copy_(d_value);
+    const Tensor d_qkv = at::empty({s.rows(), 3 * s.width()}, heads.options());
+    const Tensor d_bias = parallel_sums(s.rows(), ROW_GRAIN, 3 * s.width(), [&](float* sums, int64_t begin, int64_t end) {
+      k.merge_heads(d_heads.data_ptr(), d_qkv.data_ptr(), sums, 3, s.sequences, s.n_head, s.length, s.size, begin, end);
+    });
+    return {d_qkv, d_bias, Tensor(), Tensor(), Tensor(), Tensor()};
+  }
+};
+
+}  // namespace
+
+Tensor attention(const Tensor& qkv, const Tensor& bias, int64_t sequences, int64_t n_head, double scale,
+                 double dropout) {
+  check_kind(qkv, "attention's input");
+  TORCH_CHECK(sequences > 0 && qkv.size(0) % sequences == 0 && qkv.size(1) % (3 * n_head) == 0,
+              "attention: ", qkv.sizes(), " is not ", sequences, " sequences of three times ", n_head, " heads");
+  return Attention::apply(qkv, bias, sequences, n_head, scale, dropout);
+}
+
+}  // namespace ops

@@ -1,0 +1,150 @@
+// The head and its loss in one: logits exist only `chunk` rows at a time. For a GPT-2
+// vocabulary the whole [N, V] matrix and its gradient would be the largest tensors of a
+// training step by far. The gradient of a mean cross-entropy is known as soon as the
+// logits are, softmax(z) - onehot(target), so both products with it are done while the
+// chunk is still in the cache, and the backward pass only scales them.
+#include "ops.h"
+
+namespace ops {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::Function;
+using torch::autograd::variable_list;
+
+struct Result {
+  Tensor loss;         // fp32 scalar, mean over rows
+  Tensor grad_hidden;  // like hidden; undefined without gradients
+  Tensor grad_weight;  // [V, D] fp32; undefined without gradients
+};
+
+void check_targets(const Tensor& targets, int64_t vocabulary) {
+  const int64_t* y = targets.data_ptr<int64_t>();
+  for (int64_t i = 0; i < targets.numel(); i++)
+    TORCH_CHECK(y[i] >= 0 && y[i] < vocabulary, "linear_cross_entropy: target ", y[i], " at row ", i,
+                " is outside the vocabulary of ", vocabulary);
+}
+
+// On the CPU: the gradient overwrites the logits where they stand.
+Result compute_fused(const Tensor& hidden, const Tensor& w, const Tensor& targets, int64_t chunk, bool with_grad) {
+  const int64_t rows = hidden.size(0), vocabulary = w.size(0);
+  check_targets(targets, vocabulary);
+  const auto& k = kernels_for(hidden.scalar_type());
+  const float per_row = 1.f / static_cast<float>(rows);
+  Result out;
+  const Tensor losses = at::empty({rows}, hidden.options().dtype(at::kFloat));
+  const Tensor logits = at::empty({std::min(chunk, rows), vocabulary}, hidden.options());
+  Tensor part;
+  if (with_grad) {
+    out.grad_hidden = at::empty_like(hidden);
+    out.grad_weight = at::empty(w.sizes(), w.options().dtype(at::kFloat));
+    if (hidden.scalar_type() != at::kFloat || rows > chunk) part = at::empty_like(w);
+  }
+  for (int64_t start = 0; start < rows; start += chunk) {
+    const int64_t n = std::min(chunk, rows - start);
+    const Tensor h = hidden.narrow(0, start, n), z = logits.narrow(0, 0, n);
+    mm(z, h, w.t());
+    parallel(n, 1, [&](int64_t begin, int64_t end) {
+      k.cross_entropy(z.data_ptr(), targets.data_ptr<int64_t>() + start, losses.data_ptr<float>() + start, per_row,
+                      with_grad, vocabulary, begin, end);
+    });
+    if (!with_grad) continue;
+    mm(out.grad_hidden.narrow(0, start, n), z, w);
+    if (!part.defined()) {
+      mm(out.grad_weight, z.t(), h);
+      continue;
+    }
+    // Each chunk's product is rounded to bf16 at most; their sum is fp32.
+    mm(part, z.t(), h);
+    if (part.scalar_type() == at::kFloat) {
+      if (start == 0) {
+        out.grad_weight.copy_(part);
+      } else {
+        out.grad_weight.add_(part);
+      }
+      continue;
+    }
+    parallel(part.numel(), 4096, [&](int64_t begin, int64_t end) {
+      kernels().add_widened(reinterpret_cast<const Bf16*>(part.data_ptr()), out.grad_weight.data_ptr<float>(),
+                            start == 0, begin, end);
+    });
+  }
+  out.loss = losses.mean(at::kDouble).to(at::kFloat);
+  return out;
+}
+
+// On any device: the same from libtorch's own operations.
+Result compute(const Tensor& hidden, const Tensor& w, const Tensor& targets, int64_t chunk, bool with_grad) {
+  const int64_t rows = hidden.size(0);
+  const double per_row = 1.0 / static_cast<double>(rows);
+  Result out;
+  Tensor total = at::zeros({}, hidden.options().dtype(at::kDouble));
+  if (with_grad) {
+    out.grad_hidden = at::empty_like(hidden);
+    out.grad_weight = at::zeros(w.sizes(), w.options().dtype(at::kFloat));
+  }
+  for (int64_t start = 0; start < rows; start += chunk) {
+    const int64_t n = std::min(chunk, rows - start);
+    const Tensor h = hidden.narrow(0, start, n);
+    const Tensor target = targets.narrow(0, start, n).unsqueeze(1);
+    // The softmax and the loss are fp32 whatever the products are in.
+    Tensor z = at::mm(h, w.t()).to(at::kFloat);
+    const Tensor log_sum = at::logsumexp(z, 1, /*keepdim=*/true);
+    total += (log_sum - z.gather(1, target)).sum(at::kDouble);
+    if (!with_grad) continue;
+    z.sub_(log_sum).exp_();
+    z.scatter_add_(1, target, at::full({n, 1}, -1.0, z.options()));
+    z.mul_(per_row);
+    const Tensor grad_z = z.to(hidden.scalar_type());
+    Tensor grad_h = out.grad_hidden.narrow(0, start, n);
+    at::mm_out(grad_h, grad_z, w);
+    out.grad_weight.add_(at::mm(grad_z.t(), h));
+  }
+  out.loss = (total * per_row).to(at::kFloat);
+  return out;
+}
+
+Result compute_on(const Tensor& hidden, const Tensor& w, const Tensor& targets, int64_t chunk, bool with_grad) {
+  if (hidden.device().is_cpu() && hidden.is_contiguous() && targets.is_contiguous() &&
+      (hidden.scalar_type() == at::kFloat || hidden.scalar_type() == at::kBFloat16))
+    return compute_fused(hidden, w, targets, chunk, with_grad);
+  return compute(hidden, w, targets, chunk, with_grad);
+}
+
+struct LinearCrossEntropy : Function<LinearCrossEntropy> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& hidden, const Tensor& master, const Tensor& value,
+                        const Tensor& targets, int64_t chunk) {
+    Result r = compute_on(hidden, value, targets, chunk, /*with_grad=*/true);
+    ctx->saved_data["hidden"] = r.grad_hidden;
+    ctx->saved_data["weight"] = r.grad_weight;
+    return r.loss;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    Tensor hidden = ctx->saved_data["hidden"].toTensor(), weight = ctx->saved_data["weight"].toTensor();
+    TORCH_CHECK(hidden.defined(), "linear_cross_entropy gives its gradients once");
+    // Handed over, not copied: the weight's would be as large as the embedding.
+    ctx->saved_data.clear();
+    const Tensor& scale = grads[0];
+    if (!scale.device().is_cpu() || scale.item<double>() != 1.0) {
+      hidden.mul_(scale.to(hidden.scalar_type()));
+      weight.mul_(scale);
+    }
+    return {hidden, weight, Tensor(), Tensor(), Tensor()};
+  }
+};
+
+}  // namespace
+
+Tensor linear_cross_entropy(const Tensor& hidden, const Weight& weight, const Tensor& targets, int64_t chunk) {
+  const Tensor& w = weight.value;
+  TORCH_CHECK(hidden.dim() == 2 && w.dim() == 2 && targets.dim() == 1 && hidden.size(1) == w.size(1) &&
+                  hidden.size(0) == targets.size(0) && hidden.size(0) > 0 && chunk > 0,
+              "linear_cross_entropy wants hidden [N, D], weight [V, D] and targets [N] with N > 0, got ",
+              hidden.sizes(), ", ", w.sizes(), ", ", targets.sizes());
+  const bool with_grad = at::GradMode::is_enabled() && (hidden.requires_grad() || weight.master.requires_grad());
+  if (with_grad) return LinearCrossEntropy::apply(hidden, weight.master, w, targets, chunk);
+  return compute_on(hidden, w, targets, chunk, /*with_grad=*/false).loss;
+}
+
+}  // namespace ops

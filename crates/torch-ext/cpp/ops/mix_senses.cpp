@@ -1,0 +1,191 @@
+// The Backpack's sum: output_t = sum over words s <= t and senses l of alpha[t, s, l] C[s, l].
+// By causal blocks of positions, and one product over all (word, sense) pairs that a block
+// sees: no sense's own output exists, nor what lies above the diagonal, save in a block.
+#include "ops.h"
+
+namespace ops {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::Function;
+using torch::autograd::variable_list;
+
+constexpr int64_t BLOCK = 128;  // positions
+
+struct Block {
+  int64_t first, rows, keys;
+  int64_t offset;  // of its weights within a sequence's, in elements
+};
+
+std::vector<Block> blocks_of(int64_t length, int64_t senses) {
+  std::vector<Block> blocks;
+  int64_t offset = 0;
+  for (int64_t first = 0; first < length; first += BLOCK) {
+    const int64_t rows = std::min(BLOCK, length - first), keys = first + rows;
+    blocks.push_back({first, rows, keys, offset});
+    offset += rows * keys * senses;
+  }
+  return blocks;
+}
+
+SenseShape shape_of(int64_t senses, int64_t channels, int64_t length) {
+  SenseShape s{senses, channels, length, 1, 1, 0};
+  if (16 % senses == 0) {
+    s.per_vector = 16 / senses;
+  } else {
+    s.vectors = (senses + 15) / 16;
+  }
+  s.key_vectors = s.per_vector > 1 ? (length + s.per_vector - 1) / s.per_vector : length * s.vectors;
+  return s;
+}
+
+// Which tokens stand where: the places of each distinct word, one after another.
+struct Segments {
+  Tensor starts, places;
+};
+Segments segments_of(const Tensor& place, int64_t words) {
+  const int64_t tokens = place.size(0);
+  Segments s{at::zeros({words + 1}, at::kLong), at::empty({tokens}, at::kLong)};
+  const int64_t* of = place.data_ptr<int64_t>();
+  int64_t *starts = s.starts.data_ptr<int64_t>(), *places = s.places.data_ptr<int64_t>();
+  for (int64_t i = 0; i < tokens; i++) starts[of[i] + 1]++;
+  for (int64_t u = 0; u < words; u++) starts[u + 1] += starts[u];
+  std::vector<int64_t> next(starts, starts + words);
+  for (int64_t i = 0; i < tokens; i++) places[next[of[i]]++] = i;
+  return s;
+}
+
+struct MixSenses : Function<MixSenses> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& qk, const Tensor& qk_bias, const Tensor& senses,
+                        const Tensor& senses_bias, const Tensor& place, int64_t sequences, int64_t num_senses) {
+    const int64_t tokens = qk.size(0), width = qk.size(1) / 2, length = tokens / sequences;
+    const SenseShape s = shape_of(num_senses, width / num_senses, length);
+    const auto& k = kernels_for(qk.scalar_type());
+    const auto fp32 = qk.options().dtype(at::kFloat);
+    const Tensor queries = at::empty({tokens, s.vectors * s.channels * 16}, fp32);
+    const Tensor keys = at::empty({sequences, s.key_vectors * s.channels * 16}, fp32);
+    parallel(tokens, ROW_GRAIN, [&](int64_t begin, int64_t end) {
+      k.sense_queries(qk.data_ptr(), qk_bias.data_ptr<float>(), queries.data_ptr<float>(), s, begin, end);
+    });
+    parallel(sequences * s.key_vectors, ROW_GRAIN, [&](int64_t begin, int64_t end) {
+      k.sense_keys(qk.data_ptr(), qk_bias.data_ptr<float>(), keys.data_ptr<float>(), s, begin, end);
+    });
+    const auto blocks = blocks_of(length, num_senses);
+    const Block& last = blocks.back();
+    const Tensor weights = at::empty({sequences, last.offset + last.rows * last.keys * num_senses}, qk.options());
+    const Tensor out = at::empty({tokens, width}, qk.options());
+    const Tensor words = at::empty({length * num_senses, width}, qk.options());
+    for (int64_t b = 0; b < sequences; b++) {
+      gather_words(words, senses, senses_bias, place, b, length);
+      for (const Block& block : blocks) {
+        const Tensor alpha = view_of(weights, b, block, num_senses);
+        const float* q = queries.data_ptr<float>() + (b * length + block.first) * queries.size(1);
+        constexpr int64_t TILE = 4;  // the kernel's: threads share none
+        parallel((block.rows + TILE - 1) / TILE, 1, [&](int64_t begin, int64_t end) {
+          k.sense_weights(q, keys[b].data_ptr<float>(), alpha.data_ptr(), block.keys * num_senses, block.first, s,
+                          begin * TILE, std::min(end * TILE, block.rows));
+        });
+        mm(out.narrow(0, b * length + block.first, block.rows), alpha, words.narrow(0, 0, block.keys * num_senses));
+      }
+    }
+    ctx->save_for_backward({senses, senses_bias, place, queries, keys, weights});
+    ctx->saved_data["sequences"] = sequences;
+    ctx->saved_data["num_senses"] = num_senses;
+    return out;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto saved = ctx->get_saved_variables();
+    const Tensor &senses = saved[0], &senses_bias = saved[1], &place = saved[2], &queries = saved[3], &keys = saved[4],
+                 &weights = saved[5];
+    const int64_t sequences = ctx->saved_data["sequences"].toInt();
+    const int64_t num_senses = ctx->saved_data["num_senses"].toInt();
+    const Tensor dy = grads[0].contiguous();
+    const int64_t tokens = dy.size(0), width = dy.size(1), length = tokens / sequences;
+    const SenseShape s = shape_of(num_senses, width / num_senses, length);
+    const auto& k = kernels_for(dy.scalar_type());
+    const auto blocks = blocks_of(length, num_senses);
+    const Tensor words = at::empty({length * num_senses, width}, dy.options());
+    const Tensor d_words = at::empty({tokens * num_senses, width}, dy.options());
+    const Tensor d_qk = at::empty({tokens, 2 * width}, dy.options());
+    const Tensor d_keys = at::zeros_like(keys);
+    for (int64_t b = 0; b < sequences; b++) {
+      gather_words(words, senses, senses_bias, place, b, length);
+      for (const Block& block : blocks) {
+        const int64_t pairs = block.keys * num_senses, row = b * length + block.first;
+        const Tensor alpha = view_of(weights, b, block, num_senses), d = at::empty_like(alpha);
+        mm(d, dy.narrow(0, row, block.rows), words.narrow(0, 0, pairs).t());
+        const float* q = queries.data_ptr<float>() + row * queries.size(1);
+        const Tensor to_queries = d_qk.narrow(0, row, block.rows);
+        parallel((block.rows + 1) / 2, 1, [&](int64_t begin, int64_t end) {
+          k.sense_scores_backward(alpha.data_ptr(), d.data_ptr(), keys[b].data_ptr<float>(), to_queries.data_ptr(),
+                                  pairs, block.first, s, begin * 2, std::min(end * 2, block.rows));
+        });
+        const int64_t seen = s.per_vector > 1 ? (block.keys + s.per_vector - 1) / s.per_vector : block.keys * s.vectors;
+        parallel(seen, 8, [&](int64_t begin, int64_t end) {
+          k.sense_keys_backward(d.data_ptr(), q, d_keys[b].data_ptr<float>(), pairs, block.rows, s, begin, end);
+        });
+      }
+      // A word's senses get from every later position: one product for each block of words,
+      // so that the sums are rounded once.
+      for (const Block& block : blocks) {
+        const int64_t from = block.first * num_senses, pairs = block.rows * num_senses;
+        std::vector<Tensor> later;
+        for (const Block& rows : blocks)
+          if (rows.first >= block.first) later.push_back(view_of(weights, b, rows, num_senses).narrow(1, from, pairs));
+        const Tensor alpha = later.size() == 1 ? later[0].contiguous() : at::cat(later, 0);
+        mm(d_words.narrow(0, b * length * num_senses + from, pairs), alpha.t(),
+           dy.narrow(0, b * length + block.first, length - block.first));
+      }
+    }
+    parallel(sequences * s.key_vectors, ROW_GRAIN, [&](int64_t begin, int64_t end) {
+      k.sense_keys_store(d_keys.data_ptr<float>(), d_qk.data_ptr(), s, begin, end);
+    });
+    const Tensor d_qk_bias = parallel_sums(tokens, ROW_GRAIN, 2 * width, [&](float* sums, int64_t begin, int64_t end) {
+      k.column_sums(d_qk.data_ptr(), sums, 2 * width, begin, end);
+    });
+    const Segments segments = segments_of(place, senses.size(0));
+    const Tensor d_senses = at::empty_like(senses), d_senses_bias = at::empty_like(senses_bias);
+    constexpr int64_t COLUMNS = 512;  // a thread's share, whole cache lines
+    const int64_t all = senses.size(1);
+    parallel((all + COLUMNS - 1) / COLUMNS, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; i++)
+        k.segment_sums(d_words.data_ptr(), segments.starts.data_ptr<int64_t>(), segments.places.data_ptr<int64_t>(),
+                       d_senses.data_ptr(), d_senses_bias.data_ptr<float>(), senses.size(0), all, i * COLUMNS,
+                       std::min((i + 1) * COLUMNS, all));
+    });
+    return {d_qk, d_qk_bias, d_senses, d_senses_bias, Tensor(), Tensor(), Tensor()};
+  }
+
+  // The weights of a sequence's block: [rows, keys * senses].
+  static Tensor view_of(const Tensor& weights, int64_t b, const Block& block, int64_t senses) {
+    const int64_t columns = block.keys * senses;
+    return weights[b].narrow(0, block.offset, block.rows * columns).view({block.rows, columns});
+  }
+
+  // The senses of a sequence's words, one row for each pair: [length * senses, D].
+  static void gather_words(const Tensor& words, const Tensor& senses, const Tensor& bias, const Tensor& place,
+                           int64_t b, int64_t length) {
+    const auto& k = kernels_for(senses.scalar_type());
+    const int64_t* places = place.data_ptr<int64_t>() + b * length;
+    parallel(length, ROW_GRAIN, [&](int64_t begin, int64_t end) {
+      k.gather(senses.data_ptr(), bias.data_ptr<float>(), places, words.data_ptr(), senses.size(1), begin, end);
+    });
+  }
+};
+
+}  // namespace
+
+Tensor mix_senses(const Tensor& qk, const Tensor& qk_bias, const Tensor& senses, const Tensor& senses_bias,
+                  const Tensor& place, int64_t sequences, int64_t num_senses) {
+  check_kind(qk, "mix_senses' queries and keys");
+  check_kind(senses, "mix_senses' senses");
+  TORCH_CHECK(sequences > 0 && num_senses > 0 && num_senses <= 256 && qk.size(0) % sequences == 0 &&
+                  qk.size(1) % (2 * num_senses) == 0 && senses.size(1) == qk.size(1) / 2 * num_senses &&
+                  place.numel() == qk.size(0),
+              "mix_senses: qk ", qk.sizes(), ", senses ", senses.sizes(), " and places ", place.sizes(),
+              " do not make ", sequences, " sequences with ", num_senses, " senses (at most 256)");
+  return MixSenses::apply(qk, qk_bias, senses, senses_bias, place.contiguous(), sequences, num_senses);
+}
+
+}  // namespace ops

@@ -1,0 +1,74 @@
+// Matrix products, and what the operations share.
+#include <ATen/CPUGeneratorImpl.h>
+
+#include "ops.h"
+
+// libtorch's door to oneDNN. Its fp32 products on AMD processors are a quarter faster than
+// those of MKL, which at::mm takes. It is exported but internal: were it to go, the weak
+// reference is null, and at::mm does the work.
+namespace at::native {
+__attribute__((weak)) void mkldnn_matmul(const Tensor&, const Tensor&, const Tensor&, float beta, float alpha);
+}
+
+namespace ops {
+
+namespace {
+bool has_onednn() {
+  // An older signature would crash or be wrong: try one small product.
+  static const bool works = [] {
+    if (!at::native::mkldnn_matmul) return false;
+    try {
+      at::NoGradGuard no_grad;
+      const Tensor a = at::arange(12, at::kFloat).view({3, 4}), b = at::arange(8, at::kFloat).view({4, 2});
+      const Tensor out = at::zeros({3, 2}, at::kFloat);
+      at::native::mkldnn_matmul(a, b, out, 0.f, 1.f);
+      return out.equal(at::mm(a, b));
+    } catch (...) {
+      return false;
+    }
+  }();
+  return works;
+}
+
+void multiply(const Tensor& out, const Tensor& a, const Tensor& b) {
+  if (out.scalar_type() == at::kFloat && has_onednn()) {
+    at::native::mkldnn_matmul(a, b, out, 0.f, 1.f);
+    return;
+  }
+  Tensor to = out;
+  if (out.dim() == 2) {
+    at::mm_out(to, a, b);
+  } else {
+    at::bmm_out(to, a, b);
+  }
+}
+}  // namespace
+
+void mm(const Tensor& out, const Tensor& a, const Tensor& b) { multiply(out, a, b); }
+void bmm(const Tensor& out, const Tensor& a, const Tensor& b) { multiply(out, a, b); }
+
+Tensor weight_gradient(const Tensor& a, const Tensor& b) {
+  const Tensor product = at::empty({a.size(0), b.size(1)}, a.options());
+  mm(product, a, b);
+  return product.to(at::kFloat);
+}
+
+const TypedKernels& kernels_for(at::ScalarType kind) {
+  return kind == at::kBFloat16 ? kernels().bf16 : kernels().f32;
+}
+
+void check_kind(const Tensor& t, const char* name) {
+  TORCH_CHECK(t.device().is_cpu() && (t.scalar_type() == at::kFloat || t.scalar_type() == at::kBFloat16) &&
+                  t.is_contiguous(),
+              name, " must be a contiguous fp32 or bf16 tensor on the CPU, got ", t.toString(), " ", t.sizes());
+}
+
+Dropout draw_dropout(double probability) {
+  if (probability <= 0) return {0, 1.f, 0};
+  auto generator = at::detail::getDefaultCPUGenerator();
+  const std::lock_guard<std::mutex> lock(generator.mutex());
+  const uint64_t seed = at::check_generator<at::CPUGeneratorImpl>(generator)->random64();
+  return {static_cast<uint32_t>(probability * 4294967296.0), static_cast<float>(1.0 / (1.0 - probability)), seed};
+}
+
+}  // namespace ops

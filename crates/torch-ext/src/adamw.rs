@@ -1,0 +1,97 @@
+//! Clipping and AdamW.
+
+use std::ffi::c_char;
+
+use tch::Tensor;
+use torch_sys::C_tensor;
+
+use crate::error::{Error, handle_or_null, handles, made};
+
+unsafe extern "C" {
+    fn bpx_clipped_adamw(
+        params: *const *mut C_tensor,
+        grads: *const *mut C_tensor,
+        exp_avgs: *const *mut C_tensor,
+        exp_avg_sqs: *const *mut C_tensor,
+        copies: *const *mut C_tensor,
+        weight_decays: *const f64,
+        n: usize,
+        max_norm: f64,
+        step: i64,
+        lr: f64,
+        beta1: f64,
+        beta2: f64,
+        eps: f64,
+        norm: *mut *mut C_tensor,
+    ) -> *mut c_char;
+}
+
+/// The hyper-parameters of one AdamW update.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AdamW {
+    /// Learning rate of this step.
+    pub lr: f64,
+    /// Decay rates of the first and second moment.
+    pub betas: (f64, f64),
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Gradients are scaled to at most this global L2 norm; infinite for no clipping.
+    pub max_norm: f64,
+}
+
+/// What an update reads and writes; the lists run in parallel.
+#[derive(Debug, Clone, Copy)]
+pub struct Updated<'a> {
+    /// fp32.
+    pub parameters: &'a [Tensor],
+    /// fp32, not changed.
+    pub grads: &'a [Tensor],
+    /// First moments, fp32.
+    pub exp_avgs: &'a [Tensor],
+    /// Second moments, fp32.
+    pub exp_avg_sqs: &'a [Tensor],
+    /// bf16 copies of the parameters, where there are any: rewritten with them.
+    pub copies: &'a [Option<Tensor>],
+    /// Decoupled weight decay of each (multiplied by the learning rate).
+    pub weight_decays: &'a [f64],
+}
+
+/// Clips the gradients by their global norm and updates the parameters by AdamW, both in
+/// one pass on the CPU. Gives the norm before clipping as a scalar tensor on the parameters'
+/// device, so that the host does not wait for it. `step` counts from 1 (bias correction).
+///
+/// # Errors
+/// When lengths or shapes disagree.
+pub fn clipped_adamw(lists: Updated<'_>, step: u64, options: AdamW) -> Result<Tensor, Error> {
+    let n = lists.parameters.len();
+    let lengths = [
+        lists.grads.len(),
+        lists.exp_avgs.len(),
+        lists.exp_avg_sqs.len(),
+        lists.copies.len(),
+        lists.weight_decays.len(),
+    ];
+    if lengths != [n; 5] {
+        return Err(Error(format!("clipped_adamw: {n} parameters, but lists of {lengths:?}")));
+    }
+    let copies: Vec<_> = lists.copies.iter().map(|copy| handle_or_null(copy.as_ref())).collect();
+    // SAFETY: lists of n live handles each; the shim writes only through them.
+    made(|norm| unsafe {
+        bpx_clipped_adamw(
+            handles(lists.parameters).as_ptr(),
+            handles(lists.grads).as_ptr(),
+            handles(lists.exp_avgs).as_ptr(),
+            handles(lists.exp_avg_sqs).as_ptr(),
+            copies.as_ptr(),
+            lists.weight_decays.as_ptr(),
+            n,
+            options.max_norm,
+            step as i64,
+            options.lr,
+            options.betas.0,
+            options.betas.1,
+            options.eps,
+            norm,
+        )
+    })
+}

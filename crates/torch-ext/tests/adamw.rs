@@ -1,0 +1,71 @@
+//! AdamW against its formula and clipping against the norm.
+
+use tch::{Device, Kind, Tensor};
+use torch_ext::{AdamW, Updated, clipped_adamw};
+
+fn update(p: &Tensor, g: &Tensor, m: &Tensor, v: &Tensor, copy: Option<&Tensor>, step: u64, o: AdamW, decay: f64) -> f64 {
+    let list = |t: &Tensor| [t.shallow_clone()];
+    let lists = Updated {
+        parameters: &list(p),
+        grads: &list(g),
+        exp_avgs: &list(m),
+        exp_avg_sqs: &list(v),
+        copies: &[copy.map(Tensor::shallow_clone)],
+        weight_decays: &[decay],
+    };
+    clipped_adamw(lists, step, o).unwrap().double_value(&[])
+}
+
+const OPTIONS: AdamW = AdamW { lr: 0.01, betas: (0.9, 0.999), eps: 1e-8, max_norm: f64::INFINITY };
+
+#[test]
+fn adamw_follows_the_formula() {
+    let options = (Kind::Float, Device::Cpu);
+    let p = Tensor::arange(35, options).sin().view([7, 5]);
+    let copy = p.to_kind(Kind::BFloat16);
+    let (m, v) = (p.zeros_like(), p.zeros_like());
+    let (mut want_p, mut want_m, mut want_v) = (p.copy(), p.zeros_like(), p.zeros_like());
+    for step in 1..=5 {
+        let g = (Tensor::arange(35, options) * step).cos().view([7, 5]);
+        want_m = &want_m * 0.9 + &g * 0.1;
+        want_v = &want_v * 0.999 + &g * &g * 0.001;
+        let m_hat = &want_m / (1.0 - 0.9_f64.powi(step as i32));
+        let v_hat = &want_v / (1.0 - 0.999_f64.powi(step as i32));
+        want_p = &want_p * (1.0 - 0.01 * 0.1) - m_hat * 0.01 / (v_hat.sqrt() + 1e-8);
+        let norm = update(&p, &g, &m, &v, Some(&copy), step as u64, OPTIONS, 0.1);
+        assert!((norm - g.norm().double_value(&[])).abs() < 1e-5);
+    }
+    let distance = |a: &Tensor, b: &Tensor| (a - b).abs().max().double_value(&[]);
+    assert!(distance(&p, &want_p) < 1e-6);
+    assert!(distance(&m, &want_m) < 1e-6);
+    assert!(distance(&v, &want_v) < 1e-8);
+    assert!(copy == p.to_kind(Kind::BFloat16));
+}
+
+#[test]
+fn clipping_scales_what_the_moments_see() {
+    let g = Tensor::from_slice(&[3f32, 4.0]);
+    let fresh = || [g.zeros_like(), g.zeros_like(), g.zeros_like()];
+    let [p, m, v] = fresh();
+    assert!((update(&p, &g, &m, &v, None, 1, AdamW { max_norm: 10.0, ..OPTIONS }, 0.0) - 5.0).abs() < 1e-6);
+    assert!((m.double_value(&[1]) - 0.4).abs() < 1e-6);
+    let [p, m, v] = fresh();
+    assert!((update(&p, &g, &m, &v, None, 1, AdamW { max_norm: 1.0, ..OPTIONS }, 0.0) - 5.0).abs() < 1e-6);
+    assert!((m.double_value(&[1]) - 0.08).abs() < 1e-6);
+    assert_eq!(g.double_value(&[1]), 4.0);
+}
+
+#[test]
+fn lists_of_different_lengths_are_refused() {
+    let t = [Tensor::from_slice(&[1f32])];
+    let lists = Updated {
+        parameters: &t,
+        grads: &[],
+        exp_avgs: &t,
+        exp_avg_sqs: &t,
+        copies: &[None],
+        weight_decays: &[0.0],
+    };
+    let error = clipped_adamw(lists, 1, OPTIONS).unwrap_err();
+    assert!(error.to_string().contains("1 parameters, but lists of [0, 1, 1, 1, 1]"), "{error}");
+}

@@ -1,0 +1,294 @@
+//! Every fused operation against the composition of libtorch's own operations that defines
+//! it: results, and the gradients of all inputs by autograd, for shapes that do not fit the
+//! kernels' vectors and blocks too.
+
+use tch::{Device, Kind, Tensor};
+use torch_ext::{Branch, Weight, add_layer_norm, attention, linear, linear_cross_entropy, mix_senses, mlp};
+
+fn random(shape: &[i64], scale: f64) -> Tensor {
+    // Not libtorch's generator, which is one for all tests of the process.
+    let n: i64 = shape.iter().product();
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64 ^ (n as u64);
+    let values: Vec<f32> = (0..n)
+        .map(|_| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            ((state >> 40) as f32 / (1 << 23) as f32 - 1.0) * scale as f32
+        })
+        .collect();
+    Tensor::from_slice(&values).view(shape)
+}
+
+fn leaf(t: &Tensor) -> Tensor {
+    t.detach().copy().set_requires_grad(true)
+}
+
+/// Largest difference over the largest value.
+fn distance(got: &Tensor, want: &Tensor) -> f64 {
+    assert_eq!(got.size(), want.size());
+    let (got, want) = (got.to_kind(Kind::Double), want.to_kind(Kind::Double));
+    let worst = (&got - &want).abs().max().double_value(&[]);
+    worst / want.abs().max().double_value(&[]).max(1e-30)
+}
+
+/// Runs both on fresh leaves of `inputs` (fp32) and compares results and gradients. The
+/// fused one runs in fp32, then in bf16 on the rounded inputs that `low` names.
+fn compare(
+    what: &str,
+    inputs: &[Tensor],
+    low: &[usize],
+    plain: impl Fn(&[Tensor]) -> Tensor,
+    fused: impl Fn(&[Tensor]) -> Tensor,
+) {
+    for (kind, tolerance) in [(Kind::Float, 2e-5), (Kind::BFloat16, 2.5e-2)] {
+        let cast = |i: usize, t: &Tensor| if low.contains(&i) { t.to_kind(kind) } else { t.shallow_clone() };
+        // The oracle is fp32 throughout, on the same rounded values.
+        let rounded: Vec<Tensor> = inputs.iter().enumerate().map(|(i, t)| cast(i, t).to_kind(t.kind())).collect();
+        let a: Vec<Tensor> = rounded.iter().map(|t| if t.kind() == Kind::Float { leaf(t) } else { t.copy() }).collect();
+        let b: Vec<Tensor> = rounded
+            .iter()
+            .enumerate()
+            .map(|(i, t)| if t.kind() == Kind::Float { leaf(&cast(i, t)) } else { t.copy() })
+            .collect();
+        let (want, got) = (plain(&a), fused(&b));
+        let found = distance(&got, &want);
+        assert!(found < tolerance, "{what} in {kind:?}: result off by {found:.1e}");
+        let direction = random(&want.size(), 1.0);
+        (want * &direction).sum(Kind::Float).backward();
+        (got.to_kind(Kind::Float) * &direction).sum(Kind::Float).backward();
+        for (i, (x, y)) in a.iter().zip(&b).enumerate().filter(|(_, (x, _))| x.kind() == Kind::Float) {
+            assert_eq!(y.grad().kind(), y.kind());
+            let found = distance(&y.grad(), &x.grad());
+            assert!(found < tolerance, "{what} in {kind:?}: gradient of input {i} off by {found:.1e}");
+        }
+    }
+}
+
+/// A weight whose value is its copy in the type of `x`.
+fn with_weight<R>(x: &Tensor, master: &Tensor, f: impl FnOnce(Weight<'_>) -> R) -> R {
+    let value = master.detach().to_kind(x.kind());
+    f(Weight { master, value: &value })
+}
+
+#[test]
+fn linear_both_ways() {
+    for (rows, inputs, outputs) in [(7, 5, 9), (33, 48, 16)] {
+        let x = random(&[rows, inputs], 1.0);
+        for transposed in [false, true] {
+            let shape = if transposed { [outputs, inputs] } else { [inputs, outputs] };
+            compare(
+                "linear",
+                &[x.copy(), random(&shape, 0.5)],
+                &[0],
+                |i| i[0].matmul(&if transposed { i[1].tr() } else { i[1].shallow_clone() }),
+                |i| with_weight(&i[0], &i[1], |w| linear(&i[0], w, transposed)).unwrap(),
+            );
+        }
+    }
+}
+
+#[test]
+fn mlp_with_odd_widths() {
+    for (rows, width, inner) in [(5, 6, 19), (40, 32, 128)] {
+        compare(
+            "mlp",
+            &[random(&[rows, width], 1.0), random(&[width, inner], 1.0), random(&[inner], 1.0), random(&[inner, width], 1.0)],
+            &[0],
+            |i| (i[0].matmul(&i[1]) + &i[2]).gelu("tanh").matmul(&i[3]),
+            |i| with_weight(&i[0], &i[1], |fc| with_weight(&i[0], &i[3], |proj| mlp(&i[0], fc, &i[2], proj))).unwrap(),
+        );
+    }
+}
+
+#[test]
+fn gelu_of_extreme_values_is_finite() {
+    let x = Tensor::from_slice(&[-1e4f32, -100.0, -10.0, 0.0, 10.0, 1e4]).view([6, 1]).set_requires_grad(true);
+    let one = Tensor::ones([1, 1], (Kind::Float, Device::Cpu)).set_requires_grad(true);
+    let w = Weight { master: &one, value: &one };
+    let y = mlp(&x, w, &Tensor::zeros([1], (Kind::Float, Device::Cpu)), w).unwrap();
+    y.sum(Kind::Float).backward();
+    assert!(distance(&y.view([6]), &x.view([6]).gelu("tanh")) < 1e-6);
+    assert_eq!(x.grad().isfinite().all().int64_value(&[]), 1);
+}
+
+#[test]
+fn add_layer_norm_with_and_without_a_branch() {
+    for width in [1, 7, 16, 50] {
+        let width = width.max(2);
+        let inputs =
+            [random(&[9, width], 2.0), random(&[9, width], 1.0), random(&[width], 1.0), random(&[width], 1.0), random(&[width], 0.5)];
+        let plain = |x: &Tensor, i: &[Tensor]| {
+            let h = x.layer_norm([width], Some(&i[3]), Some(&i[4]), 1e-5, false);
+            Tensor::cat(&[x.shallow_clone(), h], 1)
+        };
+        compare(
+            "add_layer_norm",
+            &inputs,
+            &[1],
+            |i| plain(&(&i[0] + &i[1] + &i[2]), i),
+            |i| {
+                let branch = Branch { value: i[1].shallow_clone(), bias: Some(i[2].shallow_clone()) };
+                let (sum, h) = add_layer_norm(&i[0], Some(&branch), &i[3], &i[4], 1e-5, 0.0, i[1].kind()).unwrap();
+                Tensor::cat(&[sum, h.to_kind(Kind::Float)], 1)
+            },
+        );
+        let (x, w, b) = (leaf(&inputs[0]), leaf(&inputs[3]), leaf(&inputs[4]));
+        let (sum, h) = add_layer_norm(&x, None, &w, &b, 1e-5, 0.0, Kind::Float).unwrap();
+        assert!(sum == x);
+        h.square().sum(Kind::Float).backward();
+        let (x2, w2, b2) = (leaf(&inputs[0]), leaf(&inputs[3]), leaf(&inputs[4]));
+        x2.layer_norm([width], Some(&w2), Some(&b2), 1e-5, false).square().sum(Kind::Float).backward();
+        for (got, want) in [(x, x2), (w, w2), (b, b2)] {
+            assert!((got.grad() - want.grad()).abs().max().double_value(&[]) < 1e-4 * width as f64);
+        }
+    }
+}
+
+#[test]
+fn attention_across_blocks() {
+    // Below, at and across the block of 128 queries; heads narrower than a vector.
+    for (sequences, length, heads, size) in [(2, 1, 1, 4), (3, 37, 2, 8), (1, 128, 2, 16), (2, 300, 3, 20)] {
+        let width = heads * size;
+        compare(
+            "attention",
+            &[random(&[sequences * length, 3 * width], 1.0), random(&[3 * width], 0.5)],
+            &[0],
+            |i| {
+                let qkv = (&i[0] + &i[1]).view([sequences, length, 3, heads, size]).permute([2, 0, 3, 1, 4]);
+                let scores = qkv.get(0).matmul(&qkv.get(1).transpose(2, 3)) * 0.3;
+                let future = Tensor::ones([length, length], (Kind::Bool, Device::Cpu)).triu(1);
+                let weights = scores.masked_fill(&future, f64::NEG_INFINITY).softmax(-1, Kind::Float);
+                weights.matmul(&qkv.get(2)).transpose(1, 2).reshape([sequences * length, width])
+            },
+            |i| attention(&i[0], &i[1], sequences, heads, 0.3, 0.0).unwrap(),
+        );
+    }
+}
+
+/// The definition: every sense's own output, summed.
+fn senses_by_definition(i: &[Tensor], sequences: i64, length: i64, num_senses: i64) -> Tensor {
+    let width = i[0].size()[1] / 2;
+    let channels = width / num_senses;
+    let qk = (&i[0] + &i[1]).view([sequences, length, 2, num_senses, channels]).permute([2, 0, 3, 1, 4]);
+    let scores = qk.get(0).matmul(&qk.get(1).transpose(2, 3)) * (channels as f64).powf(-0.5);
+    let future = Tensor::ones([length, length], (Kind::Bool, Device::Cpu)).triu(1);
+    let alpha = scores.masked_fill(&future, f64::NEG_INFINITY).softmax(-1, Kind::Float);
+    let senses = (&i[2] + &i[3]).index_select(0, &i[4]).view([sequences, length, num_senses, width]);
+    let outputs = alpha.matmul(&senses.permute([0, 2, 1, 3]));
+    outputs.sum_dim_intlist(1, false, Kind::Float).view([sequences * length, width])
+}
+
+#[test]
+fn mix_senses_for_every_number_of_senses() {
+    let cases = [
+        (1, 1, 1, 4),    // one of everything
+        (2, 9, 1, 24),   // sixteen positions to a vector
+        (2, 37, 2, 13),  // eight, channels of 12 + 1
+        (1, 140, 4, 9),  // across a block
+        (2, 21, 8, 4),
+        (3, 133, 16, 24), // the published number
+        (1, 30, 3, 5),   // does not divide 16
+        (2, 11, 12, 4),
+        (1, 19, 20, 3),  // a vector and a bit
+        (2, 18, 32, 5),
+        (1, 13, 64, 2),
+    ];
+    for (sequences, length, num_senses, channels) in cases {
+        let (width, tokens) = (num_senses * channels, sequences * length);
+        let words = (tokens + 1) / 2;
+        let place = Tensor::arange(tokens, (Kind::Int64, Device::Cpu)).remainder(words);
+        compare(
+            &format!("mix_senses of {num_senses} x {channels}, T = {length}"),
+            &[
+                random(&[tokens, 2 * width], 1.5),
+                random(&[2 * width], 0.5),
+                random(&[words, num_senses * width], 1.0),
+                random(&[num_senses * width], 0.5),
+                place,
+            ],
+            &[0, 2],
+            |i| senses_by_definition(i, sequences, length, num_senses),
+            |i| mix_senses(&i[0], &i[1], &i[2], &i[3], &i[4], sequences, num_senses).unwrap(),
+        );
+    }
+}
+
+#[test]
+fn linear_cross_entropy_for_every_chunk() {
+    for (rows, vocabulary, chunk) in [(10, 13, 1), (10, 13, 3), (10, 141, 10), (64, 131, 48), (3, 64, 64)] {
+        let targets = Tensor::arange(rows, (Kind::Int64, Device::Cpu)).remainder(vocabulary);
+        compare(
+            "linear_cross_entropy",
+            &[random(&[rows, 6], 1.0), random(&[vocabulary, 6], 1.0), targets],
+            &[0],
+            |i| i[0].matmul(&i[1].tr()).cross_entropy_for_logits(&i[2]) * 0.25,
+            |i| with_weight(&i[0], &i[1], |w| linear_cross_entropy(&i[0], w, &i[2], chunk)).unwrap() * 0.25,
+        );
+    }
+}
+
+#[test]
+fn linear_cross_entropy_without_gradients_is_the_same_loss() {
+    let (h, w) = (random(&[10, 6], 1.0), leaf(&random(&[13, 6], 1.0)));
+    let targets = Tensor::zeros([10], (Kind::Int64, Device::Cpu));
+    let weight = Weight { master: &w, value: &w };
+    let with = linear_cross_entropy(&h, weight, &targets, 4).unwrap();
+    let without = tch::no_grad(|| linear_cross_entropy(&h, weight, &targets, 4)).unwrap();
+    assert!(with.requires_grad() && !without.requires_grad());
+    assert_eq!(with.double_value(&[]), without.double_value(&[]));
+}
+
+#[test]
+fn a_logit_that_is_no_number_is_seen_in_the_loss() {
+    let h = random(&[2, 3], 1.0);
+    let w = random(&[40, 3], 1.0);
+    let _ = w.get(7).fill_(f64::NAN);
+    let targets = Tensor::zeros([2], (Kind::Int64, Device::Cpu));
+    let loss = linear_cross_entropy(&h, Weight { master: &w, value: &w }, &targets, 8).unwrap();
+    assert!(loss.double_value(&[]).is_nan());
+}
+
+#[test]
+fn what_does_not_fit_is_an_error_in_one_line() {
+    let w = random(&[4, 3], 1.0);
+    let weight = Weight { master: &w, value: &w };
+    let zero = Tensor::from_slice(&[0i64]);
+    let text = linear_cross_entropy(&random(&[2, 3], 1.0), weight, &zero, 8).unwrap_err().to_string();
+    assert!(text.starts_with("libtorch: linear_cross_entropy wants") && !text.contains('\n'), "{text}");
+    let outside = Tensor::from_slice(&[0i64, 4]);
+    let text = linear_cross_entropy(&random(&[2, 3], 1.0), weight, &outside, 8).unwrap_err().to_string();
+    assert!(text.contains("target 4 at row 1 is outside the vocabulary of 4"), "{text}");
+    let text = attention(&random(&[5, 12], 1.0), &random(&[12], 1.0), 2, 2, 1.0, 0.0).unwrap_err().to_string();
+    assert!(text.contains("is not 2 sequences"), "{text}");
+    let (qk, senses) = (random(&[4, 8], 1.0), random(&[1, 8], 1.0));
+    let place = Tensor::zeros([4], (Kind::Int64, Device::Cpu));
+    let error = mix_senses(&qk, &random(&[8], 1.0), &senses, &random(&[8], 1.0), &place, 1, 3).unwrap_err();
+    assert!(error.to_string().contains("do not make 1 sequences with 3 senses"), "{error}");
+}
+
+/// Dropout keeps its share, scales it, and the backward pass finds the same mask.
+#[test]
+fn dropout_is_the_same_both_ways() {
+    let (rows, width, p) = (64, 100, 0.3);
+    let zero = Tensor::zeros([rows, width], (Kind::Float, Device::Cpu));
+    let branch = leaf(&zero.ones_like());
+    let (w, b) = (leaf(&Tensor::ones([width], (Kind::Float, Device::Cpu))), leaf(&zero.get(0)));
+    let pending = Branch { value: branch.shallow_clone(), bias: None };
+    let (sum, _) = add_layer_norm(&zero, Some(&pending), &w, &b, 1e-5, p, Kind::Float).unwrap();
+    let kept = sum.gt(0.0).to_kind(Kind::Float).mean(Kind::Float).double_value(&[]);
+    assert!((kept - (1.0 - p)).abs() < 0.03, "{kept}");
+    assert!((sum.max().double_value(&[]) - 1.0 / (1.0 - p)).abs() < 1e-5);
+    sum.sum(Kind::Float).backward();
+    assert!(branch.grad() == sum);
+
+    // Attention: with values of ones and p = 0 each row would give 1.
+    let (sequences, size) = (2, 16); // of 150 tokens
+    let qkv = leaf(&Tensor::cat(&[random(&[300, 32], 1.0), Tensor::ones([300, 16], (Kind::Float, Device::Cpu))], 1));
+    let bias = leaf(&Tensor::zeros([48], (Kind::Float, Device::Cpu)));
+    let y = attention(&qkv, &bias, sequences, 1, 0.25, p).unwrap();
+    assert!((y.mean(Kind::Float).double_value(&[]) - 1.0).abs() < 0.05);
+    assert!(y.std(true).double_value(&[]) > 0.01);
+    // y is linear in the values: their gradient tells y again, if the mask is the same.
+    y.sum(Kind::Float).backward();
+    let told = (qkv.grad() * &qkv).narrow(1, 2 * size, size).sum(Kind::Double).double_value(&[]);
+    assert!((told - y.sum(Kind::Double).double_value(&[])).abs() < 1e-2, "{told}");
+}
