@@ -3,10 +3,11 @@
 //! sum of the senses of the words so far, weighted by what the body makes of the context.
 
 use tch::{Kind, Tensor};
+use torch_ext::Branch;
 
 use crate::body::{Body, embed};
 use crate::config::ModelConfig;
-use crate::layers::{Kernels, LayerNorm, Linear, Mlp, Pass};
+use crate::layers::{LayerNorm, Linear, Mlp, Pass, Residual, sure};
 use crate::parameters::Parameters;
 
 /// C(x): the sense vectors of words, from their embeddings alone.
@@ -17,7 +18,6 @@ struct SenseNetwork {
     mlp: Mlp,
     ln_2: LayerNorm,
     final_mlp: Mlp,
-    num_senses: i64,
 }
 
 impl SenseNetwork {
@@ -31,19 +31,24 @@ impl SenseNetwork {
             mlp: Mlp::new(parameters, "backpack.sense_network.block.mlp"),
             ln_2: ln("block.ln_2"),
             final_mlp: Mlp::new(parameters, "backpack.sense_network.final_mlp"),
-            num_senses: config.num_senses,
         }
     }
 
-    /// Embeddings `[N, D]` -> senses `[N, L, D]`. A block of the body without attention:
-    /// the normalised embedding stands where the attention's output would.
+    /// Embeddings `[N, D]` -> what the last MLP makes its senses of, `[N, D]`. A block of the
+    /// body without attention: the normalised embedding stands where the attention's output
+    /// would.
+    fn hidden(&self, embeddings: Tensor, pass: Pass) -> Tensor {
+        let mut x = Residual::new(pass.drop(embeddings));
+        let normed = x.normalise(&self.ln, Kind::Float, pass);
+        x.push(Branch { value: normed, bias: None });
+        let normed = x.normalise(&self.ln_1, pass.kind, pass);
+        x.push(self.mlp.branch(&normed, pass));
+        x.normalise(&self.ln_2, pass.kind, pass)
+    }
+
+    /// Embeddings `[N, D]` -> senses `[N, L D]`.
     fn forward(&self, embeddings: Tensor, pass: Pass) -> Tensor {
-        let size = embeddings.size();
-        let x = pass.drop(embeddings);
-        let x = &x + pass.drop(self.ln.forward(&x));
-        let x = &x + pass.drop(self.mlp.forward(&self.ln_1.forward(&x), pass));
-        let senses = self.final_mlp.forward(&self.ln_2.forward(&x), pass);
-        senses.view([size[0], self.num_senses, size[1]])
+        self.final_mlp.forward(&self.hidden(embeddings, pass), pass)
     }
 }
 
@@ -62,11 +67,10 @@ impl SenseWeightNetwork {
         }
     }
 
-    /// Queries and keys of hidden states `[B, T, D]`: `[2, B, L, T, D/L]`.
-    fn qk(&self, hidden: &Tensor, pass: Pass) -> Tensor {
-        let size = hidden.size();
-        let (b, t, d) = (size[0], size[1], size[2]);
-        let shape = [b, t, 2, self.num_senses, d / self.num_senses];
+    /// Queries and keys of hidden states `[B T, D]`: `[2, B, L, T, D/L]`.
+    fn qk(&self, hidden: &Tensor, sequences: i64, pass: Pass) -> Tensor {
+        let (rows, d) = (hidden.size()[0], hidden.size()[1]);
+        let shape = [sequences, rows / sequences, 2, self.num_senses, d / self.num_senses];
         self.c_attn.forward(hidden, pass).view(shape).permute([2, 0, 3, 1, 4])
     }
 
@@ -76,10 +80,10 @@ impl SenseWeightNetwork {
         query.matmul(&key.transpose(2, 3)).to_kind(Kind::Float) * (channels as f64).powf(-0.5)
     }
 
-    /// Hidden states `[B, T, D]` -> weights `[B, L, T, T]` fp32, each row a distribution
+    /// Hidden states `[B T, D]` -> weights `[B, L, T, T]` fp32, each row a distribution
     /// over positions up to its own.
-    fn forward(&self, hidden: &Tensor, pass: Pass) -> Tensor {
-        let (t, qk) = (hidden.size()[1], self.qk(hidden, pass));
+    fn forward(&self, hidden: &Tensor, sequences: i64, pass: Pass) -> Tensor {
+        let (t, qk) = (hidden.size()[0] / sequences, self.qk(hidden, sequences, pass));
         let scores = Self::scores(&qk.get(0), &qk.get(1));
         let future = Tensor::ones([t, t], (Kind::Bool, hidden.device())).triu(1);
         scores.masked_fill(&future, f64::NEG_INFINITY).softmax(-1, Kind::Float)
@@ -110,21 +114,29 @@ impl Backpack {
 
     /// Sense vectors of ids `[B, T]` -> `[B, T, L, D]`, of the pass's type.
     pub fn senses(&self, ids: &Tensor, pass: Pass) -> Tensor {
-        let size = ids.size();
-        let by_word = |words: &Tensor| self.sense_network.forward(embed(self.body.wte(), words), pass);
-        let senses = if pass.kernels == Kernels::Fused && pass.dropout == 0.0 {
+        let (words, place) = self.words(ids, pass);
+        let senses = self.sense_network.forward(embed(self.body.wte(), &words, pass), pass);
+        let senses = if pass.shares_senses() { senses.index_select(0, &place) } else { senses };
+        let (size, num_senses) = (ids.size(), self.sense_weight_network.num_senses);
+        senses.view([size[0], size[1], num_senses, self.body.wte().size()[1]])
+    }
+
+    /// The words whose senses are made, `[U]`, and which one each token is, `[B T]`: each
+    /// distinct token once where nothing tells its places apart, else every token by itself.
+    fn words(&self, ids: &Tensor, pass: Pass) -> (Tensor, Tensor) {
+        let ids = ids.flatten(0, -1);
+        if pass.shares_senses() {
             let (distinct, place, _) = ids.internal_unique2(true, true, false);
-            by_word(&distinct).index_select(0, &place.flatten(0, -1))
+            (distinct, place)
         } else {
-            by_word(&ids.flatten(0, -1))
-        };
-        let each = senses.size();
-        senses.view([size[0], size[1], each[1], each[2]])
+            let place = Tensor::arange(ids.size()[0], (Kind::Int64, ids.device()));
+            (ids, place)
+        }
     }
 
     /// Contextualization weights of ids `[B, T]` -> `[B, L, T, T]` fp32.
     pub fn contextualization(&self, ids: &Tensor, pass: Pass) -> Tensor {
-        self.sense_weight_network.forward(&self.body.forward(ids, pass), pass)
+        self.sense_weight_network.forward(&self.body.forward(ids, pass), ids.size()[0], pass)
     }
 
     /// Weights `[B, L, T, T]` and senses `[B, T, L, D]` -> outputs `[B, T, D]`: one matrix
@@ -137,21 +149,32 @@ impl Backpack {
     }
 
     /// Weights `[L, S]` fp32 of the last of S positions, the last T of which have the hidden
-    /// states `[1, T, D]` and the others their keys in `keys`.
+    /// states `[T, D]` and the others their keys in `keys`.
     pub(crate) fn extend_weights(&self, hidden: &Tensor, keys: &mut Option<Tensor>, pass: Pass) -> Tensor {
-        let qk = self.sense_weight_network.qk(hidden, pass);
+        let qk = self.sense_weight_network.qk(hidden, 1, pass);
         let all = match keys.take() {
             Some(keys) => Tensor::cat(&[keys, qk.get(1)], 2),
             None => qk.get(1),
         };
-        let last = qk.get(0).narrow(2, hidden.size()[1] - 1, 1);
+        let last = qk.get(0).narrow(2, hidden.size()[0] - 1, 1);
         let weights = SenseWeightNetwork::scores(&last, &all).softmax(-1, Kind::Float);
         *keys = Some(all);
         weights.squeeze_dim(2).squeeze_dim(0)
     }
 
-    /// `[B, T]` int64 -> `[B, T, D]`, to be multiplied by the embedding.
+    /// `[B, T]` int64 -> `[B T, D]`, to be multiplied by the embedding.
     pub fn forward(&self, ids: &Tensor, pass: Pass) -> Tensor {
-        self.combine(&self.contextualization(ids, pass), &self.senses(ids, pass), pass)
+        if !pass.is_fused_on(ids.device()) {
+            return self.combine(&self.contextualization(ids, pass), &self.senses(ids, pass), pass).flatten(0, 1);
+        }
+        let hidden = self.body.forward(ids, pass);
+        let c_attn = &self.sense_weight_network.c_attn;
+        let qk = c_attn.product(&hidden, pass);
+        let (words, place) = self.words(ids, pass);
+        let network = &self.sense_network;
+        let last = &network.final_mlp;
+        let senses = last.branch(&network.hidden(embed(self.body.wte(), &words, pass), pass), pass).value;
+        let (sequences, num_senses) = (ids.size()[0], self.sense_weight_network.num_senses);
+        sure(torch_ext::mix_senses(&qk, c_attn.bias(), &senses, last.bias(), &place, sequences, num_senses))
     }
 }

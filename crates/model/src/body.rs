@@ -1,9 +1,10 @@
 //! The GPT-2 body (reference points 1 to 5): token ids in, contextual hidden states out.
 
 use tch::Tensor;
+use torch_ext::Branch;
 
 use crate::config::ModelConfig;
-use crate::layers::{LayerNorm, Linear, Mlp, Pass};
+use crate::layers::{LayerNorm, Linear, Mlp, Pass, Residual, sure};
 use crate::parameters::Parameters;
 
 #[derive(Debug)]
@@ -26,31 +27,38 @@ impl Attention {
         }
     }
 
-    /// Queries, keys and values of `[B, T, D]`: `[3, B, H, T, D/H]`.
-    fn qkv(&self, x: &Tensor, pass: Pass) -> Tensor {
-        let size = x.size();
-        let (b, t, d) = (size[0], size[1], size[2]);
-        self.c_attn.forward(x, pass).view([b, t, 3, self.n_head, d / self.n_head]).permute([2, 0, 3, 1, 4])
+    /// Queries, keys and values of `[B T, D]`: `[3, B, H, T, D/H]`.
+    fn qkv(&self, x: &Tensor, sequences: i64, pass: Pass) -> Tensor {
+        let (rows, d) = (x.size()[0], x.size()[1]);
+        let shape = [sequences, rows / sequences, 3, self.n_head, d / self.n_head];
+        self.c_attn.forward(x, pass).view(shape).permute([2, 0, 3, 1, 4])
     }
 
-    /// `[B, H, T, D/H]` each -> `[B, T, D]`. libtorch picks the flash kernel where it has one.
+    /// `[B, H, T, D/H]` each -> `[B T, D]`. libtorch picks the flash kernel where it has one.
     fn mix(&self, query: &Tensor, key: &Tensor, value: &Tensor, causal: bool, pass: Pass) -> Tensor {
         let none = None::<Tensor>;
         let mixed =
             Tensor::scaled_dot_product_attention(query, key, value, none, pass.dropout, causal, self.scale, false);
-        self.c_proj.forward(&mixed.transpose(1, 2).flatten(2, 3), pass)
+        mixed.transpose(1, 2).flatten(2, 3).flatten(0, 1)
     }
 
-    /// `[B, T, D] -> [B, T, D]`, causal.
-    fn forward(&self, x: &Tensor, pass: Pass) -> Tensor {
-        let qkv = self.qkv(x, pass);
-        self.mix(&qkv.get(0), &qkv.get(1), &qkv.get(2), true, pass)
+    /// `[B T, D] -> [B T, D]`, causal in each of the `sequences`.
+    fn forward(&self, x: &Tensor, sequences: i64, pass: Pass) -> Branch {
+        let mixed = if pass.is_fused_on(x.device()) {
+            let qkv = self.c_attn.product(x, pass);
+            let bias = self.c_attn.bias();
+            sure(torch_ext::attention(&qkv, bias, sequences, self.n_head, self.scale, pass.dropout))
+        } else {
+            let qkv = self.qkv(x, sequences, pass);
+            self.mix(&qkv.get(0), &qkv.get(1), &qkv.get(2), true, pass)
+        };
+        self.c_proj.branch(&mixed, pass)
     }
 
-    /// The same for positions that follow those in the cache: all of a sequence at first,
-    /// then one at a time.
-    fn extend(&self, x: &Tensor, cache: &mut Option<[Tensor; 2]>, pass: Pass) -> Tensor {
-        let qkv = self.qkv(x, pass);
+    /// The same for the positions `[T, D]` of one sequence that follow those in the cache:
+    /// all of it at first, then one at a time.
+    fn extend(&self, x: &Tensor, cache: &mut Option<[Tensor; 2]>, pass: Pass) -> Branch {
+        let qkv = self.qkv(x, 1, pass);
         let (key, value, causal) = match cache.take() {
             None => (qkv.get(1), qkv.get(2), true),
             // The only new position sees all others.
@@ -58,7 +66,7 @@ impl Attention {
         };
         let mixed = self.mix(&qkv.get(0), &key, &value, causal, pass);
         *cache = Some([key, value]);
-        mixed
+        self.c_proj.branch(&mixed, pass)
     }
 }
 
@@ -81,20 +89,12 @@ impl Block {
         }
     }
 
-    /// `[B, T, D] -> [B, T, D]`; the sum stays fp32.
-    fn forward(&self, x: &Tensor, pass: Pass) -> Tensor {
-        self.add(x, self.attention.forward(&self.ln_1.forward(x), pass), pass)
-    }
-
-    /// The same for positions that follow those in the cache.
-    fn extend(&self, x: &Tensor, cache: &mut Option<[Tensor; 2]>, pass: Pass) -> Tensor {
-        self.add(x, self.attention.extend(&self.ln_1.forward(x), cache, pass), pass)
-    }
-
-    /// What the attention found, and the MLP, onto the residual stream.
-    fn add(&self, x: &Tensor, attended: Tensor, pass: Pass) -> Tensor {
-        let x = x + pass.drop(attended);
-        &x + pass.drop(self.mlp.forward(&self.ln_2.forward(&x), pass))
+    /// Adds what `attend` finds, and the MLP, to the residual stream.
+    fn add(&self, x: &mut Residual, attend: impl FnOnce(&Tensor) -> Branch, pass: Pass) {
+        let normed = x.normalise(&self.ln_1, pass.kind, pass);
+        x.push(attend(&normed));
+        let normed = x.normalise(&self.ln_2, pass.kind, pass);
+        x.push(self.mlp.branch(&normed, pass));
     }
 }
 
@@ -132,31 +132,33 @@ impl Body {
         &self.wte
     }
 
-    /// `[B, T]` int64 -> `[B, T, D]` fp32, after the last LayerNorm.
+    /// `[B, T]` int64 -> `[B T, D]`, fp32 or of the pass's type, after the last LayerNorm.
     pub fn forward(&self, ids: &Tensor, pass: Pass) -> Tensor {
-        let positions = self.wpe.narrow(0, 0, ids.size()[1]);
-        let mut x = pass.drop(embed(&self.wte, ids) + positions);
+        let (sequences, length) = (ids.size()[0], ids.size()[1]);
+        let x = embed(&self.wte, ids, pass) + self.wpe.narrow(0, 0, length);
+        let mut x = Residual::new(pass.drop(x).flatten(0, 1));
         for block in &self.blocks {
-            x = block.forward(&x, pass);
+            block.add(&mut x, |normed| block.attention.forward(normed, sequences, pass), pass);
         }
-        self.ln_f.forward(&x)
+        x.normalise(&self.ln_f, pass.kind, pass)
     }
 
-    /// `[B, T]` int64 that follow what is in the cache -> their `[B, T, D]` fp32. More than
-    /// one at a time only into an empty cache.
+    /// `[T]` int64 of one sequence that follow what is in the cache -> their `[T, D]`. More
+    /// than one at a time only into an empty cache.
     pub(crate) fn extend(&self, ids: &Tensor, cache: &mut BodyCache, pass: Pass) -> Tensor {
-        let new = ids.size()[1];
+        let new = ids.size()[0];
         cache.blocks.resize_with(self.blocks.len(), || None);
-        let mut x = embed(&self.wte, ids) + self.wpe.narrow(0, cache.length, new);
+        let mut x = Residual::new(embed(&self.wte, ids, pass) + self.wpe.narrow(0, cache.length, new));
         for (block, cache) in self.blocks.iter().zip(&mut cache.blocks) {
-            x = block.extend(&x, cache, pass);
+            block.add(&mut x, |normed| block.attention.extend(normed, cache, pass), pass);
         }
         cache.length += new;
-        self.ln_f.forward(&x)
+        x.normalise(&self.ln_f, pass.kind, pass)
     }
 }
 
-/// Rows of `weight [V, D]`: `[..]` -> `[.., D]`.
-pub(crate) fn embed(weight: &Tensor, ids: &Tensor) -> Tensor {
-    Tensor::embedding(weight, ids, -1, false, false)
+/// Rows of `weight [V, D]`: `[..]` -> `[.., D]`. On the fused path the gradient is of those
+/// rows alone: the head's, which is dense, comes first, and they are added to it in place.
+pub(crate) fn embed(weight: &Tensor, ids: &Tensor, pass: Pass) -> Tensor {
+    Tensor::embedding(weight, ids, -1, false, pass.is_fused_on(weight.device()))
 }

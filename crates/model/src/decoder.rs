@@ -58,10 +58,10 @@ impl<'m> Decoder<'m> {
         } else {
             new
         };
-        let input = Tensor::from_slice(window).unsqueeze(0).to_device(self.model.device());
+        let input = Tensor::from_slice(window).to_device(self.model.device());
         tch::no_grad(|| {
             let hidden = match self.model.network() {
-                Network::Gpt2(body) => body.extend(&input, &mut self.body, self.pass).select(1, -1),
+                Network::Gpt2(body) => body.extend(&input, &mut self.body, self.pass).narrow(0, -1, 1),
                 Network::Backpack(backpack) => {
                     let hidden = backpack.body().extend(&input, &mut self.body, self.pass);
                     let weights = backpack.extend_weights(&hidden, &mut self.sense_keys, self.pass);

@@ -6,7 +6,7 @@ use tch::{Device, Kind, Reduction, Tensor};
 use crate::backpack::Backpack;
 use crate::body::Body;
 use crate::config::{self, ModelConfig};
-use crate::layers::{Kernels, Pass};
+use crate::layers::{Kernels, Matrix, Pass};
 use crate::parameters::Parameters;
 
 /// The two networks.
@@ -22,6 +22,8 @@ pub struct LanguageModel {
     config: ModelConfig,
     parameters: Parameters,
     network: Network,
+    /// The tied embedding, `[V, D]`.
+    head: Matrix,
 }
 
 /// Rows of logits that exist at once in training: 512 x 50,264 fp32 are 103 MB, and larger
@@ -35,7 +37,20 @@ impl LanguageModel {
             config::Kind::Backpack => Network::Backpack(Backpack::new(&config, &parameters)),
             config::Kind::Gpt2 => Network::Gpt2(Body::new(&config, &parameters)),
         };
-        LanguageModel { config, parameters, network }
+        let head = Matrix::new(&parameters, &format!("{}.wte.weight", config.body_prefix()));
+        LanguageModel { config, parameters, network, head }
+    }
+
+    /// Keeps bf16 copies of the weights where this pass would make them anew for each product:
+    /// fused kernels in bf16 on the CPU. From then on only an optimiser that rewrites them
+    /// ([`Parameters::copy_of`]) may change the weights.
+    pub fn prepare_for(self, pass: Pass) -> Self {
+        if pass.kind != Kind::BFloat16 || !pass.is_fused_on(self.device()) {
+            return self;
+        }
+        let LanguageModel { config, mut parameters, .. } = self;
+        parameters.keep_copies();
+        Self::new(config, parameters)
     }
 
     /// A fresh model, its weights drawn from `seed`.
@@ -77,18 +92,17 @@ impl LanguageModel {
 
     /// The device of its weights.
     pub fn device(&self) -> Device {
-        self.wte().device()
-    }
-
-    fn wte(&self) -> &Tensor {
-        match &self.network {
-            Network::Backpack(backpack) => backpack.body().wte(),
-            Network::Gpt2(body) => body.wte(),
-        }
+        self.head.master().device()
     }
 
     /// What the head sees: `[B, T]` int64 -> `[B, T, D]`.
     pub fn hidden(&self, ids: &Tensor, pass: Pass) -> Tensor {
+        let size = ids.size();
+        self.rows(ids, pass).view([size[0], size[1], -1])
+    }
+
+    /// The same as rows, `[B T, D]`.
+    fn rows(&self, ids: &Tensor, pass: Pass) -> Tensor {
         match &self.network {
             Network::Backpack(backpack) => backpack.forward(ids, pass),
             Network::Gpt2(body) => body.forward(ids, pass),
@@ -97,8 +111,7 @@ impl LanguageModel {
 
     /// The head: `[.., D]` -> `[.., V]` fp32, padding rows included.
     pub fn head(&self, hidden: &Tensor, pass: Pass) -> Tensor {
-        let weight = self.wte().to_kind(pass.kind);
-        hidden.to_kind(pass.kind).linear::<Tensor>(&weight, None).to_kind(Kind::Float)
+        hidden.to_kind(pass.kind).linear::<Tensor>(&self.head.cast(pass), None).to_kind(Kind::Float)
     }
 
     /// `[B, T]` int64 -> logits `[B, T, V]` fp32.
@@ -112,7 +125,7 @@ impl LanguageModel {
     /// # Errors
     /// When libtorch refuses, for instance for lack of memory.
     pub fn loss(&self, ids: &Tensor, targets: &Tensor, pass: Pass) -> Result<Tensor> {
-        let hidden = self.hidden(ids, pass).flatten(0, 1);
+        let hidden = self.rows(ids, pass);
         let targets = targets.flatten(0, 1);
         Ok(match pass.kernels {
             Kernels::Plain => {
@@ -120,7 +133,8 @@ impl LanguageModel {
                 self.head(&hidden, pass).f_cross_entropy_loss(&targets, none, Reduction::Mean, -100, 0.0)?
             }
             Kernels::Fused => {
-                torch_ext::linear_cross_entropy(&hidden.to_kind(pass.kind), self.wte(), &targets, LOGIT_ROWS)?
+                let hidden = hidden.to_kind(pass.kind);
+                self.head.with(pass, |head| torch_ext::linear_cross_entropy(&hidden, head, &targets, LOGIT_ROWS))?
             }
         })
     }

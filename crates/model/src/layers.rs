@@ -1,7 +1,8 @@
 //! The few layers that everything is made of, and how a forward pass is done.
 
 use serde::{Deserialize, Serialize};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
+use torch_ext::{Branch, Weight};
 
 use crate::parameters::Parameters;
 
@@ -13,6 +14,7 @@ pub enum Kernels {
     Plain,
     /// The same numbers from less work: logits by chunks with their gradient in the same
     /// pass, and the senses of each distinct token once where no dropout tells them apart.
+    /// On the CPU every layer is a fused kernel besides.
     #[default]
     Fused,
 }
@@ -27,12 +29,25 @@ pub struct Pass {
     pub dropout: f64,
     /// The implementation.
     pub kernels: Kernels,
+    /// With dropout and fused kernels: the senses of a token that a micro-batch repeats are
+    /// made once, so that its places share their dropout masks.
+    pub share_sense_dropout: bool,
 }
 
 impl Pass {
     /// fp32 without dropout.
     pub fn evaluation() -> Self {
-        Pass { kind: Kind::Float, dropout: 0.0, kernels: Kernels::Fused }
+        Pass { kind: Kind::Float, dropout: 0.0, kernels: Kernels::Fused, share_sense_dropout: false }
+    }
+
+    /// Whether the fused kernels compute this pass on `device`.
+    pub(crate) fn is_fused_on(&self, device: Device) -> bool {
+        self.kernels == Kernels::Fused && device == Device::Cpu && matches!(self.kind, Kind::Float | Kind::BFloat16)
+    }
+
+    /// Whether each distinct token's senses are made once.
+    pub(crate) fn shares_senses(&self) -> bool {
+        self.kernels == Kernels::Fused && (self.dropout == 0.0 || self.share_sense_dropout)
     }
 
     pub(crate) fn drop(&self, x: Tensor) -> Tensor {
@@ -40,28 +55,94 @@ impl Pass {
     }
 }
 
+/// A refusal of the fused operations ends like one of tch's short-hand methods: shapes are
+/// the network's own, so that a lack of memory is the one that can be met.
+pub(crate) fn sure<T>(result: Result<T, torch_ext::Error>) -> T {
+    result.unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// A weight that is multiplied: the fp32 parameter, and its bf16 copy where one is kept.
+#[derive(Debug)]
+pub(crate) struct Matrix {
+    master: Tensor,
+    copy: Option<Tensor>,
+}
+
+impl Matrix {
+    pub(crate) fn new(parameters: &Parameters, name: &str) -> Self {
+        Matrix { master: parameters.get(name), copy: parameters.copy_of(name) }
+    }
+
+    /// The parameter.
+    pub(crate) fn master(&self) -> &Tensor {
+        &self.master
+    }
+
+    /// The parameter in the pass's type, differentiable.
+    pub(crate) fn cast(&self, pass: Pass) -> Tensor {
+        self.master.to_kind(pass.kind)
+    }
+
+    /// Calls a fused operation with the parameter and what it is to read.
+    pub(crate) fn with<R>(&self, pass: Pass, operation: impl FnOnce(Weight<'_>) -> R) -> R {
+        let master = &self.master;
+        match &self.copy {
+            Some(copy) if copy.kind() == pass.kind => operation(Weight { master, value: copy }),
+            _ if pass.kind == Kind::Float => operation(Weight { master, value: master }),
+            _ => operation(Weight { master, value: &master.detach().to_kind(pass.kind) }),
+        }
+    }
+}
+
 /// y = x W + b.
 #[derive(Debug)]
 pub(crate) struct Linear {
-    /// `[out, in]`, a view where the file holds `[in, out]`.
-    weight: Tensor,
+    weight: Matrix,
+    /// Whether the weight is stored `[out, in]`.
+    transposed: bool,
     bias: Tensor,
 }
 
 impl Linear {
     /// GPT-2's `Conv1D`, stored `[in, out]`.
     pub(crate) fn conv1d(parameters: &Parameters, name: &str) -> Self {
-        Linear { weight: parameters.get(&format!("{name}.weight")).tr(), bias: parameters.get(&format!("{name}.bias")) }
+        Self::new(parameters, name, false)
     }
 
     /// `nn.Linear`, stored `[out, in]`.
     pub(crate) fn nn_linear(parameters: &Parameters, name: &str) -> Self {
-        Linear { weight: parameters.get(&format!("{name}.weight")), bias: parameters.get(&format!("{name}.bias")) }
+        Self::new(parameters, name, true)
+    }
+
+    fn new(parameters: &Parameters, name: &str, transposed: bool) -> Self {
+        let weight = Matrix::new(parameters, &format!("{name}.weight"));
+        Linear { weight, transposed, bias: parameters.get(&format!("{name}.bias")) }
+    }
+
+    /// The bias, for whoever adds it to a [`Linear::product`].
+    pub(crate) fn bias(&self) -> &Tensor {
+        &self.bias
     }
 
     /// `[.., in] -> [.., out]`, of the pass's type.
     pub(crate) fn forward(&self, x: &Tensor, pass: Pass) -> Tensor {
-        x.to_kind(pass.kind).linear(&self.weight.to_kind(pass.kind), Some(self.bias.to_kind(pass.kind)))
+        let weight = self.weight.cast(pass);
+        let weight = if self.transposed { weight } else { weight.tr() };
+        x.to_kind(pass.kind).linear(&weight, Some(self.bias.to_kind(pass.kind)))
+    }
+
+    /// `[N, in] -> [N, out]` by the fused kernels, without the bias.
+    pub(crate) fn product(&self, x: &Tensor, pass: Pass) -> Tensor {
+        sure(self.weight.with(pass, |weight| torch_ext::linear(&x.to_kind(pass.kind), weight, self.transposed)))
+    }
+
+    /// What goes onto a residual stream: `[N, in] -> [N, out]`.
+    pub(crate) fn branch(&self, x: &Tensor, pass: Pass) -> Branch {
+        if pass.is_fused_on(x.device()) {
+            Branch { value: self.product(x, pass), bias: Some(self.bias.shallow_clone()) }
+        } else {
+            Branch { value: self.forward(x, pass), bias: None }
+        }
     }
 }
 
@@ -81,10 +162,51 @@ impl LayerNorm {
             epsilon,
         }
     }
+}
 
-    /// `[.., D] -> [.., D]`, fp32.
-    pub(crate) fn forward(&self, x: &Tensor) -> Tensor {
-        x.to_kind(Kind::Float).layer_norm(self.weight.size(), Some(&self.weight), Some(&self.bias), self.epsilon, false)
+/// The sum that blocks add to, fp32 `[N, D]`, and what the last one is yet to add: the fused
+/// kernel adds and normalises in one pass.
+#[derive(Debug)]
+pub(crate) struct Residual {
+    sum: Tensor,
+    pending: Option<Branch>,
+}
+
+impl Residual {
+    pub(crate) fn new(start: Tensor) -> Self {
+        Residual { sum: start, pending: None }
+    }
+
+    /// Adds a block's result, which is normalised before the next comes.
+    pub(crate) fn push(&mut self, branch: Branch) {
+        debug_assert!(self.pending.is_none(), "a residual stream is normalised between two results");
+        self.pending = Some(branch);
+    }
+
+    /// The normalised sum `[N, D]`, in `kind` or fp32.
+    pub(crate) fn normalise(&mut self, norm: &LayerNorm, kind: Kind, pass: Pass) -> Tensor {
+        let pending = self.pending.take();
+        if pass.is_fused_on(self.sum.device()) {
+            let (weight, bias) = (&norm.weight, &norm.bias);
+            let done = torch_ext::add_layer_norm(
+                &self.sum,
+                pending.as_ref(),
+                weight,
+                bias,
+                norm.epsilon,
+                pass.dropout,
+                kind,
+            );
+            let (sum, normed) = sure(done);
+            self.sum = sum;
+            return normed;
+        }
+        if let Some(Branch { value, bias }) = pending {
+            let value = bias.map_or_else(|| value.shallow_clone(), |bias| &value + bias);
+            self.sum = &self.sum + pass.drop(value);
+        }
+        let (weight, bias) = (Some(&norm.weight), Some(&norm.bias));
+        self.sum.layer_norm(norm.weight.size(), weight, bias, norm.epsilon, false)
     }
 }
 
@@ -103,7 +225,26 @@ impl Mlp {
         }
     }
 
+    /// The second linear's bias.
+    pub(crate) fn bias(&self) -> &Tensor {
+        self.c_proj.bias()
+    }
+
+    /// `[N, in] -> [N, out]`.
+    pub(crate) fn branch(&self, x: &Tensor, pass: Pass) -> Branch {
+        if !pass.is_fused_on(x.device()) {
+            return Branch { value: self.c_proj.forward(&self.c_fc.forward(x, pass).gelu("tanh"), pass), bias: None };
+        }
+        let x = x.to_kind(pass.kind);
+        let value = self.c_fc.weight.with(pass, |fc| {
+            self.c_proj.weight.with(pass, |proj| torch_ext::mlp(&x, fc, self.c_fc.bias(), proj))
+        });
+        Branch { value: sure(value), bias: Some(self.bias().shallow_clone()) }
+    }
+
+    /// The same with its bias.
     pub(crate) fn forward(&self, x: &Tensor, pass: Pass) -> Tensor {
-        self.c_proj.forward(&self.c_fc.forward(x, pass).gelu("tanh"), pass)
+        let Branch { value, bias } = self.branch(x, pass);
+        bias.map_or_else(|| value.shallow_clone(), |bias| &value + bias.to_kind(value.kind()))
     }
 }

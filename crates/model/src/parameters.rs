@@ -114,6 +114,8 @@ impl ModelConfig {
 #[derive(Debug)]
 pub struct Parameters {
     by_name: BTreeMap<String, Tensor>,
+    /// bf16 copies of the weights that are multiplied, where they are kept.
+    copies: BTreeMap<String, Tensor>,
 }
 
 impl Parameters {
@@ -132,7 +134,7 @@ impl Parameters {
             .into_iter()
             .map(|spec| (spec.name.clone(), draw(&spec).to_device(device).set_requires_grad(true)))
             .collect();
-        Parameters { by_name }
+        Parameters { by_name, copies: BTreeMap::new() }
     }
 
     /// Parameters from loaded tensors, converted to fp32. Copies of the tied embeddings and
@@ -171,7 +173,7 @@ impl Parameters {
                 "tensor {name} is not part of this model: config.json and weights do not belong together"
             );
         }
-        Ok(Parameters { by_name })
+        Ok(Parameters { by_name, copies: BTreeMap::new() })
     }
 
     /// The parameter of this name.
@@ -183,6 +185,18 @@ impl Parameters {
             Some(tensor) => tensor.shallow_clone(),
             None => unreachable!("the parameter table has no {name}"),
         }
+    }
+
+    /// Keeps a bf16 copy of every matrix but the position embedding, which is only looked up.
+    pub(crate) fn keep_copies(&mut self) {
+        let matrices = self.by_name.iter().filter(|(name, t)| t.dim() == 2 && !name.ends_with("wpe.weight"));
+        self.copies = matrices.map(|(name, t)| (name.clone(), t.detach().to_kind(tch::Kind::BFloat16))).collect();
+    }
+
+    /// The bf16 copy of this parameter, where one is kept: whoever changes the parameter
+    /// writes it too.
+    pub fn copy_of(&self, name: &str) -> Option<Tensor> {
+        self.copies.get(name).map(Tensor::shallow_clone)
     }
 
     /// Names and tensors, sorted by name.

@@ -100,19 +100,66 @@ fn dropout_is_where_the_reference_has_it() {
         let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/backpack").join(set);
         let model = load_folder(&folder, Device::Cpu).unwrap();
         let ids = Tensor::arange(2 * 20, (Kind::Int64, Device::Cpu)).view([2, 20]) * 5;
-        for kernels in [Kernels::Plain, Kernels::Fused] {
-            for p in [0.1, 0.5] {
-                tch::manual_seed(7);
-                let got = model.hidden(&ids, Pass { dropout: p, kernels, ..Pass::evaluation() });
-                tch::manual_seed(7);
-                let want = Reference { model: &model, p }.hidden(&ids);
-                let difference = (&got - &want).abs().max().double_value(&[]);
-                assert!(difference < 2e-5, "{set}, {kernels:?}, {p}: {difference}");
-                let without = model.hidden(&ids, Pass { kernels, ..Pass::evaluation() });
-                assert!((got - without).abs().max().double_value(&[]) > 1e-2);
-            }
+        for p in [0.1, 0.5] {
+            let pass = Pass { dropout: p, kernels: Kernels::Plain, ..Pass::evaluation() };
+            tch::manual_seed(7);
+            let got = model.hidden(&ids, pass);
+            tch::manual_seed(7);
+            let want = Reference { model: &model, p }.hidden(&ids);
+            let difference = (&got - &want).abs().max().double_value(&[]);
+            assert!(difference < 2e-5, "{set}, {p}: {difference}");
+            let without = model.hidden(&ids, Pass { dropout: 0.0, ..pass });
+            assert!((got - without).abs().max().double_value(&[]) > 1e-2);
         }
     }
+}
+
+/// Mean and variance of each output over many draws, as rows of `[2, ..]`.
+fn moments(model: &model::LanguageModel, ids: &Tensor, pass: Pass, draws: i64) -> Tensor {
+    tch::manual_seed(11);
+    let all: Vec<Tensor> = (0..draws).map(|_| tch::no_grad(|| model.hidden(ids, pass))).collect();
+    let all = Tensor::stack(&all, 0);
+    Tensor::stack(&[all.mean_dim(0, false, Kind::Float), all.var_dim(0, true, false)], 0)
+}
+
+/// The fused kernels draw other masks: their outputs have the same distribution.
+#[test]
+fn fused_dropout_has_the_plain_ones_mean_and_variance() {
+    let _turn = GENERATOR.lock().unwrap();
+    let draws = 400;
+    for set in ["inv_scale", "no_inv_scale", "one_sense"] {
+        let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/backpack").join(set);
+        let model = load_folder(&folder, Device::Cpu).unwrap();
+        let ids = Tensor::arange(2 * 20, (Kind::Int64, Device::Cpu)).view([2, 20]) * 5;
+        let pass = Pass { dropout: 0.2, ..Pass::evaluation() };
+        let plain = moments(&model, &ids, Pass { kernels: Kernels::Plain, ..pass }, draws);
+        let fused = moments(&model, &ids, pass, draws);
+        // Differences of means in standard errors: 1 in the root mean square.
+        let errors = ((plain.get(1) + fused.get(1)) / draws as f64).sqrt();
+        let z = ((plain.get(0) - fused.get(0)) / errors).square().mean(Kind::Double).double_value(&[]).sqrt();
+        assert!((0.7..1.35).contains(&z), "{set}: means differ by {z:.2} standard errors");
+        let total = |m: &Tensor| m.get(1).mean(Kind::Double).double_value(&[]);
+        let ratio = total(&fused) / total(&plain);
+        assert!((0.9..1.1).contains(&ratio), "{set}: {ratio:.3} of the variance");
+    }
+}
+
+/// With shared masks a repeated token has the same senses at all its places.
+#[test]
+fn shared_dropout_gives_a_repeated_token_one_mask() {
+    let _turn = GENERATOR.lock().unwrap();
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/backpack/inv_scale");
+    let model = load_folder(&folder, Device::Cpu).unwrap();
+    let ids = Tensor::from_slice(&[5i64, 9, 5]).unsqueeze(0);
+    let first_and_last = |share_sense_dropout| {
+        let pass = Pass { dropout: 0.3, share_sense_dropout, ..Pass::evaluation() };
+        let senses = model.backpack().unwrap().senses(&ids, pass);
+        (senses.select(1, 0), senses.select(1, 2))
+    };
+    let (first, last) = first_and_last(true);
+    assert!(first == last);
+    let (first, last) = first_and_last(false);
+    assert!(first != last);
 }
 
 /// What a drop does: the given share to zero, the rest scaled so that the mean stays.

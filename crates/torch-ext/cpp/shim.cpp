@@ -69,6 +69,9 @@ char* bpx_mix_senses(TensorPtr qk, TensorPtr qk_bias, TensorPtr senses, TensorPt
                 ops::mix_senses(*qk, *qk_bias, *senses, *senses_bias, *place, sequences, num_senses)))
 }
 
+// The next backward pass hands its gradient over instead of adding to this one.
+char* bpx_forget_grad(TensorPtr parameter) { BPX_GUARD(parameter->mutable_grad().reset()) }
+
 // A plain product into `out`, by the way the fused operations take.
 char* bpx_product(TensorPtr out, TensorPtr a, TensorPtr b) {
   BPX_GUARD({

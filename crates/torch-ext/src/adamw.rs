@@ -5,7 +5,7 @@ use std::ffi::c_char;
 use tch::Tensor;
 use torch_sys::C_tensor;
 
-use crate::error::{Error, handle_or_null, handles, made};
+use crate::error::{Error, check, handle, handle_or_null, handles, made};
 
 unsafe extern "C" {
     fn bpx_clipped_adamw(
@@ -24,6 +24,7 @@ unsafe extern "C" {
         eps: f64,
         norm: *mut *mut C_tensor,
     ) -> *mut c_char;
+    fn bpx_forget_grad(parameter: *mut C_tensor) -> *mut c_char;
 }
 
 /// The hyper-parameters of one AdamW update.
@@ -94,4 +95,14 @@ pub fn clipped_adamw(lists: Updated<'_>, step: u64, options: AdamW) -> Result<Te
             norm,
         )
     })
+}
+
+/// Leaves a parameter without a gradient, so that the next backward pass hands its own over
+/// instead of adding to zeros.
+///
+/// # Errors
+/// When libtorch refuses.
+pub fn forget_grad(parameter: &Tensor) -> Result<(), Error> {
+    // SAFETY: a live handle.
+    check(unsafe { bpx_forget_grad(handle(parameter)) })
 }

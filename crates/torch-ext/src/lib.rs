@@ -9,7 +9,7 @@ mod error;
 mod ops;
 mod process;
 
-pub use adamw::{AdamW, Updated, clipped_adamw};
+pub use adamw::{AdamW, Updated, clipped_adamw, forget_grad};
 pub use error::{Error, first_line};
 pub use ops::{
     Branch, Weight, add_layer_norm, attention, linear, linear_cross_entropy, mix_senses, mlp, product,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use data_prep::DataConfig;
-use model::{Kernels, ModelConfig};
+use model::{Kernels, ModelConfig, Pass};
 use serde::{Deserialize, Serialize};
 
 use crate::batches::BatchConfig;
@@ -75,6 +75,9 @@ pub struct RunConfig {
     pub threads: usize,
     /// Which implementation computes what both can.
     pub kernels: Kernels,
+    /// With dropout and fused kernels: make the senses of a token that a micro-batch repeats
+    /// once, its places sharing their dropout masks. Faster, and not quite the published run.
+    pub share_sense_dropout: bool,
 }
 
 impl Default for RunConfig {
@@ -86,6 +89,7 @@ impl Default for RunConfig {
             device: Device::Auto,
             threads: 0,
             kernels: Kernels::default(),
+            share_sense_dropout: false,
         }
     }
 }
@@ -156,6 +160,16 @@ impl Config {
             validation: ValidationConfig::default(),
             checkpoint: CheckpointConfig { init_from: Some(PathBuf::from("model")), ..CheckpointConfig::default() },
             logging: LoggingConfig::default(),
+        }
+    }
+
+    /// How a training pass is done.
+    pub fn pass(&self) -> Pass {
+        Pass {
+            kind: self.run.precision.kind(),
+            dropout: self.model.dropout,
+            kernels: self.run.kernels,
+            share_sense_dropout: self.run.share_sense_dropout,
         }
     }
 

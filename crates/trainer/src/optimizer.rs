@@ -5,7 +5,7 @@ use model::LanguageModel;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use tch::{Kind, Tensor};
-use torch_ext::AdamW;
+use torch_ext::{AdamW, Updated, clipped_adamw};
 
 /// The `[optimizer]` section. Defaults: the published run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -52,21 +52,19 @@ impl OptimizerConfig {
     }
 }
 
-/// Parameters that share a weight decay, with their moments; the lists run in parallel.
-#[derive(Debug)]
-struct Group {
-    weight_decay: f64,
-    names: Vec<String>,
-    parameters: Vec<Tensor>,
-    exp_avgs: Vec<Tensor>,
-    exp_avg_sqs: Vec<Tensor>,
-}
-
-/// AdamW over all parameters of a model.
+/// AdamW over all parameters of a model; the lists run in parallel, those with weight decay
+/// first.
 #[derive(Debug)]
 pub struct Optimizer {
     config: OptimizerConfig,
-    groups: [Group; 2],
+    names: Vec<String>,
+    parameters: Vec<Tensor>,
+    copies: Vec<Option<Tensor>>,
+    weight_decays: Vec<f64>,
+    exp_avgs: Vec<Tensor>,
+    exp_avg_sqs: Vec<Tensor>,
+    /// How many have weight decay.
+    decayed: usize,
     /// Updates done.
     step: u64,
 }
@@ -77,37 +75,39 @@ impl Optimizer {
     /// With zero moments, for the parameters that `model` shares with it.
     pub fn new(config: OptimizerConfig, model: &LanguageModel) -> Self {
         let specs = model.config().parameters();
-        let group = |decay: bool| {
-            let names: Vec<String> = specs.iter().filter(|s| s.decay == decay).map(|s| s.name.clone()).collect();
-            let parameters: Vec<Tensor> = names.iter().map(|name| model.parameters().get(name)).collect();
-            let zeros = || parameters.iter().map(|p| tch::no_grad(|| p.zeros_like())).collect();
-            Group {
-                weight_decay: if decay { config.weight_decay } else { 0.0 },
-                exp_avgs: zeros(),
-                exp_avg_sqs: zeros(),
-                names,
-                parameters,
-            }
-        };
-        let groups = [group(true), group(false)];
-        Optimizer { config, groups, step: 0 }
+        let (decayed, others): (Vec<_>, Vec<_>) = specs.into_iter().partition(|spec| spec.decay);
+        let weight_decays =
+            decayed.iter().map(|_| config.weight_decay).chain(others.iter().map(|_| 0.0)).collect::<Vec<f64>>();
+        let count = decayed.len();
+        let names: Vec<String> = decayed.into_iter().chain(others).map(|spec| spec.name).collect();
+        let parameters: Vec<Tensor> = names.iter().map(|name| model.parameters().get(name)).collect();
+        let zeros = || parameters.iter().map(|p| tch::no_grad(|| p.zeros_like())).collect();
+        Optimizer {
+            config,
+            copies: names.iter().map(|name| model.parameters().copy_of(name)).collect(),
+            exp_avgs: zeros(),
+            exp_avg_sqs: zeros(),
+            weight_decays,
+            parameters,
+            names,
+            decayed: count,
+            step: 0,
+        }
     }
 
     /// Names of the parameters with weight decay, and of those without.
     pub fn groups(&self) -> [&[String]; 2] {
-        [&self.groups[0].names, &self.groups[1].names]
+        let (decayed, others) = self.names.split_at(self.decayed);
+        [decayed, others]
     }
 
-    /// Forgets the gradients; their memory is used again.
+    /// Forgets the gradients: the next backward pass hands its own over instead of adding.
     ///
     /// # Errors
     /// When libtorch refuses.
     pub fn zero_grad(&self) -> Result<()> {
-        for parameter in self.groups.iter().flat_map(|g| &g.parameters) {
-            let mut grad = parameter.f_grad()?;
-            if grad.defined() {
-                let _ = grad.f_zero_()?;
-            }
+        for parameter in &self.parameters {
+            torch_ext::forget_grad(parameter)?;
         }
         Ok(())
     }
@@ -118,40 +118,36 @@ impl Optimizer {
     /// # Errors
     /// When a parameter has no gradient or libtorch refuses.
     pub fn update(&mut self, learning_rate: f64) -> Result<Tensor> {
-        let mut grads = Vec::new();
-        for group in &self.groups {
-            for (name, parameter) in group.names.iter().zip(&group.parameters) {
-                let grad = parameter.f_grad()?;
-                ensure!(grad.defined(), "parameter {name} has no gradient after the backward pass");
-                grads.push(grad);
-            }
+        let mut grads = Vec::with_capacity(self.parameters.len());
+        for (name, parameter) in self.names.iter().zip(&self.parameters) {
+            let grad = parameter.f_grad()?;
+            ensure!(grad.defined(), "parameter {name} has no gradient after the backward pass");
+            grads.push(grad);
         }
-        let max_norm = if self.config.grad_clip > 0.0 { self.config.grad_clip } else { f64::INFINITY };
-        let norm = torch_ext::clip_grad_norm(&grads, max_norm)?;
+        let lists = Updated {
+            parameters: &self.parameters,
+            grads: &grads,
+            exp_avgs: &self.exp_avgs,
+            exp_avg_sqs: &self.exp_avg_sqs,
+            copies: &self.copies,
+            weight_decays: &self.weight_decays,
+        };
         self.step += 1;
-        let mut rest = grads.as_slice();
-        for group in &self.groups {
-            let (own, others) = rest.split_at(group.parameters.len());
-            rest = others;
-            let options = AdamW {
-                lr: learning_rate,
-                betas: self.config.betas,
-                eps: self.config.eps,
-                weight_decay: group.weight_decay,
-            };
-            torch_ext::fused_adamw(&group.parameters, own, &group.exp_avgs, &group.exp_avg_sqs, self.step, options)?;
-        }
-        Ok(norm)
+        let options = AdamW {
+            lr: learning_rate,
+            betas: self.config.betas,
+            eps: self.config.eps,
+            max_norm: if self.config.grad_clip > 0.0 { self.config.grad_clip } else { f64::INFINITY },
+        };
+        Ok(clipped_adamw(lists, self.step, options)?)
     }
 
     /// The moments under `exp_avg.NAME` and `exp_avg_sq.NAME`, for a checkpoint.
     pub fn state(&self) -> Vec<(String, Tensor)> {
         let mut state = Vec::new();
-        for group in &self.groups {
-            for (kind, moments) in MOMENTS.iter().zip([&group.exp_avgs, &group.exp_avg_sqs]) {
-                let named = group.names.iter().zip(moments);
-                state.extend(named.map(|(name, tensor)| (format!("{kind}.{name}"), tensor.shallow_clone())));
-            }
+        for (kind, moments) in MOMENTS.iter().zip([&self.exp_avgs, &self.exp_avg_sqs]) {
+            let named = self.names.iter().zip(moments);
+            state.extend(named.map(|(name, tensor)| (format!("{kind}.{name}"), tensor.shallow_clone())));
         }
         state
     }
@@ -161,16 +157,14 @@ impl Optimizer {
     /// # Errors
     /// Naming the tensor that is missing or of another shape.
     pub fn restore(&mut self, mut state: BTreeMap<String, Tensor>, step: u64) -> Result<()> {
-        for group in &mut self.groups {
-            for (kind, moments) in MOMENTS.iter().zip([&mut group.exp_avgs, &mut group.exp_avg_sqs]) {
-                for (name, moment) in group.names.iter().zip(moments) {
-                    let key = format!("{kind}.{name}");
-                    let saved = state.remove(&key);
-                    let fits = saved.as_ref().is_some_and(|s| s.size() == moment.size() && s.kind() == Kind::Float);
-                    ensure!(fits, "the optimiser state has no tensor {key} of shape {:?}", moment.size());
-                    if let Some(saved) = saved {
-                        moment.f_copy_(&saved)?;
-                    }
+        for (kind, moments) in MOMENTS.iter().zip([&mut self.exp_avgs, &mut self.exp_avg_sqs]) {
+            for (name, moment) in self.names.iter().zip(moments) {
+                let key = format!("{kind}.{name}");
+                let saved = state.remove(&key);
+                let fits = saved.as_ref().is_some_and(|s| s.size() == moment.size() && s.kind() == Kind::Float);
+                ensure!(fits, "the optimiser state has no tensor {key} of shape {:?}", moment.size());
+                if let Some(saved) = saved {
+                    moment.f_copy_(&saved)?;
                 }
             }
         }

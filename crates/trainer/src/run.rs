@@ -138,7 +138,7 @@ pub fn train(config: &Config, request: &Request, stop: &Stop) -> Result<Outcome>
     let mut run = Run {
         config,
         plan,
-        pass: Pass { kind: precision, dropout: config.model.dropout, kernels: config.run.kernels },
+        pass: config.pass(),
         model,
         optimizer,
         state,
@@ -221,6 +221,7 @@ fn resume(
     }
     let (model, moments) = checkpoint::load(from, device)?;
     config.model.require_same_shapes(model.config()).context("the checkpoint's model is not the config's")?;
+    let model = model.prepare_for(config.pass());
     let mut optimizer = Optimizer::new(config.optimizer.clone(), &model);
     optimizer.restore(moments, saved.step).with_context(|| format!("{} cannot be resumed", from.display()))?;
     console.line(&format!("resuming    {} at step {}", from.display(), saved.step));
@@ -253,6 +254,7 @@ fn start(config: &Config, data: &Data, state: State, device: tch::Device) -> Res
         }
         None => fresh()?,
     };
+    let model = model.prepare_for(config.pass());
     let optimizer = Optimizer::new(config.optimizer.clone(), &model);
     Ok((model, optimizer, state))
 }
