@@ -11,6 +11,7 @@ mod metrics;
 mod optimizer;
 mod plan;
 mod plot;
+mod prefetch;
 mod retention;
 mod run;
 mod run_folder;

@@ -15,6 +15,7 @@ use crate::console::{Console, human_duration};
 use crate::metrics::{Metrics, Record, Training, Validation};
 use crate::optimizer::Optimizer;
 use crate::plan::{Plan, measure_matmul_peak};
+use crate::prefetch::Prefetch;
 use crate::run_folder::RunFolder;
 use crate::setup::{select_device, set_threads};
 use crate::state::{self, State};
@@ -133,7 +134,9 @@ pub fn train(config: &Config, request: &Request, stop: &Stop) -> Result<Outcome>
         }
     };
     let metrics = Metrics::open(folder.path(), state.step)?;
-    let batches = Batches::new(data.train, data.order, config.data.sequence_length, device);
+    let batches = Batches::new(data.train, data.order, config.data.sequence_length);
+    let passes = plan.split.passes(state.sequences, config.schedule.max_steps.saturating_sub(state.step));
+    let batches = Prefetch::start(batches, passes, plan.split.micro_batch, device)?;
     let clock = Clock { since: Instant::now(), tokens: 0, run: Instant::now(), first_step: state.step };
     let mut run = Run {
         config,
@@ -272,7 +275,7 @@ struct Run<'a> {
     model: LanguageModel,
     optimizer: Optimizer,
     state: State,
-    batches: Batches,
+    batches: Prefetch,
     val: TokenSplit,
     store: Store,
     metrics: Metrics,
@@ -342,7 +345,7 @@ impl Run<'_> {
             self.pass,
             learning_rate,
             split.accumulation,
-            |i| self.batches.read(self.state.sequences + i * split.micro_batch, split.micro_batch),
+            |_| self.batches.next_batch(),
             |i| derive_seed(seed, &[step, rank, i]),
         )
         .with_context(|| format!("step {} failed", step + 1))
