@@ -17,11 +17,12 @@ use crate::optimizer::Optimizer;
 use crate::plan::{Plan, measure_matmul_peak};
 use crate::prefetch::Prefetch;
 use crate::run_folder::RunFolder;
-use crate::setup::{select_device, set_threads};
+use crate::setup::select_device;
 use crate::state::{self, State};
 use crate::step::{StepResult, training_step};
 use crate::stop::Stop;
 use crate::tensorboard::EventWriter;
+use crate::threads::set_threads;
 
 /// Where a run starts.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,8 +71,9 @@ struct Data {
 /// # Errors
 /// In one sentence; what was saved before stays usable.
 pub fn train(config: &Config, request: &Request, stop: &Stop) -> Result<Outcome> {
+    let threads = set_threads(config.run.threads, config.run.pin_threads)?;
     let device = select_device(config.run.device)?;
-    let threads = set_threads(config.run.threads)?;
+    let machine = format!("machine     {}, {threads}", if device.is_cuda() { "cuda" } else { "cpu" });
     let data = open_data(config)?;
     let sequences = data.train.sequences(config.data.sequence_length);
     let plan = Plan::new(config, &config.model, sequences, 1)?;
@@ -80,7 +82,7 @@ pub fn train(config: &Config, request: &Request, stop: &Stop) -> Result<Outcome>
         require_shape(config, init, &model::load_config(init).context("checkpoint.init_from")?)?;
     }
     if request.dry_run {
-        eprintln!("{plan}");
+        eprintln!("{plan}\n{machine}");
         return Ok(Outcome::DryRun);
     }
 
@@ -118,12 +120,7 @@ pub fn train(config: &Config, request: &Request, stop: &Stop) -> Result<Outcome>
     }
     let precision = config.run.precision.kind();
     let peak = measure_matmul_peak(precision, device);
-    console.line(&format!(
-        "machine     {}, {threads} threads, {} products at {:.0} GFLOP/s at most",
-        if device.is_cuda() { "cuda" } else { "cpu" },
-        config.run.precision,
-        peak / 1e9
-    ));
+    console.line(&format!("{machine}, {} products at {:.0} GFLOP/s at most", config.run.precision, peak / 1e9));
     let events = match config.logging.tensorboard {
         false => EventWriter::none(),
         true => {
