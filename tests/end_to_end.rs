@@ -10,3 +10,4 @@ mod pipeline;
 mod preparing;
 mod resuming;
 mod signals;
+mod threads;

@@ -148,8 +148,14 @@ impl Scratch {
     }
 
     pub(crate) fn train(&self, run: &str, more: &[&str]) -> Finished {
+        self.train_in(&[], run, more)
+    }
+
+    /// [`Scratch::train`] with more in its environment.
+    pub(crate) fn train_in(&self, environment: &[(&str, &str)], run: &str, more: &[&str]) -> Finished {
         let arguments = self.train_arguments(run, more);
-        backpack(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
+        let mut command = command(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+        Finished::of(command.envs(environment.iter().copied()).output().unwrap())
     }
 
     pub(crate) fn start_training(&self, run: &str, more: &[&str]) -> Child {

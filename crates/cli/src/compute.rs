@@ -28,8 +28,8 @@ pub(crate) struct Machine {
     /// Where to compute
     #[arg(long, value_enum, default_value = "auto")]
     device: DeviceName,
-    /// CPU threads; 0 for the physical cores
-    #[arg(long, default_value_t = 0)]
+    /// CPU threads; 0 for the physical cores by the local ranks
+    #[arg(long, value_name = "N", default_value_t = 0)]
     threads: usize,
 }
 
@@ -42,7 +42,7 @@ impl Compute {
 
 impl Machine {
     pub(crate) fn load(&self, folder: &Path) -> Result<LanguageModel> {
-        trainer::set_threads(self.threads)?;
+        trainer::set_threads(self.threads, true)?;
         let device = trainer::select_device(match self.device {
             DeviceName::Auto => trainer::Device::Auto,
             DeviceName::Cpu => trainer::Device::Cpu,

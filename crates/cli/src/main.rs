@@ -5,6 +5,7 @@ mod compute;
 mod hugging_face;
 mod new_folder;
 mod progress;
+mod run_config;
 mod tokenizer;
 
 use std::io::{self, Write};

@@ -1,5 +1,7 @@
 //! What a trained model is worth.
 
+mod rows;
 mod validation;
 
-pub use validation::{Validated, read_blocks, validate};
+pub use rows::{inputs_and_targets, read_rows};
+pub use validation::{Validated, validate};

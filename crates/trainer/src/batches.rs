@@ -1,9 +1,8 @@
-//! Which sequences a step takes, and the tensors made of them.
+//! Which sequences a step takes.
 
 use anyhow::{Result, ensure};
 use data_prep::{SequenceOrder, TokenSplit};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use tch::{Device, Tensor};
 
 /// The `[batch]` section.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -108,6 +107,15 @@ impl BatchConfig {
     }
 }
 
+impl Split {
+    /// Numbers of the first sequence of each pass, for `steps` steps of which the first
+    /// begins with the sequence numbered `from`.
+    pub fn passes(self, from: u64, steps: u64) -> impl Iterator<Item = u64> + Send + 'static {
+        let pass = move |step, i| from + step * self.sequences + i * self.micro_batch;
+        (0..steps).flat_map(move |step| (0..self.accumulation).map(move |i| pass(step, i)))
+    }
+}
+
 /// The training sequences in their order: step k takes those numbered from
 /// `sequences` x k, whatever the number of processes and the size of a pass.
 #[derive(Debug)]
@@ -115,23 +123,26 @@ pub struct Batches {
     split: TokenSplit,
     order: SequenceOrder,
     sequence_length: usize,
-    device: Device,
 }
 
 impl Batches {
     /// Over a split that holds at least one sequence.
-    pub fn new(split: TokenSplit, order: SequenceOrder, sequence_length: usize, device: Device) -> Self {
-        Batches { split, order, sequence_length, device }
+    pub fn new(split: TokenSplit, order: SequenceOrder, sequence_length: usize) -> Self {
+        Batches { split, order, sequence_length }
     }
 
-    /// Sequences numbered `first .. first + count` as inputs and targets, each
-    /// `[count, T]` int64; the targets are the inputs one token on.
+    /// Tokens T of a sequence.
+    pub fn sequence_length(&self) -> usize {
+        self.sequence_length
+    }
+
+    /// Sequences numbered `first .. first + count`, each a row of T inputs and the last target.
     ///
     /// # Errors
     /// When a shard holds an id outside the vocabulary.
-    pub fn read(&self, first: u64, count: u64) -> Result<(Tensor, Tensor)> {
-        let blocks: Vec<u64> = (first..first + count).map(|sequence| self.order.block(sequence)).collect();
-        evals::read_blocks(&self.split, &blocks, self.sequence_length, self.device)
+    pub fn read(&self, first: u64, count: u64) -> Result<Vec<i64>> {
+        let blocks = (first..first + count).map(|sequence| self.order.block(sequence));
+        evals::read_rows(&self.split, blocks, self.sequence_length)
     }
 }
 
@@ -153,6 +164,13 @@ mod tests {
         assert_eq!(published(MicroBatch::Auto, 1), Split { sequences: 1024, micro_batch: 16, accumulation: 64 });
         assert_eq!(split(512 * 6, MicroBatch::Auto, 1).unwrap().micro_batch, 6);
         assert_eq!(split(512 * 34, MicroBatch::Auto, 1).unwrap().micro_batch, 2);
+    }
+
+    #[test]
+    fn passes_follow_one_another_across_steps() {
+        let split = Split { sequences: 6, micro_batch: 2, accumulation: 3 };
+        assert_eq!(split.passes(12, 2).collect::<Vec<_>>(), [12, 14, 16, 18, 20, 22]);
+        assert_eq!(split.passes(12, 0).count(), 0);
     }
 
     #[test]

@@ -73,6 +73,8 @@ pub struct RunConfig {
     pub device: Device,
     /// CPU threads of this process; 0 for physical cores / local ranks.
     pub threads: usize,
+    /// Give each of several local ranks physical cores of its own.
+    pub pin_threads: bool,
     /// Which implementation computes what both can.
     pub kernels: Kernels,
     /// With dropout and fused kernels: make the senses of a token that a micro-batch repeats
@@ -88,6 +90,7 @@ impl Default for RunConfig {
             precision: Precision::Bf16,
             device: Device::Auto,
             threads: 0,
+            pin_threads: true,
             kernels: Kernels::default(),
             share_sense_dropout: false,
         }

@@ -15,12 +15,14 @@ use crate::console::{Console, human_duration};
 use crate::metrics::{Metrics, Record, Training, Validation};
 use crate::optimizer::Optimizer;
 use crate::plan::{Plan, measure_matmul_peak};
+use crate::prefetch::Prefetch;
 use crate::run_folder::RunFolder;
-use crate::setup::{select_device, set_threads};
+use crate::setup::select_device;
 use crate::state::{self, State};
 use crate::step::{StepResult, training_step};
 use crate::stop::Stop;
 use crate::tensorboard::EventWriter;
+use crate::threads::set_threads;
 
 /// Where a run starts.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,8 +71,9 @@ struct Data {
 /// # Errors
 /// In one sentence; what was saved before stays usable.
 pub fn train(config: &Config, request: &Request, stop: &Stop) -> Result<Outcome> {
+    let threads = set_threads(config.run.threads, config.run.pin_threads)?;
     let device = select_device(config.run.device)?;
-    let threads = set_threads(config.run.threads)?;
+    let machine = format!("machine     {}, {threads}", if device.is_cuda() { "cuda" } else { "cpu" });
     let data = open_data(config)?;
     let sequences = data.train.sequences(config.data.sequence_length);
     let plan = Plan::new(config, &config.model, sequences, 1)?;
@@ -79,7 +82,7 @@ pub fn train(config: &Config, request: &Request, stop: &Stop) -> Result<Outcome>
         require_shape(config, init, &model::load_config(init).context("checkpoint.init_from")?)?;
     }
     if request.dry_run {
-        eprintln!("{plan}");
+        eprintln!("{plan}\n{machine}");
         return Ok(Outcome::DryRun);
     }
 
@@ -117,12 +120,7 @@ pub fn train(config: &Config, request: &Request, stop: &Stop) -> Result<Outcome>
     }
     let precision = config.run.precision.kind();
     let peak = measure_matmul_peak(precision, device);
-    console.line(&format!(
-        "machine     {}, {threads} threads, {} products at {:.0} GFLOP/s at most",
-        if device.is_cuda() { "cuda" } else { "cpu" },
-        config.run.precision,
-        peak / 1e9
-    ));
+    console.line(&format!("{machine}, {} products at {:.0} GFLOP/s at most", config.run.precision, peak / 1e9));
     let events = match config.logging.tensorboard {
         false => EventWriter::none(),
         true => {
@@ -133,7 +131,9 @@ pub fn train(config: &Config, request: &Request, stop: &Stop) -> Result<Outcome>
         }
     };
     let metrics = Metrics::open(folder.path(), state.step)?;
-    let batches = Batches::new(data.train, data.order, config.data.sequence_length, device);
+    let batches = Batches::new(data.train, data.order, config.data.sequence_length);
+    let passes = plan.split.passes(state.sequences, config.schedule.max_steps.saturating_sub(state.step));
+    let batches = Prefetch::start(batches, passes, plan.split.micro_batch, device)?;
     let clock = Clock { since: Instant::now(), tokens: 0, run: Instant::now(), first_step: state.step };
     let mut run = Run {
         config,
@@ -274,7 +274,7 @@ struct Run<'a> {
     model: LanguageModel,
     optimizer: Optimizer,
     state: State,
-    batches: Batches,
+    batches: Prefetch,
     val: TokenSplit,
     store: Store,
     metrics: Metrics,
@@ -344,7 +344,7 @@ impl Run<'_> {
             self.pass,
             learning_rate,
             split.accumulation,
-            |i| self.batches.read(self.state.sequences + i * split.micro_batch, split.micro_batch),
+            |_| self.batches.next_batch(),
             |i| derive_seed(seed, &[step, rank, i]),
         )
         .with_context(|| format!("step {} failed", step + 1))

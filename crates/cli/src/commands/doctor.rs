@@ -14,18 +14,13 @@ pub(crate) struct Doctor {}
 
 impl Doctor {
     pub(crate) fn run(self) -> Result<()> {
-        let threads = trainer::set_threads(0)?;
+        let threads = trainer::set_threads(0, true)?;
         let torch = torch_ext::describe()?;
-        let allowed = std::thread::available_parallelism().map_or(1, usize::from);
         let mut out = io::stdout().lock();
         writeln!(out, "backpack     {}", env!("CARGO_PKG_VERSION"))?;
         writeln!(out, "libtorch     {} from {}", torch.version, library("libtorch_cpu.so"))?;
         writeln!(out, "             {}; {}", torch.onednn, torch.mkl)?;
-        writeln!(
-            out,
-            "CPU          {allowed} threads allowed, {threads} used (physical cores), {}",
-            torch.cpu_capability
-        )?;
+        writeln!(out, "CPU          {threads}, {}", torch.cpu_capability)?;
         for (name, kind) in [("fp32", Kind::Float), ("bf16", Kind::BFloat16)] {
             writeln!(out, "             {name} matrix products at {:.0} GFLOP/s", products(kind) / 1e9)?;
         }

@@ -3,7 +3,9 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
-use trainer::{Config, Outcome, Request, Resume, Stop};
+use trainer::{Outcome, Request, Resume, Stop};
+
+use crate::run_config::RunConfig;
 
 /// Train a model as a TOML file says, or go on with a run
 ///
@@ -11,12 +13,8 @@ use trainer::{Config, Outcome, Request, Resume, Stop};
 /// checkpoint saved. Example: backpack train --config configs/quickstart.toml --resume auto
 #[derive(Debug, Args)]
 pub(crate) struct Train {
-    /// The configuration; docs/config.md lists every key
-    #[arg(long, value_name = "FILE")]
-    config: PathBuf,
-    /// Override one key, read as the key's type; may be repeated
-    #[arg(long = "set", value_name = "KEY.PATH=VALUE")]
-    overrides: Vec<String>,
+    #[command(flatten)]
+    config: RunConfig,
     /// Where checkpoints, metrics and logs go [default: runs/<run.name>]
     #[arg(long, value_name = "DIR")]
     run_dir: Option<PathBuf>,
@@ -34,7 +32,7 @@ pub(crate) struct Train {
 
 impl Train {
     pub(crate) fn run(self, stop: &Stop) -> Result<ExitCode> {
-        let config = Config::load(&self.config, &self.overrides)?;
+        let config = self.config.load()?;
         let request = Request {
             run_dir: self.run_dir.unwrap_or_else(|| PathBuf::from("runs").join(&config.run.name)),
             resume: match self.resume.as_str() {
