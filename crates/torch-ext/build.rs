@@ -15,7 +15,7 @@ fn main() {
         );
     };
     let include = PathBuf::from(lib).join("../include");
-    for file in ["cpp/shim.h", "cpp/shim.cpp", "cpp/linear_cross_entropy.cpp"] {
+    for file in ["cpp/shim.h", "cpp/shim.cpp", "cpp/linear_cross_entropy.cpp", "cpp/parts.cpp"] {
         println!("cargo:rerun-if-changed={file}");
     }
     cc::Build::new()
@@ -26,7 +26,7 @@ fn main() {
         .include(&include)
         .include(include.join("torch/csrc/api/include"))
         .define("_GLIBCXX_USE_CXX11_ABI", "1")
-        .files(["cpp/shim.cpp", "cpp/linear_cross_entropy.cpp"])
+        .files(["cpp/shim.cpp", "cpp/linear_cross_entropy.cpp", "cpp/parts.cpp"])
         .compile("backpack_torch_ext");
     for library in ["torch_cpu", "c10", "dl"] {
         println!("cargo:rustc-link-lib={library}");

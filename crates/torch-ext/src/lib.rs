@@ -4,6 +4,8 @@
 //! with libtorch's own sentence instead of a C++ exception.
 #![allow(unsafe_code)]
 
+pub mod parts;
+
 use std::ffi::{CStr, c_char};
 use std::fmt;
 
