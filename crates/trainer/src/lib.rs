@@ -7,6 +7,7 @@ mod checkpoint;
 mod config;
 mod config_file;
 mod console;
+mod matmul_peak;
 mod metrics;
 mod optimizer;
 mod plan;

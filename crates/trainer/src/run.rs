@@ -12,9 +12,10 @@ use crate::batches::Batches;
 use crate::checkpoint::{self, Store};
 use crate::config::Config;
 use crate::console::{Console, human_duration};
+use crate::matmul_peak::{BRIEF, measure_matmul_peak, mm};
 use crate::metrics::{Metrics, Record, Training, Validation};
 use crate::optimizer::Optimizer;
-use crate::plan::{Plan, measure_matmul_peak};
+use crate::plan::Plan;
 use crate::run_folder::RunFolder;
 use crate::setup::{select_device, set_threads};
 use crate::state::{self, State};
@@ -116,7 +117,7 @@ pub fn train(config: &Config, request: &Request, stop: &Stop) -> Result<Outcome>
         console.line("warning     the data has no manifest.json: nothing about it could be checked");
     }
     let precision = config.run.precision.kind();
-    let peak = measure_matmul_peak(precision, device);
+    let peak = measure_matmul_peak(precision, device, BRIEF, mm)?;
     console.line(&format!(
         "machine     {}, {threads} threads, {} products at {:.0} GFLOP/s at most",
         if device.is_cuda() { "cuda" } else { "cpu" },
