@@ -3,6 +3,8 @@
 //! `run.rs` is the place to start reading: a training step in the order it happens.
 
 mod batches;
+mod bench;
+mod bench_rows;
 mod checkpoint;
 mod config;
 mod config_file;
@@ -23,6 +25,7 @@ mod stop;
 mod tensorboard;
 
 pub use batches::{BatchConfig, Batches, MicroBatch};
+pub use bench::{BenchReport, BenchRequest, bench};
 pub use checkpoint::{CheckpointConfig, read_state, verify_model};
 pub use config::{Config, Device, Precision, RunConfig, ValidationConfig};
 pub use metrics::LoggingConfig;
