@@ -16,7 +16,7 @@ def write_section(path: str, name: str, script: str, text: str) -> None:
         with open(path) as file:
             before = file.read()
     except FileNotFoundError:
-        before = "# Benchmarks\n\nEach section is written by the script it names, from one run.\n"
+        before = "# Benchmarks\n\nEach section is written by the script it names, each of its parts from one run.\n"
     if begin not in before:
         before += f"\n{begin}{end}"
     head, rest = before.split(begin, 1)

@@ -75,6 +75,8 @@ pub struct BenchReport {
     pub parameters: i64,
     /// This program's.
     pub version: &'static str,
+    /// libtorch's version.
+    pub libtorch: String,
 }
 
 /// A JSON object in this order.
@@ -161,6 +163,7 @@ pub fn bench(config: &Config, request: &BenchRequest, say: &mut dyn FnMut(&str))
         sequence_length: config.data.sequence_length,
         parameters: model.config().num_parameters(),
         version: env!("CARGO_PKG_VERSION"),
+        libtorch: torch_ext::describe()?.version,
     })
 }
 
