@@ -51,4 +51,4 @@ for split in train val; do
 done
 
 OURS="${ours[*]}" MANY="${repeats[*]}" THEIRS=$theirs STAGES=$stages CORES=$cores MEMORY=$memory \
-  NAME=$(basename "$file") python3 scripts/bench/write_data_section.py docs/benchmarks.md
+  NAME=$(basename "$file") python3 -B scripts/bench/write_data_section.py docs/benchmarks.md

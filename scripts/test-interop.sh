@@ -24,36 +24,7 @@ fi
 BACKPACK_BINARY=$(realpath "$BACKPACK_BINARY")
 [ -x "$BACKPACK_BINARY" ] || fail "BACKPACK_BINARY is $BACKPACK_BINARY, which cannot be run."
 
-cache=${XDG_CACHE_HOME:-$HOME/.cache}/backpack/interop
-mkdir -p "$cache"
-exec 9>"$cache/lock"
-flock 9 # another run may be making the environments
-
-python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || fail "Python 3.11 or newer is needed."
-# The files that say what an environment holds are copied into it last: it is whole, or made again.
-is_made() { [ -f "$1/MADE" ] && cat "${@:2}" | cmp -s - "$1/MADE"; }
-install() { "$1/bin/pip" install --quiet --disable-pip-version-check --no-deps "${@:2}"; }
-
-torch=$cache/torch lists=tests/interop/requirements
-if ! is_made "$torch" "$lists-torch.txt" tests/interop/without_cuda.py; then
-  echo "test-interop: fetching torch into $torch"
-  rm -rf "$torch"
-  python3 -m pip install --quiet --disable-pip-version-check --no-deps --root-user-action=ignore --target "$torch" -r "$lists-torch.txt"
-  python3 tests/interop/without_cuda.py "$torch"
-  cat "$lists-torch.txt" tests/interop/without_cuda.py >"$torch/MADE"
-fi
-for name in 4.46 newest; do
-  list=$lists.txt
-  [ "$name" = 4.46 ] || list=$lists-$name.txt
-  if ! is_made "$cache/$name" "$list"; then
-    echo "test-interop: making $cache/$name"
-    python3 -m venv --clear "$cache/$name"
-    install "$cache/$name" -r "$list"
-    echo "$torch" >"$("$cache/$name/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torch.pth"
-    cp "$list" "$cache/$name/MADE"
-  fi
-done
-flock -u 9
+cache=$(tests/interop/environments.sh 4.46 newest)
 
 # One thread each, side by side: most of the time goes into starting processes.
 export BACKPACK_BINARY OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1

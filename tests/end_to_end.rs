@@ -4,6 +4,7 @@
 mod support;
 
 mod bad_input;
+mod benching;
 mod import;
 mod models;
 mod pipeline;

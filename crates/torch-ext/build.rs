@@ -7,8 +7,9 @@ use std::path::PathBuf;
 mod rpath;
 
 /// The C++ sources that call libtorch.
-const SHIM: [&str; 8] = [
+const SHIM: [&str; 9] = [
     "shim",
+    "parts",
     "ops/products",
     "ops/linear",
     "ops/add_layer_norm",

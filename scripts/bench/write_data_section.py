@@ -2,11 +2,11 @@
 import datetime
 import json
 import os
-import platform
 import statistics
 import sys
 
-BEGIN, END = "<!-- data: written by scripts/bench-data.sh -->\n", "<!-- end of data -->\n"
+from section import machine, write_section
+
 stages = [json.loads(line) for line in os.environ["STAGES"].splitlines()]
 text = stages[0]["text_mb"]
 cores = int(os.environ["CORES"])
@@ -14,13 +14,10 @@ once = statistics.median(map(float, os.environ["OURS"].split()))
 many = min(map(float, os.environ["MANY"].split()))
 theirs = float(os.environ["THEIRS"])
 bare = stages[-1]["tokenising_mb_s"]
-with open("/proc/cpuinfo") as file:
-    model = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), platform.machine())
 
 lines = [
-    BEGIN,
-    "\n## Text to shards\n\n",
-    f"{datetime.date.today()}, {cores} cores of {model}, `scripts/bench-data.sh {os.environ['NAME']}` "
+    "## Text to shards\n\n",
+    f"{datetime.date.today()}, {machine(cores)}, `scripts/bench-data.sh {os.environ['NAME']}` "
     f"({text:.0f} MB of text; MB are 10^6 bytes of UTF-8 text).\n\n",
     "| stage by itself | threads | MB/s |\n|---|---|---|\n",
     f"| reading parquet | 1 | {stages[0]['reading_mb_s']:.0f} |\n",
@@ -36,17 +33,6 @@ lines += [
     f"| Python: `datasets` and `tokenizers`, {cores} processes, the file once | {theirs:.2f} | {text / theirs:.2f} |\n",
     f"\nThat is {theirs / once:.0f} times as fast as Python on the same file, and {100 * 20 * text / many / bare:.0f}% of the bare "
     f"tokenising rate on the same cores; both wrote the same bytes. Peak resident memory over the twenty files: "
-    f"{int(os.environ['MEMORY']) / 1e9:.2f} GB.\n\n",
-    END,
+    f"{int(os.environ['MEMORY']) / 1e9:.2f} GB.\n",
 ]
-path = sys.argv[1]
-try:
-    with open(path) as file:
-        before = file.read()
-except FileNotFoundError:
-    before = f"# Benchmarks\n\nEach section is written by the script it names, from one run.\n\n{BEGIN}{END}"
-head, rest = before.split(BEGIN, 1)
-tail = rest.split(END, 1)[1]
-with open(path, "w") as file:
-    file.write(head + "".join(lines) + tail)
-print("".join(lines[1:-1]))
+write_section(sys.argv[1], "data", "scripts/bench-data.sh", "".join(lines))

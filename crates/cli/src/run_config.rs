@@ -21,8 +21,19 @@ pub(crate) struct RunConfig {
 
 impl RunConfig {
     /// The file with its overrides; a flag wins over `--set`.
-    pub(crate) fn load(mut self) -> Result<Config> {
+    pub(crate) fn load(self) -> Result<Config> {
+        let (file, overrides) = self.overridden();
+        Config::load(&file, &overrides)
+    }
+
+    /// The same for what reads no prepared data.
+    pub(crate) fn load_without_data(self) -> Result<Config> {
+        let (file, overrides) = self.overridden();
+        Config::load_without_data(&file, &overrides)
+    }
+
+    fn overridden(mut self) -> (PathBuf, Vec<String>) {
         self.overrides.extend(self.threads.map(|n| format!("run.threads={n}")));
-        Config::load(&self.config, &self.overrides)
+        (self.config, self.overrides)
     }
 }

@@ -4,6 +4,7 @@
 
 use tch::{Kind, Tensor};
 use torch_ext::Branch;
+use torch_ext::parts::mark;
 
 use crate::body::{Body, embed};
 use crate::config::ModelConfig;
@@ -115,7 +116,7 @@ impl Backpack {
     /// Sense vectors of ids `[B, T]` -> `[B, T, L, D]`, of the pass's type.
     pub fn senses(&self, ids: &Tensor, pass: Pass) -> Tensor {
         let (words, place) = self.words(ids, pass);
-        let senses = self.sense_network.forward(embed(self.body.wte(), &words, pass), pass);
+        let senses = self.sense_network.forward(mark(&embed(self.body.wte(), &words, pass), "embedding", "senses backward"), pass);
         let senses = if pass.shares_senses() { senses.index_select(0, &place) } else { senses };
         let (size, num_senses) = (ids.size(), self.sense_weight_network.num_senses);
         senses.view([size[0], size[1], num_senses, self.body.wte().size()[1]])
@@ -164,17 +165,21 @@ impl Backpack {
 
     /// `[B, T]` int64 -> `[B T, D]`, to be multiplied by the embedding.
     pub fn forward(&self, ids: &Tensor, pass: Pass) -> Tensor {
-        if !pass.is_fused_on(ids.device()) {
-            return self.combine(&self.contextualization(ids, pass), &self.senses(ids, pass), pass).flatten(0, 1);
-        }
-        let hidden = self.body.forward(ids, pass);
-        let c_attn = &self.sense_weight_network.c_attn;
-        let qk = c_attn.product(&hidden, pass);
-        let (words, place) = self.words(ids, pass);
-        let network = &self.sense_network;
-        let last = &network.final_mlp;
-        let senses = last.branch(&network.hidden(embed(self.body.wte(), &words, pass), pass), pass).value;
-        let (sequences, num_senses) = (ids.size()[0], self.sense_weight_network.num_senses);
-        sure(torch_ext::mix_senses(&qk, c_attn.bias(), &senses, last.bias(), &place, sequences, num_senses))
+        let sequences = ids.size()[0];
+        let hidden = mark(&self.body.forward(ids, pass), "body", "embedding backward");
+        let weights = &self.sense_weight_network;
+        let mixed = if pass.is_fused_on(ids.device()) {
+            let (words, place) = self.words(ids, pass);
+            let words = mark(&embed(self.body.wte(), &words, pass), "embedding", "senses backward");
+            let (network, last) = (&self.sense_network, &self.sense_network.final_mlp);
+            let senses = mark(&last.branch(&network.hidden(words, pass), pass).value, "senses", "mixing backward");
+            let qk = weights.c_attn.product(&hidden, pass);
+            let (qk_bias, bias) = (weights.c_attn.bias(), last.bias());
+            sure(torch_ext::mix_senses(&qk, qk_bias, &senses, bias, &place, sequences, weights.num_senses))
+        } else {
+            let senses = mark(&self.senses(ids, pass), "senses", "mixing backward");
+            self.combine(&weights.forward(&hidden, sequences, pass), &senses, pass).flatten(0, 1)
+        };
+        mark(&mixed, "mixing", "head and loss backward")
     }
 }

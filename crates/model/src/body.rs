@@ -2,6 +2,7 @@
 
 use tch::Tensor;
 use torch_ext::Branch;
+use torch_ext::parts::mark;
 
 use crate::config::ModelConfig;
 use crate::layers::{LayerNorm, Linear, Mlp, Pass, Residual, sure};
@@ -136,7 +137,8 @@ impl Body {
     pub fn forward(&self, ids: &Tensor, pass: Pass) -> Tensor {
         let (sequences, length) = (ids.size()[0], ids.size()[1]);
         let x = embed(&self.wte, ids, pass) + self.wpe.narrow(0, 0, length);
-        let mut x = Residual::new(pass.drop(x).flatten(0, 1));
+        let x = mark(&pass.drop(x).flatten(0, 1), "embedding", "body backward");
+        let mut x = Residual::new(x);
         for block in &self.blocks {
             block.add(&mut x, |normed| block.attention.forward(normed, sequences, pass), pass);
         }

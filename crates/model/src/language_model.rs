@@ -2,6 +2,7 @@
 
 use anyhow::{Result, bail, ensure};
 use tch::{Device, Kind, Reduction, Tensor};
+use torch_ext::parts::mark;
 
 use crate::backpack::Backpack;
 use crate::body::Body;
@@ -105,7 +106,7 @@ impl LanguageModel {
     fn rows(&self, ids: &Tensor, pass: Pass) -> Tensor {
         match &self.network {
             Network::Backpack(backpack) => backpack.forward(ids, pass),
-            Network::Gpt2(body) => body.forward(ids, pass),
+            Network::Gpt2(body) => mark(&body.forward(ids, pass), "body", "head and loss backward"),
         }
     }
 

@@ -7,6 +7,7 @@
 mod adamw;
 mod error;
 mod ops;
+pub mod parts;
 mod process;
 
 pub use adamw::{AdamW, Updated, clipped_adamw, forget_grad};

@@ -16,17 +16,30 @@ impl Config {
     /// In one sentence with file and key: not TOML, an unknown key (with the nearest one),
     /// a value of the wrong type, a setting that cannot be meant.
     pub fn load(path: &Path, overrides: &[String]) -> Result<Self> {
-        let schema = schema()?;
-        let mut table = read_with_bases(path, &schema, &mut Vec::new())?;
-        for assignment in overrides {
-            apply(&mut table, &schema, assignment).with_context(|| format!("--set {assignment} is not usable"))?;
-        }
+        let table = read(path, overrides)?;
         let data = table.get("data").and_then(Value::as_table);
         ensure!(
             data.is_some_and(|d| d.contains_key("path")),
             "{} sets no data.path: name the folder that `backpack prepare-data` wrote, in the file or with --set data.path=FOLDER",
             path.display()
         );
+        Self::from_table(path, table)
+    }
+
+    /// As [`Config::load`], for what needs no prepared data: `data.path` may be left out, and
+    /// is empty then.
+    ///
+    /// # Errors
+    /// As those of [`Config::load`].
+    pub fn load_without_data(path: &Path, overrides: &[String]) -> Result<Self> {
+        let mut table = read(path, overrides)?;
+        if let Value::Table(data) = table.entry("data").or_insert_with(|| Value::Table(Table::new())) {
+            data.entry("path").or_insert_with(|| Value::String(String::new()));
+        }
+        Self::from_table(path, table)
+    }
+
+    fn from_table(path: &Path, table: Table) -> Result<Self> {
         let config: Config = serde_path_to_error::deserialize(Value::Table(table)).map_err(|e| {
             let message = e.inner().message().replace('\n', " ");
             // In the words of TOML, not of Rust.
@@ -54,6 +67,16 @@ fn schema() -> Result<Table> {
         Value::Table(table) => Ok(table),
         other => bail!("a configuration is written as {}, not as a table", other.type_str()),
     }
+}
+
+/// The file with its bases and `--set`.
+fn read(path: &Path, overrides: &[String]) -> Result<Table> {
+    let schema = schema()?;
+    let mut table = read_with_bases(path, &schema, &mut Vec::new())?;
+    for assignment in overrides {
+        apply(&mut table, &schema, assignment).with_context(|| format!("--set {assignment} is not usable"))?;
+    }
+    Ok(table)
 }
 
 fn read_with_bases(path: &Path, schema: &Table, above: &mut Vec<PathBuf>) -> Result<Table> {
@@ -259,6 +282,19 @@ mod tests {
             one("[data]\npath='x'").load(&["batch.micro_batch=auto", "run.name=2024"]).unwrap().run.name,
             "2024"
         );
+    }
+
+    #[test]
+    fn what_needs_no_data_needs_no_path() {
+        let load = |text: &str| {
+            let files = one(text);
+            Config::load_without_data(&files.0.path().join("run.toml"), &["run.seed=3".to_owned()])
+        };
+        let config = load("[data]\nsequence_length = 64").unwrap();
+        assert_eq!((config.data.path.to_str(), config.data.sequence_length, config.run.seed), (Some(""), 64, 3));
+        assert_eq!(load("[data]\npath = 'owt'").unwrap().data.path.to_str(), Some("owt"));
+        assert_eq!(load("").unwrap().data.sequence_length, 512);
+        assert!(load("[data]\npat = 'owt'").unwrap_err().to_string().contains("is not usable"));
     }
 
     #[test]

@@ -3,12 +3,15 @@
 //! `run.rs` is the place to start reading: a training step in the order it happens.
 
 mod batches;
+mod bench;
+mod bench_rows;
 mod checkpoint;
 mod config;
 mod config_file;
 mod console;
 mod cpus;
 mod local_ranks;
+mod matmul_peak;
 mod metrics;
 mod optimizer;
 mod plan;
@@ -26,6 +29,7 @@ mod tensorboard;
 mod threads;
 
 pub use batches::{BatchConfig, Batches, MicroBatch};
+pub use bench::{BenchReport, BenchRequest, bench};
 pub use checkpoint::{CheckpointConfig, read_state, verify_model};
 pub use config::{Config, Device, Precision, RunConfig, ValidationConfig};
 pub use metrics::LoggingConfig;

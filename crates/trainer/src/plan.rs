@@ -1,11 +1,9 @@
 //! What a run will be, derived before it starts.
 
 use std::fmt;
-use std::time::Instant;
 
 use anyhow::Result;
 use model::ModelConfig;
-use tch::{Device, Kind, Tensor};
 
 use crate::batches::Split;
 use crate::config::Config;
@@ -32,7 +30,7 @@ pub struct Plan {
 /// Training FLOPs per token at sequence length T: six per parameter of a product, the
 /// body's attention, and the contextualization with the mixing of senses. Positions are
 /// looked up, not multiplied.
-fn flops_per_token(model: &ModelConfig, sequence_length: u64) -> f64 {
+pub(crate) fn flops_per_token(model: &ModelConfig, sequence_length: u64) -> f64 {
     let (d, t) = (model.n_embd as f64, sequence_length as f64);
     let positions = (model.n_positions * model.n_embd) as f64;
     let products = 6.0 * (model.num_parameters() as f64 - positions);
@@ -83,24 +81,6 @@ impl fmt::Display for Plan {
             self.max_steps, self.tokens, self.epochs, self.sequences_per_epoch
         )
     }
-}
-
-/// The matrix-product rate that utilisation is measured against, in FLOP/s: the best of a
-/// few MLP-shaped products `[2048, 768] x [768, 3072]` in this process, with its threads.
-pub(crate) fn measure_matmul_peak(kind: Kind, device: Device) -> f64 {
-    let operand = |rows, columns| Tensor::ones([rows, columns], (Kind::Float, device)).to_kind(kind);
-    let (a, b) = (operand(2048, 768), operand(768, 3072));
-    let flops = 2.0 * 2048.0 * 768.0 * 3072.0;
-    let seconds = (0..5)
-        .map(|_| {
-            let start = Instant::now();
-            let product = a.matmul(&b);
-            // Reading a value waits for the device.
-            let _ = product.double_value(&[0, 0]);
-            start.elapsed().as_secs_f64()
-        })
-        .fold(f64::INFINITY, f64::min);
-    flops / seconds
 }
 
 #[cfg(test)]

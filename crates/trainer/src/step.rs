@@ -3,6 +3,7 @@
 use anyhow::Result;
 use model::{LanguageModel, Pass};
 use tch::{Kind, Tensor};
+use torch_ext::parts::lap;
 
 use crate::optimizer::Optimizer;
 
@@ -19,7 +20,8 @@ pub struct StepResult {
 ///
 /// `micro_batch(i)` gives inputs and targets `[M, T]` of the i-th pass; `seed(i)` seeds its
 /// dropout. All micro-batches are of one size, so that the mean of their means is the
-/// batch's mean.
+/// batch's mean. The parts of it that [`torch_ext::parts`] tells apart end at the laps here
+/// and at the marks in the model.
 ///
 /// # Errors
 /// When a batch cannot be read or libtorch refuses.
@@ -34,15 +36,20 @@ pub fn training_step(
 ) -> Result<StepResult> {
     let mut total = Tensor::zeros([], (Kind::Float, model.device()));
     optimizer.zero_grad()?;
+    lap("clip and optimiser");
     for i in 0..accumulation {
         let (ids, targets) = micro_batch(i)?;
+        lap("data");
         if pass.dropout > 0.0 {
             tch::manual_seed(seed(i) as i64);
         }
         let loss = model.loss(&ids, &targets, pass)? / accumulation as f64;
+        lap("head and loss");
         loss.f_backward()?;
+        lap("embedding backward");
         total += loss.detach();
     }
     let grad_norm = optimizer.update(learning_rate)?;
+    lap("clip and optimiser");
     Ok(StepResult { loss: total, grad_norm })
 }

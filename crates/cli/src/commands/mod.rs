@@ -1,5 +1,6 @@
 //! One file a subcommand: its arguments and what it prints.
 
+pub(crate) mod bench;
 pub(crate) mod doctor;
 pub(crate) mod dump;
 pub(crate) mod eval;

@@ -31,7 +31,7 @@ bool has_onednn() {
 }
 
 void multiply(const Tensor& out, const Tensor& a, const Tensor& b) {
-  if (out.scalar_type() == at::kFloat && has_onednn()) {
+  if (out.device().is_cpu() && out.scalar_type() == at::kFloat && has_onednn()) {
     at::native::mkldnn_matmul(a, b, out, 0.f, 1.f);
     return;
   }

@@ -1,0 +1,63 @@
+// What a step takes: marks in the graph that tell where its backward pass is, waiting for
+// the device before a clock is read, and the device's memory.
+#include "shim.h"
+
+#include <c10/core/CachingDeviceAllocator.h>
+#include <c10/core/impl/DeviceGuardImplInterface.h>
+
+namespace {
+
+using Reached = void (*)(const char* part, size_t length);
+
+// The identity. Its backward pass calls `reached`: by then the gradient has come through
+// all that stands after the mark, and through nothing that stands before it.
+struct Mark : torch::autograd::Function<Mark> {
+  static at::Tensor forward(torch::autograd::AutogradContext* ctx, const at::Tensor& x,
+                            int64_t reached, int64_t part, int64_t length) {
+    ctx->saved_data["reached"] = reached;
+    ctx->saved_data["part"] = part;
+    ctx->saved_data["length"] = length;
+    return x;
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
+                                                 torch::autograd::variable_list grads) {
+    const auto reached = reinterpret_cast<Reached>(ctx->saved_data["reached"].toInt());
+    const auto part = reinterpret_cast<const char*>(ctx->saved_data["part"].toInt());
+    reached(part, static_cast<size_t>(ctx->saved_data["length"].toInt()));
+    return {grads[0], at::Tensor(), at::Tensor(), at::Tensor()};
+  }
+};
+
+}  // namespace
+
+extern "C" {
+
+// `x` with a mark in the graph. `part` need not end with a zero and must live as long as the
+// process; `reached` must not throw.
+char* bpx_mark(TensorPtr x, Reached reached, const char* part, size_t length, TensorPtr* out) {
+  BPX_GUARD(*out = new at::Tensor(Mark::apply(*x, reinterpret_cast<int64_t>(reached),
+                                              reinterpret_cast<int64_t>(part),
+                                              static_cast<int64_t>(length))))
+}
+
+// Waits for all that was asked of the current GPU; returns at once where none is in use.
+char* bpx_synchronise() {
+  BPX_GUARD({
+    if (c10::impl::hasDeviceGuardImpl(c10::kCUDA)) {
+      const auto* cuda = c10::impl::getDeviceGuardImpl(c10::kCUDA);
+      if (cuda->deviceCount() > 0) cuda->synchronizeDevice(cuda->getDevice().index());
+    }
+  })
+}
+
+// The most bytes that tensors have held on a GPU at once since the start.
+char* bpx_peak_gpu_memory(int64_t index, int64_t* bytes) {
+  BPX_GUARD({
+    const auto stats =
+        at::getDeviceAllocator(c10::kCUDA)->getDeviceStats(static_cast<c10::DeviceIndex>(index));
+    constexpr auto all = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
+    *bytes = stats.allocated_bytes[all].peak;
+  })
+}
+}
