@@ -116,7 +116,9 @@ impl Backpack {
     /// Sense vectors of ids `[B, T]` -> `[B, T, L, D]`, of the pass's type.
     pub fn senses(&self, ids: &Tensor, pass: Pass) -> Tensor {
         let (words, place) = self.words(ids, pass);
-        let senses = self.sense_network.forward(mark(&embed(self.body.wte(), &words, pass), "embedding", "senses backward"), pass);
+        let senses = self
+            .sense_network
+            .forward(mark(&embed(self.body.wte(), &words, pass), "embedding", "senses backward"), pass);
         let senses = if pass.shares_senses() { senses.index_select(0, &place) } else { senses };
         let (size, num_senses) = (ids.size(), self.sense_weight_network.num_senses);
         senses.view([size[0], size[1], num_senses, self.body.wte().size()[1]])

@@ -13,7 +13,7 @@ use crate::parameters::Parameters;
 /// The two networks.
 #[derive(Debug)]
 pub(crate) enum Network {
-    Backpack(Backpack),
+    Backpack(Box<Backpack>),
     Gpt2(Body),
 }
 
@@ -35,7 +35,7 @@ impl LanguageModel {
     /// The network over given parameters, which it shares.
     pub fn new(config: ModelConfig, parameters: Parameters) -> Self {
         let network = match config.kind {
-            config::Kind::Backpack => Network::Backpack(Backpack::new(&config, &parameters)),
+            config::Kind::Backpack => Network::Backpack(Box::new(Backpack::new(&config, &parameters))),
             config::Kind::Gpt2 => Network::Gpt2(Body::new(&config, &parameters)),
         };
         let head = Matrix::new(&parameters, &format!("{}.wte.weight", config.body_prefix()));

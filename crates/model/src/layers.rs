@@ -188,15 +188,8 @@ impl Residual {
         let pending = self.pending.take();
         if pass.is_fused_on(self.sum.device()) {
             let (weight, bias) = (&norm.weight, &norm.bias);
-            let done = torch_ext::add_layer_norm(
-                &self.sum,
-                pending.as_ref(),
-                weight,
-                bias,
-                norm.epsilon,
-                pass.dropout,
-                kind,
-            );
+            let done =
+                torch_ext::add_layer_norm(&self.sum, pending.as_ref(), weight, bias, norm.epsilon, pass.dropout, kind);
             let (sum, normed) = sure(done);
             self.sum = sum;
             return normed;
@@ -236,9 +229,10 @@ impl Mlp {
             return Branch { value: self.c_proj.forward(&self.c_fc.forward(x, pass).gelu("tanh"), pass), bias: None };
         }
         let x = x.to_kind(pass.kind);
-        let value = self.c_fc.weight.with(pass, |fc| {
-            self.c_proj.weight.with(pass, |proj| torch_ext::mlp(&x, fc, self.c_fc.bias(), proj))
-        });
+        let value = self
+            .c_fc
+            .weight
+            .with(pass, |fc| self.c_proj.weight.with(pass, |proj| torch_ext::mlp(&x, fc, self.c_fc.bias(), proj)));
         Branch { value: sure(value), bias: Some(self.bias().shallow_clone()) }
     }
 

@@ -3,7 +3,16 @@
 use tch::{Device, Kind, Tensor};
 use torch_ext::{AdamW, Updated, clipped_adamw};
 
-fn update(p: &Tensor, g: &Tensor, m: &Tensor, v: &Tensor, copy: Option<&Tensor>, step: u64, o: AdamW, decay: f64) -> f64 {
+fn update(
+    p: &Tensor,
+    g: &Tensor,
+    m: &Tensor,
+    v: &Tensor,
+    copy: Option<&Tensor>,
+    step: u64,
+    o: AdamW,
+    decay: f64,
+) -> f64 {
     let list = |t: &Tensor| [t.shallow_clone()];
     let lists = Updated {
         parameters: &list(p),
@@ -58,14 +67,8 @@ fn clipping_scales_what_the_moments_see() {
 #[test]
 fn lists_of_different_lengths_are_refused() {
     let t = [Tensor::from_slice(&[1f32])];
-    let lists = Updated {
-        parameters: &t,
-        grads: &[],
-        exp_avgs: &t,
-        exp_avg_sqs: &t,
-        copies: &[None],
-        weight_decays: &[0.0],
-    };
+    let lists =
+        Updated { parameters: &t, grads: &[], exp_avgs: &t, exp_avg_sqs: &t, copies: &[None], weight_decays: &[0.0] };
     let error = clipped_adamw(lists, 1, OPTIONS).unwrap_err();
     assert!(error.to_string().contains("1 parameters, but lists of [0, 1, 1, 1, 1]"), "{error}");
 }

@@ -91,7 +91,12 @@ fn mlp_with_odd_widths() {
     for (rows, width, inner) in [(5, 6, 19), (40, 32, 128)] {
         compare(
             "mlp",
-            &[random(&[rows, width], 1.0), random(&[width, inner], 1.0), random(&[inner], 1.0), random(&[inner, width], 1.0)],
+            &[
+                random(&[rows, width], 1.0),
+                random(&[width, inner], 1.0),
+                random(&[inner], 1.0),
+                random(&[inner, width], 1.0),
+            ],
             &[0],
             |i| (i[0].matmul(&i[1]) + &i[2]).gelu("tanh").matmul(&i[3]),
             |i| with_weight(&i[0], &i[1], |fc| with_weight(&i[0], &i[3], |proj| mlp(&i[0], fc, &i[2], proj))).unwrap(),
@@ -114,8 +119,13 @@ fn gelu_of_extreme_values_is_finite() {
 fn add_layer_norm_with_and_without_a_branch() {
     for width in [1, 7, 16, 50] {
         let width = width.max(2);
-        let inputs =
-            [random(&[9, width], 2.0), random(&[9, width], 1.0), random(&[width], 1.0), random(&[width], 1.0), random(&[width], 0.5)];
+        let inputs = [
+            random(&[9, width], 2.0),
+            random(&[9, width], 1.0),
+            random(&[width], 1.0),
+            random(&[width], 1.0),
+            random(&[width], 0.5),
+        ];
         let plain = |x: &Tensor, i: &[Tensor]| {
             let h = x.layer_norm([width], Some(&i[3]), Some(&i[4]), 1e-5, false);
             Tensor::cat(&[x.shallow_clone(), h], 1)
@@ -180,15 +190,15 @@ fn senses_by_definition(i: &[Tensor], sequences: i64, length: i64, num_senses: i
 #[test]
 fn mix_senses_for_every_number_of_senses() {
     let cases = [
-        (1, 1, 1, 4),    // one of everything
-        (2, 9, 1, 24),   // sixteen positions to a vector
-        (2, 37, 2, 13),  // eight, channels of 12 + 1
-        (1, 140, 4, 9),  // across a block
+        (1, 1, 1, 4),   // one of everything
+        (2, 9, 1, 24),  // sixteen positions to a vector
+        (2, 37, 2, 13), // eight, channels of 12 + 1
+        (1, 140, 4, 9), // across a block
         (2, 21, 8, 4),
         (3, 133, 16, 24), // the published number
-        (1, 30, 3, 5),   // does not divide 16
+        (1, 30, 3, 5),    // does not divide 16
         (2, 11, 12, 4),
-        (1, 19, 20, 3),  // a vector and a bit
+        (1, 19, 20, 3), // a vector and a bit
         (2, 18, 32, 5),
         (1, 13, 64, 2),
     ];

@@ -17,8 +17,8 @@ use crate::matmul_peak::{THOROUGH, measure_matmul_peak, product};
 use crate::optimizer::Optimizer;
 use crate::plan::flops_per_token;
 use crate::setup::select_device;
-use crate::threads::set_threads;
 use crate::step::training_step;
+use crate::threads::set_threads;
 
 /// What to measure, besides the configuration.
 #[derive(Debug, Clone)]
