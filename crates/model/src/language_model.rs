@@ -7,7 +7,7 @@ use torch_ext::parts::mark;
 use crate::backpack::Backpack;
 use crate::body::Body;
 use crate::config::{self, ModelConfig};
-use crate::layers::{Kernels, Matrix, Pass};
+use crate::layers::{Kernels, Matrix, Pass, sure};
 use crate::parameters::Parameters;
 
 /// The two networks.
@@ -112,7 +112,15 @@ impl LanguageModel {
 
     /// The head: `[.., D]` -> `[.., V]` fp32, padding rows included.
     pub fn head(&self, hidden: &Tensor, pass: Pass) -> Tensor {
-        hidden.to_kind(pass.kind).linear::<Tensor>(&self.head.cast(pass), None).to_kind(Kind::Float)
+        let hidden = hidden.to_kind(pass.kind);
+        if !pass.is_fused_on(hidden.device()) {
+            return hidden.linear::<Tensor>(&self.head.cast(pass), None).to_kind(Kind::Float);
+        }
+        let (mut shape, rows) = (hidden.size(), hidden.reshape([-1, self.config.n_embd]));
+        let logits = sure(self.head.with(pass, |head| torch_ext::linear(&rows, head, true)));
+        shape.pop();
+        shape.push(self.config.vocab_size);
+        logits.view(shape.as_slice()).to_kind(Kind::Float)
     }
 
     /// `[B, T]` int64 -> logits `[B, T, V]` fp32.

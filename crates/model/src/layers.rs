@@ -124,8 +124,11 @@ impl Linear {
         &self.bias
     }
 
-    /// `[.., in] -> [.., out]`, of the pass's type.
+    /// `[N, in] -> [N, out]`, of the pass's type.
     pub(crate) fn forward(&self, x: &Tensor, pass: Pass) -> Tensor {
+        if pass.is_fused_on(x.device()) {
+            return self.product(x, pass) + self.bias.to_kind(pass.kind);
+        }
         let weight = self.weight.cast(pass);
         let weight = if self.transposed { weight } else { weight.tr() };
         x.to_kind(pass.kind).linear(&weight, Some(self.bias.to_kind(pass.kind)))

@@ -3,16 +3,8 @@
 use tch::{Device, Kind, Tensor};
 use torch_ext::{AdamW, Updated, clipped_adamw};
 
-fn update(
-    p: &Tensor,
-    g: &Tensor,
-    m: &Tensor,
-    v: &Tensor,
-    copy: Option<&Tensor>,
-    step: u64,
-    o: AdamW,
-    decay: f64,
-) -> f64 {
+/// Updates parameter, gradient and moments once; gives the norm.
+fn update([p, g, m, v]: [&Tensor; 4], copy: Option<&Tensor>, step: u64, o: AdamW, decay: f64) -> f64 {
     let list = |t: &Tensor| [t.shallow_clone()];
     let lists = Updated {
         parameters: &list(p),
@@ -22,7 +14,7 @@ fn update(
         copies: &[copy.map(Tensor::shallow_clone)],
         weight_decays: &[decay],
     };
-    clipped_adamw(lists, step, o).unwrap().double_value(&[])
+    clipped_adamw(lists, step, o).expect("the lists fit").double_value(&[])
 }
 
 const OPTIONS: AdamW = AdamW { lr: 0.01, betas: (0.9, 0.999), eps: 1e-8, max_norm: f64::INFINITY };
@@ -41,7 +33,7 @@ fn adamw_follows_the_formula() {
         let m_hat = &want_m / (1.0 - 0.9_f64.powi(step as i32));
         let v_hat = &want_v / (1.0 - 0.999_f64.powi(step as i32));
         want_p = &want_p * (1.0 - 0.01 * 0.1) - m_hat * 0.01 / (v_hat.sqrt() + 1e-8);
-        let norm = update(&p, &g, &m, &v, Some(&copy), step as u64, OPTIONS, 0.1);
+        let norm = update([&p, &g, &m, &v], Some(&copy), step as u64, OPTIONS, 0.1);
         assert!((norm - g.norm().double_value(&[])).abs() < 1e-5);
     }
     let distance = |a: &Tensor, b: &Tensor| (a - b).abs().max().double_value(&[]);
@@ -56,10 +48,10 @@ fn clipping_scales_what_the_moments_see() {
     let g = Tensor::from_slice(&[3f32, 4.0]);
     let fresh = || [g.zeros_like(), g.zeros_like(), g.zeros_like()];
     let [p, m, v] = fresh();
-    assert!((update(&p, &g, &m, &v, None, 1, AdamW { max_norm: 10.0, ..OPTIONS }, 0.0) - 5.0).abs() < 1e-6);
+    assert!((update([&p, &g, &m, &v], None, 1, AdamW { max_norm: 10.0, ..OPTIONS }, 0.0) - 5.0).abs() < 1e-6);
     assert!((m.double_value(&[1]) - 0.4).abs() < 1e-6);
     let [p, m, v] = fresh();
-    assert!((update(&p, &g, &m, &v, None, 1, AdamW { max_norm: 1.0, ..OPTIONS }, 0.0) - 5.0).abs() < 1e-6);
+    assert!((update([&p, &g, &m, &v], None, 1, AdamW { max_norm: 1.0, ..OPTIONS }, 0.0) - 5.0).abs() < 1e-6);
     assert!((m.double_value(&[1]) - 0.08).abs() < 1e-6);
     assert_eq!(g.double_value(&[1]), 4.0);
 }

@@ -11,6 +11,7 @@
 #include "cross_entropy.h"
 #include "gelu.h"
 #include "layer_norm.h"
+#include "row_product.h"
 #include "rows.h"
 #include "sense_weights.h"
 
@@ -34,6 +35,8 @@ constexpr TypedKernels typed() {
           gather<E>,
           segment_sums<E>,
           column_sums<E>,
+          row_times_matrix<E>,
+          row_times_rows<E>,
           cross_entropy<E>};
 }
 }  // namespace

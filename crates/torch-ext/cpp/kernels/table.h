@@ -84,6 +84,10 @@ struct TypedKernels {
   void (*segment_sums)(const void* values, const int64_t* starts, const int64_t* places, void* out,
                        float* column_sums, int64_t rows, int64_t columns, int64_t begin, int64_t end);
   void (*column_sums)(const void* x, float* sums, int64_t columns, int64_t begin, int64_t end);
+  void (*row_times_matrix)(const void* row, const void* matrix, void* out, int64_t inner, int64_t stride,
+                           int64_t begin, int64_t end);
+  void (*row_times_rows)(const void* row, const void* rows, void* out, int64_t inner, int64_t stride, int64_t begin,
+                         int64_t end);
   void (*cross_entropy)(void* logits, const int64_t* targets, float* losses, float scale, int grad,
                         int64_t columns, int64_t begin, int64_t end);
 };

@@ -30,7 +30,31 @@ bool has_onednn() {
   return works;
 }
 
+// One row times a matrix is the reading of the matrix: our own kernel reads it once, by
+// neighbouring columns or along its rows, where general products first rearrange it.
+bool multiply_row(const Tensor& out, const Tensor& a, const Tensor& b) {
+  if (!out.device().is_cpu() || out.dim() != 2 || a.size(0) != 1 || a.stride(1) != 1 || out.stride(1) != 1) return false;
+  if (out.scalar_type() != at::kFloat && out.scalar_type() != at::kBFloat16) return false;
+  const int64_t inner = b.size(0), columns = b.size(1);
+  const auto& k = kernels_for(out.scalar_type());
+  if (b.stride(1) == 1) {
+    parallel((columns + 63) / 64, 1, [&](int64_t begin, int64_t end) {
+      k.row_times_matrix(a.data_ptr(), b.data_ptr(), out.data_ptr(), inner, b.stride(0), begin * 64,
+                         std::min(end * 64, columns));
+    });
+    return true;
+  }
+  if (b.stride(0) == 1) {
+    parallel(columns, 64, [&](int64_t begin, int64_t end) {
+      k.row_times_rows(a.data_ptr(), b.data_ptr(), out.data_ptr(), inner, b.stride(1), begin, end);
+    });
+    return true;
+  }
+  return false;
+}
+
 void multiply(const Tensor& out, const Tensor& a, const Tensor& b) {
+  if (multiply_row(out, a, b)) return;
   if (out.device().is_cpu() && out.scalar_type() == at::kFloat && has_onednn()) {
     at::native::mkldnn_matmul(a, b, out, 0.f, 1.f);
     return;
