@@ -1,0 +1,357 @@
+//! `cargo bench --workspace --bench operations -- [NAME]...`: every fused operation, or those
+//! whose names hold one of the arguments, beside the same from libtorch's own operations, at
+//! the shapes of the micro model. Medians of repeats that take turns, in milliseconds; in
+//! about a minute. (`--workspace` keeps the features that tch is built with.)
+//!
+//! Give the machine nothing else to do, or set OMP_NUM_THREADS below its cores: where a thread
+//! has to wait for its core, every parallel loop waits some milliseconds for it, and an
+//! operation of many short ones seems slower than it is.
+//!
+//! libtorch's side is what tests/operations.rs holds the operation to, written as for
+//! autocast: in bf16 products of cast weights, fp32 norms, softmax and loss. Attention is
+//! `scaled_dot_product_attention`, mixing senses the plain path of the model (one product),
+//! AdamW that of libtorch's C++ interface. Ours reads bf16 copies of the weights, which its
+//! AdamW keeps up to date; that work stands in the row of AdamW.
+
+use std::time::{Duration, Instant};
+
+use tch::nn::{self, OptimizerConfig};
+use tch::{Device, Kind, Tensor};
+use torch_ext::{AdamW, Branch, Updated, Weight, clipped_adamw, forget_grad};
+
+/// 4 x 512 tokens of the micro model.
+const SEQUENCES: i64 = 4;
+const LENGTH: i64 = 512;
+const TOKENS: i64 = SEQUENCES * LENGTH;
+const WIDTH: i64 = 384;
+const INNER: i64 = 4 * WIDTH;
+const HEADS: i64 = 6;
+const LAYERS: i64 = 6;
+const SENSES: i64 = 16;
+const VOCABULARY: i64 = 50_264;
+/// Distinct words of so many tokens of OpenWebText, about.
+const WORDS: i64 = 1_088;
+/// Rows of logits at once, as the model has them.
+const CHUNK: i64 = 512;
+
+/// Repeats of a pair end after this long, but not before there are a few.
+const BUDGET: Duration = Duration::from_millis(700);
+const FEWEST: usize = 3;
+
+/// What both sides of a comparison get.
+struct Inputs {
+    kind: Kind,
+    /// Activations of `kind`, parameters in fp32: leaves that gather gradients; and indices.
+    tensors: Vec<Tensor>,
+    /// Each in `kind`, without a gradient.
+    copies: Vec<Tensor>,
+}
+
+impl Inputs {
+    fn new(kind: Kind, tensors: Vec<Tensor>) -> Self {
+        let copies = tensors.iter().map(|t| if is_float(t) { t.detach().to_kind(kind) } else { t.shallow_clone() });
+        Inputs { kind, copies: copies.collect(), tensors }
+    }
+
+    /// A weight with the copy that ours reads.
+    fn weight(&self, i: usize) -> Weight<'_> {
+        Weight { master: &self.tensors[i], value: &self.copies[i] }
+    }
+
+    /// A parameter cast as autocast does, differentiably.
+    fn cast(&self, i: usize) -> Tensor {
+        self.tensors[i].to_kind(self.kind)
+    }
+
+    fn forget_grads(&self) {
+        for t in self.tensors.iter().filter(|t| is_float(t)) {
+            forget_grad(t).expect("a leaf has a gradient to forget");
+        }
+    }
+}
+
+fn is_float(t: &Tensor) -> bool {
+    matches!(t.kind(), Kind::Float | Kind::BFloat16)
+}
+
+struct Operation {
+    name: &'static str,
+    inputs: fn(Kind) -> Vec<Tensor>,
+    ours: fn(&Inputs) -> Vec<Tensor>,
+    libtorch: fn(&Inputs) -> Vec<Tensor>,
+}
+
+fn random(shape: &[i64], kind: Kind, scale: f64) -> Tensor {
+    let values = tch::no_grad(|| Tensor::randn(shape, (Kind::Float, Device::Cpu)) * scale);
+    values.to_kind(kind).set_requires_grad(true)
+}
+
+fn activation(shape: &[i64], kind: Kind) -> Tensor {
+    random(shape, kind, 1.0)
+}
+
+fn parameter(shape: &[i64]) -> Tensor {
+    random(shape, Kind::Float, 0.02)
+}
+
+/// As many numbers below `limit` as there are tokens, all of them where they fit, in disorder.
+fn indices(limit: i64) -> Tensor {
+    (Tensor::arange(TOKENS, (Kind::Int64, Device::Cpu)) * 7_919).remainder(limit)
+}
+
+fn none() -> Option<Tensor> {
+    None
+}
+
+fn one(result: Result<Tensor, torch_ext::Error>) -> Vec<Tensor> {
+    vec![result.expect("the shapes fit")]
+}
+
+fn mlp_of_libtorch(i: &Inputs) -> Vec<Tensor> {
+    let inner = i.tensors[0].linear(&i.cast(1).tr(), Some(i.cast(2))).gelu("tanh");
+    vec![inner.linear(&i.cast(3).tr(), none())]
+}
+
+fn mlp_of_ours(i: &Inputs) -> Vec<Tensor> {
+    one(torch_ext::mlp(&i.tensors[0], i.weight(1), &i.tensors[2], i.weight(3)))
+}
+
+const OPERATIONS: [Operation; 8] = [
+    Operation {
+        name: "linear",
+        inputs: |kind| vec![activation(&[TOKENS, WIDTH], kind), parameter(&[WIDTH, 3 * WIDTH])],
+        ours: |i| one(torch_ext::linear(&i.tensors[0], i.weight(1), false)),
+        libtorch: |i| vec![i.tensors[0].matmul(&i.cast(1))],
+    },
+    Operation {
+        name: "linear (transposed)",
+        inputs: |kind| vec![activation(&[TOKENS, WIDTH], kind), parameter(&[2 * WIDTH, WIDTH])],
+        ours: |i| one(torch_ext::linear(&i.tensors[0], i.weight(1), true)),
+        libtorch: |i| vec![i.tensors[0].linear(&i.cast(1), none())],
+    },
+    Operation {
+        name: "mlp",
+        inputs: |kind| {
+            let x = activation(&[TOKENS, WIDTH], kind);
+            vec![x, parameter(&[WIDTH, INNER]), parameter(&[INNER]), parameter(&[INNER, WIDTH])]
+        },
+        ours: mlp_of_ours,
+        libtorch: mlp_of_libtorch,
+    },
+    Operation {
+        name: "mlp (of senses)",
+        inputs: |kind| {
+            let x = activation(&[WORDS, WIDTH], kind);
+            vec![x, parameter(&[WIDTH, INNER]), parameter(&[INNER]), parameter(&[INNER, SENSES * WIDTH])]
+        },
+        ours: mlp_of_ours,
+        libtorch: mlp_of_libtorch,
+    },
+    Operation {
+        name: "attention",
+        inputs: |kind| vec![activation(&[TOKENS, 3 * WIDTH], kind), parameter(&[3 * WIDTH])],
+        ours: |i| one(torch_ext::attention(&i.tensors[0], &i.tensors[1], SEQUENCES, HEADS, 0.125, 0.0)),
+        libtorch: |i| {
+            let shape = [SEQUENCES, LENGTH, 3, HEADS, WIDTH / HEADS];
+            let qkv = (&i.tensors[0] + i.cast(1)).view(shape).permute([2, 0, 3, 1, 4]);
+            let (query, key, value) = (qkv.get(0), qkv.get(1), qkv.get(2));
+            let mixed = Tensor::scaled_dot_product_attention(&query, &key, &value, none(), 0.0, true, 0.125, false);
+            vec![mixed.transpose(1, 2).reshape([TOKENS, WIDTH])]
+        },
+    },
+    Operation {
+        name: "add_layer_norm",
+        inputs: |kind| {
+            let (stream, branch) = (activation(&[TOKENS, WIDTH], Kind::Float), activation(&[TOKENS, WIDTH], kind));
+            vec![stream, branch, parameter(&[WIDTH]), parameter(&[WIDTH]), parameter(&[WIDTH])]
+        },
+        ours: |i| {
+            let [stream, branch, branch_bias, weight, bias] = &i.tensors[..] else { unreachable!() };
+            let branch = Branch { value: branch.shallow_clone(), bias: Some(branch_bias.shallow_clone()) };
+            let done = torch_ext::add_layer_norm(stream, Some(&branch), weight, bias, 1e-5, 0.0, i.kind);
+            let (sum, normed) = done.expect("the shapes fit");
+            vec![sum, normed]
+        },
+        libtorch: |i| {
+            let sum = &i.tensors[0] + (&i.tensors[1] + i.cast(2));
+            let normed = sum.layer_norm([WIDTH], Some(&i.tensors[3]), Some(&i.tensors[4]), 1e-5, false);
+            vec![sum, normed.to_kind(i.kind)]
+        },
+    },
+    Operation {
+        name: "mix_senses",
+        inputs: |kind| {
+            let (qk, senses) = (activation(&[TOKENS, 2 * WIDTH], kind), activation(&[WORDS, SENSES * WIDTH], kind));
+            vec![qk, parameter(&[2 * WIDTH]), senses, parameter(&[SENSES * WIDTH]), indices(WORDS)]
+        },
+        ours: |i| {
+            let [qk, qk_bias, senses, bias, place] = &i.tensors[..] else { unreachable!() };
+            one(torch_ext::mix_senses(qk, qk_bias, senses, bias, place, SEQUENCES, SENSES))
+        },
+        libtorch: |i| {
+            let channels = WIDTH / SENSES;
+            let qk = (&i.tensors[0] + i.cast(1)).view([SEQUENCES, LENGTH, 2, SENSES, channels]);
+            let qk = qk.permute([2, 0, 3, 1, 4]);
+            let scores = qk.get(0).matmul(&qk.get(1).transpose(2, 3)).to_kind(Kind::Float);
+            let future = Tensor::ones([LENGTH, LENGTH], (Kind::Bool, Device::Cpu)).triu(1);
+            let scores = (scores * (channels as f64).powf(-0.5)).masked_fill(&future, f64::NEG_INFINITY);
+            let weights = scores.softmax(-1, Kind::Float).to_kind(i.kind).permute([0, 2, 3, 1]);
+            let senses = (&i.tensors[2] + i.cast(3)).index_select(0, &i.tensors[4]);
+            let senses = senses.view([SEQUENCES, LENGTH * SENSES, WIDTH]);
+            let mixed = weights.reshape([SEQUENCES, LENGTH, LENGTH * SENSES]).matmul(&senses);
+            vec![mixed.view([TOKENS, WIDTH])]
+        },
+    },
+    Operation {
+        name: "linear_cross_entropy",
+        inputs: |kind| vec![activation(&[TOKENS, WIDTH], kind), parameter(&[VOCABULARY, WIDTH]), indices(VOCABULARY)],
+        ours: |i| one(torch_ext::linear_cross_entropy(&i.tensors[0], i.weight(1), &i.tensors[2], CHUNK)),
+        libtorch: |i| {
+            let logits = i.tensors[0].linear(&i.cast(1), none()).to_kind(Kind::Float);
+            vec![logits.cross_entropy_for_logits(&i.tensors[2])]
+        },
+    },
+];
+
+fn main() {
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
+    let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|part| name.contains(part.as_str()));
+    // As the program does: both sides allocate as in a training.
+    torch_ext::keep_freed_memory();
+    tch::manual_seed(1);
+    let kernels = torch_ext::describe().map_or_else(|error| error.to_string(), |d| d.kernels);
+    println!("{TOKENS} tokens of the micro model, {} threads, {kernels} kernels\n", tch::get_num_threads());
+    println!("| operation | pass | type | ours ms | libtorch ms | ratio |\n|---|---|---|---|---|---|");
+    for operation in OPERATIONS.iter().filter(|operation| is_wanted(operation.name)) {
+        for kind in [Kind::Float, Kind::BFloat16] {
+            let inputs = Inputs::new(kind, (operation.inputs)(kind));
+            let directions = agreed_directions(operation, &inputs);
+            let forward = |f: fn(&Inputs) -> Vec<Tensor>| tch::no_grad(|| timed(|| f(&inputs)).0);
+            let medians = compare(|| forward(operation.ours), || forward(operation.libtorch));
+            print_row(operation.name, "forward", kind, medians);
+            let both = |f| forward_and_backward(f, &inputs, &directions);
+            let medians = compare(|| both(operation.ours), || both(operation.libtorch));
+            print_row(operation.name, "forward + backward", kind, medians);
+        }
+    }
+    if is_wanted("clipped_adamw") {
+        for kind in [Kind::Float, Kind::BFloat16] {
+            print_row("clipped_adamw", "update", kind, compare_adamw(kind));
+        }
+    }
+}
+
+/// Median milliseconds of ours and of libtorch's.
+fn print_row(name: &str, pass: &str, kind: Kind, (ours, libtorch): (f64, f64)) {
+    let kind = if kind == Kind::Float { "fp32" } else { "bf16" };
+    println!("| {name} | {pass} | {kind} | {ours:.2} | {libtorch:.2} | {:.2} |", libtorch / ours);
+}
+
+fn timed<R>(f: impl FnOnce() -> R) -> (f64, R) {
+    let begun = Instant::now();
+    let result = f();
+    (begun.elapsed().as_secs_f64(), result)
+}
+
+/// Both sides once, which must give the same; and for each result a gradient to hand back.
+fn agreed_directions(operation: &Operation, inputs: &Inputs) -> Vec<Tensor> {
+    let (ours, libtorch) = tch::no_grad(|| ((operation.ours)(inputs), (operation.libtorch)(inputs)));
+    let tolerance = if inputs.kind == Kind::Float { 1e-4 } else { 5e-2 };
+    for (got, want) in ours.iter().zip(&libtorch) {
+        let (got, want) = (got.to_kind(Kind::Double), want.to_kind(Kind::Double));
+        let off = (got - &want).abs().max().double_value(&[]) / want.abs().max().double_value(&[]);
+        assert!(off < tolerance, "{}: ours and libtorch's differ by {off:.1e}", operation.name);
+    }
+    ours.iter().map(|y| tch::no_grad(|| y.randn_like())).collect()
+}
+
+/// Seconds of both passes, and of little that is neither: between them stands, off the
+/// clock, the scalar that autograd starts from; one product with it is in the backward pass.
+fn forward_and_backward(f: fn(&Inputs) -> Vec<Tensor>, inputs: &Inputs, directions: &[Tensor]) -> f64 {
+    inputs.forget_grads();
+    let (forward, results) = timed(|| f(inputs));
+    let scalar = if results[0].dim() == 0 {
+        results[0].shallow_clone() // a loss is its own
+    } else {
+        results.iter().zip(directions).map(|(y, direction)| (y * direction).sum(Kind::Float)).sum()
+    };
+    drop(results);
+    forward + timed(|| scalar.backward()).0
+}
+
+/// Median milliseconds of two measurements that take turns, each once before for nothing.
+fn compare(ours: impl Fn() -> f64, libtorch: impl Fn() -> f64) -> (f64, f64) {
+    let (_, _) = (ours(), libtorch());
+    let (mut a, mut b) = (Vec::new(), Vec::new());
+    let begun = Instant::now();
+    while a.len() < FEWEST || begun.elapsed() < BUDGET {
+        a.push(1e3 * ours());
+        b.push(1e3 * libtorch());
+    }
+    (median(a), median(b))
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// Shapes of the micro model's parameters.
+fn parameter_shapes() -> Vec<Vec<i64>> {
+    let linear = |inputs: i64, outputs: i64| [vec![inputs, outputs], vec![outputs]];
+    let norm = || [vec![WIDTH], vec![WIDTH]];
+    let mlp = |outputs: i64| [linear(WIDTH, INNER), linear(INNER, outputs)].concat();
+    let block = [&norm()[..], &linear(WIDTH, 3 * WIDTH), &linear(WIDTH, WIDTH), &norm(), &mlp(WIDTH)].concat();
+    let mut shapes = vec![vec![VOCABULARY, WIDTH], vec![LENGTH, WIDTH]];
+    for _ in 0..LAYERS {
+        shapes.extend_from_slice(&block);
+    }
+    shapes.extend([norm(), norm(), norm(), norm()].concat());
+    shapes.extend([mlp(WIDTH), mlp(SENSES * WIDTH), linear(WIDTH, 2 * WIDTH).to_vec()].concat());
+    shapes
+}
+
+/// An update of the whole model with clipping; in bf16 with the copies of its weights.
+fn compare_adamw(kind: Kind) -> (f64, f64) {
+    const OPTIONS: AdamW = AdamW { lr: 1e-4, betas: (0.9, 0.999), eps: 1e-8, max_norm: 1.0 };
+    let store = nn::VarStore::new(Device::Cpu);
+    for (i, shape) in parameter_shapes().iter().enumerate() {
+        let _ = store.root().var_copy(&format!("parameter_{i}"), &parameter(shape));
+    }
+    let theirs = store.trainable_variables();
+    let copy = |p: &Tensor| (kind == Kind::BFloat16 && p.dim() == 2).then(|| p.detach().to_kind(kind));
+    let (copies, their_copies): (Vec<_>, Vec<_>) = theirs.iter().map(|p| (copy(p), copy(p))).unzip();
+    let settings =
+        nn::AdamW { beta1: OPTIONS.betas.0, beta2: OPTIONS.betas.1, wd: 0.1, eps: OPTIONS.eps, amsgrad: false };
+    let mut optimizer = settings.build(&store, OPTIONS.lr).expect("libtorch has an AdamW");
+    // Gradients whose norm is well above 1: those are clipped.
+    theirs.iter().map(|p| (p * p).sum(Kind::Float)).sum::<Tensor>().backward();
+
+    let parameters: Vec<Tensor> = theirs.iter().map(|p| p.detach().copy()).collect();
+    let grads: Vec<Tensor> = theirs.iter().map(|p| p.grad().copy()).collect();
+    let zeros = || parameters.iter().map(Tensor::zeros_like).collect::<Vec<Tensor>>();
+    let (exp_avgs, exp_avg_sqs, weight_decays) = (zeros(), zeros(), vec![0.1; parameters.len()]);
+    let lists = Updated {
+        parameters: &parameters,
+        grads: &grads,
+        exp_avgs: &exp_avgs,
+        exp_avg_sqs: &exp_avg_sqs,
+        copies: &copies,
+        weight_decays: &weight_decays,
+    };
+    let ours = || timed(|| clipped_adamw(lists, 1, OPTIONS).expect("the lists fit")).0;
+    let optimizer = std::cell::RefCell::new(&mut optimizer);
+    let libtorch = || {
+        let update = || {
+            optimizer.borrow_mut().clip_grad_norm(OPTIONS.max_norm);
+            optimizer.borrow_mut().step();
+            for (copy, p) in their_copies.iter().zip(&theirs) {
+                if let Some(copy) = copy {
+                    tch::no_grad(|| copy.shallow_clone().copy_(p));
+                }
+            }
+        };
+        timed(update).0
+    };
+    compare(ours, libtorch)
+}
