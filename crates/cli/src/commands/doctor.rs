@@ -20,7 +20,7 @@ impl Doctor {
         writeln!(out, "backpack     {}", env!("CARGO_PKG_VERSION"))?;
         writeln!(out, "libtorch     {} from {}", torch.version, library("libtorch_cpu.so"))?;
         writeln!(out, "             {}; {}", torch.onednn, torch.mkl)?;
-        writeln!(out, "CPU          {threads}, {}", torch.cpu_capability)?;
+        writeln!(out, "CPU          {threads}, {}, own kernels for {}", torch.cpu_capability, torch.kernels)?;
         for (name, kind) in [("fp32", Kind::Float), ("bf16", Kind::BFloat16)] {
             writeln!(out, "             {name} matrix products at {:.0} GFLOP/s", products(kind) / 1e9)?;
         }
