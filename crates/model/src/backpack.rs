@@ -170,7 +170,7 @@ impl Backpack {
         let sequences = ids.size()[0];
         let hidden = mark(&self.body.forward(ids, pass), "body", "embedding backward");
         let weights = &self.sense_weight_network;
-        let mixed = if pass.is_fused_on(ids.device()) {
+        let mixed = if pass.is_fused_on(ids.device()) && weights.num_senses <= torch_ext::MOST_SENSES {
             let (words, place) = self.words(ids, pass);
             let words = mark(&embed(self.body.wte(), &words, pass), "embedding", "senses backward");
             let (network, last) = (&self.sense_network, &self.sense_network.final_mlp);

@@ -45,7 +45,7 @@ pub struct AdamW {
 pub struct Updated<'a> {
     /// fp32.
     pub parameters: &'a [Tensor],
-    /// fp32, not changed.
+    /// fp32; left as they are on the CPU, scaled by the clip on a GPU.
     pub grads: &'a [Tensor],
     /// First moments, fp32.
     pub exp_avgs: &'a [Tensor],

@@ -12,5 +12,7 @@ mod process;
 
 pub use adamw::{AdamW, Updated, clipped_adamw, forget_grad};
 pub use error::{Error, first_line};
-pub use ops::{Branch, Weight, add_layer_norm, attention, linear, linear_cross_entropy, mix_senses, mlp, product};
+pub use ops::{
+    Branch, MOST_SENSES, Weight, add_layer_norm, attention, linear, linear_cross_entropy, mix_senses, mlp, product,
+};
 pub use process::{Description, describe, keep_freed_memory, load_cuda};

@@ -138,13 +138,16 @@ pub fn add_layer_norm(
     }
 }
 
+/// Senses of a word that [`mix_senses`] takes at most.
+pub const MOST_SENSES: i64 = 256;
+
 /// The Backpack's sum over the senses of earlier words, `[N, D]`.
 ///
 /// `qk [N, 2 D] + qk_bias` are the contextualisation's queries and keys; `senses [U, L D] +
 /// senses_bias` those of U distinct words; `place [N]` (int64) says which word each token is.
 ///
 /// # Errors
-/// When shapes or types disagree, or there are more than 256 senses.
+/// When shapes or types disagree, or there are more than [`MOST_SENSES`].
 pub fn mix_senses(
     qk: &Tensor,
     qk_bias: &Tensor,

@@ -191,7 +191,7 @@ impl Bench<'_> {
             self.pass,
             self.config.optimizer.learning_rate,
             split.accumulation,
-            |i| Ok(self.rows.read(first + i * split.micro_batch, split.micro_batch, self.device)),
+            |i| self.rows.read(first + i * split.micro_batch, split.micro_batch, self.device),
             |i| derive_seed(seed, &[step, rank, i]),
         )
         .with_context(|| format!("step {} failed", step + 1))?;

@@ -5,6 +5,7 @@ use std::io::Read;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use evals::inputs_and_targets;
 use model::derive_seed;
 use tch::{Device, Tensor};
 
@@ -43,11 +44,12 @@ impl Rows {
     }
 
     /// Rows numbered `first .. first + count` as inputs and targets, each `[count, T]` int64.
-    pub(crate) fn read(&self, first: u64, count: u64, device: Device) -> (Tensor, Tensor) {
+    ///
+    /// # Errors
+    /// When libtorch refuses.
+    pub(crate) fn read(&self, first: u64, count: u64, device: Device) -> Result<(Tensor, Tensor)> {
         let ids: Vec<i64> = (first..first + count).flat_map(|row| self.row(row)).collect();
-        let length = self.sequence_length as i64;
-        let rows = Tensor::from_slice(&ids).view([count as i64, length + 1]).to_device(device);
-        (rows.narrow(1, 0, length), rows.narrow(1, 1, length))
+        inputs_and_targets(&ids, self.sequence_length, device)
     }
 
     fn row(&self, row: u64) -> Vec<i64> {
@@ -122,7 +124,7 @@ mod tests {
         // Two rows of three, and two ids that make no third.
         let file = written(&[0, 1, 2, 3, 4, 5, 6, 7, 8]);
         let rows = Rows::open(Some(file.path()), 3, 9, 10).unwrap();
-        let (inputs, targets) = rows.read(1, 3, Device::Cpu);
+        let (inputs, targets) = rows.read(1, 3, Device::Cpu).unwrap();
         assert_eq!(values(inputs), [3, 4, 5, 0, 1, 2, 3, 4, 5]);
         assert_eq!(values(targets), [4, 5, 6, 1, 2, 3, 4, 5, 6]);
     }
@@ -141,7 +143,7 @@ mod tests {
     #[test]
     fn random_ids_follow_zipf_and_are_the_same_every_time() {
         let rows = || Rows::open(None, 512, 50_264, 0).unwrap();
-        let ids = |first| values(rows().read(first, 4, Device::Cpu).0);
+        let ids = |first| values(rows().read(first, 4, Device::Cpu).unwrap().0);
         assert_eq!(ids(8), ids(8));
         assert_ne!(ids(8), ids(12));
         let batch = ids(0);
