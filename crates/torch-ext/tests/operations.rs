@@ -303,3 +303,28 @@ fn dropout_is_the_same_both_ways() {
     let told = (qkv.grad() * &qkv).narrow(1, 2 * size, size).sum(Kind::Double).double_value(&[]);
     assert!((told - y.sum(Kind::Double).double_value(&[])).abs() < 1e-2, "{told}");
 }
+
+/// The kernels for lesser machines, which this one would not choose: all tests above again, in
+/// a process of their own for each, since the choice is made once.
+#[test]
+fn the_kernels_of_lesser_machines_agree_too() {
+    if std::env::var_os("BACKPACK_CPU").is_some() {
+        return; // this is such a process
+    }
+    let own = std::env::current_exe().unwrap();
+    for set in ["avx2", "baseline"] {
+        let output = std::process::Command::new(&own).env("BACKPACK_CPU", set).output().unwrap();
+        assert!(output.status.success(), "{set}: {}", String::from_utf8_lossy(&output.stdout));
+    }
+}
+
+/// A named set is taken where the machine has it.
+#[test]
+fn the_named_kernels_are_taken() {
+    let kernels = torch_ext::describe().unwrap().kernels;
+    match std::env::var("BACKPACK_CPU").as_deref() {
+        Ok("baseline") => assert_eq!(kernels, "baseline"),
+        Ok("avx2") => assert!(["avx2", "baseline"].contains(&kernels.as_str()), "{kernels}"),
+        _ => assert!(["avx512", "avx2", "baseline"].contains(&kernels.as_str()), "{kernels}"),
+    }
+}
