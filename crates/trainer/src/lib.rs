@@ -32,6 +32,7 @@ pub use batches::{BatchConfig, Batches, MicroBatch};
 pub use bench::{BenchReport, BenchRequest, bench};
 pub use checkpoint::{CheckpointConfig, read_state, verify_model};
 pub use config::{Config, Device, Precision, RunConfig, ValidationConfig};
+pub use matmul_peak::matmul_peak;
 pub use metrics::LoggingConfig;
 pub use optimizer::{Optimizer, OptimizerConfig};
 pub use plan::Plan;

@@ -13,9 +13,18 @@ const REPEATS: usize = 3;
 
 /// What a training spends on it at most: on two cores of a Zen 4 in fp32, the slower of
 /// its precisions, enough for each of the products once.
-pub(crate) const BRIEF: Duration = Duration::from_millis(1_500);
+const BRIEF: Duration = Duration::from_millis(1_500);
 /// Enough for every product on anything that can train.
 pub(crate) const THOROUGH: Duration = Duration::from_secs(60);
+
+/// What a training with this type of products on this device measures its utilisation
+/// against, in FLOP/s.
+///
+/// # Errors
+/// When libtorch refuses.
+pub fn matmul_peak(kind: Kind, device: Device) -> Result<f64> {
+    measure_matmul_peak(kind, device, BRIEF, product)
+}
 
 /// The best rate of `multiply`, in FLOP/s, over a few shapes of operands of type `kind` on
 /// `device`, with this process's threads. What would not end within `budget` is left out:

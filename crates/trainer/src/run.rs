@@ -12,7 +12,7 @@ use crate::batches::Batches;
 use crate::checkpoint::{self, Store};
 use crate::config::Config;
 use crate::console::{Console, human_duration};
-use crate::matmul_peak::{BRIEF, measure_matmul_peak, product};
+use crate::matmul_peak::matmul_peak;
 use crate::metrics::{Metrics, Record, Training, Validation};
 use crate::optimizer::Optimizer;
 use crate::plan::Plan;
@@ -120,7 +120,7 @@ pub fn train(config: &Config, request: &Request, stop: &Stop) -> Result<Outcome>
         console.line("warning     the data has no manifest.json: nothing about it could be checked");
     }
     let precision = config.run.precision.kind();
-    let peak = measure_matmul_peak(precision, device, BRIEF, product)?;
+    let peak = matmul_peak(precision, device)?;
     console.line(&format!("{machine}, {} products at {:.0} GFLOP/s at most", config.run.precision, peak / 1e9));
     let events = match config.logging.tensorboard {
         false => EventWriter::none(),

@@ -1,10 +1,9 @@
 use std::io::{self, Write};
 use std::path::Path;
-use std::time::Instant;
 
 use anyhow::Result;
 use clap::Args;
-use tch::{Cuda, Device, Kind, Tensor};
+use tch::{Cuda, Device, Kind};
 
 use crate::tokenizer;
 
@@ -22,7 +21,11 @@ impl Doctor {
         writeln!(out, "             {}; {}", torch.onednn, torch.mkl)?;
         writeln!(out, "CPU          {threads}, {}, own kernels for {}", torch.cpu_capability, torch.kernels)?;
         for (name, kind) in [("fp32", Kind::Float), ("bf16", Kind::BFloat16)] {
-            writeln!(out, "             {name} matrix products at {:.0} GFLOP/s", products(kind) / 1e9)?;
+            writeln!(
+                out,
+                "             {name} matrix products at {:.0} GFLOP/s",
+                trainer::matmul_peak(kind, Device::Cpu)? / 1e9
+            )?;
         }
         match torch_ext::load_cuda() {
             Ok(()) if Cuda::is_available() => {
@@ -54,15 +57,4 @@ fn library(name: &str) -> String {
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
     let path = maps.lines().filter_map(|line| line.split_whitespace().last()).find(|path| path.ends_with(name));
     path.unwrap_or("an unknown place").to_owned()
-}
-
-/// FLOP/s of a 2048-square product, the best of three.
-fn products(kind: Kind) -> f64 {
-    let a = Tensor::ones([2048, 2048], (Kind::Float, Device::Cpu)).to_kind(kind);
-    let seconds = (0..3).map(|_| {
-        let start = Instant::now();
-        let _ = a.matmul(&a);
-        start.elapsed().as_secs_f64()
-    });
-    2.0 * 2048f64.powi(3) / seconds.fold(f64::INFINITY, f64::min)
 }
