@@ -5,6 +5,7 @@
 #include <ATen/Version.h>
 #include <dlfcn.h>
 #include <malloc.h>
+#include <torch/headeronly/version.h>
 
 #include <climits>
 #include <string>

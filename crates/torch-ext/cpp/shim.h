@@ -3,7 +3,8 @@
 // null, or a message that the caller frees with `free`: no C++ exception crosses.
 #pragma once
 
-#include <torch/torch.h>
+#include <ATen/ATen.h>
+#include <torch/csrc/autograd/custom_function.h>
 
 #include <cstring>
 

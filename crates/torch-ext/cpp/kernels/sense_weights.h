@@ -15,6 +15,12 @@
 
 namespace BPX_ISA {
 
+// A number that the compiler knows.
+template <int N>
+struct Count {
+  static constexpr int value = N;
+};
+
 constexpr int64_t MOST_VECTORS = 16;  // of a position: 256 senses
 
 BPX_INLINE int64_t used_vectors(const SenseShape& s, int64_t t) {
@@ -193,6 +199,16 @@ void sense_weights(const float* queries, const float* keys, void* weights, int64
   }
 }
 
+// Calls body(c, N) for runs of N channels that together are all: twelve keep the sums of two
+// rows in registers.
+template <class Body>
+BPX_INLINE void runs_of_channels(int64_t channels, Body body) {
+  int64_t c = 0;
+  for (; c + 12 <= channels; c += 12) body(c, Count<12>{});
+  for (; c + 4 <= channels; c += 4) body(c, Count<4>{});
+  for (; c < channels; c++) body(c, Count<1>{});
+}
+
 // sums[i][c] += ds[i][v] * k[v][c] over a row's vectors, for ROWS rows and C channels.
 template <int ROWS, int C, class E>
 BPX_INLINE void query_gradient(const E* ds, int64_t row_size, const float* keys, int64_t lead, const SenseShape& s,
@@ -228,17 +244,6 @@ BPX_INLINE void query_channels(const E* ds, int64_t row_size, const float* keys,
   }
 }
 
-template <int ROWS, class E>
-BPX_INLINE void query_rows(const E* ds, int64_t row_size, const float* keys, const SenseShape& s, const int64_t* used,
-                           bool whole, E* grad_qk, float scale) {
-  int64_t c = 0;
-  for (; c + 12 <= s.channels; c += 12)
-    query_channels<ROWS, 12>(ds, row_size, keys, s, c, used, whole, grad_qk, scale);
-  for (; c + 4 <= s.channels; c += 4)
-    query_channels<ROWS, 4>(ds, row_size, keys, s, c, used, whole, grad_qk, scale);
-  for (; c < s.channels; c++) query_channels<ROWS, 1>(ds, row_size, keys, s, c, used, whole, grad_qk, scale);
-}
-
 // Of a block as above: grad comes in with respect to the weights and goes out to the scores,
 // and the queries' gradient is written to grad_qk, which begins at the block's first row.
 template <class E>
@@ -267,11 +272,14 @@ void sense_scores_backward(const void* weights, void* grad, const float* keys, v
       memset(d + seen, 0, (row_size - seen) * sizeof(E));
     }
     E* to = static_cast<E*>(grad_qk) + row * width;
-    if (rows == 2) {
-      query_rows<2>(d0, row_size, keys, s, used, whole, to, scale);
-    } else {
-      query_rows<1>(d0, row_size, keys, s, used, whole, to, scale);
-    }
+    runs_of_channels(s.channels, [&](int64_t c, auto count) {
+      constexpr int C = decltype(count)::value;
+      if (rows == 2) {
+        query_channels<2, C>(d0, row_size, keys, s, c, used, whole, to, scale);
+      } else {
+        query_channels<1, C>(d0, row_size, keys, s, c, used, whole, to, scale);
+      }
+    });
   }
 }
 
@@ -297,17 +305,6 @@ BPX_INLINE void key_channels(const E* ds, int64_t row_size, const float* queries
       store(grad_keys + ((v + i * s.vectors) * s.channels + c0 + c) * LANES, total[i][c], All{});
 }
 
-template <int KEYS, class E>
-BPX_INLINE void key_vectors(const E* ds, int64_t row_size, const float* queries, const SenseShape& s, int64_t v,
-                            int64_t rows, bool whole, float* grad_keys) {
-  int64_t c = 0;
-  for (; c + 12 <= s.channels; c += 12)
-    key_channels<KEYS, 12>(ds, row_size, queries, s, v, c, rows, whole, grad_keys);
-  for (; c + 4 <= s.channels; c += 4)
-    key_channels<KEYS, 4>(ds, row_size, queries, s, v, c, rows, whole, grad_keys);
-  for (; c < s.channels; c++) key_channels<KEYS, 1>(ds, row_size, queries, s, v, c, rows, whole, grad_keys);
-}
-
 // Adds what a block of `rows` queries gives to the gradient of key vectors begin..end of its
 // sequence. Queries carry the softmax's scale already, LOG2_E too much: see the store.
 template <class E>
@@ -316,10 +313,17 @@ void sense_keys_backward(const void* grad_scores, const float* queries, float* g
   const bool whole = is_whole(s);
   const E* ds = static_cast<const E*>(grad_scores);
   // Pairs of vectors of the same sense share the loads of the queries.
-  int64_t v = begin;
-  if (s.vectors == 1)
-    for (; v + 2 <= end; v += 2) key_vectors<2>(ds, row_size, queries, s, v, rows, whole, grad_keys);
-  for (; v < end; v++) key_vectors<1>(ds, row_size, queries, s, v, rows, whole, grad_keys);
+  for (int64_t v = begin, step; v < end; v += step) {
+    step = s.vectors == 1 && v + 2 <= end ? 2 : 1;
+    runs_of_channels(s.channels, [&](int64_t c, auto count) {
+      constexpr int C = decltype(count)::value;
+      if (step == 2) {
+        key_channels<2, C>(ds, row_size, queries, s, v, c, rows, whole, grad_keys);
+      } else {
+        key_channels<1, C>(ds, row_size, queries, s, v, c, rows, whole, grad_keys);
+      }
+    });
+  }
 }
 
 // The keys' half of grad_qk, from the gradient of key vectors begin..end over all sequences.

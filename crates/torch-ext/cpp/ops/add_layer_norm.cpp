@@ -24,7 +24,8 @@ struct AddLayerNorm : Function<AddLayerNorm> {
     const Tensor sum = branch.defined() ? at::empty_like(stream) : stream;
     const Tensor normed = at::empty({rows, width}, stream.options().dtype(static_cast<at::ScalarType>(kind)));
     const Tensor stats = at::empty({rows, 2}, stream.options());
-    const Dropout drop = branch.defined() ? draw_dropout(dropout) : Dropout{0, 1.f, 0};
+    const double share = branch.defined() ? dropout : 0;
+    const int64_t seed = draw_seed(share);
     const AddNorm args{width,
                        stream.data_ptr<float>(),
                        branch.defined() ? branch.data_ptr() : nullptr,
@@ -35,16 +36,15 @@ struct AddLayerNorm : Function<AddLayerNorm> {
                        normed.data_ptr(),
                        stats.data_ptr<float>(),
                        static_cast<float>(eps),
-                       drop};
+                       dropout_of(share, seed)};
     const auto kernel = kernels().add_norm[index_of(branch)][index_of(normed)];
     parallel(rows, ROW_GRAIN, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
     ctx->set_materialize_grads(false);
     ctx->save_for_backward({sum, stats, weight});
     ctx->saved_data["branch_bias"] = branch_bias.has_value();
     ctx->saved_data["branch"] = branch.defined() ? static_cast<int64_t>(branch.scalar_type()) : -1;
-    ctx->saved_data["threshold"] = static_cast<int64_t>(drop.threshold);
-    ctx->saved_data["scale"] = static_cast<double>(drop.scale);
-    ctx->saved_data["seed"] = static_cast<int64_t>(drop.seed);
+    ctx->saved_data["dropout"] = share;
+    ctx->saved_data["seed"] = seed;
     if (branch.defined()) return {sum, normed};
     return {normed};
   }
@@ -69,9 +69,7 @@ struct AddLayerNorm : Function<AddLayerNorm> {
                                data_or_null<float>(grad_sum),
                                grad_stream.data_ptr<float>(),
                                has_branch ? grad_branch.data_ptr() : nullptr,
-                               {static_cast<uint32_t>(ctx->saved_data["threshold"].toInt()),
-                                static_cast<float>(ctx->saved_data["scale"].toDouble()),
-                                static_cast<uint64_t>(ctx->saved_data["seed"].toInt())}};
+                               dropout_of(ctx->saved_data["dropout"].toDouble(), ctx->saved_data["seed"].toInt())};
     const auto kernel = kernels().add_norm_backward[index_of(grad_branch)][index_of(grad_normed)];
     const Tensor sums = parallel_sums(rows, ROW_GRAIN, 3 * width, [&](float* own, int64_t begin, int64_t end) {
       kernel(args, own, begin, end);

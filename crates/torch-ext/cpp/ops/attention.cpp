@@ -10,8 +10,6 @@ using torch::autograd::AutogradContext;
 using torch::autograd::Function;
 using torch::autograd::variable_list;
 
-constexpr int64_t BLOCK = 128;  // queries
-
 struct Shape {
   int64_t sequences, n_head, length, size;
   int64_t pairs() const { return sequences * n_head; }
@@ -19,28 +17,11 @@ struct Shape {
   int64_t width() const { return n_head * size; }
 };
 
-// Queries first .. first + rows of each head, and the keys they see.
-struct Block {
-  int64_t first, rows, keys;
-  int64_t offset;  // of its weights, in elements
-};
-
-std::vector<Block> blocks_of(const Shape& s) {
-  std::vector<Block> blocks;
-  int64_t offset = 0;
-  for (int64_t first = 0; first < s.length; first += BLOCK) {
-    const int64_t rows = std::min(BLOCK, s.length - first), keys = first + rows;
-    blocks.push_back({first, rows, keys, offset});
-    offset += s.pairs() * rows * keys;
-  }
-  return blocks;
+Tensor view_of(const Tensor& buffer, const Shape& s, const CausalBlock& b) {
+  return buffer.narrow(0, b.offset, b.end - b.offset).view({s.pairs(), b.rows, b.keys});
 }
 
-Tensor view_of(const Tensor& buffer, const Shape& s, const Block& b) {
-  return buffer.narrow(0, b.offset, s.pairs() * b.rows * b.keys).view({s.pairs(), b.rows, b.keys});
-}
-
-Tensor dropped(const Tensor& weights, const Shape& s, const Block& b, Dropout drop) {
+Tensor dropped(const Tensor& weights, const Shape& s, const CausalBlock& b, Dropout drop) {
   if (!drop.threshold) return weights;
   const Tensor out = at::empty_like(weights);
   const auto& k = kernels_for(weights.scalar_type());
@@ -61,12 +42,12 @@ struct Attention : Function<Attention> {
                     s.size, begin, end);
     });
     const Tensor query = heads[0], key = heads[1], value = heads[2];
-    const auto blocks = blocks_of(s);
-    const Block& last = blocks.back();
-    const Tensor weights = at::empty({last.offset + s.pairs() * last.rows * last.keys}, qkv.options());
+    const auto blocks = causal_blocks(s.length, s.pairs());
+    const Tensor weights = at::empty({blocks.back().end}, qkv.options());
     const Tensor mixed = at::empty({s.pairs(), s.length, s.size}, qkv.options());
-    const Dropout drop = draw_dropout(dropout);
-    for (const Block& b : blocks) {
+    const int64_t seed = draw_seed(dropout);
+    const Dropout drop = dropout_of(dropout, seed);
+    for (const CausalBlock& b : blocks) {
       const Tensor p = view_of(weights, s, b);
       bmm(p, query.narrow(1, b.first, b.rows).contiguous(), key.narrow(1, 0, b.keys).transpose(1, 2));
       parallel(s.pairs() * b.rows, ROW_GRAIN, [&](int64_t begin, int64_t end) {
@@ -85,7 +66,7 @@ struct Attention : Function<Attention> {
     ctx->saved_data["n_head"] = n_head;
     ctx->saved_data["scale"] = scale;
     ctx->saved_data["dropout"] = dropout;
-    ctx->saved_data["seed"] = static_cast<int64_t>(drop.seed);
+    ctx->saved_data["seed"] = seed;
     return y;
   }
 
@@ -95,8 +76,7 @@ struct Attention : Function<Attention> {
     const int64_t sequences = ctx->saved_data["sequences"].toInt(), n_head = ctx->saved_data["n_head"].toInt();
     const Shape s{sequences, n_head, heads.size(2), heads.size(3)};
     const double scale = ctx->saved_data["scale"].toDouble(), dropout = ctx->saved_data["dropout"].toDouble();
-    const Dropout drop{static_cast<uint32_t>(dropout * 4294967296.0), static_cast<float>(1.0 / (1.0 - dropout)),
-                       static_cast<uint64_t>(ctx->saved_data["seed"].toInt())};
+    const Dropout drop = dropout_of(dropout, ctx->saved_data["seed"].toInt());
     const auto& k = kernels_for(heads.scalar_type());
     const Tensor query = heads[0], key = heads[1], value = heads[2];
     const Tensor d_mixed = at::empty({s.pairs(), s.length, s.size}, heads.options());
@@ -106,7 +86,7 @@ struct Attention : Function<Attention> {
     const Tensor d_heads = at::empty_like(heads);
     // Keys and values gather from all blocks, in fp32. The last block covers them all.
     Tensor d_key, d_value;
-    const auto blocks = blocks_of(s);
+    const auto blocks = causal_blocks(s.length, s.pairs());
     for (auto b = blocks.rbegin(); b != blocks.rend(); ++b) {
       const Tensor p = view_of(weights, s, *b), out = d_mixed.narrow(1, b->first, b->rows).contiguous();
       const Tensor d = at::empty_like(p);

@@ -10,24 +10,6 @@ using torch::autograd::AutogradContext;
 using torch::autograd::Function;
 using torch::autograd::variable_list;
 
-constexpr int64_t BLOCK = 128;  // positions
-
-struct Block {
-  int64_t first, rows, keys;
-  int64_t offset;  // of its weights within a sequence's, in elements
-};
-
-std::vector<Block> blocks_of(int64_t length, int64_t senses) {
-  std::vector<Block> blocks;
-  int64_t offset = 0;
-  for (int64_t first = 0; first < length; first += BLOCK) {
-    const int64_t rows = std::min(BLOCK, length - first), keys = first + rows;
-    blocks.push_back({first, rows, keys, offset});
-    offset += rows * keys * senses;
-  }
-  return blocks;
-}
-
 SenseShape shape_of(int64_t senses, int64_t channels, int64_t length) {
   SenseShape s{senses, channels, length, 1, 1, 0};
   if (16 % senses == 0) {
@@ -70,14 +52,13 @@ struct MixSenses : Function<MixSenses> {
     parallel(sequences * s.key_vectors, ROW_GRAIN, [&](int64_t begin, int64_t end) {
       k.sense_keys(qk.data_ptr(), qk_bias.data_ptr<float>(), keys.data_ptr<float>(), s, begin, end);
     });
-    const auto blocks = blocks_of(length, num_senses);
-    const Block& last = blocks.back();
-    const Tensor weights = at::empty({sequences, last.offset + last.rows * last.keys * num_senses}, qk.options());
+    const auto blocks = causal_blocks(length, num_senses);
+    const Tensor weights = at::empty({sequences, blocks.back().end}, qk.options());
     const Tensor out = at::empty({tokens, width}, qk.options());
     const Tensor words = at::empty({length * num_senses, width}, qk.options());
     for (int64_t b = 0; b < sequences; b++) {
       gather_words(words, senses, senses_bias, place, b, length);
-      for (const Block& block : blocks) {
+      for (const CausalBlock& block : blocks) {
         const Tensor alpha = view_of(weights, b, block, num_senses);
         const float* q = queries.data_ptr<float>() + (b * length + block.first) * queries.size(1);
         constexpr int64_t TILE = 4;  // the kernel's: threads share none
@@ -104,14 +85,14 @@ struct MixSenses : Function<MixSenses> {
     const int64_t tokens = dy.size(0), width = dy.size(1), length = tokens / sequences;
     const SenseShape s = shape_of(num_senses, width / num_senses, length);
     const auto& k = kernels_for(dy.scalar_type());
-    const auto blocks = blocks_of(length, num_senses);
+    const auto blocks = causal_blocks(length, num_senses);
     const Tensor words = at::empty({length * num_senses, width}, dy.options());
     const Tensor d_words = at::empty({tokens * num_senses, width}, dy.options());
     const Tensor d_qk = at::empty({tokens, 2 * width}, dy.options());
     const Tensor d_keys = at::zeros_like(keys);
     for (int64_t b = 0; b < sequences; b++) {
       gather_words(words, senses, senses_bias, place, b, length);
-      for (const Block& block : blocks) {
+      for (const CausalBlock& block : blocks) {
         const int64_t pairs = block.keys * num_senses, row = b * length + block.first;
         const Tensor alpha = view_of(weights, b, block, num_senses), d = at::empty_like(alpha);
         mm(d, dy.narrow(0, row, block.rows), words.narrow(0, 0, pairs).t());
@@ -128,10 +109,10 @@ struct MixSenses : Function<MixSenses> {
       }
       // A word's senses get from every later position: one product for each block of words,
       // so that the sums are rounded once.
-      for (const Block& block : blocks) {
+      for (const CausalBlock& block : blocks) {
         const int64_t from = block.first * num_senses, pairs = block.rows * num_senses;
         std::vector<Tensor> later;
-        for (const Block& rows : blocks)
+        for (const CausalBlock& rows : blocks)
           if (rows.first >= block.first) later.push_back(view_of(weights, b, rows, num_senses).narrow(1, from, pairs));
         const Tensor alpha = later.size() == 1 ? later[0].contiguous() : at::cat(later, 0);
         mm(d_words.narrow(0, b * length * num_senses + from, pairs), alpha.t(),
@@ -158,9 +139,8 @@ struct MixSenses : Function<MixSenses> {
   }
 
   // The weights of a sequence's block: [rows, keys * senses].
-  static Tensor view_of(const Tensor& weights, int64_t b, const Block& block, int64_t senses) {
-    const int64_t columns = block.keys * senses;
-    return weights[b].narrow(0, block.offset, block.rows * columns).view({block.rows, columns});
+  static Tensor view_of(const Tensor& weights, int64_t b, const CausalBlock& block, int64_t senses) {
+    return weights[b].narrow(0, block.offset, block.end - block.offset).view({block.rows, block.keys * senses});
   }
 
   // The senses of a sequence's words, one row for each pair: [length * senses, D].

@@ -5,7 +5,8 @@
 #pragma once
 
 #include <ATen/Parallel.h>
-#include <torch/torch.h>
+#include <ATen/ATen.h>
+#include <torch/csrc/autograd/custom_function.h>
 
 #include "../kernels/table.h"
 
@@ -62,8 +63,18 @@ void mm(const Tensor& out, const Tensor& a, const Tensor& b);
 void bmm(const Tensor& out, const Tensor& a, const Tensor& b);
 // The fp32 gradient a b of a weight, where a and b may be bf16.
 Tensor weight_gradient(const Tensor& a, const Tensor& b);
-// A dropout mask's seed, from libtorch's generator.
-Dropout draw_dropout(double probability);
+// The mask that this seed stands for, and a seed from libtorch's generator (0 without dropout).
+Dropout dropout_of(double probability, int64_t seed);
+int64_t draw_seed(double probability);
+
+// Rows first .. first + rows of a causal square of `length`, and the keys that they see. What
+// lies above the diagonal is neither computed nor held, save inside a block.
+struct CausalBlock {
+  int64_t first, rows, keys;
+  int64_t offset;  // of its elements, `depth` for each (row, key)
+  int64_t end;     // of them
+};
+std::vector<CausalBlock> causal_blocks(int64_t length, int64_t depth);
 
 // f(begin, end) over 0..n on all threads.
 template <class F>

@@ -87,12 +87,28 @@ void check_kind(const Tensor& t, const char* name) {
               name, " must be a contiguous fp32 or bf16 tensor on the CPU, got ", t.toString(), " ", t.sizes());
 }
 
-Dropout draw_dropout(double probability) {
-  if (probability <= 0) return {0, 1.f, 0};
+Dropout dropout_of(double probability, int64_t seed) {
+  return {static_cast<uint32_t>(probability * 4294967296.0), static_cast<float>(1.0 / (1.0 - probability)),
+          static_cast<uint64_t>(seed)};
+}
+
+int64_t draw_seed(double probability) {
+  if (probability <= 0) return 0;
   auto generator = at::detail::getDefaultCPUGenerator();
   const std::lock_guard<std::mutex> lock(generator.mutex());
-  const uint64_t seed = at::check_generator<at::CPUGeneratorImpl>(generator)->random64();
-  return {static_cast<uint32_t>(probability * 4294967296.0), static_cast<float>(1.0 / (1.0 - probability)), seed};
+  return static_cast<int64_t>(at::check_generator<at::CPUGeneratorImpl>(generator)->random64());
+}
+
+std::vector<CausalBlock> causal_blocks(int64_t length, int64_t depth) {
+  constexpr int64_t ROWS = 128;
+  std::vector<CausalBlock> blocks;
+  int64_t offset = 0;
+  for (int64_t first = 0; first < length; first += ROWS) {
+    const int64_t rows = std::min(ROWS, length - first), keys = first + rows, end = offset + rows * keys * depth;
+    blocks.push_back({first, rows, keys, offset, end});
+    offset = end;
+  }
+  return blocks;
 }
 
 }  // namespace ops
