@@ -31,6 +31,7 @@ mod step;
 mod stop;
 mod tensorboard;
 mod threads;
+mod watchdog;
 mod world;
 
 pub use batches::{BatchConfig, Batches, MicroBatch};
@@ -51,4 +52,5 @@ pub use state::State;
 pub use step::{StepResult, training_step};
 pub use stop::Stop;
 pub use threads::{Threads, set_threads};
+pub use watchdog::Watchdog;
 pub use world::{World, WorldFlags, WorldSource};
