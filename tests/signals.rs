@@ -1,10 +1,10 @@
 //! Signals, kills and locks, with real processes.
 
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use crate::support::{Scratch, exact};
+use crate::support::{Scratch, command, exact};
 
 fn signal(child: &Child, name: &str) {
     let sent = Command::new("kill").args([format!("-{name}"), child.id().to_string()]).status().unwrap();
@@ -58,6 +58,20 @@ fn a_second_sigterm_exits_at_once() {
     signal(&child, "TERM");
     assert_eq!(child.wait().unwrap().code(), Some(128 + 15));
     assert!(sent.elapsed() < Duration::from_secs(1));
+}
+
+/// Slurm sends two to a task that it ends, with next to nothing between.
+#[test]
+fn in_a_slurm_step_two_sigterms_are_one() {
+    let scratch = Scratch::new();
+    let arguments = scratch.train_arguments("run", &LONG);
+    let mut step = command(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    step.envs([("SLURM_STEP_ID", "0"), ("SLURM_PROCID", "0"), ("SLURM_STEP_NUM_TASKS", "1")]);
+    let mut child = step.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    wait_for_lines(&scratch, "run", 3);
+    signal(&child, "TERM");
+    signal(&child, "TERM");
+    assert_eq!(child.wait().unwrap().code(), Some(85));
 }
 
 #[test]

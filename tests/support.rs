@@ -59,7 +59,7 @@ pub(crate) fn backpack(arguments: &[&str]) -> Finished {
     Finished::of(command(arguments).output().unwrap())
 }
 
-fn command(arguments: &[&str]) -> Command {
+pub(crate) fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_backpack"));
     command.args(arguments).current_dir(root()).stdin(Stdio::null());
     command

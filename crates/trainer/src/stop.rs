@@ -14,7 +14,8 @@ pub struct Stop {
 
 impl Stop {
     /// Installs the handlers. First thing in `main`: a signal that comes before would end
-    /// the process. A second SIGTERM or SIGINT exits at once, with 128 + its number.
+    /// the process. A second SIGTERM or SIGINT exits at once, with 128 + its number; in a Slurm
+    /// step only SIGINT does.
     ///
     /// # Errors
     /// When the system refuses a handler.
@@ -24,9 +25,14 @@ impl Stop {
         signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)))?;
         // Not the same flag: a SIGTERM after Slurm's SIGUSR1 is the first of its kind.
         let terminated = Arc::new(AtomicBool::new(false));
+        // Slurm ends a task by two SIGTERMs in a row, slurmd's and that of srun, which got one
+        // too; SIGKILL follows after its KillWait in any case.
+        let in_slurm_step = std::env::var_os("SLURM_STEP_ID").is_some();
         for signal in [SIGINT, SIGTERM] {
             // Checked before the next line's handler raises the flag, so only the second exits.
-            signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&terminated))?;
+            if signal == SIGINT || !in_slurm_step {
+                signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&terminated))?;
+            }
             signal_hook::flag::register(signal, Arc::clone(&terminated))?;
         }
         for signal in [SIGINT, SIGTERM, SIGUSR1] {
