@@ -5,6 +5,7 @@ mod support;
 
 mod bad_input;
 mod benching;
+mod distributed;
 mod import;
 mod models;
 mod pipeline;

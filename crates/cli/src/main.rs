@@ -53,6 +53,10 @@ fn main() -> ExitCode {
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             let _ = writeln!(io::stderr(), "{}{}", world::error_prefix(), one_line(&format!("{error:#}")));
+            if world::is_one_of_several() {
+                // The threads that served the other ranks still run: nothing is torn down under them.
+                torch_ext::distributed::exit_now(1);
+            }
             ExitCode::FAILURE
         }
     }

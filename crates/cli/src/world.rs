@@ -48,6 +48,11 @@ impl WorldArguments {
     }
 }
 
+/// Whether other processes take part in what this one does.
+pub(crate) fn is_one_of_several() -> bool {
+    RANK.get().is_some()
+}
+
 /// What stands before an error: `error: `, and in a world of several the rank.
 pub(crate) fn error_prefix() -> String {
     RANK.get().map_or("error: ".to_owned(), |rank| format!("error: rank {rank}: "))
