@@ -28,7 +28,7 @@ pub(crate) struct Finished {
 }
 
 impl Finished {
-    fn of(output: Output) -> Self {
+    pub(crate) fn of(output: Output) -> Self {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         // A process that a signal ended has no code.
         let code = output.status.code().unwrap_or(-1);
@@ -59,7 +59,7 @@ pub(crate) fn backpack(arguments: &[&str]) -> Finished {
     Finished::of(command(arguments).output().unwrap())
 }
 
-fn command(arguments: &[&str]) -> Command {
+pub(crate) fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_backpack"));
     command.args(arguments).current_dir(root()).stdin(Stdio::null());
     command
