@@ -7,6 +7,7 @@ mod bad_input;
 mod benching;
 mod distributed;
 mod import;
+mod launching;
 mod models;
 mod pipeline;
 mod preparing;

@@ -37,7 +37,7 @@ pub(crate) struct Bench {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    world: WorldArguments,
+    pub(crate) world: WorldArguments,
 }
 
 impl Bench {

@@ -36,7 +36,7 @@ pub(crate) struct Train {
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
-    world: WorldArguments,
+    pub(crate) world: WorldArguments,
 }
 
 impl Train {
