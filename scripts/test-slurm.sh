@@ -176,7 +176,7 @@ case_limit() {
   wait_for_success "$job" limit
   [ "$(restarts "$job")" = 1 ] || ko "requeued $(restarts "$job") times"
   same limit || exit 1
-  echo "stopped by --signal=USR1@60, requeued, resumed at $(resumed_at limit), same bits"
+  echo "woken and stopped by --signal=USR1@60, requeued, resumed at $(resumed_at limit), same bits"
 }
 case_requeue() {
   local job
