@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use model::LanguageModel;
+use trainer::LocalRanks;
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum DeviceName {
@@ -42,7 +43,7 @@ impl Compute {
 
 impl Machine {
     pub(crate) fn load(&self, folder: &Path) -> Result<LanguageModel> {
-        trainer::set_threads(self.threads, true)?;
+        trainer::set_threads(self.threads, true, LocalRanks::from_environment()?)?;
         let device = trainer::select_device(match self.device {
             DeviceName::Auto => trainer::Device::Auto,
             DeviceName::Cpu => trainer::Device::Cpu,

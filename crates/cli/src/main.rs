@@ -7,6 +7,7 @@ mod new_folder;
 mod progress;
 mod run_config;
 mod tokenizer;
+mod world;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -51,7 +52,7 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            let _ = writeln!(io::stderr(), "error: {}", one_line(&format!("{error:#}")));
+            let _ = writeln!(io::stderr(), "{}{}", world::error_prefix(), one_line(&format!("{error:#}")));
             ExitCode::FAILURE
         }
     }
@@ -97,7 +98,8 @@ fn report_panic(info: &std::panic::PanicHookInfo<'_>) {
     let place = info.location().map(|l| format!(" ({}:{})", l.file(), l.line())).unwrap_or_default();
     let _ = writeln!(
         io::stderr(),
-        "error: internal failure: {what}{place}; if this is not a lack of memory, please report it with the command"
+        "{}internal failure: {what}{place}; if this is not a lack of memory, please report it with the command",
+        world::error_prefix()
     );
     std::process::exit(1);
 }

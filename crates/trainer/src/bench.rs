@@ -19,10 +19,13 @@ use crate::plan::flops_per_token;
 use crate::setup::select_device;
 use crate::step::training_step;
 use crate::threads::set_threads;
+use crate::world::World;
 
 /// What to measure, besides the configuration.
 #[derive(Debug, Clone)]
 pub struct BenchRequest {
+    /// Who this process is.
+    pub world: World,
     /// Rows of T + 1 ids, uint16 little-endian, each beginning at a multiple of T; none for
     /// random ids.
     pub tokens_file: Option<PathBuf>,
@@ -97,7 +100,7 @@ fn as_object<S: Serializer>(parts: &[(String, f64)], serializer: S) -> Result<S:
 pub fn bench(config: &Config, request: &BenchRequest, say: &mut dyn FnMut(&str)) -> Result<BenchReport> {
     ensure!(request.steps > 0, "--steps is 0: at least one step has to be timed");
     let device = select_device(config.run.device)?;
-    let threads = set_threads(config.run.threads, config.run.pin_threads)?;
+    let threads = set_threads(config.run.threads, config.run.pin_threads, request.world.local)?;
     let split = config.batch.split(config.data.sequence_length as u64, 1)?;
     let all = request.warmup + request.steps;
     let rows = Rows::open(

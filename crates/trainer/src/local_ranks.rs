@@ -1,55 +1,43 @@
 //! How many processes of a run share this host, and which of them this one is.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
+
+use crate::environment::{self, Environment};
+use crate::slurm::Step;
+use crate::world::on_terminal;
 
 /// This process among those of its run on this host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct LocalRanks {
+pub struct LocalRanks {
     /// Processes of the run on this host.
-    pub(crate) count: usize,
+    pub count: usize,
     /// This one, from 0; none where nothing says.
-    pub(crate) rank: Option<usize>,
+    pub rank: Option<usize>,
 }
 
 impl LocalRanks {
+    /// The only process.
+    pub const ALONE: LocalRanks = LocalRanks { count: 1, rank: Some(0) };
+
     /// As the launcher says in the environment: torchrun and its like (`LOCAL_WORLD_SIZE`,
     /// `LOCAL_RANK`), else Slurm's srun; without either the process is alone.
     ///
     /// # Errors
     /// When a variable is no such number, or they contradict each other.
-    pub(crate) fn from_environment() -> Result<Self> {
-        Self::read(|name| std::env::var(name).ok())
+    pub fn from_environment() -> Result<Self> {
+        let environment = Environment::new(&environment::own);
+        Self::read(&environment, Step::read(&environment, on_terminal())?.as_ref())
     }
 
-    fn read(variable: impl Fn(&str) -> Option<String>) -> Result<Self> {
-        let text = |name: &str| variable(name).filter(|text| !text.is_empty());
-        let number = |name: &str| -> Result<Option<usize>> {
-            let number = text(name).map(|text| {
-                text.parse()
-                    .ok()
-                    .with_context(|| format!("the environment's {name} is \"{text}\": it must be a whole number"))
-            });
-            number.transpose()
-        };
-        // Of Slurm, the step's variable alone: a batch script has SLURM_NTASKS_PER_NODE too,
-        // and what it starts without srun is one process.
-        let step_tasks = "SLURM_STEP_TASKS_PER_NODE";
-        let (says, count) = match (number("LOCAL_WORLD_SIZE")?, text(step_tasks)) {
+    pub(crate) fn read(environment: &Environment<'_>, step: Option<&Step>) -> Result<Self> {
+        let of_step = step.and_then(|step| step.local);
+        let (says, count) = match (environment.number("LOCAL_WORLD_SIZE")?, of_step) {
             (Some(count), _) => ("LOCAL_WORLD_SIZE", count),
-            (None, Some(counts)) => {
-                let node = number("SLURM_NODEID")?.unwrap_or(0);
-                let count = tasks_of_node(&counts, node).with_context(|| {
-                    format!("the environment's {step_tasks} is \"{counts}\", which says nothing of node {node}")
-                })?;
-                (step_tasks, count)
-            }
-            (None, None) => return Ok(LocalRanks { count: 1, rank: Some(0) }),
+            (None, Some((count, _))) => ("SLURM_STEP_TASKS_PER_NODE", count),
+            (None, None) => return Ok(Self::ALONE),
         };
         ensure!(count > 0, "the environment's {says} is 0: it must count this process at least");
-        let rank = match number("LOCAL_RANK")? {
-            Some(rank) => Some(rank),
-            None => number("SLURM_LOCALID")?,
-        };
+        let rank = environment.number("LOCAL_RANK")?.or(of_step.and_then(|(_, rank)| rank));
         if let Some(rank) = rank {
             ensure!(
                 rank < count,
@@ -60,33 +48,21 @@ impl LocalRanks {
     }
 }
 
-/// Tasks on one node of what Slurm writes as `2(x3),1`: two on each of three nodes, then
-/// one on a fourth.
-fn tasks_of_node(counts: &str, mut node: usize) -> Option<usize> {
-    for part in counts.split(',') {
-        let (count, nodes) = match part.split_once("(x") {
-            Some((count, nodes)) => (count, nodes.strip_suffix(')')?.parse().ok()?),
-            None => (part, 1),
-        };
-        if node < nodes {
-            return count.parse().ok();
-        }
-        node -= nodes;
-    }
-    None
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::environment::given;
 
-    /// `environment` as `NAME=value` with blanks between.
-    fn read(environment: &str) -> Result<(usize, Option<usize>), String> {
-        let variable = |name: &str| {
-            let pairs = environment.split(' ').filter_map(|pair| pair.split_once('='));
-            pairs.filter(|(key, _)| *key == name).map(|(_, value)| value.to_owned()).next()
-        };
-        LocalRanks::read(variable).map(|ranks| (ranks.count, ranks.rank)).map_err(|error| error.to_string())
+    fn read(pairs: &str) -> Result<(usize, Option<usize>), String> {
+        let variable = given(pairs);
+        let environment = Environment::new(&variable);
+        let ranks = Step::read(&environment, false).and_then(|step| LocalRanks::read(&environment, step.as_ref()));
+        ranks.map(|ranks| (ranks.count, ranks.rank)).map_err(|error| error.to_string())
+    }
+
+    /// What srun sets beside.
+    fn task(pairs: &str) -> String {
+        format!("SLURM_STEP_ID=0 SLURM_PROCID=0 SLURM_STEP_NUM_TASKS=10 {pairs}")
     }
 
     #[test]
@@ -96,11 +72,11 @@ mod tests {
             ("LOCAL_WORLD_SIZE=1 LOCAL_RANK=0", 1, Some(0)),
             ("LOCAL_WORLD_SIZE=4 LOCAL_RANK=3", 4, Some(3)),
             ("LOCAL_WORLD_SIZE=4", 4, None),
-            ("SLURM_STEP_TASKS_PER_NODE=4 SLURM_LOCALID=2", 4, Some(2)),
-            ("SLURM_STEP_TASKS_PER_NODE=4(x2),2 SLURM_NODEID=1 SLURM_LOCALID=3", 4, Some(3)),
-            ("SLURM_STEP_TASKS_PER_NODE=4(x2),2 SLURM_NODEID=2 SLURM_LOCALID=1", 2, Some(1)),
+            (&task("SLURM_STEP_TASKS_PER_NODE=4 SLURM_LOCALID=2"), 4, Some(2)),
+            (&task("SLURM_STEP_TASKS_PER_NODE=4(x2),2 SLURM_NODEID=1 SLURM_LOCALID=3"), 4, Some(3)),
+            (&task("SLURM_STEP_TASKS_PER_NODE=4(x2),2 SLURM_NODEID=2 SLURM_LOCALID=1"), 2, Some(1)),
             // torchrun, started once a node by srun.
-            ("LOCAL_WORLD_SIZE=8 LOCAL_RANK=7 SLURM_STEP_TASKS_PER_NODE=1(x2) SLURM_LOCALID=0", 8, Some(7)),
+            (&task("LOCAL_WORLD_SIZE=8 LOCAL_RANK=7 SLURM_STEP_TASKS_PER_NODE=1(x2) SLURM_LOCALID=0"), 8, Some(7)),
             // A batch script without srun.
             ("SLURM_NTASKS_PER_NODE=4 SLURM_TASKS_PER_NODE=4(x2) SLURM_NODEID=0 SLURM_LOCALID=0", 1, Some(0)),
             ("LOCAL_WORLD_SIZE= LOCAL_RANK=1", 1, Some(0)),
@@ -119,8 +95,10 @@ mod tests {
                 "local rank 2 (LOCAL_RANK or SLURM_LOCALID), but LOCAL_WORLD_SIZE says that there are 2",
             ),
             ("LOCAL_WORLD_SIZE=2 LOCAL_RANK=-1", "LOCAL_RANK is \"-1\""),
-            ("SLURM_STEP_TASKS_PER_NODE=4(x2) SLURM_NODEID=2", "is \"4(x2)\", which says nothing of node 2"),
-            ("SLURM_STEP_TASKS_PER_NODE=4(y2)", "is \"4(y2)\", which says nothing of node 0"),
+            (
+                &task("SLURM_STEP_TASKS_PER_NODE=2 SLURM_LOCALID=2"),
+                "local rank 2 (LOCAL_RANK or SLURM_LOCALID), but SLURM_STEP_TASKS_PER_NODE says that there are 2",
+            ),
         ] {
             let error = read(environment).unwrap_err();
             assert!(error.contains(says), "{environment}: {error}");

@@ -24,6 +24,7 @@ use crate::step::{StepResult, training_step};
 use crate::stop::Stop;
 use crate::tensorboard::EventWriter;
 use crate::threads::set_threads;
+use crate::world::World;
 
 /// Where a run starts.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,6 +40,8 @@ pub enum Resume {
 /// What to run, besides the configuration.
 #[derive(Debug, Clone)]
 pub struct Request {
+    /// Who this process is among those of the run.
+    pub world: World,
     /// The run folder.
     pub run_dir: PathBuf,
     /// Where to start.
@@ -72,7 +75,7 @@ struct Data {
 /// # Errors
 /// In one sentence; what was saved before stays usable.
 pub fn train(config: &Config, request: &Request, stop: &Stop) -> Result<Outcome> {
-    let threads = set_threads(config.run.threads, config.run.pin_threads)?;
+    let threads = set_threads(config.run.threads, config.run.pin_threads, request.world.local)?;
     let device = select_device(config.run.device)?;
     let machine = format!("machine     {}, {threads}", if device.is_cuda() { "cuda" } else { "cpu" });
     let data = open_data(config)?;

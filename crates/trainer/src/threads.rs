@@ -36,18 +36,17 @@ impl fmt::Display for Threads {
 }
 
 /// Sets libtorch's CPU threads: `threads`, or for 0 the physical cores of this process by
-/// the local ranks that share them. With `pin`, each of several local ranks gets cores of
+/// the `local` ranks that share them. With `pin`, each of several local ranks gets cores of
 /// its own. Before any other work in libtorch: its threads run where the one that starts
 /// them may.
 ///
 /// # Errors
-/// When there are too many, the launcher's variables make no sense, or the system refuses.
-pub fn set_threads(threads: usize, pin: bool) -> Result<Threads> {
+/// When there are too many, or the system refuses.
+pub fn set_threads(threads: usize, pin: bool, local: LocalRanks) -> Result<Threads> {
     ensure!(
         threads <= MOST_THREADS,
         "{threads} threads are asked for: at most {MOST_THREADS} are possible, and 0 means the physical cores by the local ranks"
     );
-    let local = LocalRanks::from_environment()?;
     let threads = decide(threads, pin, &Machine::here(local.count > 1), local);
     if threads.pinned {
         cpus::pin(&threads.cpus)?;
@@ -78,7 +77,7 @@ fn decide(threads: usize, pin: bool, machine: &Machine, local: LocalRanks) -> Th
 mod tests {
     use super::*;
 
-    const ALONE: LocalRanks = LocalRanks { count: 1, rank: Some(0) };
+    const ALONE: LocalRanks = LocalRanks::ALONE;
 
     fn rank(rank: usize, count: usize) -> LocalRanks {
         LocalRanks { count, rank: Some(rank) }

@@ -8,6 +8,7 @@ use model::Kernels;
 use trainer::{BenchReport, BenchRequest};
 
 use crate::run_config::RunConfig;
+use crate::world::WorldArguments;
 
 /// Measure how fast a configuration trains on this machine
 ///
@@ -35,12 +36,16 @@ pub(crate) struct Bench {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    world: WorldArguments,
 }
 
 impl Bench {
     pub(crate) fn run(self) -> Result<()> {
+        let world = self.world.detect()?;
         let config = self.run.load_without_data()?;
         let request = BenchRequest {
+            world,
             tokens_file: self.tokens_file,
             warmup: self.warmup,
             steps: self.steps,

@@ -4,6 +4,7 @@ use std::path::Path;
 use anyhow::Result;
 use clap::Args;
 use tch::{Cuda, Device, Kind};
+use trainer::LocalRanks;
 
 use crate::tokenizer;
 
@@ -13,7 +14,7 @@ pub(crate) struct Doctor {}
 
 impl Doctor {
     pub(crate) fn run(self) -> Result<()> {
-        let threads = trainer::set_threads(0, true)?;
+        let threads = trainer::set_threads(0, true, LocalRanks::from_environment()?)?;
         let torch = torch_ext::describe()?;
         let mut out = io::stdout().lock();
         writeln!(out, "backpack     {}", env!("CARGO_PKG_VERSION"))?;

@@ -6,6 +6,7 @@ use clap::Args;
 use trainer::{Outcome, Request, Resume, Stop};
 
 use crate::run_config::RunConfig;
+use crate::world::WorldArguments;
 
 /// Train a model as a TOML file says, or go on with a run
 ///
@@ -28,12 +29,16 @@ pub(crate) struct Train {
     /// Check the configuration and the data, say what would run, and run nothing
     #[arg(long)]
     dry_run: bool,
+    #[command(flatten)]
+    world: WorldArguments,
 }
 
 impl Train {
     pub(crate) fn run(self, stop: &Stop) -> Result<ExitCode> {
+        let world = self.world.detect()?;
         let config = self.config.load()?;
         let request = Request {
+            world,
             run_dir: self.run_dir.unwrap_or_else(|| PathBuf::from("runs").join(&config.run.name)),
             resume: match self.resume.as_str() {
                 "never" => Resume::Never,
