@@ -5,7 +5,9 @@ mod support;
 
 mod bad_input;
 mod benching;
+mod distributed;
 mod import;
+mod launching;
 mod models;
 mod pipeline;
 mod preparing;

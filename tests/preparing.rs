@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
+use crate::signals::signal;
 use crate::support::{Scratch, backpack, root, start};
 
 /// Bytes of every file of a folder, by name.
@@ -57,7 +58,10 @@ fn a_second_process_and_a_file_size_limit_are_errors_of_one_line() {
     while !scratch.path(".out.partial/plan.json").exists() {
         sleep(Duration::from_millis(2));
     }
+    // It must not be done before the second one looks, however busy the machine is.
+    signal(&first, "STOP");
     assert!(backpack(&arguments(&input, &output)).error().contains("another process is preparing"));
+    signal(&first, "CONT");
     assert!(first.wait().unwrap().success());
 
     let limited = scratch.text("limited");

@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 
 use crate::support::{Scratch, command, exact};
 
-fn signal(child: &Child, name: &str) {
+pub(crate) fn signal(child: &Child, name: &str) {
     let sent = Command::new("kill").args([format!("-{name}"), child.id().to_string()]).status().unwrap();
     assert!(sent.success());
 }
 
 /// Waits until the run has logged `lines` lines.
-fn wait_for_lines(scratch: &Scratch, run: &str, lines: usize) {
+pub(crate) fn wait_for_lines(scratch: &Scratch, run: &str, lines: usize) {
     let (path, start) = (scratch.path(run).join("metrics.jsonl"), Instant::now());
     while std::fs::read_to_string(&path).map_or(0, |text| text.lines().count()) < lines {
         assert!(start.elapsed() < Duration::from_secs(60), "no {lines} lines in {}", path.display());
@@ -21,7 +21,7 @@ fn wait_for_lines(scratch: &Scratch, run: &str, lines: usize) {
 }
 
 /// Long enough that a signal always comes in time.
-const LONG: [&str; 4] = ["--set", "schedule.max_steps=3000", "--set", "checkpoint.every=0"];
+pub(crate) const LONG: [&str; 4] = ["--set", "schedule.max_steps=3000", "--set", "checkpoint.every=0"];
 
 #[test]
 fn a_signal_saves_a_checkpoint_and_exits_with_85() {

@@ -1,15 +1,17 @@
 //! Compiles the C++ shim against the libtorch that torch-sys found, and sets the rpath
 //! of this crate's own tests (shared with the other crates: build/rpath.rs).
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[path = "../../build/rpath.rs"]
 mod rpath;
 
 /// The C++ sources that call libtorch.
-const SHIM: [&str; 9] = [
+const SHIM: [&str; 11] = [
     "shim",
     "parts",
+    "distributed/process_group",
+    "distributed/reducer",
     "ops/products",
     "ops/linear",
     "ops/add_layer_norm",
@@ -27,23 +29,55 @@ fn main() {
             "torch-sys did not say where libtorch lies (DEP_TCH_LIBTORCH_LIB): this crate is written for torch-sys 0.26"
         );
     };
-    let include = PathBuf::from(lib).join("../include");
+    let libtorch = PathBuf::from(lib).join("..");
+    let include = libtorch.join("include");
     println!("cargo:rerun-if-changed=cpp");
+    // scripts/setup.sh touches it when another libtorch takes this one's place. (What is not
+    // there counts as changed, at every build.)
+    if let Ok(version) = libtorch.join("build-version").canonicalize() {
+        println!("cargo:rerun-if-changed={}", version.display());
+    }
     compile_kernels();
-    cc::Build::new()
-        .cpp(true)
+    let mut shim = cc::Build::new();
+    shim.cpp(true)
         .std("c++20")
         .pic(true)
         .warnings(false) // libtorch's headers are not ours to mend
         .flag("-fopenmp") // at::parallel_for is a header: without this it runs on one thread
         .include(&include)
         .include(include.join("torch/csrc/api/include"))
-        .define("_GLIBCXX_USE_CXX11_ABI", "1")
-        .files(SHIM.map(|name| format!("cpp/{name}.cpp")))
-        .compile("backpack_torch_ext");
+        .include("cpp/distributed/gloo_headers")
+        // Without these the headers of c10d are silently empty.
+        .define("USE_DISTRIBUTED", None)
+        .define("USE_C10D_GLOO", None)
+        .define("_GLIBCXX_USE_CXX11_ABI", "1");
+    build_nccl_plugin(&shim, &libtorch);
+    shim.files(SHIM.map(|name| format!("cpp/{name}.cpp"))).compile("backpack_torch_ext");
     for library in ["torch_cpu", "c10", "gomp", "dl"] {
         println!("cargo:rustc-link-lib={library}");
     }
+}
+
+/// NCCL's backend as a library of its own, where `scripts/setup.sh --cuda` has put the headers
+/// and libraries of CUDA. It links them, and the programs, which load it, do not.
+fn build_nccl_plugin(shim: &cc::Build, libtorch: &Path) {
+    let (cuda, nccl) = (libtorch.join("nvidia/cu13/include"), libtorch.join("nvidia/nccl/include"));
+    let lib = libtorch.join("torch/lib");
+    if !(nccl.join("nccl.h").is_file() && cuda.join("cuda_runtime_api.h").is_file()) {
+        return;
+    }
+    let out = PathBuf::from(std::env::var_os("OUT_DIR").unwrap_or_default()).join("libbackpack_nccl.so");
+    let mut command =
+        shim.clone().include(cuda).include(nccl).define("USE_C10D_NCCL", None).get_compiler().to_command();
+    command.args(["-shared", "-o"]).arg(&out).arg("cpp/distributed/nccl_plugin.cpp").arg("-L").arg(lib);
+    // libtorch_cuda's own dependencies are found where it is, when it is loaded.
+    command.args(["-Wl,--allow-shlib-undefined", "-ltorch_cuda", "-lc10_cuda", "-ltorch_cpu", "-lc10"]);
+    let built = command.status().is_ok_and(|status| status.success());
+    assert!(built, "the NCCL plug-in does not build: {command:?}");
+    // Found from where the executable is, so that a checkout may be moved: OUT_DIR is
+    // build/NAME/out below the folder of executables.
+    let from_executable: PathBuf = out.components().rev().take(4).collect::<Vec<_>>().into_iter().rev().collect();
+    println!("cargo:rustc-env=BACKPACK_NCCL_BUILT={}", from_executable.display());
 }
 
 /// The kernels once for each instruction set, and the choice between them. They include no

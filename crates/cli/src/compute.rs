@@ -43,12 +43,14 @@ impl Compute {
 
 impl Machine {
     pub(crate) fn load(&self, folder: &Path) -> Result<LanguageModel> {
-        trainer::set_threads(self.threads, true, LocalRanks::from_environment()?)?;
-        let device = trainer::select_device(match self.device {
+        let local = LocalRanks::from_environment()?;
+        trainer::set_threads(self.threads, true, local)?;
+        let device = match self.device {
             DeviceName::Auto => trainer::Device::Auto,
             DeviceName::Cpu => trainer::Device::Cpu,
             DeviceName::Cuda => trainer::Device::Cuda,
-        })?;
+        };
+        let device = trainer::select_device(device, local)?;
         trainer::verify_model(folder)?;
         model::load_folder(folder, device)
     }

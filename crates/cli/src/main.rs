@@ -3,10 +3,14 @@
 mod commands;
 mod compute;
 mod hugging_face;
+mod launched;
 mod new_folder;
 mod progress;
+mod ranks;
+mod relay;
 mod run_config;
 mod tokenizer;
+mod verdict;
 mod world;
 
 use std::io::{self, Write};
@@ -29,6 +33,7 @@ enum Command {
     PrepareData(commands::prepare_data::PrepareData),
     VerifyData(commands::verify_data::VerifyData),
     Train(commands::train::Train),
+    Launch(commands::launch::Launch),
     Bench(commands::bench::Bench),
     Eval(commands::eval::Eval),
     Generate(commands::generate::Generate),
@@ -48,25 +53,32 @@ fn main() -> ExitCode {
     torch_ext::keep_freed_memory();
     std::panic::set_hook(Box::new(report_panic));
     let arguments = Arguments::parse();
-    match stop.map_err(anyhow::Error::from).and_then(|stop| run(arguments.command, &stop)) {
+    let ready = launched::end_with_launcher().and(stop.map_err(anyhow::Error::from));
+    match ready.and_then(|stop| run(arguments.command, &stop)) {
         Ok(code) => code,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             let _ = writeln!(io::stderr(), "{}{}", world::error_prefix(), one_line(&format!("{error:#}")));
+            if world::is_one_of_several() {
+                // The threads that served the other ranks still run: nothing is torn down under them.
+                torch_ext::distributed::exit_now(1);
+            }
             ExitCode::FAILURE
         }
     }
 }
 
 fn run(command: Command, stop: &Stop) -> Result<ExitCode> {
-    // Training alone stops at the end of a step; everything else ends at once.
-    if !matches!(command, Command::Train(_)) {
+    // Training alone stops at the end of a step, and the launcher hands signals on;
+    // everything else ends at once.
+    if !matches!(command, Command::Train(_) | Command::Launch(_)) {
         stop.exit_at_once()?;
     }
     match command {
         Command::PrepareData(c) => c.run(),
         Command::VerifyData(c) => c.run(),
         Command::Train(c) => return c.run(stop),
+        Command::Launch(c) => return c.run(stop),
         Command::Bench(c) => c.run(),
         Command::Eval(c) => c.run(),
         Command::Generate(c) => c.run(),

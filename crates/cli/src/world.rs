@@ -31,6 +31,12 @@ pub(crate) struct WorldArguments {
 }
 
 impl WorldArguments {
+    /// Whether one of them is there.
+    pub(crate) fn is_given(&self) -> bool {
+        let numbers = [self.rank, self.world_size, self.local_rank];
+        numbers.iter().any(Option::is_some) || self.master_addr.is_some() || self.master_port.is_some()
+    }
+
     /// Finds out who this process is; from here on its errors say so.
     pub(crate) fn detect(self) -> Result<World> {
         let flags = WorldFlags {
@@ -46,6 +52,11 @@ impl WorldArguments {
         }
         Ok(world)
     }
+}
+
+/// Whether other processes take part in what this one does.
+pub(crate) fn is_one_of_several() -> bool {
+    RANK.get().is_some()
 }
 
 /// What stands before an error: `error: `, and in a world of several the rank.

@@ -4,4 +4,4 @@ mod rows;
 mod validation;
 
 pub use rows::{inputs_and_targets, read_rows};
-pub use validation::{Validated, validate};
+pub use validation::{Sequences, Share, Validated, validate};

@@ -6,45 +6,86 @@ use model::{LanguageModel, Pass};
 
 use crate::rows::{inputs_and_targets, read_rows};
 
-/// A mean over sequences of equal length.
+/// Which sequences of a split are this process's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Share {
+    /// This process, from 0.
+    pub rank: u64,
+    /// Processes that divide the split among them.
+    pub of: u64,
+}
+
+impl Share {
+    /// All of it.
+    pub const WHOLE: Share = Share { rank: 0, of: 1 };
+}
+
+/// Which sequences are validated on, and how many at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sequences {
+    /// Tokens of one.
+    pub length: usize,
+    /// The first so many of the split; 0 for all.
+    pub most: u64,
+    /// Computed at once.
+    pub batch: u64,
+    /// This process's.
+    pub share: Share,
+}
+
+/// Losses of sequences of equal length, ready to be added to those of other shares.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Validated {
-    /// Mean cross-entropy in nats per token.
-    pub loss: f64,
+    /// Sum of the sequences' mean cross-entropies, in nats per token.
+    pub sum: f64,
+    /// How many they were.
+    pub sequences: u64,
     /// Tokens that were predicted.
     pub tokens: u64,
 }
 
-/// Mean loss over the non-overlapping sequences of a split, `batch` at a time; over the
-/// first `max_sequences`, or all for 0. `progress(done, all)` hears of each batch and says
-/// whether to go on; `None` when it does not.
+impl Validated {
+    /// Mean cross-entropy in nats per token.
+    pub fn loss(&self) -> f64 {
+        self.sum / self.sequences as f64
+    }
+}
+
+/// The losses of this share of a split's non-overlapping sequences. `progress(done, all)` hears of each round, in which
+/// every share has its batch, and says whether to go on; `None` when it does not. All shares
+/// have as many rounds, so that `progress` may exchange words with the others.
 ///
 /// # Errors
-/// When the split is too short for one sequence, a shard holds a foreign id, or libtorch
-/// refuses.
+/// When the split is too short for one sequence, a shard holds a foreign id, libtorch
+/// refuses, or `progress` fails.
 pub fn validate(
     model: &LanguageModel,
     split: &TokenSplit,
-    sequence_length: usize,
-    batch: u64,
-    max_sequences: u64,
+    sequences: Sequences,
     pass: Pass,
-    progress: &mut dyn FnMut(u64, u64) -> bool,
+    progress: &mut dyn FnMut(u64, u64) -> Result<bool>,
 ) -> Result<Option<Validated>> {
-    split.require_sequence(sequence_length)?;
-    let present = split.sequences(sequence_length);
-    let all = if max_sequences == 0 { present } else { present.min(max_sequences) };
-    let (mut sum, mut done) = (0.0, 0);
-    while done < all {
-        if !progress(done, all) {
+    let Sequences { length, most, batch, share } = sequences;
+    split.require_sequence(length)?;
+    let present = split.sequences(length);
+    let all = if most == 0 { present } else { present.min(most) };
+    let batch = batch.max(1);
+    let mut validated = Validated { sum: 0.0, sequences: 0, tokens: 0 };
+    for round in (0..all).step_by((batch * share.of) as usize) {
+        if !progress(round, all)? {
             return Ok(None);
         }
-        let count = batch.clamp(1, all - done);
-        let rows = read_rows(split, done..done + count, sequence_length)?;
-        let (ids, targets) = inputs_and_targets(&rows, sequence_length, model.device())?;
+        let first = round + share.rank * batch;
+        let count = batch.min(all.saturating_sub(first));
+        if count == 0 {
+            continue;
+        }
+        let rows = read_rows(split, first..first + count, length)?;
+        let (ids, targets) = inputs_and_targets(&rows, length, model.device())?;
         let loss = tch::no_grad(|| model.loss(&ids, &targets, pass))?.f_double_value(&[])?;
-        sum += loss * count as f64;
-        done += count;
+        validated.sum += loss * count as f64;
+        validated.sequences += count;
     }
-    Ok(Some(Validated { loss: sum / all as f64, tokens: all * sequence_length as u64 }))
+    validated.tokens = validated.sequences * length as u64;
+    Ok(Some(validated))
 }

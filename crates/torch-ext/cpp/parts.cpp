@@ -51,6 +51,25 @@ char* bpx_synchronise() {
   })
 }
 
+char* bpx_set_cuda_device(int64_t index) {
+  BPX_GUARD({
+    TORCH_CHECK(c10::impl::hasDeviceGuardImpl(c10::kCUDA), "CUDA is not loaded");
+    const auto* cuda = c10::impl::getDeviceGuardImpl(c10::kCUDA);
+    const int64_t count = cuda->deviceCount();
+    TORCH_CHECK(index < count, "GPU ", index, " is asked for, but ", count, " can be used");
+    cuda->setDevice(c10::Device(c10::kCUDA, static_cast<c10::DeviceIndex>(index)));
+  })
+}
+
+// How many bytes of a GPU are free, and how many it has; other processes count.
+char* bpx_gpu_memory(int64_t index, int64_t* free, int64_t* total) {
+  BPX_GUARD({
+    const auto info = at::getDeviceAllocator(c10::kCUDA)->getMemoryInfo(static_cast<c10::DeviceIndex>(index));
+    *free = static_cast<int64_t>(info.first);
+    *total = static_cast<int64_t>(info.second);
+  })
+}
+
 // The most bytes that tensors have held on a GPU at once since the start.
 char* bpx_peak_gpu_memory(int64_t index, int64_t* bytes) {
   BPX_GUARD({

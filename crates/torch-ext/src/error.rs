@@ -1,22 +1,37 @@
 //! Errors as libtorch words them, and what crosses to C++.
 
-use std::ffi::{CStr, c_char};
+use std::ffi::{CStr, CString, c_char};
 use std::fmt;
 
 use tch::Tensor;
 use torch_sys::C_tensor;
 
-/// What libtorch said when a call failed, in one line and without its backtrace.
+use crate::distributed::worded;
+
+/// Why a call failed, in one line: libtorch's words without their backtrace, or this crate's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Error(pub(crate) String);
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "libtorch: {}", self.0)
+        f.write_str(&self.0)
     }
 }
 
 impl std::error::Error for Error {}
+
+/// What tch's own calls give, errors of the backward pass included.
+impl From<tch::TchError> for Error {
+    fn from(error: tch::TchError) -> Self {
+        Error::from_libtorch(&error.to_string())
+    }
+}
+
+impl Error {
+    pub(crate) fn from_libtorch(message: &str) -> Self {
+        Error(worded(message).unwrap_or_else(|| format!("libtorch: {}", first_line(message))))
+    }
+}
 
 /// The first line of a libtorch message: the rest is a C++ backtrace.
 pub fn first_line(message: &str) -> &str {
@@ -41,7 +56,12 @@ pub(crate) fn check(message: *mut c_char) -> Result<(), Error> {
     if message.is_null() {
         return Ok(());
     }
-    Err(Error(first_line(&take(message)).to_owned()))
+    Err(Error::from_libtorch(&take(message)))
+}
+
+/// Text for C++.
+pub(crate) fn c_string(text: &str) -> Result<CString, Error> {
+    CString::new(text).map_err(|_| Error(format!("{text:?} holds a zero byte")))
 }
 
 /// A borrowed C++ handle; valid while the tensor is.

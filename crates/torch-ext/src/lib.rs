@@ -5,7 +5,9 @@
 #![allow(unsafe_code)]
 
 mod adamw;
+pub mod distributed;
 mod error;
+pub mod nccl;
 mod ops;
 pub mod parts;
 mod process;
@@ -15,4 +17,4 @@ pub use error::{Error, first_line};
 pub use ops::{
     Branch, MOST_SENSES, Weight, add_layer_norm, attention, linear, linear_cross_entropy, mix_senses, mlp, product,
 };
-pub use process::{Description, describe, keep_freed_memory, load_cuda};
+pub use process::{Description, describe, exit_now, keep_freed_memory, load_cuda, set_cuda_device};

@@ -25,6 +25,7 @@ unsafe extern "C" {
     ) -> *mut c_char;
     fn bpx_synchronise() -> *mut c_char;
     fn bpx_peak_gpu_memory(index: i64, bytes: *mut i64) -> *mut c_char;
+    fn bpx_gpu_memory(index: i64, free: *mut i64, total: *mut i64) -> *mut c_char;
 }
 
 struct Watch {
@@ -133,6 +134,27 @@ pub fn peak_device_memory(device: Device) -> Result<Option<u64>, Error> {
     Ok(u64::try_from(bytes).ok())
 }
 
+/// A GPU's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeviceMemory {
+    /// Bytes that no process has taken.
+    pub free: u64,
+    /// Bytes that there are.
+    pub total: u64,
+}
+
+/// The memory of a GPU; `None` for the CPU.
+///
+/// # Errors
+/// When CUDA is not loaded, or there is no such GPU.
+pub fn device_memory(device: Device) -> Result<Option<DeviceMemory>, Error> {
+    let Device::Cuda(index) = device else { return Ok(None) };
+    let (mut free, mut total) = (0, 0);
+    // SAFETY: the shim writes two numbers.
+    check(unsafe { bpx_gpu_memory(index as i64, &mut free, &mut total) })?;
+    Ok(Some(DeviceMemory { free: free as u64, total: total as u64 }))
+}
+
 #[cfg(test)]
 mod tests {
     use std::thread::sleep;
@@ -204,6 +226,7 @@ mod tests {
     #[test]
     fn a_cpu_has_no_device_memory_and_is_never_waited_for() {
         assert_eq!(peak_device_memory(Device::Cpu), Ok(None));
+        assert_eq!(device_memory(Device::Cpu), Ok(None));
         assert_eq!(synchronise(), Ok(()));
     }
 
@@ -211,6 +234,8 @@ mod tests {
     fn device_memory_without_a_device_is_an_error() {
         if !tch::Cuda::is_available() {
             peak_device_memory(Device::Cuda(0)).unwrap_err();
+            device_memory(Device::Cuda(0)).unwrap_err();
+            crate::set_cuda_device(0).unwrap_err();
         }
     }
 }

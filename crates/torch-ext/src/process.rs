@@ -1,6 +1,7 @@
 //! libtorch as a part of this process: its memory, its CUDA half, its description.
 
 use std::ffi::c_char;
+use std::io::Write;
 
 use crate::error::{Error, check, take};
 
@@ -8,6 +9,8 @@ unsafe extern "C" {
     fn bpx_keep_freed_memory() -> i32;
     fn bpx_load_cuda() -> *mut c_char;
     fn bpx_describe(text: *mut *mut c_char) -> *mut c_char;
+    fn bpx_set_cuda_device(index: i64) -> *mut c_char;
+    fn _exit(code: i32) -> !;
 }
 
 /// Keeps large freed blocks in the process instead of handing each back to the kernel: a
@@ -26,6 +29,24 @@ pub fn keep_freed_memory() -> bool {
 pub fn load_cuda() -> Result<(), Error> {
     // SAFETY: dlopen runs library constructors; libtorch's are made to be loaded this way.
     check(unsafe { bpx_load_cuda() })
+}
+
+/// Makes a GPU the one that this process uses where nothing else is said. Streams and NCCL
+/// go by it: set it before anything touches a GPU.
+///
+/// # Errors
+/// When CUDA is not loaded, or there is no such GPU.
+pub fn set_cuda_device(index: usize) -> Result<(), Error> {
+    // SAFETY: a number.
+    check(unsafe { bpx_set_cuda_device(index as i64) })
+}
+
+/// Ends the process at once: no destructors run, so that nothing waits for ranks that are
+/// gone. What stdout and stderr still hold is written.
+pub fn exit_now(code: i32) -> ! {
+    let _ = std::io::stdout().flush();
+    // SAFETY: ends the process.
+    unsafe { _exit(code) }
 }
 
 /// What libtorch says of itself.

@@ -108,10 +108,12 @@ impl BatchConfig {
 }
 
 impl Split {
-    /// Numbers of the first sequence of each pass, for `steps` steps of which the first
-    /// begins with the sequence numbered `from`.
-    pub fn passes(self, from: u64, steps: u64) -> impl Iterator<Item = u64> + Send + 'static {
-        let pass = move |step, i| from + step * self.sequences + i * self.micro_batch;
+    /// Numbers of the first sequence of each pass of a rank, for `steps` steps of which the
+    /// first begins with the sequence numbered `from`. A step's sequences are divided among
+    /// the ranks in runs, by rank.
+    pub fn passes(self, from: u64, steps: u64, rank: u64) -> impl Iterator<Item = u64> + Send + 'static {
+        let own = from + rank * self.micro_batch * self.accumulation;
+        let pass = move |step, i| own + step * self.sequences + i * self.micro_batch;
         (0..steps).flat_map(move |step| (0..self.accumulation).map(move |i| pass(step, i)))
     }
 }
@@ -169,8 +171,27 @@ mod tests {
     #[test]
     fn passes_follow_one_another_across_steps() {
         let split = Split { sequences: 6, micro_batch: 2, accumulation: 3 };
-        assert_eq!(split.passes(12, 2).collect::<Vec<_>>(), [12, 14, 16, 18, 20, 22]);
-        assert_eq!(split.passes(12, 0).count(), 0);
+        assert_eq!(split.passes(12, 2, 0).collect::<Vec<_>>(), [12, 14, 16, 18, 20, 22]);
+        assert_eq!(split.passes(12, 0, 0).count(), 0);
+    }
+
+    #[test]
+    fn the_ranks_of_any_world_take_the_same_sequences() {
+        for world in [1, 2, 3, 4, 6] {
+            let split = BatchConfig { tokens: 512 * 12, micro_batch: MicroBatch::Sequences(1) }.split(512, world);
+            let split = split.unwrap();
+            let mut taken: Vec<Vec<u64>> = vec![Vec::new(); 3];
+            for rank in 0..world {
+                for (i, first) in split.passes(24, 3, rank).enumerate() {
+                    taken[i / split.accumulation as usize].extend(first..first + split.micro_batch);
+                }
+            }
+            for (step, sequences) in taken.iter_mut().enumerate() {
+                sequences.sort_unstable();
+                let from = 24 + 12 * step as u64;
+                assert_eq!(*sequences, (from..from + 12).collect::<Vec<_>>(), "{world} ranks, step {step}");
+            }
+        }
     }
 
     #[test]

@@ -16,8 +16,10 @@ use crate::config::{Config, Precision};
 use crate::matmul_peak::{THOROUGH, measure_matmul_peak, product};
 use crate::optimizer::Optimizer;
 use crate::plan::flops_per_token;
+use crate::ranks::Ranks;
+use crate::reduction::Reduction;
 use crate::setup::select_device;
-use crate::step::training_step;
+use crate::step::{Trained, training_step};
 use crate::threads::set_threads;
 use crate::world::World;
 
@@ -69,6 +71,10 @@ pub struct BenchReport {
     pub threads: usize,
     /// `cpu` or `cuda`.
     pub device: &'static str,
+    /// Processes.
+    pub world_size: u64,
+    /// How they reduced gradients; none for one process, or where that is not overlapped.
+    pub communication: Option<Communication>,
     /// Sequences per pass.
     pub micro_batch: u64,
     /// Passes per step.
@@ -83,6 +89,19 @@ pub struct BenchReport {
     pub libtorch: String,
 }
 
+/// Rank 0's part in reducing gradients, means over the steps that libtorch times.
+#[derive(Debug, Clone, Serialize)]
+pub struct Communication {
+    /// Bytes of gradients in each bucket, in the order in which they are reduced.
+    pub bucket_bytes: Vec<usize>,
+    /// The backward pass that reduces, the last of a step.
+    pub backward_seconds: f64,
+    /// From the first bucket's start to the last one's end.
+    pub communication_seconds: f64,
+    /// What of the communication ran while the backward pass did.
+    pub overlap_seconds: f64,
+}
+
 /// A JSON object in this order.
 fn as_object<S: Serializer>(parts: &[(String, f64)], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_map(parts.iter().map(|(name, seconds)| (name, seconds)))
@@ -90,6 +109,8 @@ fn as_object<S: Serializer>(parts: &[(String, f64)], serializer: S) -> Result<S:
 
 /// Trains fresh weights for a few steps at the peak learning rate (a warm-up would leave the
 /// first steps without an update) and measures them. `say` gets a line a step.
+///
+/// Every rank calls it; the figures are rank 0's, and throughput and peak those of all.
 ///
 /// The order keeps each figure free of the others: timed steps, memory, parts, and then the
 /// products that utilisation is measured against.
@@ -99,9 +120,10 @@ fn as_object<S: Serializer>(parts: &[(String, f64)], serializer: S) -> Result<S:
 /// a loss that is no number.
 pub fn bench(config: &Config, request: &BenchRequest, say: &mut dyn FnMut(&str)) -> Result<BenchReport> {
     ensure!(request.steps > 0, "--steps is 0: at least one step has to be timed");
-    let device = select_device(config.run.device)?;
-    let threads = set_threads(config.run.threads, config.run.pin_threads, request.world.local)?;
-    let split = config.batch.split(config.data.sequence_length as u64, 1)?;
+    let world = &request.world;
+    let device = select_device(config.run.device, world.local)?;
+    let threads = set_threads(config.run.threads, config.run.pin_threads, world.local)?;
+    let split = config.batch.split(config.data.sequence_length as u64, world.size as u64)?;
     let all = request.warmup + request.steps;
     let rows = Rows::open(
         request.tokens_file.as_deref(),
@@ -112,11 +134,13 @@ pub fn bench(config: &Config, request: &BenchRequest, say: &mut dyn FnMut(&str))
     if config.checkpoint.init_from.is_some() {
         say("warning: checkpoint.init_from is not used: the weights are drawn");
     }
+    let ranks = Ranks::join(world, &config.distributed, device)?;
     let pass = config.pass();
     let model = LanguageModel::initialise(config.model.clone(), config.run.seed, device)?.prepare_for(pass);
     let optimizer = Optimizer::new(config.optimizer.clone(), &model);
     let precision = config.run.precision.kind();
-    let mut bench = Bench { config, split, pass, model, optimizer, rows, device, step: 0 };
+    let reduction = Reduction::new(&ranks, &config.distributed, &optimizer)?;
+    let mut bench = Bench { config, split, pass, model, optimizer, rows, device, ranks: &ranks, reduction, step: 0 };
 
     let (mut losses, mut step_seconds) = (Vec::new(), Vec::new());
     for step in 0..all {
@@ -142,11 +166,20 @@ pub fn bench(config: &Config, request: &BenchRequest, say: &mut dyn FnMut(&str))
     let peak_device_memory_bytes = parts::peak_device_memory(device)?;
     let seconds_by_part = bench.seconds_by_part(request.part_steps)?;
     say("measuring matrix products");
-    let Bench { model, .. } = bench; // the rest makes room for them
-    let matmul_peak_flops = measure_matmul_peak(precision, device, THOROUGH, product)?;
+    let communication = bench.reduction.statistics()?.map(|s| Communication {
+        bucket_bytes: s.bucket_bytes,
+        backward_seconds: s.backward_seconds,
+        communication_seconds: s.communication_seconds,
+        overlap_seconds: s.overlap_seconds,
+    });
+    let shape = bench.model.config().clone();
+    drop(bench); // makes room for them
+    let [matmul_peak_flops] = ranks.sums([measure_matmul_peak(precision, device, THOROUGH, product)?])?;
+    let world_size = ranks.size();
+    ranks.leave()?;
     let rates: Vec<f64> = step_seconds.iter().map(|seconds| config.batch.tokens as f64 / seconds).collect();
     let tokens_per_s = median(&rates);
-    let flops_per_token = flops_per_token(model.config(), config.data.sequence_length as u64);
+    let flops_per_token = flops_per_token(&shape, config.data.sequence_length as u64);
     Ok(BenchReport {
         tokens_per_s,
         tokens_per_s_best: rates.into_iter().fold(0.0, f64::max),
@@ -162,10 +195,12 @@ pub fn bench(config: &Config, request: &BenchRequest, say: &mut dyn FnMut(&str))
         kernels: config.run.kernels,
         threads: threads.count,
         device: if device.is_cuda() { "cuda" } else { "cpu" },
+        world_size,
+        communication,
         micro_batch: split.micro_batch,
         accumulation: split.accumulation,
         sequence_length: config.data.sequence_length,
-        parameters: model.config().num_parameters(),
+        parameters: shape.num_parameters(),
         version: env!("CARGO_PKG_VERSION"),
         libtorch: torch_ext::describe()?.version,
     })
@@ -180,6 +215,8 @@ struct Bench<'a> {
     optimizer: Optimizer,
     rows: Rows,
     device: Device,
+    ranks: &'a Ranks,
+    reduction: Reduction<'a>,
     step: u64,
 }
 
@@ -187,11 +224,12 @@ impl Bench<'_> {
     /// The next step's loss, on its device.
     fn step(&mut self) -> Result<Tensor> {
         let (step, seed, split) = (self.step, self.config.run.seed, self.split);
-        let (first, rank) = (step * split.sequences, 0);
+        let rank = self.ranks.rank();
+        let first = step * split.sequences + rank * split.micro_batch * split.accumulation;
+        let trained =
+            Trained { model: &self.model, optimizer: &mut self.optimizer, reduction: &self.reduction, pass: self.pass };
         let result = training_step(
-            &self.model,
-            &mut self.optimizer,
-            self.pass,
+            trained,
             self.config.optimizer.learning_rate,
             split.accumulation,
             |i| self.rows.read(first + i * split.micro_batch, split.micro_batch, self.device),
@@ -199,6 +237,7 @@ impl Bench<'_> {
         )
         .with_context(|| format!("step {} failed", step + 1))?;
         self.step += 1;
+        self.ranks.average(&result.loss)?;
         Ok(result.loss)
     }
 

@@ -12,6 +12,7 @@ use crate::batches::BatchConfig;
 use crate::checkpoint::CheckpointConfig;
 use crate::metrics::LoggingConfig;
 use crate::optimizer::OptimizerConfig;
+use crate::ranks::DistributedConfig;
 use crate::schedule::ScheduleConfig;
 
 /// Type of matrix products.
@@ -80,6 +81,8 @@ pub struct RunConfig {
     /// With dropout and fused kernels: make the senses of a token that a micro-batch repeats
     /// once, its places sharing their dropout masks. Faster, and not quite the published run.
     pub share_sense_dropout: bool,
+    /// Seconds without progress after which a process ends itself; 0 for never.
+    pub watchdog: u64,
 }
 
 impl Default for RunConfig {
@@ -93,6 +96,7 @@ impl Default for RunConfig {
             pin_threads: true,
             kernels: Kernels::default(),
             share_sense_dropout: false,
+            watchdog: 1_800, // far above any pass, batch of a validation or checkpoint
         }
     }
 }
@@ -144,6 +148,9 @@ pub struct Config {
     /// `[logging]`
     #[serde(default)]
     pub logging: LoggingConfig,
+    /// `[distributed]`
+    #[serde(default)]
+    pub distributed: DistributedConfig,
 }
 
 impl Config {
@@ -163,6 +170,7 @@ impl Config {
             validation: ValidationConfig::default(),
             checkpoint: CheckpointConfig { init_from: Some(PathBuf::from("model")), ..CheckpointConfig::default() },
             logging: LoggingConfig::default(),
+            distributed: DistributedConfig::default(),
         }
     }
 
@@ -195,6 +203,7 @@ impl Config {
         self.schedule.validate(self.optimizer.learning_rate)?;
         self.checkpoint.validate()?;
         self.logging.validate()?;
+        self.distributed.validate()?;
         let (length, positions) = (self.data.sequence_length as i64, self.model.n_positions);
         ensure!(length > 0, "data.sequence_length is 0: a sequence needs at least one token");
         ensure!(

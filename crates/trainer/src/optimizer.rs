@@ -63,6 +63,8 @@ pub struct Optimizer {
     weight_decays: Vec<f64>,
     exp_avgs: Vec<Tensor>,
     exp_avg_sqs: Vec<Tensor>,
+    /// Where each stands in the model's own table.
+    places: Vec<usize>,
     /// How many have weight decay.
     decayed: usize,
     /// Updates done.
@@ -75,11 +77,12 @@ impl Optimizer {
     /// With zero moments, for the parameters that `model` shares with it.
     pub fn new(config: OptimizerConfig, model: &LanguageModel) -> Self {
         let specs = model.config().parameters();
-        let (decayed, others): (Vec<_>, Vec<_>) = specs.into_iter().partition(|spec| spec.decay);
+        let (decayed, others): (Vec<_>, Vec<_>) = specs.into_iter().enumerate().partition(|(_, spec)| spec.decay);
         let weight_decays =
             decayed.iter().map(|_| config.weight_decay).chain(others.iter().map(|_| 0.0)).collect::<Vec<f64>>();
         let count = decayed.len();
-        let names: Vec<String> = decayed.into_iter().chain(others).map(|spec| spec.name).collect();
+        let (places, names): (Vec<usize>, Vec<String>) =
+            decayed.into_iter().chain(others).map(|(place, spec)| (place, spec.name)).unzip();
         let parameters: Vec<Tensor> = names.iter().map(|name| model.parameters().get(name)).collect();
         let zeros = || parameters.iter().map(|p| tch::no_grad(|| p.zeros_like())).collect();
         Optimizer {
@@ -90,6 +93,7 @@ impl Optimizer {
             weight_decays,
             parameters,
             names,
+            places,
             decayed: count,
             step: 0,
         }
@@ -112,18 +116,33 @@ impl Optimizer {
         Ok(())
     }
 
+    /// Names and parameters in the order in which a forward pass uses them.
+    pub(crate) fn in_forward_order(&self) -> (Vec<String>, Vec<Tensor>) {
+        let mut order: Vec<usize> = (0..self.names.len()).collect();
+        order.sort_by_key(|&i| self.places[i]);
+        order.into_iter().map(|i| (self.names[i].clone(), self.parameters[i].shallow_clone())).unzip()
+    }
+
+    /// The gradients, in the optimiser's order.
+    ///
+    /// # Errors
+    /// Naming a parameter that has none.
+    pub(crate) fn gradients(&self) -> Result<Vec<Tensor>> {
+        let gradient = |(name, parameter): (&String, &Tensor)| {
+            let gradient = parameter.f_grad()?;
+            ensure!(gradient.defined(), "parameter {name} has no gradient after the backward pass");
+            Ok(gradient)
+        };
+        self.names.iter().zip(&self.parameters).map(gradient).collect()
+    }
+
     /// Clips the gradients and updates the parameters with this rate. Gives the global
     /// gradient norm before clipping, on the parameters' device.
     ///
     /// # Errors
     /// When a parameter has no gradient or libtorch refuses.
     pub fn update(&mut self, learning_rate: f64) -> Result<Tensor> {
-        let mut grads = Vec::with_capacity(self.parameters.len());
-        for (name, parameter) in self.names.iter().zip(&self.parameters) {
-            let grad = parameter.f_grad()?;
-            ensure!(grad.defined(), "parameter {name} has no gradient after the backward pass");
-            grads.push(grad);
-        }
+        let grads = self.gradients()?;
         let lists = Updated {
             parameters: &self.parameters,
             grads: &grads,
@@ -150,6 +169,11 @@ impl Optimizer {
             state.extend(named.map(|(name, tensor)| (format!("{kind}.{name}"), tensor.shallow_clone())));
         }
         state
+    }
+
+    /// Goes on after `step` updates with the moments as they are: another rank's, which it gave.
+    pub(crate) fn resume_at(&mut self, step: u64) {
+        self.step = step;
     }
 
     /// Takes up the moments of a checkpoint after `step` updates.

@@ -1,29 +1,36 @@
 //! The training run, top to bottom: what is set up, then a step in the order it happens.
 
-use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
-use data_prep::{SequenceOrder, TokenSplit};
-use evals::Validated;
-use model::{GPT2_END_OF_TEXT, LanguageModel, Pass, derive_seed};
+use anyhow::{Context, Result, ensure};
+use data_prep::TokenSplit;
+use evals::{Sequences, Share};
+use model::{LanguageModel, Pass, derive_seed};
+use tch::Device;
 
 use crate::batches::Batches;
-use crate::checkpoint::{self, Store};
+use crate::beginning::{Beginning, begin, require_shape};
+use crate::checkpoint::Store;
 use crate::config::Config;
-use crate::console::{Console, human_duration};
+use crate::console::human_duration;
+use crate::data::Data;
+use crate::deadline::{Deadline, slurm_time_left};
 use crate::matmul_peak::matmul_peak;
-use crate::metrics::{Metrics, Record, Training, Validation};
+use crate::metrics::{Training, Validation};
 use crate::optimizer::Optimizer;
 use crate::plan::Plan;
 use crate::prefetch::Prefetch;
-use crate::run_folder::RunFolder;
+use crate::ranks::Ranks;
+use crate::recorder::Recorder;
+use crate::reduction::Reduction;
 use crate::setup::select_device;
-use crate::state::{self, State};
-use crate::step::{StepResult, training_step};
+use crate::state::State;
+use crate::step::{StepResult, Trained, training_step};
 use crate::stop::Stop;
-use crate::tensorboard::EventWriter;
 use crate::threads::set_threads;
+use crate::watchdog::Watchdog;
 use crate::world::World;
 
 /// Where a run starts.
@@ -48,6 +55,9 @@ pub struct Request {
     pub resume: Resume,
     /// Save a checkpoint after this step and stop.
     pub stop_after: Option<u64>,
+    /// Save a checkpoint and stop before this much time is over; beside it, the end of the
+    /// Slurm job counts.
+    pub time_limit: Option<Duration>,
     /// Check everything, say what would run, and run nothing.
     pub dry_run: bool,
 }
@@ -63,81 +73,82 @@ pub enum Outcome {
     DryRun,
 }
 
-/// The data of a run, checked.
-struct Data {
-    train: TokenSplit,
-    val: TokenSplit,
-    order: SequenceOrder,
-}
-
-/// Trains until `schedule.max_steps`, a stop signal, or `request.stop_after`.
+/// Trains until `schedule.max_steps`, a stop signal, `request.stop_after` or the time limit.
+/// Every rank of a run calls it; all end alike.
 ///
 /// # Errors
 /// In one sentence; what was saved before stays usable.
 pub fn train(config: &Config, request: &Request, stop: &Stop) -> Result<Outcome> {
-    let threads = set_threads(config.run.threads, config.run.pin_threads, request.world.local)?;
-    let device = select_device(config.run.device)?;
+    let world = &request.world;
+    let deadline = Deadline::new(request.time_limit, slurm_time_left());
+    let threads = set_threads(config.run.threads, config.run.pin_threads, world.local)?;
+    let device = select_device(config.run.device, world.local)?;
     let machine = format!("machine     {}, {threads}", if device.is_cuda() { "cuda" } else { "cpu" });
-    let data = open_data(config)?;
-    let sequences = data.train.sequences(config.data.sequence_length);
-    let plan = Plan::new(config, &config.model, sequences, 1)?;
-    let store = Store::new(&request.run_dir, &config.checkpoint);
-    if let (Some(init), true) = (&config.checkpoint.init_from, store.list()?.is_empty()) {
-        require_shape(config, init, &model::load_config(init).context("checkpoint.init_from")?)?;
-    }
     if request.dry_run {
-        eprintln!("{plan}\n{machine}");
+        let data = Data::open(config)?;
+        require_shape_of_start(config, request)?;
+        let plan = Plan::new(config, &config.model, data.sequences(config), world.size as u64)?;
+        if world.rank == 0 {
+            eprintln!("{plan}\n{machine}");
+        }
         return Ok(Outcome::DryRun);
     }
+    let watchdog = Watchdog::start(world, Duration::from_secs(config.run.watchdog)).context(
+        "the thread that watches over this process cannot be started: check the limit on processes (ulimit -u)",
+    )?;
+    watchdog.progress("meeting the other processes");
+    let ranks = Ranks::join(world, &config.distributed, device)?;
+    let outcome = train_with(&ranks, config, request, Means { device, machine, deadline, watchdog, stop })?;
+    ranks.leave()?;
+    Ok(outcome)
+}
 
-    let folder = RunFolder::open(&request.run_dir)?;
-    let mut notes = Vec::new();
-    let found = find_checkpoint(&store, &request.resume, &mut notes)?;
-    if let Some((_, saved)) = &found
-        && saved.step >= config.schedule.max_steps
-    {
-        // Not a line of the log either: a finished run stays as it is.
-        eprintln!("this run is finished: {} of {} steps are done", saved.step, config.schedule.max_steps);
+/// What a run has besides its configuration and its ranks.
+struct Means<'a> {
+    device: Device,
+    machine: String,
+    deadline: Deadline,
+    watchdog: Watchdog,
+    stop: &'a Stop,
+}
+
+fn train_with(ranks: &Ranks, config: &Config, request: &Request, means: Means<'_>) -> Result<Outcome> {
+    let Means { device, machine, deadline, watchdog, stop } = means;
+    let world = &request.world;
+    watchdog.progress("opening data and checkpoint");
+    let data = ranks.all(Data::open(config))?;
+    ranks.require_equal("settings", &identity(config, world, &data)?)?;
+    ranks.all(if ranks.is_first() { require_shape_of_start(config, request) } else { Ok(()) })?;
+    let sequences = data.sequences(config);
+    // Before a run folder is made: what does not divide is refused.
+    Plan::new(config, &config.model, sequences, ranks.size())?;
+    let Some(beginning) = begin(config, &request.run_dir, &request.resume, &data, ranks, device)? else {
         return Ok(Outcome::Finished);
-    }
-    let mut console = Console::open(folder.path())?;
-    for line in notes {
-        console.line(&line);
-    }
-    store.remove_partial()?;
-    // What cannot be gone on from is kept, under a name that no run takes up.
-    for folder in store.set_aside_after(found.as_ref().map(|(_, saved)| saved.step))? {
-        console.line(&format!("set aside   {}", folder.display()));
-    }
-    let fresh_state = State::new(config, data.train.manifest_sha256().map(str::to_owned), data.train.tokens())?;
-    let (mut model, optimizer, state) = match found {
-        Some((from, saved)) => resume(config, &from, saved, fresh_state, device, &mut console)?,
-        None => start(config, &data, fresh_state, device)?,
     };
-    model.set_dropout(config.model.dropout);
-    let plan = Plan::new(config, model.config(), sequences, 1)?;
-    folder.write("config.toml", &config.to_toml()?)?;
-
-    console.line(&plan.to_string());
-    if !data.train.is_checked() {
-        console.line("warning     the data has no manifest.json: nothing about it could be checked");
-    }
+    let Beginning { model, optimizer, state, mut recorder } = beginning;
+    let plan = Plan::new(config, model.config(), sequences, ranks.size())?;
     let precision = config.run.precision.kind();
-    let peak = matmul_peak(precision, device)?;
-    console.line(&format!("{machine}, {} products at {:.0} GFLOP/s at most", config.run.precision, peak / 1e9));
-    let events = match config.logging.tensorboard {
-        false => EventWriter::none(),
-        true => {
-            EventWriter::create(folder.path(), if state.step == 0 { 0 } else { state.step + 1 }).unwrap_or_else(|e| {
-                console.line(&format!("warning     TensorBoard: {e:#}"));
-                EventWriter::none()
-            })
+    let [peak] = ranks.sums([matmul_peak(precision, device)?])?;
+    let written = recorder.as_mut().map_or(Ok(()), |recorder| {
+        recorder.line(&plan.to_string());
+        if !data.train.is_checked() {
+            recorder.line("warning     the data has no manifest.json: nothing about it could be checked");
         }
-    };
-    let metrics = Metrics::open(folder.path(), state.step)?;
+        recorder.line(&format!("{machine}, {} products at {:.0} GFLOP/s at most", config.run.precision, peak / 1e9));
+        if ranks.size() > 1 {
+            recorder.line(&format!("processes   {}, rank 0 on {}", world.size, world.host));
+        }
+        if deadline != Deadline::new(None, None) {
+            recorder.line(&format!("time        {deadline}: the run stops with a checkpoint before"));
+        }
+        recorder.begin(config, state.step)
+    });
+    ranks.all(written)?;
     let batches = Batches::new(data.train, data.order, config.data.sequence_length);
-    let passes = plan.split.passes(state.sequences, config.schedule.max_steps.saturating_sub(state.step));
+    let left = config.schedule.max_steps.saturating_sub(state.step);
+    let passes = plan.split.passes(state.sequences, left, ranks.rank());
     let batches = Prefetch::start(batches, passes, plan.split.micro_batch, device)?;
+    let reduction = Reduction::new(ranks, &config.distributed, &optimizer)?;
     let clock = Clock { since: Instant::now(), tokens: 0, run: Instant::now(), first_step: state.step };
     let mut run = Run {
         config,
@@ -148,119 +159,50 @@ pub fn train(config: &Config, request: &Request, stop: &Stop) -> Result<Outcome>
         state,
         batches,
         val: data.val,
-        store,
-        metrics,
-        events,
-        console,
+        recorder,
         peak,
         clock,
+        ranks,
+        reduction,
         stop,
+        deadline,
+        watchdog,
+        longest_step: Duration::ZERO,
+        longest_save: Duration::ZERO,
     };
     run.steps(request.stop_after)
 }
 
-/// Opens both splits and the order of the training sequences.
-fn open_data(config: &Config) -> Result<Data> {
-    let (path, length) = (&config.data.path, config.data.sequence_length);
-    let open = |which| -> Result<TokenSplit> {
-        let split = TokenSplit::open(path, which, config.model.vocab_size as usize)?;
-        split.require_sequence(length)?;
-        Ok(split)
-    };
-    let (train, val) = (open(data_prep::Split::Train)?, open(data_prep::Split::Val)?);
-    let order = SequenceOrder::new(config.data.order, train.sequences(length), config.run.seed);
-    Ok(Data { train, val, order })
-}
-
-/// The checkpoint to resume from, verified; `notes` gets a line for each that is not.
-fn find_checkpoint(store: &Store, resume: &Resume, notes: &mut Vec<String>) -> Result<Option<(PathBuf, State)>> {
-    let present = store.list()?;
-    match resume {
-        Resume::Never => {
-            if let Some((_, newest)) = present.last() {
-                bail!(
-                    "the run folder already holds checkpoints (the newest is {}): go on from it with --resume auto, or use another --run-dir",
-                    newest.display()
-                );
-            }
-            Ok(None)
+/// Refuses weights of another shape, where the run would start from them.
+fn require_shape_of_start(config: &Config, request: &Request) -> Result<()> {
+    let store = Store::new(&request.run_dir, &config.checkpoint);
+    match &config.checkpoint.init_from {
+        Some(init) if store.list()?.is_empty() => {
+            require_shape(config, init, &model::load_config(init).context("checkpoint.init_from")?)
         }
-        Resume::Auto => {
-            let found = store.newest(|folder, error| {
-                notes.push(format!("passed over {}: {error:#}", folder.display()));
-            })?;
-            if found.is_none() && !present.is_empty() {
-                notes.push(format!("warning     none of {} checkpoints verifies: starting afresh", present.len()));
-            }
-            Ok(found)
-        }
-        Resume::From(folder) => {
-            ensure!(folder.is_dir(), "the checkpoint {} is not there", folder.display());
-            Ok(Some((folder.clone(), checkpoint::verify(folder)?)))
-        }
+        _ => Ok(()),
     }
 }
 
-fn require_shape(config: &Config, folder: &Path, shape: &model::ModelConfig) -> Result<()> {
-    // A Backpack's body may start from a GPT-2, of which more may differ: see `graft_body`.
-    if (config.model.kind, shape.kind) == (model::Kind::Backpack, model::Kind::Gpt2) {
-        return Ok(());
-    }
-    let same = config.model.require_same_shapes(shape);
-    same.with_context(|| format!("checkpoint.init_from {} is not of [model]'s shape", folder.display()))
-}
-
-/// Takes up a checkpoint: weights, moments, place in the data.
-fn resume(
-    config: &Config,
-    from: &Path,
-    saved: State,
-    fresh: State,
-    device: tch::Device,
-    console: &mut Console,
-) -> Result<(LanguageModel, Optimizer, State)> {
-    let differing = state::compare(&saved, &fresh).with_context(|| format!("{} cannot be resumed", from.display()))?;
-    for change in differing {
-        console.line(&format!("changed     {change} since the checkpoint"));
-    }
-    let (model, moments) = checkpoint::load(from, device)?;
-    config.model.require_same_shapes(model.config()).context("the checkpoint's model is not the config's")?;
-    let model = model.prepare_for(config.pass());
-    let mut optimizer = Optimizer::new(config.optimizer.clone(), &model);
-    optimizer.restore(moments, saved.step).with_context(|| format!("{} cannot be resumed", from.display()))?;
-    console.line(&format!("resuming    {} at step {}", from.display(), saved.step));
-    let state = State { config: fresh.config, config_sha256: fresh.config_sha256, versions: fresh.versions, ..saved };
-    Ok((model, optimizer, state))
-}
-
-/// Fresh weights, or those of `checkpoint.init_from`.
-fn start(config: &Config, data: &Data, state: State, device: tch::Device) -> Result<(LanguageModel, Optimizer, State)> {
-    let fresh = || {
-        let mut shape = config.model.clone();
-        // Plain nanoGPT data is GPT-2's where the vocabulary has room for it.
-        let assumed = (shape.vocab_size > GPT2_END_OF_TEXT).then_some(GPT2_END_OF_TEXT);
-        shape.end_of_text = data.train.end_of_text().map(i64::from).or(assumed);
-        LanguageModel::initialise(shape, config.run.seed, device)
-    };
-    let model = match &config.checkpoint.init_from {
-        Some(folder) => {
-            checkpoint::verify_model(folder)?;
-            let given = model::load_folder(folder, device)?;
-            require_shape(config, folder, given.config())?;
-            if given.config().kind == config.model.kind {
-                given
-            } else {
-                let model = fresh()?;
-                let grafted = model::graft_body(&model, &given);
-                grafted.with_context(|| format!("the body cannot start from {}", folder.display()))?;
-                model
-            }
+/// What has to be equal on all ranks, by name: every key but those of a process's own machine.
+fn identity(config: &Config, world: &World, data: &Data) -> Result<BTreeMap<String, String>> {
+    const OWN: [&str; 2] = ["run.threads", "run.pin_threads"];
+    let mut identity = BTreeMap::from([
+        ("the program's version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
+        ("libtorch".to_owned(), torch_ext::describe()?.version),
+        ("the attempt".to_owned(), world.token.clone()),
+        ("the data's manifest".to_owned(), data.train.manifest_sha256().unwrap_or("none").to_owned()),
+        ("training tokens".to_owned(), data.train.tokens().to_string()),
+        ("validation tokens".to_owned(), data.val.tokens().to_string()),
+    ]);
+    let resolved = serde_json::to_value(config)?;
+    for (section, keys) in resolved.as_object().into_iter().flatten() {
+        for (key, value) in keys.as_object().into_iter().flatten() {
+            identity.insert(format!("{section}.{key}"), value.to_string());
         }
-        None => fresh()?,
-    };
-    let model = model.prepare_for(config.pass());
-    let optimizer = Optimizer::new(config.optimizer.clone(), &model);
-    Ok((model, optimizer, state))
+    }
+    identity.retain(|key, _| !OWN.contains(&key.as_str()));
+    Ok(identity)
 }
 
 /// Times training alone: restarted after validations and checkpoints.
@@ -280,13 +222,18 @@ struct Run<'a> {
     state: State,
     batches: Prefetch,
     val: TokenSplit,
-    store: Store,
-    metrics: Metrics,
-    events: EventWriter,
-    console: Console,
+    /// Rank 0's.
+    recorder: Option<Recorder>,
+    /// Of all ranks together, in FLOP/s.
     peak: f64,
     clock: Clock,
+    ranks: &'a Ranks,
+    reduction: Reduction<'a>,
     stop: &'a Stop,
+    deadline: Deadline,
+    watchdog: Watchdog,
+    longest_step: Duration,
+    longest_save: Duration,
 }
 
 fn due(every: u64, step: u64) -> bool {
@@ -299,9 +246,10 @@ impl Run<'_> {
         let reached = |step: u64| stop_after.is_some_and(|after| step >= after);
         if reached(self.state.step) {
             self.save()?;
-            return Ok(self.stopped());
+            return self.stopped();
         }
         while self.state.step < max_steps {
+            let begun = Instant::now();
             let learning_rate =
                 self.config.schedule.learning_rate(self.config.optimizer.learning_rate, self.state.step);
             let result = self.step(learning_rate)?;
@@ -318,40 +266,54 @@ impl Run<'_> {
             if last || due(self.config.validation.every, step) {
                 self.validate(last)?;
             }
-            let stopping = !last && (self.stop.requested() || reached(step));
+            self.longest_step = self.longest_step.max(begun.elapsed());
+            // One rank's reason is every rank's: all stop after the same step.
+            let asked = self.stop.requested() || self.deadline.reached(self.longest_step, self.longest_save);
+            let stopping = (self.ranks.any(asked)? || reached(step)) && !last;
             if last || stopping || due(self.config.checkpoint.every, step) {
                 // Broken weights are never saved, however seldom the run logs.
                 self.wait_for(&result)?;
                 self.save()?;
             }
             if stopping {
-                return Ok(self.stopped());
+                return self.stopped();
             }
         }
         let seconds = self.clock.run.elapsed().as_secs_f64();
-        self.console.line(&format!("finished    {max_steps} steps, {} here", human_duration(seconds)));
+        self.line(|| format!("finished    {max_steps} steps, {} here", human_duration(seconds)));
         Ok(Outcome::Finished)
     }
 
-    fn stopped(&mut self) -> Outcome {
-        self.console.line(&format!("stopped     after step {}; --resume auto goes on from there", self.state.step));
-        Outcome::Stopped
+    fn stopped(&mut self) -> Result<Outcome> {
+        let step = self.state.step;
+        self.line(|| format!("stopped     after step {step}; --resume auto goes on from there"));
+        Ok(Outcome::Stopped)
     }
 
-    /// Step k takes the sequences numbered from k times the batch.
+    /// Step k takes the sequences numbered from k times the batch, whoever computes them.
     fn step(&mut self, learning_rate: f64) -> Result<StepResult> {
         let (split, step, seed) = (self.plan.split, self.state.step, self.config.run.seed);
-        let rank = 0;
-        training_step(
-            &self.model,
-            &mut self.optimizer,
-            self.pass,
+        let (rank, batches, watchdog) = (self.ranks.rank(), &mut self.batches, &self.watchdog);
+        watchdog.step(step + 1);
+        let trained =
+            Trained { model: &self.model, optimizer: &mut self.optimizer, reduction: &self.reduction, pass: self.pass };
+        let result = training_step(
+            trained,
             learning_rate,
             split.accumulation,
-            |_| self.batches.next_batch(),
+            |_| {
+                watchdog.progress("in a pass over a micro-batch");
+                batches.next_batch()
+            },
             |i| derive_seed(seed, &[step, rank, i]),
         )
-        .with_context(|| format!("step {} failed", step + 1))
+        .with_context(|| format!("step {} failed", step + 1))?;
+        if step == self.clock.first_step {
+            // The first step may have to wait for a slow start elsewhere; no later one.
+            self.ranks.started()?;
+        }
+        self.ranks.average(&result.loss).with_context(|| format!("step {} failed", step + 1))?;
+        Ok(result)
     }
 
     /// Loss and gradient norm of a step. The one place where the host waits for the device.
@@ -367,23 +329,14 @@ impl Run<'_> {
 
     fn log(&mut self, result: &StepResult, lr: f64) -> Result<()> {
         let (loss, grad_norm) = self.wait_for(result)?;
-        let step = self.state.step;
+        let (step, max_steps) = (self.state.step, self.config.schedule.max_steps);
         let tokens_per_s = self.clock.tokens as f64 / self.clock.since.elapsed().as_secs_f64();
         let mfu = tokens_per_s * self.plan.flops_per_token / self.peak;
         self.restart_clock();
-        let training = Training { loss, lr, grad_norm, tokens_per_s, mfu };
-        self.metrics.write(&Record { step, tokens: self.state.tokens, training: Some(training), validation: None })?;
-        let scalars = [
-            ("train/loss", loss),
-            ("train/learning_rate", lr),
-            ("train/grad_norm", grad_norm),
-            ("speed/tokens_per_s", tokens_per_s),
-            ("speed/mfu", mfu),
-        ];
-        self.events(|events| events.scalars(step, &scalars));
-        let (max_steps, clock) = (self.config.schedule.max_steps, &self.clock);
-        let each = clock.run.elapsed().as_secs_f64() / (step - clock.first_step) as f64;
-        self.console.progress(step == max_steps, || {
+        let Some(recorder) = &mut self.recorder else { return Ok(()) };
+        recorder.training(step, self.state.tokens, Training { loss, lr, grad_norm, tokens_per_s, mfu })?;
+        let each = self.clock.run.elapsed().as_secs_f64() / (step - self.clock.first_step) as f64;
+        recorder.progress(step == max_steps, || {
             format!(
                 "step {step}/{max_steps}  loss {loss:.4}  lr {lr:.2e}  grad norm {grad_norm:.2}  {tokens_per_s:.0} tok/s  mfu {:.0}%  ETA {}",
                 100.0 * mfu,
@@ -393,50 +346,60 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Mean loss over the validation split. A stop signal cuts it short, save for the last
-    /// step's: the checkpoint comes first.
+    /// Mean loss over the validation split, of which each rank takes its share. A stop signal
+    /// cuts it short, save for the last step's: the checkpoint comes first.
     fn validate(&mut self, last: bool) -> Result<()> {
-        let pass = Pass { dropout: 0.0, ..self.pass };
-        let (length, batch) = (self.config.data.sequence_length, self.plan.split.micro_batch);
-        let (stop, console) = (self.stop, &mut self.console);
+        self.watchdog.progress("validating");
+        let (ranks, stop, watchdog, recorder) = (self.ranks, self.stop, &self.watchdog, &mut self.recorder);
+        let sequences = Sequences {
+            length: self.config.data.sequence_length,
+            most: self.config.validation.max_sequences,
+            batch: self.plan.split.micro_batch,
+            share: Share { rank: ranks.rank(), of: ranks.size() },
+        };
         let validated = evals::validate(
             &self.model,
             &self.val,
-            length,
-            batch,
-            self.config.validation.max_sequences,
-            pass,
+            sequences,
+            Pass { dropout: 0.0, ..self.pass },
             &mut |done, all| {
-                console.progress(false, || format!("validating  {done} of {all} sequences"));
-                last || !stop.requested()
+                watchdog.progress("validating");
+                if let Some(recorder) = recorder {
+                    recorder.progress(false, || format!("validating  {done} of {all} sequences"));
+                }
+                Ok(last || !ranks.any(stop.requested())?)
             },
         )?;
-        let Some(Validated { loss, .. }) = validated else {
-            self.console.line("validation  left out: the run is asked to stop");
+        let Some(own) = validated else {
+            self.line(|| "validation  left out: the run is asked to stop".to_owned());
             return Ok(());
         };
-        let (step, ppl) = (self.state.step, loss.exp());
+        let [sum, sequences] = ranks.sums([own.sum, own.sequences as f64])?;
+        let (step, loss) = (self.state.step, sum / sequences);
+        // The weights follow from the same gradients on every rank: if they did not, this is
+        // where it shows, before they are saved.
+        ranks.require_equal_tensors("weights", self.model.parameters().iter())?;
         self.state.val_loss = Some(loss);
         if self.state.best_val_loss.is_none_or(|best| loss < best) {
             (self.state.best_val_loss, self.state.best_step) = (Some(loss), Some(step));
         }
-        let validation = Validation { val_loss: loss, val_ppl: ppl };
-        self.metrics.write(&Record {
-            step,
-            tokens: self.state.tokens,
-            training: None,
-            validation: Some(validation),
-        })?;
-        self.events(|events| events.scalars(step, &[("val/loss", loss), ("val/perplexity", ppl)]));
-        self.console.line(&format!("validation  step {step}: loss {loss:.4}, perplexity {ppl:.2}"));
+        if let Some(recorder) = &mut self.recorder {
+            recorder.validation(step, self.state.tokens, Validation { val_loss: loss, val_ppl: loss.exp() })?;
+        }
         self.restart_clock();
         Ok(())
     }
 
+    /// Rank 0 saves; the others go on, or end, when it has.
     fn save(&mut self) -> Result<()> {
-        self.events(EventWriter::flush);
-        let path = self.store.save(&self.model, &self.optimizer, self.state.clone())?;
-        self.console.line(&format!("checkpoint  {}", path.display()));
+        self.watchdog.progress("saving a checkpoint");
+        let begun = Instant::now();
+        let saved = match &mut self.recorder {
+            Some(recorder) => recorder.save(&self.model, &self.optimizer, &self.state).map(|_| ()),
+            None => Ok(()),
+        };
+        self.ranks.all(saved)?;
+        self.longest_save = self.longest_save.max(begun.elapsed());
         self.restart_clock();
         Ok(())
     }
@@ -445,10 +408,10 @@ impl Run<'_> {
         (self.clock.since, self.clock.tokens) = (Instant::now(), 0);
     }
 
-    /// Does something with the events; a failure is a warning.
-    fn events(&mut self, act: impl FnOnce(&mut EventWriter) -> Result<()>) {
-        if let Err(error) = act(&mut self.events) {
-            self.console.line(&format!("warning     TensorBoard: {error:#}; the run goes on without it"));
+    /// A line for a person, once a run.
+    fn line(&mut self, text: impl FnOnce() -> String) {
+        if let Some(recorder) = &mut self.recorder {
+            recorder.line(&text());
         }
     }
 }

@@ -6,17 +6,32 @@ use tch::{Kind, Tensor};
 use torch_ext::parts::lap;
 
 use crate::optimizer::Optimizer;
+use crate::reduction::Reduction;
 
 /// What a step leaves on its device; reading it waits for the step.
 #[derive(Debug)]
 pub struct StepResult {
-    /// Mean loss of the batch before the update, a scalar.
+    /// Mean loss of this rank's part of the batch before the update, a scalar.
     pub loss: Tensor,
-    /// Global gradient norm before clipping, a scalar.
+    /// Global norm of the whole batch's gradient before clipping, a scalar.
     pub grad_norm: Tensor,
 }
 
-/// Forward and backward over `accumulation` micro-batches, then one clipped AdamW update.
+/// What a step trains, and how.
+#[derive(Debug)]
+pub struct Trained<'a> {
+    /// The network.
+    pub model: &'a LanguageModel,
+    /// Over its parameters.
+    pub optimizer: &'a mut Optimizer,
+    /// How the ranks' gradients become one.
+    pub reduction: &'a Reduction<'a>,
+    /// How a pass is done.
+    pub pass: Pass,
+}
+
+/// Forward and backward over `accumulation` micro-batches, the last of which makes every
+/// gradient the mean over all ranks, then one clipped AdamW update.
 ///
 /// `micro_batch(i)` gives inputs and targets `[M, T]` of the i-th pass; `seed(i)` seeds its
 /// dropout. All micro-batches are of one size, so that the mean of their means is the
@@ -24,16 +39,15 @@ pub struct StepResult {
 /// and at the marks in the model.
 ///
 /// # Errors
-/// When a batch cannot be read or libtorch refuses.
+/// When a batch cannot be read, another rank is gone, or libtorch refuses.
 pub fn training_step(
-    model: &LanguageModel,
-    optimizer: &mut Optimizer,
-    pass: Pass,
+    trained: Trained<'_>,
     learning_rate: f64,
     accumulation: u64,
     mut micro_batch: impl FnMut(u64) -> Result<(Tensor, Tensor)>,
     seed: impl Fn(u64) -> u64,
 ) -> Result<StepResult> {
+    let Trained { model, optimizer, reduction, pass } = trained;
     let mut total = Tensor::zeros([], (Kind::Float, model.device()));
     optimizer.zero_grad()?;
     lap("clip and optimiser");
@@ -43,9 +57,14 @@ pub fn training_step(
         if pass.dropout > 0.0 {
             tch::manual_seed(seed(i) as i64);
         }
+        let last = i + 1 == accumulation;
+        reduction.before_forward(last)?;
         let loss = model.loss(&ids, &targets, pass)? / accumulation as f64;
         lap("head and loss");
-        loss.f_backward()?;
+        reduction.before_backward(last)?;
+        // Where a rank that is gone is noticed, in words of ours.
+        loss.f_backward().map_err(torch_ext::Error::from)?;
+        reduction.after_backward(last, optimizer)?;
         lap("embedding backward");
         total += loss.detach();
     }

@@ -4,12 +4,15 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use signal_hook::SigId;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1, SIGXFSZ};
 
 /// A flag that SIGINT, SIGTERM and SIGUSR1 raise: the run stops after the step it is in.
 #[derive(Debug, Clone, Default)]
 pub struct Stop {
     flag: Arc<AtomicBool>,
+    /// What is installed.
+    handlers: Vec<SigId>,
 }
 
 impl Stop {
@@ -20,7 +23,7 @@ impl Stop {
     /// # Errors
     /// When the system refuses a handler.
     pub fn install() -> io::Result<Self> {
-        let stop = Stop::default();
+        let mut stop = Stop::default();
         // A write past the file-size limit is then an error like that of a full disk.
         signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)))?;
         // Not the same flag: a SIGTERM after Slurm's SIGUSR1 is the first of its kind.
@@ -31,12 +34,14 @@ impl Stop {
         for signal in [SIGINT, SIGTERM] {
             // Checked before the next line's handler raises the flag, so only the second exits.
             if signal == SIGINT || !in_slurm_step {
-                signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&terminated))?;
+                let second =
+                    signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&terminated))?;
+                stop.handlers.push(second);
             }
-            signal_hook::flag::register(signal, Arc::clone(&terminated))?;
+            stop.handlers.push(signal_hook::flag::register(signal, Arc::clone(&terminated))?);
         }
         for signal in [SIGINT, SIGTERM, SIGUSR1] {
-            signal_hook::flag::register(signal, Arc::clone(&stop.flag))?;
+            stop.handlers.push(signal_hook::flag::register(signal, Arc::clone(&stop.flag))?);
         }
         Ok(stop)
     }
@@ -51,10 +56,23 @@ impl Stop {
             let always = Arc::new(AtomicBool::new(true));
             signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, always)?;
         }
+        self.exit_if_requested();
+        Ok(())
+    }
+
+    /// Takes the handlers away, for a command that has installed its own before; a signal
+    /// that came already ends the process here.
+    pub fn hand_over(&self) {
+        for &handler in &self.handlers {
+            signal_hook::low_level::unregister(handler);
+        }
+        self.exit_if_requested();
+    }
+
+    fn exit_if_requested(&self) {
         if self.requested() {
             std::process::exit(128 + SIGTERM);
         }
-        Ok(())
     }
 
     /// Whether a stop was asked for.

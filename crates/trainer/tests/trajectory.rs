@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use model::{Kernels, Pass, load_folder, read_tensors};
 use serde_json::Value;
 use tch::Device;
-use trainer::{Decay, Optimizer, OptimizerConfig, ScheduleConfig, training_step};
+use trainer::{Decay, Optimizer, OptimizerConfig, Reduction, ScheduleConfig, Trained, training_step};
 
 fn folder(set: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/backpack").join(set)
@@ -44,9 +44,7 @@ fn trajectory(set: &str, accumulation: i64, kernels: Kernels) {
         assert!((lr - tensors["lr"].double_value(&[step as i64])).abs() < 1e-12, "{set}: rate of step {step}");
         let batch = batches.get(step as i64);
         let result = training_step(
-            &model,
-            &mut optimizer,
-            pass,
+            Trained { model: &model, optimizer: &mut optimizer, reduction: &Reduction::None, pass },
             lr,
             accumulation as u64,
             |i| {

@@ -37,7 +37,7 @@ pub(crate) struct Bench {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    world: WorldArguments,
+    pub(crate) world: WorldArguments,
 }
 
 impl Bench {
@@ -51,9 +51,15 @@ impl Bench {
             steps: self.steps,
             part_steps: self.part_steps,
         };
+        let speaks = request.world.rank == 0;
         let report = trainer::bench(&config, &request, &mut |line| {
-            let _ = writeln!(io::stderr(), "{line}");
+            if speaks {
+                let _ = writeln!(io::stderr(), "{line}");
+            }
         })?;
+        if !speaks {
+            return Ok(());
+        }
         let text = if self.json { serde_json::to_string(&report)? } else { table(&report) };
         writeln!(io::stdout().lock(), "{}", text.trim_end())?;
         Ok(())
@@ -89,6 +95,24 @@ fn table(report: &BenchReport) -> String {
         report.peak_memory_bytes as f64 / 1e9,
     );
     // Writing to a string cannot fail.
+    if report.world_size > 1 {
+        let _ = writeln!(
+            text,
+            "processes    {}; the figures are rank 0's, throughput and peak those of all",
+            report.world_size
+        );
+    }
+    if let Some(communication) = &report.communication {
+        let _ = writeln!(
+            text,
+            "gradients    {:.1} MB in {} buckets, reduced in {:.3} s, {:.3} s of it during the backward pass of {:.3} s",
+            communication.bucket_bytes.iter().sum::<usize>() as f64 / 1e6,
+            communication.bucket_bytes.len(),
+            communication.communication_seconds,
+            communication.overlap_seconds,
+            communication.backward_seconds,
+        );
+    }
     if let Some(bytes) = report.peak_device_memory_bytes {
         let _ = writeln!(text, "             {:.2} GB of tensors on the GPU at most", bytes as f64 / 1e9);
     }

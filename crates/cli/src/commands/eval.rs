@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use anyhow::{Result, ensure};
 use clap::{Args, ValueEnum};
 use data_prep::{Split, TokenSplit};
+use evals::{Sequences, Share};
 use model::Pass;
 use serde_json::json;
 
@@ -59,20 +60,13 @@ impl Eval {
             eprintln!("warning: {} has no manifest.json: nothing about the data could be checked", self.data.display());
         }
         let mut progress = Plain::new();
-        let validated = evals::validate(
-            &model,
-            &split,
-            length,
-            self.batch,
-            self.max_sequences,
-            Pass::evaluation(),
-            &mut |done, all| {
-                progress.say(|| format!("{done} of {all} sequences"));
-                true
-            },
-        )?;
+        let sequences = Sequences { length, most: self.max_sequences, batch: self.batch, share: Share::WHOLE };
+        let validated = evals::validate(&model, &split, sequences, Pass::evaluation(), &mut |done, all| {
+            progress.say(|| format!("{done} of {all} sequences"));
+            Ok(true)
+        })?;
         let Some(validated) = validated else { return Ok(()) };
-        let (loss, perplexity) = (validated.loss, validated.loss.exp());
+        let (loss, perplexity) = (validated.loss(), validated.loss().exp());
         let mut out = io::stdout().lock();
         if self.json {
             let object = json!({ "task": "val", "loss": loss, "perplexity": perplexity, "tokens": validated.tokens });

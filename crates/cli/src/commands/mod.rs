@@ -7,6 +7,7 @@ pub(crate) mod eval;
 pub(crate) mod export;
 pub(crate) mod generate;
 pub(crate) mod import;
+pub(crate) mod launch;
 pub(crate) mod plot;
 pub(crate) mod prepare_data;
 pub(crate) mod train;

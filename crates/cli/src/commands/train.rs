@@ -1,5 +1,6 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
@@ -10,8 +11,9 @@ use crate::world::WorldArguments;
 
 /// Train a model as a TOML file says, or go on with a run
 ///
-/// Exits with 85 when it was stopped early (--stop-after, SIGINT, SIGTERM, SIGUSR1) with a
-/// checkpoint saved. Example: backpack train --config configs/quickstart.toml --resume auto
+/// Exits with 85 when it was stopped early (--stop-after, --time-limit, SIGINT, SIGTERM,
+/// SIGUSR1) with a checkpoint saved. One of several processes where a launcher says so:
+/// backpack launch, torchrun's variables, Slurm's srun. Example: backpack train --config configs/quickstart.toml --resume auto
 #[derive(Debug, Args)]
 pub(crate) struct Train {
     #[command(flatten)]
@@ -26,11 +28,15 @@ pub(crate) struct Train {
     /// Save a checkpoint after this step and exit with 85
     #[arg(long, value_name = "STEP")]
     stop_after: Option<u64>,
+    /// Save a checkpoint and exit with 85 before this time is over: 3h50m, 90m, 2d or seconds;
+    /// the end of a Slurm job is known without it
+    #[arg(long, value_name = "DURATION", value_parser = trainer::parse_duration)]
+    time_limit: Option<Duration>,
     /// Check the configuration and the data, say what would run, and run nothing
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
-    world: WorldArguments,
+    pub(crate) world: WorldArguments,
 }
 
 impl Train {
@@ -46,6 +52,7 @@ impl Train {
                 folder => Resume::From(PathBuf::from(folder)),
             },
             stop_after: self.stop_after,
+            time_limit: self.time_limit,
             dry_run: self.dry_run,
         };
         Ok(match trainer::train(&config, &request, stop)? {

@@ -1,0 +1,215 @@
+// The store that processes meet at, and the group that they form.
+#include "group.h"
+
+#include <c10/util/Logging.h>
+#include <dlfcn.h>
+#include <ifaddrs.h>
+#include <net/if.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <torch/csrc/distributed/c10d/PrefixStore.hpp>
+#include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
+#include <torch/csrc/distributed/c10d/TCPStore.hpp>
+#include <torch/csrc/distributed/c10d/comm.hpp>
+#include <torch/headeronly/version.h>
+
+#include <cstdlib>
+#include <set>
+#include <sstream>
+
+namespace {
+
+// These classes are made here with stand-ins for Gloo's headers (gloo_headers/). Their sizes
+// under the real ones, for this version of torch:
+static_assert(TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR == 13 && TORCH_VERSION_PATCH == 0,
+              "another torch: check the layout of ProcessGroupGloo against Gloo's own headers");
+static_assert(sizeof(c10d::ProcessGroupGloo) == 488 && sizeof(c10d::ProcessGroupGloo::Options) == 184,
+              "the stand-ins for Gloo's headers give ProcessGroupGloo another layout than it has");
+
+using Millis = std::chrono::milliseconds;
+
+std::string member(int64_t rank) { return "member/" + std::to_string(rank); }
+
+std::vector<std::string> members(int64_t size) {
+  std::vector<std::string> keys;
+  for (int64_t rank = 0; rank < size; rank++) keys.push_back(member(rank));
+  return keys;
+}
+
+// A function out of the plug-in, which stays loaded.
+template <typename F>
+F* of_plugin(const char* path, const char* name) {
+  void* plugin = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+  TORCH_CHECK(plugin, dlerror());
+  auto* function = reinterpret_cast<F*>(dlsym(plugin, name));
+  TORCH_CHECK(function, path, " has no function ", name);
+  return function;
+}
+
+}  // namespace
+
+extern "C" {
+
+// The interfaces of this machine that are up, each with its first address, as Gloo takes it.
+char* bpx_interfaces(char** out) {
+  BPX_GUARD({
+    ifaddrs* list = nullptr;
+    TORCH_CHECK(getifaddrs(&list) == 0, strerror(errno));
+    std::ostringstream text;
+    std::set<std::string> seen;
+    for (const ifaddrs* i = list; i; i = i->ifa_next) {
+      if (!i->ifa_addr || !(i->ifa_flags & IFF_UP)) continue;
+      const int family = i->ifa_addr->sa_family;
+      if (family != AF_INET && family != AF_INET6) continue;
+      char address[NI_MAXHOST];
+      const socklen_t length = family == AF_INET ? sizeof(sockaddr_in) : sizeof(sockaddr_in6);
+      if (getnameinfo(i->ifa_addr, length, address, sizeof address, nullptr, 0, NI_NUMERICHOST) == 0 &&
+          seen.insert(i->ifa_name).second)
+        text << i->ifa_name << ' ' << address << '\n';
+    }
+    freeifaddrs(list);
+    *out = strdup(text.str().c_str());
+  })
+}
+
+// Keeps libtorch's own log off stderr, unless TORCH_CPP_LOG_LEVEL says what is wanted: its
+// lines carry backtraces, and what goes wrong reaches the user as an error.
+void bpx_quiet(int errors_too) {
+  if (std::getenv("TORCH_CPP_LOG_LEVEL")) {
+    c10::initLogging();
+  } else {
+    FLAGS_caffe2_log_level = errors_too ? c10::GLOG_FATAL : c10::GLOG_ERROR;
+  }
+}
+
+// Opens the store: its server on the listening socket `listener` at rank 0, else -1.
+char* bpx_store_open(const char* host, uint16_t port, int listener, int64_t timeout_ms, const char* name,
+                     BpxStore** out) {
+  BPX_GUARD({
+    c10d::TCPStoreOptions options;
+    options.port = port;
+    options.isServer = listener >= 0;
+    options.waitWorkers = false;  // bpx_store_missing can say who is not there
+    options.timeout = Millis(timeout_ms);
+    if (listener >= 0) options.masterListenFd = listener;
+    auto tcp = c10::make_intrusive<c10d::TCPStore>(host, options);
+    *out = new BpxStore{c10::make_intrusive<c10d::PrefixStore>(name, std::move(tcp))};
+  })
+}
+
+// Says who this rank is.
+char* bpx_store_enter(BpxStore* store, int64_t rank, const char* text) {
+  BPX_GUARD(store->store->set(member(rank), std::vector<uint8_t>(text, text + strlen(text))))
+}
+
+// Waits until every rank has said so: gives their texts, a line each.
+char* bpx_store_members(BpxStore* store, int64_t size, int64_t timeout_ms, char** out) {
+  BPX_GUARD({
+    store->store->wait(members(size), Millis(timeout_ms));
+    std::ostringstream texts;
+    for (const auto& text : store->store->multiGet(members(size))) {
+      texts.write(reinterpret_cast<const char*>(text.data()), text.size());
+      texts << '\n';
+    }
+    *out = strdup(texts.str().c_str());
+  })
+}
+
+// The ranks that have not, separated by blanks.
+char* bpx_store_missing(BpxStore* store, int64_t size, char** out) {
+  BPX_GUARD({
+    std::ostringstream ranks;
+    for (int64_t rank = 0; rank < size; rank++)
+      if (!store->store->check({member(rank)})) ranks << rank << ' ';
+    *out = strdup(ranks.str().c_str());
+  })
+}
+
+void bpx_store_free(BpxStore* store) { delete store; }
+
+// Connects every rank with every other. `interfaces` are names separated by commas; where
+// there are none, `address` is this process's own.
+char* bpx_group_new(BpxStore* store, int rank, int size, int64_t timeout_ms, const char* interfaces,
+                    const char* address, BpxGroup** out) {
+  BPX_GUARD({
+    auto made = std::make_unique<BpxGroup>();
+    made->store = store->store;
+    made->group = c10::make_intrusive<c10d::ProcessGroup>(made->store, rank, size);
+    auto options = c10d::ProcessGroupGloo::Options::create(Millis(timeout_ms));
+    std::istringstream names(interfaces);
+    for (std::string name; std::getline(names, name, ',');)
+      options->devices.push_back(c10d::ProcessGroupGloo::createDeviceForInterface(name));
+    if (options->devices.empty())
+      options->devices.push_back(c10d::ProcessGroupGloo::createDeviceForHostname(address));
+    // A loop a device moves the bytes; these start collectives and sum.
+    options->threads = 2 * static_cast<int>(options->devices.size());
+    made->gloo = c10::make_intrusive<c10d::ProcessGroupGloo>(
+        c10::make_intrusive<c10d::PrefixStore>("cpu", made->store), rank, size, options);
+    made->group->setDefaultBackend(c10d::ProcessGroup::GLOO);
+    made->group->setBackend(c10::kCPU, c10d::ProcessGroup::GLOO, made->gloo);
+    made->group->setGroupName("backpack");
+    *out = made.release();
+  })
+}
+
+// Adds NCCL for CUDA tensors, out of the plug-in at `path` (nccl_plugin.cpp).
+char* bpx_group_add_nccl(BpxGroup* group, const char* path, int64_t timeout_ms) {
+  BPX_GUARD({
+    const auto make = of_plugin<char*(const void*, int, int, int64_t, void*)>(path, "bpx_plugin_nccl_backend");
+    const c10::intrusive_ptr<c10d::Store> store = c10::make_intrusive<c10d::PrefixStore>("cuda", group->store);
+    auto& pg = group->group;
+    if (char* said = make(&store, pg->getRank(), pg->getSize(), timeout_ms, &group->nccl)) return said;
+    pg->setDefaultBackend(c10d::ProcessGroup::NCCL);
+    pg->setBackend(c10::kCUDA, c10d::ProcessGroup::NCCL, group->nccl);
+  })
+}
+
+// NCCL's version, as the plug-in at `path` found it.
+char* bpx_nccl_version(const char* path, char** out) {
+  BPX_GUARD({
+    if (char* said = of_plugin<char*(char**)>(path, "bpx_plugin_nccl_version")(out)) return said;
+  })
+}
+
+// Takes NCCL down, which waits for what is queued and for the other ranks to do so.
+char* bpx_group_leave(BpxGroup* group) { BPX_GUARD(if (group->nccl) group->nccl->shutdown()) }
+
+char* bpx_group_free(BpxGroup* group) { BPX_GUARD(delete group) }
+
+char* bpx_group_set_timeout(BpxGroup* group, int64_t timeout_ms) {
+  BPX_GUARD(group->group->setTimeout(Millis(timeout_ms)))
+}
+
+// In place. `op`: one of c10d::ReduceOp's.
+char* bpx_group_all_reduce(BpxGroup* group, TensorPtr tensor, uint8_t op) {
+  BPX_GUARD({
+    at::NoGradGuard no_grad;
+    std::vector<at::Tensor> tensors{tensor->detach()};
+    c10d::AllreduceOptions options;
+    options.reduceOp = static_cast<c10d::ReduceOp::RedOpType>(op);
+    group->group->allreduce(tensors, options)->wait();
+  })
+}
+
+char* bpx_group_broadcast(BpxGroup* group, TensorPtr const* tensors, size_t n, size_t buffer_bytes, int root) {
+  BPX_GUARD({
+    at::NoGradGuard no_grad;
+    std::vector<at::Tensor> list;
+    for (size_t i = 0; i < n; i++) list.push_back(tensors[i]->detach());
+    c10d::broadcast_coalesced(group->group, list, buffer_bytes, root);
+  })
+}
+
+// Of the processes, not of what GPUs still have to do.
+char* bpx_group_barrier(BpxGroup* group) { BPX_GUARD(group->gloo->barrier()->wait()) }
+
+// Fills `outputs`, one a rank, with the ranks' CPU tensors of one shape.
+char* bpx_group_all_gather(BpxGroup* group, TensorPtr input, TensorPtr const* outputs) {
+  BPX_GUARD({
+    std::vector<at::Tensor> inputs{*input};
+    std::vector<std::vector<at::Tensor>> lists(1);
+    for (int rank = 0; rank < group->group->getSize(); rank++) lists[0].push_back(*outputs[rank]);
+    group->gloo->allgather(lists, inputs)->wait();
+  })
+}
+}

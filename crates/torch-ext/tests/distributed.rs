@@ -1,0 +1,583 @@
+//! The process group and the Reducer between real processes: this test program starts itself
+//! again, once for each rank, with the name of a role in an environment variable.
+
+use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use tch::{Device, Kind, Tensor};
+use torch_ext::distributed::{Failure, ProcessGroup, ReduceOp, Reducer, Rendezvous, exit_now, failure};
+
+const ROLE: &str = "BACKPACK_TEST_ROLE";
+const FLOAT: (Kind, Device) = (Kind::Float, Device::Cpu);
+
+fn free_port() -> u16 {
+    TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port()
+}
+
+fn start(role: &str, rank: usize, world_size: usize, port: u16) -> Child {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    // The test below that turns into a rank.
+    command.args(["a_rank_of_another_test", "--exact", "--nocapture", "--test-threads=1"]);
+    command.env(ROLE, role).env("RANK", rank.to_string()).env("WORLD_SIZE", world_size.to_string());
+    command.env("MASTER_PORT", port.to_string()).env("OMP_NUM_THREADS", "1");
+    for unset in ["TORCH_CPP_LOG_LEVEL", "TORCH_DISTRIBUTED_DEBUG", "GLOO_SOCKET_IFNAME"] {
+        command.env_remove(unset);
+    }
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+/// What a rank wrote on stderr and how it ended.
+struct Ended {
+    code: Option<i32>,
+    said: String,
+    seconds: f64,
+}
+
+fn end(child: Child, since: Instant) -> Ended {
+    let Output { status, stderr, .. } = child.wait_with_output().unwrap();
+    Ended {
+        code: status.code(),
+        said: String::from_utf8_lossy(&stderr).trim().to_owned(),
+        seconds: since.elapsed().as_secs_f64(),
+    }
+}
+
+fn run(role: &str, world_size: usize) -> Vec<Ended> {
+    let (port, since) = (free_port(), Instant::now());
+    let ranks: Vec<Child> = (0..world_size).map(|rank| start(role, rank, world_size, port)).collect();
+    ranks.into_iter().map(|rank| end(rank, since)).collect()
+}
+
+/// Every rank ends with 0 and is silent: libtorch's own log is off.
+fn all_well(role: &str, world_size: usize) {
+    for (rank, ended) in run(role, world_size).iter().enumerate() {
+        assert_eq!((ended.code, ended.said.as_str()), (Some(0), ""), "rank {rank} of {world_size}");
+    }
+}
+
+#[test]
+fn tensors_are_reduced_over_ranks() {
+    all_well("reduce", 2);
+    all_well("reduce", 3);
+}
+
+#[test]
+fn root_s_tensors_come_to_all_ranks() {
+    all_well("broadcast", 3);
+}
+
+#[test]
+fn texts_are_gathered_by_rank() {
+    all_well("text", 1);
+    all_well("text", 3);
+}
+
+#[test]
+fn a_barrier_waits_for_the_last_rank() {
+    all_well("barrier", 3);
+}
+
+#[test]
+fn gradients_are_the_mean_of_the_ranks() {
+    all_well("gradients", 1);
+    all_well("gradients", 2);
+    all_well("gradients", 3);
+}
+
+#[test]
+fn an_embedding_s_sparse_and_dense_gradient_is_reduced() {
+    all_well("tied", 2);
+}
+
+#[test]
+fn a_parameter_without_gradient_is_named() {
+    let ranks = run("unused", 2);
+    for (rank, ended) in ranks.iter().enumerate() {
+        assert_eq!(ended.code, Some(1));
+        assert_eq!(
+            ended.said,
+            format!(
+                "parameters got no gradient in the backward pass on rank {rank}: body.lonely.weight; every trained parameter must take part in the loss"
+            )
+        );
+    }
+}
+
+#[test]
+fn a_parameter_given_twice_is_named() {
+    for ended in run("twice", 2) {
+        assert_eq!(ended.code, Some(1));
+        assert_eq!(ended.said, "the parameters wte and head are one tensor: give it to the reducer once");
+    }
+}
+
+#[test]
+fn ranks_with_different_parameters_all_say_so() {
+    for ended in run("shapes", 3) {
+        assert_eq!(ended.code, Some(1));
+        assert_eq!(
+            ended.said,
+            "the ranks train different parameters: rank 0 has h.weight Float [4, 5] [5, 1], rank 2 has h.weight Float [4, 6] [6, 1]"
+        );
+    }
+}
+
+/// Kills one of two ranks that are at work: the other says so within a second.
+fn killed(role: &str, doomed: usize) {
+    let port = free_port();
+    let mut ranks: Vec<Child> = (0..2).map(|rank| start(role, rank, 2, port)).collect();
+    for rank in &mut ranks {
+        let mut lines = BufReader::new(rank.stdout.as_mut().unwrap()).lines();
+        assert!(lines.any(|line| line.unwrap().contains("at work")), "{role}");
+    }
+    let since = Instant::now();
+    ranks[doomed].kill().unwrap();
+    let other = end(ranks.swap_remove(1 - doomed), since);
+    assert_eq!(other.code, Some(3), "{role}: PeerGone: {}", other.said);
+    assert!(other.seconds < 1.0, "{role}: after {} s: {}", other.seconds, other.said);
+    let line = other.said.lines().count() == 1 && other.said.starts_with("the connection to another rank broke (");
+    assert!(line, "{role}: {}", other.said);
+    assert_eq!(end(ranks.remove(0), since).code, None);
+}
+
+#[test]
+fn a_killed_rank_is_noticed_at_once() {
+    killed("endless", 0);
+    killed("endless", 1);
+}
+
+#[test]
+fn a_rank_killed_in_the_backward_pass_is_noticed_at_once() {
+    killed("endless gradients", 0);
+    killed("endless gradients", 1);
+}
+
+#[test]
+fn a_rank_that_hangs_is_noticed_after_the_timeout() {
+    let ranks = run("hang", 2);
+    assert_eq!(ranks[0].code, Some(4), "TimedOut: {}", ranks[0].said);
+    let (said, waited) = ranks[0].said.split_once('\n').unwrap();
+    assert!(said.starts_with("another rank did not answer (Timed out waiting 1500ms"), "{said}");
+    let waited: f64 = waited.parse().unwrap();
+    assert!((1.4..3.0).contains(&waited), "{waited}");
+}
+
+#[test]
+fn ranks_that_do_not_come_are_named() {
+    let (port, since) = (free_port(), Instant::now());
+    let ranks = [0, 2].map(|rank| start("joins", rank, 4, port));
+    let [first, third] = ranks.map(|rank| end(rank, since));
+    assert_eq!(first.code, Some(1));
+    assert_eq!(
+        first.said,
+        format!(
+            "2 of 4 ranks joined at 127.0.0.1:{port} within 2 s; missing: 1, 3: look there for errors, and check that all were given this address and world size"
+        )
+    );
+    // Which says the same, or that rank 0 is gone.
+    assert_eq!(third.code, Some(1));
+    assert!(third.said.contains("2 of 4 ranks joined") || third.said.contains("lost rank 0"), "{}", third.said);
+    assert!(first.seconds > 1.9, "{}", first.seconds);
+}
+
+#[test]
+fn a_store_that_nobody_serves_is_named() {
+    let (port, since) = (free_port(), Instant::now());
+    let ended = end(start("joins", 1, 2, port), since);
+    assert_eq!(ended.code, Some(1));
+    let expected = format!("could not reach rank 0 at 127.0.0.1:{port} within 2 s (Connection refused)");
+    assert!(ended.said.starts_with("rank 1 on ") && ended.said.contains(&expected), "{}", ended.said);
+    assert!(ended.said.ends_with("check that rank 0 runs, and the address and port (MASTER_ADDR, MASTER_PORT)"));
+}
+
+#[test]
+fn a_port_in_use_is_named() {
+    let taken = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let ended = end(start("joins", 0, 2, port), Instant::now());
+    assert_eq!(ended.code, Some(1));
+    assert!(ended.said.starts_with(&format!("rank 0 cannot listen at port {port} of ")), "{}", ended.said);
+    assert!(ended.said.contains("(Address already in use)"), "{}", ended.said);
+}
+
+#[test]
+fn a_wrong_interface_is_named_with_those_there_are() {
+    let ended = end(start("interface", 0, 1, free_port()), Instant::now());
+    assert_eq!(ended.code, Some(1));
+    assert!(
+        ended.said.contains("has no network interface \"nosuch0\" with an address: it has ")
+            && ended.said.contains("lo")
+    );
+}
+
+#[test]
+fn an_interface_can_be_chosen() {
+    all_well("loopback", 2);
+}
+
+#[test]
+fn a_stranger_of_another_attempt_does_not_join() {
+    let (port, since) = (free_port(), Instant::now());
+    let ranks = [start("joins", 0, 2, port), start("stranger", 1, 2, port)];
+    for ended in ranks.map(|rank| end(rank, since)) {
+        assert_eq!(ended.code, Some(1), "{}", ended.said);
+    }
+}
+
+/// scripts/test-cuda.sh reads what it prints.
+#[test]
+fn nccl_without_a_gpu_says_what_is_missing() {
+    let ended = end(start("nccl", 0, 1, free_port()), Instant::now());
+    if torch_ext::load_cuda().is_ok() && tch::Cuda::is_available() {
+        assert_eq!((ended.code, ended.said.as_str()), (Some(0), ""));
+        return;
+    }
+    println!("{}", ended.said);
+    assert_eq!(ended.code, Some(1));
+    let missing = ["the NCCL plug-in is not built: run `scripts/setup.sh --cuda`", "NCCL cannot start on rank 0: "];
+    assert!(missing.iter().any(|words| ended.said.starts_with(words)), "{}", ended.said);
+    assert_eq!(ended.said.lines().count(), 1, "{}", ended.said);
+}
+
+/// Not a test by itself: what [`start`] starts.
+#[test]
+fn a_rank_of_another_test() {
+    let Ok(role) = std::env::var(ROLE) else { return };
+    let number = |name: &str| std::env::var(name).unwrap().parse().unwrap();
+    let (rank, world_size) = (number("RANK"), number("WORLD_SIZE"));
+    tch::set_num_threads(1);
+    let at = Rendezvous {
+        host: "127.0.0.1",
+        port: number("MASTER_PORT") as u16,
+        rank,
+        world_size,
+        timeout: Duration::from_secs(if ["joins", "stranger"].contains(&role.as_str()) { 2 } else { 20 }),
+        interface: match role.as_str() {
+            "interface" => Some("nosuch0"),
+            "loopback" => Some("lo"),
+            _ => None,
+        },
+        name: if role == "stranger" { "attempt 2" } else { "attempt 1" },
+    };
+    let device = if role == "nccl" { Device::Cuda(0) } else { Device::Cpu };
+    let done = ProcessGroup::join(&at, device).and_then(|group| {
+        play(&role, &group)?;
+        group.leave()
+    });
+    if let Err(error) = done {
+        let text = error.to_string();
+        eprintln!("{}", text.trim_start_matches("libtorch: "));
+        let code = match failure(&text) {
+            Failure::PeerGone if role.starts_with("endless") => 3,
+            Failure::TimedOut if role == "hang" => 4,
+            _ => 1,
+        };
+        exit_now(code);
+    }
+}
+
+fn play(role: &str, group: &ProcessGroup) -> Result<(), torch_ext::Error> {
+    match role {
+        "reduce" => reduce(group),
+        "broadcast" => broadcast(group),
+        "text" => text(group),
+        "barrier" => barrier(group),
+        "loopback" => group.barrier(),
+        "gradients" => gradients(group),
+        "tied" => tied(group),
+        "unused" => unused(group),
+        "twice" => {
+            let p = Tensor::zeros([3], FLOAT).set_requires_grad(true);
+            let names = ["wte", "ln", "head"].map(str::to_owned);
+            let other = Tensor::zeros([3], FLOAT).set_requires_grad(true);
+            Reducer::new(group, &names, &[p.shallow_clone(), other, p], 1 << 20).map(drop)
+        }
+        "shapes" => {
+            let width = if group.rank() == 2 { 6 } else { 5 };
+            let p = [[3, 3], [4, width]].map(|size| Tensor::zeros(size, FLOAT).set_requires_grad(true));
+            Reducer::new(group, &["wte".to_owned(), "h.weight".to_owned()], &p, 1 << 20).map(drop)
+        }
+        "endless" => {
+            for step in 0.. {
+                group.all_reduce(&Tensor::ones([1000], FLOAT), ReduceOp::Sum)?;
+                at_work(step);
+            }
+            Ok(())
+        }
+        "endless gradients" => {
+            let model = Model::new();
+            let reducer = Reducer::new(group, &model.names, &model.parameters, 4096)?;
+            for step in 0.. {
+                model.step(&reducer, step, group.rank(), 2, true)?;
+                at_work(step);
+            }
+            Ok(())
+        }
+        "hang" => hang(group),
+        "nccl" => nccl(group),
+        _ => Ok(()),
+    }
+}
+
+/// Tells the test that the ranks are under way.
+fn at_work(step: i64) {
+    if step == 10 {
+        println!("\nat work");
+    }
+}
+
+fn reduce(group: &ProcessGroup) -> Result<(), torch_ext::Error> {
+    let (rank, size) = (group.rank() as i64, group.world_size() as i64);
+    let sum = size * (size - 1) / 2;
+    for kind in [Kind::Float, Kind::Double, Kind::BFloat16, Kind::Int64] {
+        let value = |value: f64| Tensor::from(value).to_kind(kind).expand([3, 5], false).contiguous();
+        let mine = || value(rank as f64);
+        let t = mine();
+        group.all_reduce(&t, ReduceOp::Sum)?;
+        assert_eq!(t, value(sum as f64), "sum of {kind:?}");
+        let t = mine();
+        group.all_reduce(&t, ReduceOp::Max)?;
+        assert_eq!(t, value((size - 1) as f64), "max of {kind:?}");
+        let t = mine();
+        let mean = group.all_reduce(&t, ReduceOp::Mean);
+        if kind == Kind::Int64 {
+            assert!(mean.unwrap_err().to_string().contains("of floating-point numbers, not Int64"));
+        } else {
+            mean?;
+            assert_eq!(t, value(sum as f64 / size as f64), "mean of {kind:?}");
+        }
+    }
+    // A scalar, a parameter and a view of transposed memory.
+    let parameter = Tensor::from(rank as f32).set_requires_grad(true);
+    group.all_reduce(&parameter, ReduceOp::Sum)?;
+    assert_eq!(parameter.double_value(&[]), sum as f64);
+    let wide = (Tensor::arange(6, FLOAT).view([2, 3]) + rank as f64).tr();
+    group.all_reduce(&wide, ReduceOp::Sum)?;
+    assert_eq!(wide, (Tensor::arange(6, FLOAT).view([2, 3]) * size as f64 + sum as f64).tr());
+    Ok(())
+}
+
+fn broadcast(group: &ProcessGroup) -> Result<(), torch_ext::Error> {
+    let make = |rank: usize| {
+        let value = rank as f64 + 0.5;
+        [
+            Tensor::full([4, 3], value, FLOAT).set_requires_grad(true),
+            Tensor::full([70_000], 2.0 * value, FLOAT),
+            Tensor::full([7], 4.0 * value, (Kind::BFloat16, Device::Cpu)),
+            Tensor::full([2], rank as i64, (Kind::Int64, Device::Cpu)),
+        ]
+    };
+    for root in [2, 0] {
+        let mine = make(group.rank());
+        group.broadcast(&mine, root)?;
+        assert_eq!(mine, make(root));
+    }
+    assert!(group.broadcast(&[], 3).unwrap_err().to_string().contains("rank 3 cannot broadcast to 3 ranks"));
+    Ok(())
+}
+
+fn text(group: &ProcessGroup) -> Result<(), torch_ext::Error> {
+    let make = |rank: usize| match rank {
+        0 => "Gr\u{fc}\u{df}e, \u{4e16}\u{754c}\nand a second line".to_owned(),
+        1 => String::new(),
+        _ => "long ".repeat(50_000),
+    };
+    let all: Vec<String> = (0..group.world_size()).map(make).collect();
+    assert_eq!(group.all_gather_text(&make(group.rank()))?, all);
+    assert_eq!(group.all_gather_text("")?, vec![""; all.len()]);
+    Ok(())
+}
+
+fn barrier(group: &ProcessGroup) -> Result<(), torch_ext::Error> {
+    group.barrier()?;
+    let since = Instant::now();
+    if group.rank() == 1 {
+        std::thread::sleep(Duration::from_millis(300));
+    }
+    group.barrier()?;
+    assert!(since.elapsed() >= Duration::from_millis(280), "{:?}", since.elapsed());
+    Ok(())
+}
+
+/// An embedding that is also the head, and a layer between.
+struct Model {
+    names: Vec<String>,
+    parameters: Vec<Tensor>,
+}
+
+impl Model {
+    fn new() -> Self {
+        tch::manual_seed(1);
+        let names = ["wte", "h.weight", "h.bias"].map(str::to_owned).to_vec();
+        let sizes: [&[i64]; 3] = [&[50, 24], &[24, 24], &[24]];
+        let parameters = sizes.map(|size| Tensor::randn(size, FLOAT).set_requires_grad(true)).into();
+        Model { names, parameters }
+    }
+
+    fn loss(&self, step: i64, rank: usize) -> Tensor {
+        let [wte, weight, bias] = &self.parameters[..] else { unreachable!() };
+        let ids = (Tensor::arange(8, (Kind::Int64, Device::Cpu)) * (step + 3) + 7 * rank as i64).remainder(50);
+        let hidden = (Tensor::embedding(wte, &ids, -1, false, false).matmul(weight) + bias).tanh();
+        hidden.matmul(&wte.tr()).cross_entropy_for_logits(&((ids + 1).remainder(50)))
+    }
+
+    /// A step of some passes, of which the last one reduces; the gradients are its mean.
+    fn step(
+        &self,
+        reducer: &Reducer,
+        step: i64,
+        rank: usize,
+        passes: i64,
+        forget: bool,
+    ) -> Result<(), torch_ext::Error> {
+        for p in &self.parameters {
+            if forget {
+                torch_ext::forget_grad(p)?;
+            } else if p.grad().defined() {
+                let _ = p.grad().zero_();
+            }
+        }
+        for pass in 0..passes {
+            let reduces = pass + 1 == passes;
+            reducer.before_forward(reduces)?;
+            let loss = self.loss(step * passes + pass, rank) / passes as f64;
+            reducer.before_backward(reduces)?;
+            loss.f_backward()?;
+            reducer.after_backward(reduces)?;
+        }
+        Ok(())
+    }
+
+    /// What the gradients of a step must be.
+    fn expected(&self, step: i64, world_size: usize, passes: i64) -> Vec<Tensor> {
+        let mut sums: Vec<Tensor> = self.parameters.iter().map(Tensor::zeros_like).collect();
+        for rank in 0..world_size {
+            let copy = Model {
+                names: Vec::new(),
+                parameters: self.parameters.iter().map(|p| p.detach().copy().set_requires_grad(true)).collect(),
+            };
+            for pass in 0..passes {
+                (copy.loss(step * passes + pass, rank) / passes as f64).backward();
+            }
+            for (sum, p) in sums.iter_mut().zip(&copy.parameters) {
+                *sum += p.grad();
+            }
+        }
+        sums.into_iter().map(|sum| sum / world_size as f64).collect()
+    }
+}
+
+/// The bits of tensors, in a few letters.
+fn bits(tensors: impl Iterator<Item = Tensor>) -> String {
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    for tensor in tensors {
+        for value in Vec::<f32>::try_from(tensor.flatten(0, -1)).unwrap() {
+            hash = (hash ^ u64::from(value.to_bits())).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+    format!("{hash:x}")
+}
+
+fn gradients(group: &ProcessGroup) -> Result<(), torch_ext::Error> {
+    let (rank, size) = (group.rank(), group.world_size());
+    for forget in [true, false] {
+        let model = Model::new();
+        // The bias and the layer make one bucket, the embedding another.
+        let reducer = Reducer::new(group, &model.names, &model.parameters, 2000)?;
+        for step in 0..4 {
+            model.step(&reducer, step, rank, 3, forget)?;
+            for (p, expected) in model.parameters.iter().zip(model.expected(step, size, 3)) {
+                let far = (p.grad() - &expected).abs().max().double_value(&[]);
+                // Up to two ranks: one sum and an exact division.
+                let bound = if size <= 2 { 0.0 } else { 1e-6 };
+                assert!(far <= bound, "{far} at step {step}");
+            }
+            let all = group.all_gather_text(&bits(model.parameters.iter().map(Tensor::grad)))?;
+            assert!(all.iter().all(|bits| *bits == all[0]), "step {step}: {all:?}");
+        }
+        reducer.before_forward(true)?;
+        let statistics = reducer.statistics()?;
+        let bytes: usize = statistics.bucket_bytes.iter().sum();
+        assert_eq!(bytes, 4 * (50 * 24 + 24 * 24 + 24));
+        assert!(statistics.rebuilt && statistics.bucket_bytes.len() == 2, "{statistics:?}");
+        assert!(statistics.steps > 0 && statistics.backward_seconds > 0.0, "{statistics:?}");
+        assert!(statistics.communication_seconds > 0.0 && statistics.overlap_seconds >= 0.0, "{statistics:?}");
+    }
+    Ok(())
+}
+
+/// The fused path of the model: the embedding's gradient is sparse, the head's dense.
+fn tied(group: &ProcessGroup) -> Result<(), torch_ext::Error> {
+    let (rank, size) = (group.rank(), group.world_size());
+    let loss = |wte: &Tensor, step: i64, rank: usize| {
+        let ids = (Tensor::arange(6, (Kind::Int64, Device::Cpu)) * (step + 1) + rank as i64).remainder(20);
+        let x = Tensor::embedding(wte, &ids, -1, false, true).tanh();
+        x.matmul(&wte.tr()).cross_entropy_for_logits(&ids)
+    };
+    let fresh = || Tensor::arange(100, FLOAT).sin().view([20, 5]).set_requires_grad(true);
+    let wte = fresh();
+    let reducer = Reducer::new(group, &["wte".to_owned()], &[wte.shallow_clone()], 1 << 20)?;
+    for step in 0..4 {
+        torch_ext::forget_grad(&wte)?;
+        let mut expected = Tensor::zeros([20, 5], FLOAT);
+        for pass in 0..2 {
+            reducer.before_forward(pass == 1)?;
+            let loss = loss(&wte, 2 * step + pass, rank);
+            reducer.before_backward(pass == 1)?;
+            loss.f_backward()?;
+            reducer.after_backward(pass == 1)?;
+        }
+        for rank in 0..size {
+            let copy = fresh();
+            for pass in 0..2 {
+                loss(&copy, 2 * step + pass, rank).backward();
+            }
+            expected += copy.grad();
+        }
+        assert!(!wte.grad().is_sparse());
+        let far = (wte.grad() - expected / size as f64).abs().max().double_value(&[]);
+        assert!(far < 1e-6, "{far} at step {step}");
+    }
+    Ok(())
+}
+
+fn unused(group: &ProcessGroup) -> Result<(), torch_ext::Error> {
+    let used = Tensor::ones([4], FLOAT).set_requires_grad(true);
+    let lonely = Tensor::ones([4], FLOAT).set_requires_grad(true);
+    let names = ["wte", "body.lonely.weight"].map(str::to_owned);
+    let reducer = Reducer::new(group, &names, &[used.shallow_clone(), lonely], 1 << 20)?;
+    reducer.before_forward(true)?;
+    let loss = (&used * &used).sum(Kind::Float);
+    reducer.before_backward(true)?;
+    loss.f_backward()?;
+    reducer.after_backward(true)
+}
+
+/// Runs where there is a GPU only.
+fn nccl(group: &ProcessGroup) -> Result<(), torch_ext::Error> {
+    torch_ext::set_cuda_device(0)?;
+    let t = Tensor::ones([100], (Kind::Float, Device::Cuda(0)));
+    for op in [ReduceOp::Sum, ReduceOp::Mean, ReduceOp::Max] {
+        group.all_reduce(&t, op)?;
+    }
+    assert_eq!(t.sum(Kind::Float).double_value(&[]), 100.0);
+    Ok(())
+}
+
+fn hang(group: &ProcessGroup) -> Result<(), torch_ext::Error> {
+    group.set_timeout(Duration::from_millis(1500))?;
+    group.barrier()?;
+    if group.rank() == 1 {
+        std::thread::sleep(Duration::from_secs(4));
+        exit_now(0);
+    }
+    let since = Instant::now();
+    let failed = group.all_reduce(&Tensor::ones([10], FLOAT), ReduceOp::Sum);
+    if let Err(error) = failed {
+        eprintln!("{error}\n{}", since.elapsed().as_secs_f64());
+        exit_now(if failure(&error.to_string()) == Failure::TimedOut { 4 } else { 1 });
+    }
+    Ok(())
+}

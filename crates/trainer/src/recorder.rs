@@ -1,0 +1,105 @@
+//! What a run leaves in its folder: lines for a person, metrics, events and checkpoints. Rank
+//! 0 alone has one.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use model::LanguageModel;
+
+use crate::checkpoint::Store;
+use crate::config::Config;
+use crate::console::Console;
+use crate::metrics::{Metrics, Record, Training, Validation};
+use crate::optimizer::Optimizer;
+use crate::run_folder::RunFolder;
+use crate::state::State;
+use crate::tensorboard::EventWriter;
+
+/// The run folder, open for writing.
+pub(crate) struct Recorder {
+    folder: RunFolder,
+    store: Store,
+    console: Console,
+    /// From [`Recorder::begin`] on.
+    metrics: Option<Metrics>,
+    events: EventWriter,
+}
+
+impl Recorder {
+    /// Over a folder that this process has locked.
+    pub(crate) fn new(folder: RunFolder, store: Store) -> Result<Self> {
+        let console = Console::open(folder.path())?;
+        Ok(Recorder { folder, store, console, metrics: None, events: EventWriter::none() })
+    }
+
+    /// Opens what grows with the run, which has done `step` steps: lines past them are cut.
+    pub(crate) fn begin(&mut self, config: &Config, step: u64) -> Result<()> {
+        self.folder.write("config.toml", &config.to_toml()?)?;
+        if config.logging.tensorboard {
+            let first = if step == 0 { 0 } else { step + 1 };
+            match EventWriter::create(self.folder.path(), first) {
+                Ok(events) => self.events = events,
+                Err(error) => self.line(&format!("warning     TensorBoard: {error:#}")),
+            }
+        }
+        self.metrics = Some(Metrics::open(self.folder.path(), step)?);
+        Ok(())
+    }
+
+    /// The checkpoints.
+    pub(crate) fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// A line for a person.
+    pub(crate) fn line(&mut self, text: &str) {
+        self.console.line(text);
+    }
+
+    /// How far the run is; shown now and then, or `always`.
+    pub(crate) fn progress(&mut self, always: bool, text: impl FnOnce() -> String) {
+        self.console.progress(always, text);
+    }
+
+    /// A step's figures.
+    pub(crate) fn training(&mut self, step: u64, tokens: u64, training: Training) -> Result<()> {
+        let scalars = [
+            ("train/loss", training.loss),
+            ("train/learning_rate", training.lr),
+            ("train/grad_norm", training.grad_norm),
+            ("speed/tokens_per_s", training.tokens_per_s),
+            ("speed/mfu", training.mfu),
+        ];
+        self.write(&Record { step, tokens, training: Some(training), validation: None })?;
+        self.events(|events| events.scalars(step, &scalars));
+        Ok(())
+    }
+
+    /// A validation's.
+    pub(crate) fn validation(&mut self, step: u64, tokens: u64, validation: Validation) -> Result<()> {
+        let Validation { val_loss, val_ppl } = validation;
+        self.write(&Record { step, tokens, training: None, validation: Some(validation) })?;
+        self.events(|events| events.scalars(step, &[("val/loss", val_loss), ("val/perplexity", val_ppl)]));
+        self.line(&format!("validation  step {step}: loss {val_loss:.4}, perplexity {val_ppl:.2}"));
+        Ok(())
+    }
+
+    /// Saves a checkpoint.
+    pub(crate) fn save(&mut self, model: &LanguageModel, optimizer: &Optimizer, state: &State) -> Result<PathBuf> {
+        self.events(EventWriter::flush);
+        let path = self.store.save(model, optimizer, state.clone())?;
+        self.line(&format!("checkpoint  {}", path.display()));
+        Ok(path)
+    }
+
+    fn write(&mut self, record: &Record) -> Result<()> {
+        self.metrics.as_mut().map_or(Ok(()), |metrics| metrics.write(record))
+    }
+
+    /// Does something with the events; a failure is a warning.
+    fn events(&mut self, act: impl FnOnce(&mut EventWriter) -> Result<()>) {
+        if let Err(error) = act(&mut self.events) {
+            self.line(&format!("warning     TensorBoard: {error:#}; the run goes on without it"));
+        }
+    }
+}
