@@ -88,7 +88,7 @@ submit() {
   shift $(($# > 0))
   sbatch --parsable --job-name="$name" --output="$work/logs/$name.out" --nodes=2 --ntasks-per-node=2 --gpus-per-node=0 \
     --cpus-per-task=1 --time=20 ${options[@]+"${options[@]}"} \
-    scripts/slurm/train.sbatch --config "$work/run.toml" --run-dir "$work/runs/$name" "$@" || ko "sbatch refused $name"
+    scripts/slurm/train.sbatch --config "$work/run.toml" --run-dir "$work/runs/$name" "$@"
 }
 of_job() { scontrol show job "$1" -o | grep -o " $2=[^ ]*" | head -n 1 | cut -d= -f2; }
 log() { cat "$work/logs/$1.out" 2>/dev/null; }
@@ -146,7 +146,7 @@ case_prepare() {
 }
 case_reference() {
   local job
-  job=$(submit reference) || exit 1
+  job=$(submit reference) || ko "sbatch refused it"
   wait_for_success "$job" reference
   [ "$(restarts "$job")" = 0 ] && [ "$(step reference)" = $STEPS ] || ko "it did not run through at once"
   log reference | grep -q '^[1-3]: step' && ko "a rank other than 0 wrote of its steps"
@@ -154,7 +154,7 @@ case_reference() {
 }
 case_signal() {
   local job
-  job=$(submit signal) || exit 1
+  job=$(submit signal) || ko "sbatch refused it"
   wait_for_the_middle signal
   scancel --signal=USR1 "$job"
   wait_for_success "$job" signal
@@ -166,7 +166,7 @@ case_signal() {
 # Tasks that are stopped, so that the limit comes before the end: Slurm's signal wakes them.
 case_limit() {
   local job rank pid
-  job=$(submit limit --time=2 --signal=USR1@60) || exit 1
+  job=$(submit limit --time=2 --signal=USR1@60) || ko "sbatch refused it"
   wait_until 120 "step 20 of limit" reached limit 20
   for rank in 0 1 2 3; do
     pid=$(rank_process limit $rank)
@@ -174,13 +174,14 @@ case_limit() {
     kill -STOP "$pid"
   done
   wait_for_success "$job" limit
-  [ "$(restarts "$job")" = 1 ] || ko "requeued $(restarts "$job") times"
+  # Twice on a machine that is too slow for the rest of the steps.
+  [ "$(restarts "$job")" -ge 1 ] || ko "it was not requeued"
   same limit || exit 1
-  echo "stopped by --signal=USR1@60, requeued, resumed at $(resumed_at limit), same bits"
+  echo "woken and stopped by --signal=USR1@60, requeued, resumed at $(resumed_at limit), same bits"
 }
 case_requeue() {
   local job
-  job=$(LOCAL_SCRATCH="$work/node" STAGE_DATA="$work/data" submit requeue) || exit 1
+  job=$(LOCAL_SCRATCH="$work/node" STAGE_DATA="$work/data" submit requeue) || ko "sbatch refused it"
   wait_for_the_middle requeue
   scontrol requeue "$job"
   wait_until 30 "restart of requeue" in_state "$job" PENDING
@@ -193,7 +194,7 @@ case_requeue() {
 }
 case_preemption() {
   local job high
-  job=$(submit preemption --partition=low) || exit 1
+  job=$(submit preemption --partition=low) || ko "sbatch refused it"
   wait_for_the_middle preemption
   high=$(sbatch --parsable --output="$work/logs/high.out" --partition=high --nodes=2 --exclusive --wrap 'sleep 3')
   wait_until 60 "start of the job that is more important" in_state "$high" 'RUNNING|COMPLETED'
@@ -205,14 +206,14 @@ case_preemption() {
 }
 case_cancel() {
   local job again
-  job=$(submit cancel) || exit 1
+  job=$(submit cancel) || ko "sbatch refused it"
   wait_for_the_middle cancel
   scancel "$job"
   wait_until 20 "end of a cancelled job" has_ended "$job"
   wait_until 10 "end of its processes" none_left cancel
   sleep 2
   in_state "$job" CANCELLED || ko "the job that was cancelled is $(of_job "$job" JobState)"
-  again=$(submit cancel) || exit 1
+  again=$(submit cancel) || ko "sbatch refused it"
   wait_for_success "$again" cancel
   log cancel | grep -q 'passed over' && ko "its last checkpoint did not verify"
   saved_at_the_stop cancel
@@ -221,7 +222,7 @@ case_cancel() {
 }
 case_killed_task() {
   local job pid start seconds again
-  job=$(submit kill) || exit 1
+  job=$(submit kill) || ko "sbatch refused it"
   wait_for_the_middle kill
   pid=$(rank_process kill 2)
   [ -n "$pid" ] || ko "rank 2 is not running"
@@ -233,7 +234,7 @@ case_killed_task() {
   [ "$(of_job "$job" JobState)" = FAILED ] && [ "$(restarts "$job")" = 0 ] || ko "the job is $(of_job "$job" JobState)"
   [ $seconds -lt 15000 ] || ko "the job took $seconds ms to end"
   log kill | grep -q '^[013]: error: rank [013]: ' || ko "no other rank said a sentence"
-  again=$(submit kill) || exit 1
+  again=$(submit kill) || ko "sbatch refused it"
   wait_for_success "$again" kill
   log kill | grep -q 'passed over' && ko "its last checkpoint did not verify"
   same kill || exit 1
@@ -241,11 +242,11 @@ case_killed_task() {
 }
 case_refusals() {
   local job
-  job=$(MIN_FREE_GB=1000000 submit full) || exit 1
+  job=$(MIN_FREE_GB=1000000 submit full) || ko "sbatch refused it"
   wait_until 30 "end of a job without room" has_ended "$job"
   log full | grep -q 'GB are free where the run folder lies' || ko "the preflight let a full disk pass"
   [ ! -e "$work/runs/full" ] || ko "a training began on a full disk"
-  job=$(MAX_RESTARTS=0 submit cap) || exit 1
+  job=$(MAX_RESTARTS=0 submit cap) || ko "sbatch refused it"
   wait_until 60 "step 5 of cap" reached cap 5
   scancel --signal=USR1 "$job"
   wait_until 30 "end of a job that must not be requeued" has_ended "$job"
