@@ -78,6 +78,9 @@ fi
 
 if [ "$(readlink .libtorch || true)" != "$home" ]; then
   [ ! -e .libtorch ] || [ -L .libtorch ] || fail ".libtorch exists and is not a link: move it away."
+  # Cargo goes by times: this one tells it that another libtorch takes the place of the one
+  # that was built against (torch-ext/build.rs).
+  [ ! -L .libtorch ] || touch "$home/build-version" 2>/dev/null || true
   ln -sfn "$home" .libtorch.new && mv -T .libtorch.new .libtorch
 fi
 printf 'setup: ready, libtorch %s (%s)\n' "$VERSION" "$variant"

@@ -1,5 +1,6 @@
 //! The process group and the Reducer between real processes: this test program starts itself
 //! again, once for each rank, with the name of a role in an environment variable.
+#![allow(clippy::unwrap_used)] // helpers of tests; clippy exempts only test functions
 
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;

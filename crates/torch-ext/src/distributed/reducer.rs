@@ -226,21 +226,11 @@ fn require_same_parameters(group: &ProcessGroup, names: &[String], parameters: &
     let row = |(name, p): (&String, &Tensor)| format!("{name} {:?} {:?} {:?}", p.kind(), p.size(), p.stride());
     let rows: Vec<String> = names.iter().zip(parameters).map(row).collect();
     let all = group.all_gather_text(&rows.join("\n"))?;
-    let Some((first, others)) = all.split_first() else { return Ok(()) };
-    for (rank, other) in others.iter().enumerate().filter(|(_, other)| *other != first) {
-        let (mut here, mut there) = (first.lines(), other.lines());
-        loop {
-            let (a, b) = (here.next(), there.next());
-            if a != b {
-                let word = |row: Option<&str>| row.unwrap_or("no more parameters").to_owned();
-                return Err(Error(format!(
-                    "the ranks train different parameters: rank 0 has {}, rank {} has {}",
-                    word(a),
-                    rank + 1,
-                    word(b)
-                )));
-            }
-        }
-    }
-    Ok(())
+    let Some(first) = all.first() else { return Ok(()) };
+    let Some((rank, other)) = all.iter().enumerate().find(|(_, other)| *other != first) else { return Ok(()) };
+    // The first row that differs; the shorter list ends with none.
+    let end = std::iter::once("no more parameters");
+    let pairs = first.lines().chain(end.clone()).zip(other.lines().chain(end));
+    let (here, there) = pairs.into_iter().find(|(a, b)| a != b).unwrap_or(("other names", "other names"));
+    Err(Error(format!("the ranks train different parameters: rank 0 has {here}, rank {rank} has {there}")))
 }
