@@ -58,7 +58,7 @@ pub(crate) fn begin(
     device: Device,
 ) -> Result<Option<Beginning>> {
     let mut found = None;
-    let told = ranks.from_first(|| {
+    let told = ranks.first_says(|| {
         found = find(config, run_dir, resume, data, ranks.size(), device)?;
         let tell = |found: &Found| Told {
             shape: found.model.config().to_hugging_face().to_string(),

@@ -191,7 +191,7 @@ impl Ranks {
     ///
     /// # Errors
     /// The first rank's, on every rank.
-    pub(crate) fn from_first(&self, text: impl FnOnce() -> Result<String>) -> Result<String> {
+    pub(crate) fn first_says(&self, text: impl FnOnce() -> Result<String>) -> Result<String> {
         let own = if self.is_first() { text() } else { Ok(String::new()) };
         let Some(group) = &self.group else { return own };
         let own = self.all(own)?;
@@ -282,7 +282,7 @@ mod tests {
         let ranks = Ranks::alone();
         assert!(ranks.any(true).unwrap() && !ranks.any(false).unwrap());
         assert_eq!(ranks.sums([1.5, 2.0]).unwrap(), [1.5, 2.0]);
-        assert_eq!(ranks.from_first(|| Ok("here".to_owned())).unwrap(), "here");
+        assert_eq!(ranks.first_says(|| Ok("here".to_owned())).unwrap(), "here");
         assert_eq!(ranks.all(Err::<(), _>(anyhow!("full"))).unwrap_err().to_string(), "full");
     }
 

@@ -15,7 +15,7 @@ pub(crate) struct Doctor {}
 
 impl Doctor {
     pub(crate) fn run(self) -> Result<()> {
-        let threads = trainer::set_threads(0, true, LocalRanks::from_environment()?)?;
+        let threads = trainer::set_threads(0, true, trainer::LocalRanks::from_environment()?)?;
         let torch = torch_ext::describe()?;
         let mut out = io::stdout().lock();
         writeln!(out, "backpack     {}", env!("CARGO_PKG_VERSION"))?;
