@@ -97,7 +97,7 @@ their range. The two ranks share memory bandwidth and clock with one another.
 
 A step's gradients are {sum(buckets) / 1e6:.0f} MB in {len(buckets)} buckets, the largest {max(buckets) / 1e6:.0f} MB. Reducing them took {mean("communication_seconds"):.2f} s from the
 first bucket's start to the last one's end, {mean("overlap_seconds"):.2f} s of it while the backward pass of {mean("backward_seconds"):.2f} s went on (means of
-the steps that libtorch times). On two busy cores that hides nothing: whoever reduces takes the time from who computes.
+the steps that libtorch times). On two busy cores little of that is hidden: whoever reduces takes the time from who computes.
 
 A rank that is killed (SIGKILL) was noticed by the other, which said so and had ended, after {", ".join(f"{s * 1000:.0f}" for s in noticed)} ms;
 at most {MOST_SECONDS_TO_NOTICE:.0f} s: {verdict(max(noticed) <= MOST_SECONDS_TO_NOTICE)}."""

@@ -3,14 +3,11 @@
 mod commands;
 mod compute;
 mod hugging_face;
-mod launched;
+mod launch;
 mod new_folder;
 mod progress;
-mod ranks;
-mod relay;
 mod run_config;
 mod tokenizer;
-mod verdict;
 mod world;
 
 use std::io::{self, Write};
@@ -53,7 +50,7 @@ fn main() -> ExitCode {
     torch_ext::keep_freed_memory();
     std::panic::set_hook(Box::new(report_panic));
     let arguments = Arguments::parse();
-    let ready = launched::end_with_launcher().and(stop.map_err(anyhow::Error::from));
+    let ready = launch::bond::end_with_launcher().and(stop.map_err(anyhow::Error::from));
     match ready.and_then(|stop| run(arguments.command, &stop)) {
         Ok(code) => code,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,

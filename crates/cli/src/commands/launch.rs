@@ -12,8 +12,8 @@ use signal_hook::consts::{SIGCHLD, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 use trainer::Stop;
 
-use crate::ranks::Ranks;
-use crate::verdict::verdict;
+use crate::launch::ranks::Ranks;
+use crate::launch::verdict::verdict;
 use crate::{Arguments, Command};
 
 /// Run train or bench as several processes on this machine, one a GPU or a share of its cores

@@ -14,9 +14,9 @@ use anyhow::{Context, Result};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use signal_hook::consts::SIGCHLD;
 
-use crate::launched::LAUNCHER;
-use crate::relay::{relay, to_stderr, to_stdout};
-use crate::verdict::{End, GRACE_AFTER_END, GRACE_AFTER_FAILURE};
+use super::bond::LAUNCHER;
+use super::relay::{relay, to_stderr, to_stdout};
+use super::verdict::{End, GRACE_AFTER_END, GRACE_AFTER_FAILURE};
 
 /// Between two looks at a rank that does not take its signal yet.
 const SIGNAL_PAUSE: Duration = Duration::from_millis(20);
