@@ -101,7 +101,7 @@ fn wrong_usage_is_said_once() {
     for (arguments, says) in [
         (&["--nproc", "0", "--", "train", "--config", "x"][..], "invalid value '0' for '--nproc <N>'"),
         (&["--nproc", "2"], "required arguments were not provided"),
-        (&["--", "train", "--config", "x"], "--nproc <N>"),
+        (&["--", "train", "--config", "x"], "required arguments were not provided"),
         (&["--nproc", "2", "train", "--config", "x"], "unexpected argument 'train'"),
         (&["--nproc", "2", "--", "doctor"], "only train and bench can be launched"),
         (&["--nproc", "2", "--", "launch", "--nproc", "2", "--", "train", "--config", "x"], "only train and bench"),
@@ -189,14 +189,19 @@ fn a_killed_rank_ends_the_others() {
 
 #[test]
 fn ranks_do_not_outlive_their_launcher() {
-    let scratch = Scratch::new();
-    let mut launcher = start(2, &train_that_hangs(&scratch));
-    let ranks = wait_for_ranks(&launcher, 2);
-    signal(&launcher, "KILL");
-    launcher.wait().unwrap();
-    // Also those that had not got as far as to watch it.
-    wait_until("a rank runs on", || !ranks.iter().any(|&rank| runs(rank)));
-
+    // Those that have just been started, then those that hang in their work.
+    for hang in [false, true] {
+        let scratch = Scratch::new();
+        let mut launcher = start(2, &train_that_hangs(&scratch));
+        let ranks = wait_for_ranks(&launcher, 2);
+        if hang {
+            sleep(Duration::from_secs(2));
+        }
+        assert!(ranks.iter().all(|&rank| runs(rank)));
+        signal(&launcher, "KILL");
+        launcher.wait().unwrap();
+        wait_until("a rank runs on", || !ranks.iter().any(|&rank| runs(rank)));
+    }
     let orphan = command(&["train", "--config", "x"]).env("BACKPACK_LAUNCHER", "1").output().unwrap();
     let error = Finished::of(orphan).error();
     assert!(error.contains("BACKPACK_LAUNCHER is 1, but process "), "{error}");
