@@ -25,8 +25,8 @@
 # Where it is set, the shards in the folder STAGE_DATA are copied there before training, once a node.
 : "${LOCAL_SCRATCH:=}"
 
-# The network interface over which ranks on the CPU, and the start of ranks on GPUs, talk (ib0,
-# eth0); empty: the one that the node's name leads to. Needed where that is 127.0.1.1.
+# The network interface over which ranks on CPUs, and the start of ranks on GPUs, talk (ib0,
+# eth0); empty: the one that leads to rank 0's node by its name, which may be the slow one.
 : "${BACKPACK_INTERFACE:=}"
 
 # NCCL finds its interfaces by itself. Name one only where `NCCL_DEBUG=INFO` shows a wrong choice.
