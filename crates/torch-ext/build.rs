@@ -7,12 +7,14 @@ use std::path::{Path, PathBuf};
 mod rpath;
 
 /// The C++ sources that call libtorch.
-const SHIM: [&str; 11] = [
+const SHIM: [&str; 13] = [
     "shim",
+    "arena",
     "parts",
     "distributed/process_group",
     "distributed/reducer",
     "ops/products",
+    "ops/embedding",
     "ops/linear",
     "ops/add_layer_norm",
     "ops/attention",
@@ -32,9 +34,10 @@ fn main() {
     let libtorch = PathBuf::from(lib).join("..");
     let include = libtorch.join("include");
     println!("cargo:rerun-if-changed=cpp");
-    // scripts/setup.sh touches it when another libtorch takes this one's place. (What is not
-    // there counts as changed, at every build.)
-    if let Ok(version) = libtorch.join("build-version").canonicalize() {
+    // scripts/setup.sh touches it when another libtorch takes this one's place: named by way of
+    // the link to it, which then leads there. (What is not there counts as changed, at every build.)
+    let version = libtorch.join("build-version");
+    if version.is_file() {
         println!("cargo:rerun-if-changed={}", version.display());
     }
     compile_kernels();

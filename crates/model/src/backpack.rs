@@ -99,6 +99,9 @@ pub struct Backpack {
     sense_weight_network: SenseWeightNetwork,
 }
 
+/// The number of words whose senses are made is a multiple of it.
+const WORDS_UNIT: i64 = 64;
+
 impl Backpack {
     pub(crate) fn new(config: &ModelConfig, parameters: &Parameters) -> Self {
         Backpack {
@@ -118,7 +121,7 @@ impl Backpack {
         let (words, place) = self.words(ids, pass);
         let senses = self
             .sense_network
-            .forward(mark(&embed(self.body.wte(), &words, pass), "embedding", "senses backward"), pass);
+            .forward(mark(&embed(&self.body.tied(pass), &words, pass), "embedding", "senses backward"), pass);
         let senses = if pass.shares_senses() { senses.index_select(0, &place) } else { senses };
         let (size, num_senses) = (ids.size(), self.sense_weight_network.num_senses);
         senses.view([size[0], size[1], num_senses, self.body.wte().size()[1]])
@@ -130,7 +133,10 @@ impl Backpack {
         let ids = ids.flatten(0, -1);
         if pass.shares_senses() {
             let (distinct, place, _) = ids.internal_unique2(true, true, false);
-            (distinct, place)
+            // A number of rows that products have met before: oneDNN writes code for each new one.
+            // What is added is nobody's sense.
+            let spare = (-distinct.size()[0]).rem_euclid(WORDS_UNIT);
+            (distinct.constant_pad_nd([0, spare]), place)
         } else {
             let place = Tensor::arange(ids.size()[0], (Kind::Int64, ids.device()));
             (ids, place)
@@ -139,7 +145,8 @@ impl Backpack {
 
     /// Contextualization weights of ids `[B, T]` -> `[B, L, T, T]` fp32.
     pub fn contextualization(&self, ids: &Tensor, pass: Pass) -> Tensor {
-        self.sense_weight_network.forward(&self.body.forward(ids, pass), ids.size()[0], pass)
+        let hidden = self.body.forward(&self.body.tied(pass), ids, pass);
+        self.sense_weight_network.forward(&hidden, ids.size()[0], pass)
     }
 
     /// Weights `[B, L, T, T]` and senses `[B, T, L, D]` -> outputs `[B, T, D]`: one matrix
@@ -165,21 +172,24 @@ impl Backpack {
         weights.squeeze_dim(2).squeeze_dim(0)
     }
 
-    /// `[B, T]` int64 -> `[B T, D]`, to be multiplied by the embedding.
-    pub fn forward(&self, ids: &Tensor, pass: Pass) -> Tensor {
+    /// `[B, T]` int64 -> `[B T, D]`, to be multiplied by the embedding `wte` ([`Body::tied`]).
+    pub fn forward(&self, wte: &Tensor, ids: &Tensor, pass: Pass) -> Tensor {
         let sequences = ids.size()[0];
-        let hidden = mark(&self.body.forward(ids, pass), "body", "embedding backward");
         let weights = &self.sense_weight_network;
+        // The senses first: backward passes run in the opposite order, so that the senses' weights,
+        // a quarter of all, get their gradients when the body has let go of what it kept.
         let mixed = if pass.is_fused_on(ids.device()) && weights.num_senses <= torch_ext::MOST_SENSES {
             let (words, place) = self.words(ids, pass);
-            let words = mark(&embed(self.body.wte(), &words, pass), "embedding", "senses backward");
+            let words = mark(&embed(wte, &words, pass), "embedding", "senses backward");
             let (network, last) = (&self.sense_network, &self.sense_network.final_mlp);
-            let senses = mark(&last.branch(&network.hidden(words, pass), pass).value, "senses", "mixing backward");
+            let senses = mark(&last.branch(&network.hidden(words, pass), pass).value, "senses", "embedding backward");
+            let hidden = mark(&self.body.forward(wte, ids, pass), "body", "mixing backward");
             let qk = weights.c_attn.product(&hidden, pass);
             let (qk_bias, bias) = (weights.c_attn.bias(), last.bias());
             sure(torch_ext::mix_senses(&qk, qk_bias, &senses, bias, &place, sequences, weights.num_senses))
         } else {
-            let senses = mark(&self.senses(ids, pass), "senses", "mixing backward");
+            let senses = mark(&self.senses(ids, pass), "senses", "embedding backward");
+            let hidden = mark(&self.body.forward(wte, ids, pass), "body", "mixing backward");
             self.combine(&weights.forward(&hidden, sequences, pass), &senses, pass).flatten(0, 1)
         };
         mark(&mixed, "mixing", "head and loss backward")

@@ -133,10 +133,16 @@ impl Body {
         &self.wte
     }
 
+    /// The token embedding for all that uses it in one pass: rows, and the head's product.
+    pub fn tied(&self, pass: Pass) -> Tensor {
+        if pass.is_fused_on(self.wte.device()) { sure(torch_ext::tie(&self.wte)) } else { self.wte.shallow_clone() }
+    }
+
     /// `[B, T]` int64 -> `[B T, D]`, fp32 or of the pass's type, after the last LayerNorm.
-    pub fn forward(&self, ids: &Tensor, pass: Pass) -> Tensor {
+    /// `wte` is [`Body::tied`].
+    pub fn forward(&self, wte: &Tensor, ids: &Tensor, pass: Pass) -> Tensor {
         let (sequences, length) = (ids.size()[0], ids.size()[1]);
-        let x = embed(&self.wte, ids, pass) + self.wpe.narrow(0, 0, length);
+        let x = embed(wte, ids, pass) + self.wpe.narrow(0, 0, length);
         let x = mark(&pass.drop(x).flatten(0, 1), "embedding", "body backward");
         let mut x = Residual::new(x);
         for block in &self.blocks {
@@ -150,7 +156,7 @@ impl Body {
     pub(crate) fn extend(&self, ids: &Tensor, cache: &mut BodyCache, pass: Pass) -> Tensor {
         let new = ids.size()[0];
         cache.blocks.resize_with(self.blocks.len(), || None);
-        let mut x = Residual::new(embed(&self.wte, ids, pass) + self.wpe.narrow(0, cache.length, new));
+        let mut x = Residual::new(embed(&self.tied(pass), ids, pass) + self.wpe.narrow(0, cache.length, new));
         for (block, cache) in self.blocks.iter().zip(&mut cache.blocks) {
             block.add(&mut x, |normed| block.attention.extend(normed, cache, pass), pass);
         }
@@ -159,8 +165,11 @@ impl Body {
     }
 }
 
-/// Rows of `weight [V, D]`: `[..]` -> `[.., D]`. On the fused path the gradient is of those
-/// rows alone: the head's, which is dense, comes first, and they are added to it in place.
-pub(crate) fn embed(weight: &Tensor, ids: &Tensor, pass: Pass) -> Tensor {
-    Tensor::embedding(weight, ids, -1, false, pass.is_fused_on(weight.device()))
+/// Rows of [`Body::tied`] `[V, D]`: `[..]` -> `[.., D]`.
+pub(crate) fn embed(wte: &Tensor, ids: &Tensor, pass: Pass) -> Tensor {
+    if pass.is_fused_on(wte.device()) {
+        sure(torch_ext::embedding(wte, ids))
+    } else {
+        Tensor::embedding(wte, ids, -1, false, false)
+    }
 }

@@ -2,6 +2,7 @@
 
 use anyhow::{Result, bail, ensure};
 use tch::{Device, Kind, Reduction, Tensor};
+use torch_ext::Weight;
 use torch_ext::parts::mark;
 
 use crate::backpack::Backpack;
@@ -27,9 +28,9 @@ pub struct LanguageModel {
     head: Matrix,
 }
 
-/// Rows of logits that exist at once in training: 1,024 x 50,264 bf16 are 103 MB. On two cores
-/// 512 were 3% slower, for the weight's gradient is summed once a chunk; 2,048 gained no more.
-const LOGIT_ROWS: i64 = 1_024;
+/// Rows of logits that exist at once in training: 512 x 50,264 bf16 are 51 MB. On two cores
+/// 1,024 were up to 3% faster, for the weight's gradient is summed once a chunk.
+const LOGIT_ROWS: i64 = 512;
 
 impl LanguageModel {
     /// The network over given parameters, which it shares.
@@ -99,14 +100,21 @@ impl LanguageModel {
     /// What the head sees: `[B, T]` int64 -> `[B, T, D]`.
     pub fn hidden(&self, ids: &Tensor, pass: Pass) -> Tensor {
         let size = ids.size();
-        self.rows(ids, pass).view([size[0], size[1], -1])
+        self.rows(&self.body().tied(pass), ids, pass).view([size[0], size[1], -1])
     }
 
-    /// The same as rows, `[B T, D]`.
-    fn rows(&self, ids: &Tensor, pass: Pass) -> Tensor {
+    /// The same as rows, `[B T, D]`, of the embedding `wte`.
+    fn rows(&self, wte: &Tensor, ids: &Tensor, pass: Pass) -> Tensor {
         match &self.network {
-            Network::Backpack(backpack) => backpack.forward(ids, pass),
-            Network::Gpt2(body) => mark(&body.forward(ids, pass), "body", "head and loss backward"),
+            Network::Backpack(backpack) => backpack.forward(wte, ids, pass),
+            Network::Gpt2(body) => mark(&body.forward(wte, ids, pass), "body", "head and loss backward"),
+        }
+    }
+
+    fn body(&self) -> &Body {
+        match &self.network {
+            Network::Backpack(backpack) => backpack.body(),
+            Network::Gpt2(body) => body,
         }
     }
 
@@ -134,7 +142,8 @@ impl LanguageModel {
     /// # Errors
     /// When libtorch refuses, for instance for lack of memory.
     pub fn loss(&self, ids: &Tensor, targets: &Tensor, pass: Pass) -> Result<Tensor> {
-        let hidden = self.rows(ids, pass);
+        let wte = self.body().tied(pass);
+        let hidden = self.rows(&wte, ids, pass);
         let targets = targets.flatten(0, 1);
         Ok(match pass.kernels {
             Kernels::Plain => {
@@ -143,7 +152,10 @@ impl LanguageModel {
             }
             Kernels::Fused => {
                 let hidden = hidden.to_kind(pass.kind);
-                self.head.with(pass, |head| torch_ext::linear_cross_entropy(&hidden, head, &targets, LOGIT_ROWS))?
+                self.head.with(pass, |head| {
+                    let head = Weight { master: &wte, ..head };
+                    torch_ext::linear_cross_entropy(&hidden, head, &targets, LOGIT_ROWS)
+                })?
             }
         })
     }

@@ -1,5 +1,6 @@
 #include "shim.h"
 
+#include "arena.h"
 #include "ops/ops.h"
 
 #include <ATen/Version.h>
@@ -37,6 +38,12 @@ char* bpx_clipped_adamw(TensorPtr const* params, TensorPtr const* grads, TensorP
 char* bpx_linear_cross_entropy(TensorPtr hidden, TensorPtr master, TensorPtr value, TensorPtr targets, int64_t chunk,
                                TensorPtr* loss) {
   BPX_GUARD(*loss = new at::Tensor(ops::linear_cross_entropy(*hidden, {*master, *value}, *targets, chunk)))
+}
+
+char* bpx_tie(TensorPtr weight, TensorPtr* tied) { BPX_GUARD(*tied = new at::Tensor(ops::tie(*weight))) }
+
+char* bpx_embedding(TensorPtr tied, TensorPtr ids, TensorPtr* rows) {
+  BPX_GUARD(*rows = new at::Tensor(ops::embedding(*tied, *ids)))
 }
 
 char* bpx_linear(TensorPtr x, TensorPtr master, TensorPtr value, int transposed, TensorPtr* y) {
@@ -81,10 +88,11 @@ char* bpx_product(TensorPtr out, TensorPtr a, TensorPtr b) {
   })
 }
 
-// Keeps large freed blocks in this process instead of giving each back to the kernel and
-// faulting it in again, page by page, a moment later. Returns whether malloc agreed.
+// Keeps freed blocks in this process instead of giving each back to the kernel and faulting it
+// in again, page by page, a moment later: large tensors' in the arena, others in malloc's
+// heap. Returns whether both agreed.
 int bpx_keep_freed_memory() {
-  return mallopt(M_MMAP_THRESHOLD, INT_MAX) && mallopt(M_TRIM_THRESHOLD, INT_MAX);
+  return use_arena() && mallopt(M_MMAP_THRESHOLD, INT_MAX) && mallopt(M_TRIM_THRESHOLD, INT_MAX);
 }
 
 // Loads libtorch's CUDA half into this process, which is linked against the CPU half.

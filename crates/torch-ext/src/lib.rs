@@ -15,6 +15,7 @@ mod process;
 pub use adamw::{AdamW, Updated, clipped_adamw, forget_grad};
 pub use error::{Error, first_line};
 pub use ops::{
-    Branch, MOST_SENSES, Weight, add_layer_norm, attention, linear, linear_cross_entropy, mix_senses, mlp, product,
+    Branch, MOST_SENSES, Weight, add_layer_norm, attention, embedding, linear, linear_cross_entropy, mix_senses, mlp,
+    product, tie,
 };
 pub use process::{Description, describe, exit_now, keep_freed_memory, load_cuda, set_cuda_device};

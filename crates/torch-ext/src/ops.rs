@@ -14,6 +14,8 @@ use std::ffi::c_char;
 type T = *mut C_tensor;
 
 unsafe extern "C" {
+    fn bpx_tie(weight: T, tied: *mut T) -> *mut c_char;
+    fn bpx_embedding(tied: T, ids: T, rows: *mut T) -> *mut c_char;
     fn bpx_linear(x: T, master: T, value: T, transposed: i32, y: *mut T) -> *mut c_char;
     fn bpx_mlp(x: T, fc: T, fc_value: T, fc_bias: T, proj: T, proj_value: T, y: *mut T) -> *mut c_char;
     fn bpx_attention(qkv: T, bias: T, sequences: i64, n_head: i64, scale: f64, dropout: f64, y: *mut T) -> *mut c_char;
@@ -50,6 +52,26 @@ pub struct Weight<'a> {
     pub master: &'a Tensor,
     /// The parameter itself, or its copy in the activations' type.
     pub value: &'a Tensor,
+}
+
+/// A weight `[V, D]` for several uses in one pass, as its own rows ([`embedding`]) and as a
+/// factor: their gradients become one without a further `[V, D]`. It is the same memory; only
+/// gradients pass through what comes back.
+///
+/// # Errors
+/// When it is no fp32 matrix on the CPU.
+pub fn tie(weight: &Tensor) -> Result<Tensor, Error> {
+    // SAFETY: a live handle.
+    made(|tied| unsafe { bpx_tie(handle(weight), tied) })
+}
+
+/// Rows `ids [..]` (int64) of a weight that comes from [`tie`]: `[.., D]`.
+///
+/// # Errors
+/// When the weight does not come from there, or there is no such row.
+pub fn embedding(tied: &Tensor, ids: &Tensor) -> Result<Tensor, Error> {
+    // SAFETY: live handles.
+    made(|rows| unsafe { bpx_embedding(handle(tied), handle(ids), rows) })
 }
 
 /// `x [N, in]` times a weight stored `[in, out]`, or `[out, in]` where `transposed`.

@@ -3,7 +3,9 @@
 //! kernels' vectors and blocks too.
 
 use tch::{Device, Kind, Tensor};
-use torch_ext::{Branch, Weight, add_layer_norm, attention, linear, linear_cross_entropy, mix_senses, mlp};
+use torch_ext::{
+    Branch, Weight, add_layer_norm, attention, embedding, linear, linear_cross_entropy, mix_senses, mlp, tie,
+};
 
 fn random(shape: &[i64], scale: f64) -> Tensor {
     // Not libtorch's generator, which is one for all tests of the process.
@@ -235,6 +237,50 @@ fn linear_cross_entropy_for_every_chunk() {
             |i| with_weight(&i[0], &i[1], |w| linear_cross_entropy(&i[0], w, &i[2], chunk)).unwrap() * 0.25,
         );
     }
+}
+
+#[test]
+fn a_tied_embedding_gets_all_its_gradients() {
+    let ids = Tensor::from_slice(&[3i64, 0, 3, 11, 12, 3]);
+    let looked_up = |rows: &Tensor, ids: &Tensor| rows * (ids + 1).to_kind(Kind::Float).unsqueeze(-1);
+    // Rows of more columns than one thread's share; twice as rows, with the head and without it.
+    for (width, head) in [(70, true), (3, true), (130, false)] {
+        let first = ids.view([2, 3]);
+        compare(
+            "tied embedding",
+            &[random(&[13, width], 1.0), ids.copy()],
+            &[],
+            |i| {
+                let rows = looked_up(&i[0].index_select(0, &i[1]), &i[1]);
+                let again = i[0].index_select(0, &i[1].get(0).unsqueeze(0));
+                let hidden = rows + again;
+                if head { hidden.matmul(&i[0].tr()).cross_entropy_for_logits(&i[1]) } else { hidden }
+            },
+            |i| {
+                let tied = tie(&i[0]).unwrap();
+                let rows = looked_up(&embedding(&tied, &first).unwrap().view([6, width]), &i[1]);
+                let again = embedding(&tied, &i[1].get(0).unsqueeze(0)).unwrap();
+                let hidden = rows + again;
+                let weight = Weight { master: &tied, value: &i[0].detach() };
+                if head { linear_cross_entropy(&hidden, weight, &i[1], 4).unwrap() } else { hidden }
+            },
+        );
+    }
+}
+
+#[test]
+fn a_tied_weight_without_gradients_or_uses_is_harmless() {
+    let w = leaf(&random(&[5, 4], 1.0));
+    let ids = Tensor::from_slice(&[1i64]);
+    assert!(embedding(&w, &ids).unwrap_err().to_string().contains("tie"));
+    let rows = tch::no_grad(|| embedding(&tie(&w).unwrap(), &ids)).unwrap();
+    assert!(!rows.requires_grad() && rows == w.get(1).unsqueeze(0));
+    // Two passes add up.
+    for _ in 0..2 {
+        embedding(&tie(&w).unwrap(), &ids).unwrap().sum(Kind::Float).backward();
+    }
+    assert_eq!(w.grad().get(1), Tensor::from_slice(&[2f32; 4]));
+    assert_eq!(w.grad().sum(Kind::Float).double_value(&[]), 8.0);
 }
 
 #[test]

@@ -1,6 +1,6 @@
-// Causal attention by blocks of queries: what lies above the diagonal is neither computed
-// nor held, save inside a block. The weights are kept for the backward pass, which for the
-// lengths that a CPU trains on is faster than making them again, as flash attention does.
+// Causal attention by blocks of queries: what lies above the diagonal is not computed, save
+// inside a block, and the weights of one block exist at a time. The backward pass makes them
+// again, as flash attention does.
 #include "ops.h"
 
 namespace ops {
@@ -17,8 +17,15 @@ struct Shape {
   int64_t width() const { return n_head * size; }
 };
 
-Tensor view_of(const Tensor& buffer, const Shape& s, const CausalBlock& b) {
-  return buffer.narrow(0, b.offset, b.end - b.offset).view({s.pairs(), b.rows, b.keys});
+// The softmax of a block's scores, [pairs, rows, keys].
+Tensor weights_of(const Tensor& query, const Tensor& key, const Shape& s, const CausalBlock& b, double scale) {
+  const auto& k = kernels_for(query.scalar_type());
+  const Tensor p = at::empty({s.pairs(), b.rows, b.keys}, query.options());
+  bmm(p, query.narrow(1, b.first, b.rows).contiguous(), key.narrow(1, 0, b.keys).transpose(1, 2));
+  parallel(s.pairs() * b.rows, ROW_GRAIN, [&](int64_t begin, int64_t end) {
+    k.softmax(p.data_ptr(), static_cast<float>(scale), b.rows, b.keys, b.first, begin, end);
+  });
+  return p;
 }
 
 Tensor dropped(const Tensor& weights, const Shape& s, const CausalBlock& b, Dropout drop) {
@@ -43,16 +50,11 @@ struct Attention : Function<Attention> {
     });
     const Tensor query = heads[0], key = heads[1], value = heads[2];
     const auto blocks = causal_blocks(s.length, s.pairs());
-    const Tensor weights = at::empty({blocks.back().end}, qkv.options());
     const Tensor mixed = at::empty({s.pairs(), s.length, s.size}, qkv.options());
     const int64_t seed = draw_seed(dropout);
     const Dropout drop = dropout_of(dropout, seed);
     for (const CausalBlock& b : blocks) {
-      const Tensor p = view_of(weights, s, b);
-      bmm(p, query.narrow(1, b.first, b.rows).contiguous(), key.narrow(1, 0, b.keys).transpose(1, 2));
-      parallel(s.pairs() * b.rows, ROW_GRAIN, [&](int64_t begin, int64_t end) {
-        k.softmax(p.data_ptr(), static_cast<float>(scale), b.rows, b.keys, b.first, begin, end);
-      });
+      const Tensor p = weights_of(query, key, s, b, scale);
       const Tensor out = at::empty({s.pairs(), b.rows, s.size}, qkv.options());
       bmm(out, dropped(p, s, b, drop), value.narrow(1, 0, b.keys));
       mixed.narrow(1, b.first, b.rows).copy_(out);
@@ -61,7 +63,7 @@ struct Attention : Function<Attention> {
     parallel(s.rows(), ROW_GRAIN, [&](int64_t begin, int64_t end) {
       k.merge_heads(mixed.data_ptr(), y.data_ptr(), nullptr, 1, s.sequences, s.n_head, s.length, s.size, begin, end);
     });
-    ctx->save_for_backward({heads, weights});
+    ctx->save_for_backward({heads});
     ctx->saved_data["sequences"] = sequences;
     ctx->saved_data["n_head"] = n_head;
     ctx->saved_data["scale"] = scale;
@@ -72,7 +74,7 @@ struct Attention : Function<Attention> {
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const auto saved = ctx->get_saved_variables();
-    const Tensor &heads = saved[0], &weights = saved[1], dy = grads[0].contiguous();
+    const Tensor &heads = saved[0], dy = grads[0].contiguous();
     const int64_t sequences = ctx->saved_data["sequences"].toInt(), n_head = ctx->saved_data["n_head"].toInt();
     const Shape s{sequences, n_head, heads.size(2), heads.size(3)};
     const double scale = ctx->saved_data["scale"].toDouble(), dropout = ctx->saved_data["dropout"].toDouble();
@@ -88,7 +90,8 @@ struct Attention : Function<Attention> {
     Tensor d_key, d_value;
     const auto blocks = causal_blocks(s.length, s.pairs());
     for (auto b = blocks.rbegin(); b != blocks.rend(); ++b) {
-      const Tensor p = view_of(weights, s, *b), out = d_mixed.narrow(1, b->first, b->rows).contiguous();
+      const Tensor p = weights_of(query, key, s, *b, scale);
+      const Tensor out = d_mixed.narrow(1, b->first, b->rows).contiguous();
       const Tensor d = at::empty_like(p);
       bmm(d, out, value.narrow(1, 0, b->keys).transpose(1, 2));
       const Tensor to_value = at::empty({s.pairs(), b->keys, s.size}, heads.options());

@@ -8,10 +8,24 @@ using torch::autograd::AutogradContext;
 using torch::autograd::Function;
 using torch::autograd::variable_list;
 
+// Keeps the input of a product, or what made it, and `others`; and gives them back.
+void keep_input(AutogradContext* ctx, const Tensor& x, variable_list others) {
+  const c10::IValue source = normed_by(x);
+  ctx->saved_data["source"] = source;
+  others.insert(others.begin(), source.isNone() ? x : Tensor());
+  ctx->save_for_backward(std::move(others));
+}
+variable_list kept(AutogradContext* ctx) {
+  variable_list saved = ctx->get_saved_variables();
+  const c10::IValue source = ctx->saved_data["source"];
+  if (!source.isNone()) saved[0] = normed_again(source);
+  return saved;
+}
+
 struct Linear : Function<Linear> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& master, const Tensor& value,
                         bool transposed) {
-    ctx->save_for_backward({x, value});
+    keep_input(ctx, x, {value});
     ctx->saved_data["transposed"] = transposed;
     const Tensor w = transposed ? value.t() : value;
     const Tensor y = at::empty({x.size(0), w.size(1)}, x.options());
@@ -20,7 +34,7 @@ struct Linear : Function<Linear> {
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    const auto saved = ctx->get_saved_variables();
+    const auto saved = kept(ctx);
     const Tensor &x = saved[0], &value = saved[1], dy = grads[0].contiguous();
     const bool transposed = ctx->saved_data["transposed"].toBool();
     Tensor dx;
@@ -48,12 +62,12 @@ struct Mlp : Function<Mlp> {
     const Tensor y = at::empty({rows, proj_value.size(1)}, x.options());
     mm(y, act, proj_value);
     // act is made again in the backward pass, where its input is read anyway.
-    ctx->save_for_backward({x, fc_value, fc_bias, proj_value, pre});
+    keep_input(ctx, x, {fc_value, fc_bias, proj_value, pre});
     return y;
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    const auto saved = ctx->get_saved_variables();
+    const auto saved = kept(ctx);
     const Tensor &x = saved[0], &fc = saved[1], &fc_bias = saved[2], &proj = saved[3], &pre = saved[4];
     const Tensor dy = grads[0].contiguous();
     const int64_t rows = x.size(0), inner = fc.size(1);

@@ -20,6 +20,11 @@ struct Weight {
   Tensor value;
 };
 
+// An fp32 weight [V, D] for several uses in one pass, and its rows `ids` [..]: [.., D]. The rows'
+// gradients are added to the other uses' where it is.
+Tensor tie(const Tensor& weight);
+Tensor embedding(const Tensor& tied, const Tensor& ids);
+
 // x W for a weight stored [in, out], or x W^T for one stored [out, in].
 Tensor linear(const Tensor& x, const Weight& weight, bool transposed);
 
@@ -58,6 +63,10 @@ Tensor clipped_adamw(const std::vector<Tensor>& params, const std::vector<Tensor
 // The kernels for elements of this type.
 const TypedKernels& kernels_for(at::ScalarType kind);
 void check_kind(const Tensor& t, const char* name);
+// What made `x`, where that was add_layer_norm, else none; and its normed rows made again, bit
+// for bit, so that the products over them need not keep them until the backward pass.
+c10::IValue normed_by(const Tensor& x);
+Tensor normed_again(const c10::IValue& source);
 // Products into `out`, through oneDNN in either type.
 void mm(const Tensor& out, const Tensor& a, const Tensor& b);
 void bmm(const Tensor& out, const Tensor& a, const Tensor& b);

@@ -1,0 +1,98 @@
+// A weight [V, D] that is looked up by rows and multiplied whole as well: the embedding, tied to
+// the head. libtorch adds the rows' gradients, dense or sparse, into a new [V, D] for each use;
+// here they are added to the head's where it is, when all are there.
+#include "ops.h"
+
+namespace ops {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::CppNode;
+using torch::autograd::Function;
+using torch::autograd::variable_list;
+
+// The gradients of what was looked up, until the weight's own comes by.
+struct Rows : torch::CustomClassHolder {
+  struct Part {
+    Tensor ids;   // [n]
+    Tensor grad;  // [n, D] fp32
+  };
+  std::vector<Part> parts;
+};
+
+constexpr const char* ROWS = "rows";
+
+c10::intrusive_ptr<Rows> rows_of(AutogradContext& ctx) {
+  return c10::static_intrusive_pointer_cast<Rows>(ctx.saved_data[ROWS].toCapsule());
+}
+
+// The weight itself: its backward runs after those of all who use it.
+struct Tie : Function<Tie> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& weight) {
+    ctx->set_materialize_grads(false);
+    ctx->saved_data[ROWS] = c10::IValue::make_capsule(c10::make_intrusive<Rows>());
+    ctx->saved_data["vocabulary"] = weight.size(0);
+    return weight.view_as(weight);
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto rows = rows_of(*ctx);
+    Tensor total = std::move(grads[0]);
+    grads.clear();
+    if (rows->parts.empty()) return {total};
+    const int64_t width = rows->parts[0].grad.size(1);
+    if (!total.defined()) {
+      total = at::zeros({ctx->saved_data["vocabulary"].toInt(), width}, rows->parts[0].grad.options());
+    } else if (!total.is_contiguous() || total.storage().use_count() > 1) {
+      total = total.clone(at::MemoryFormat::Contiguous);  // somebody else holds it
+    }
+    float* to = total.data_ptr<float>();
+    constexpr int64_t COLUMNS = 64;  // a thread's share, whole cache lines
+    for (const Rows::Part& part : rows->parts) {
+      const int64_t* ids = part.ids.data_ptr<int64_t>();
+      const float* from = part.grad.data_ptr<float>();
+      parallel((width + COLUMNS - 1) / COLUMNS, 1, [&](int64_t begin, int64_t end) {
+        const int64_t first = begin * COLUMNS, last = std::min(end * COLUMNS, width);
+        for (int64_t i = 0; i < part.ids.numel(); i++)
+          for (int64_t j = first; j < last; j++) to[ids[i] * width + j] += from[i * width + j];
+      });
+    }
+    rows->parts.clear();
+    return {total};
+  }
+};
+
+struct LookUp : Function<LookUp> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& tied, const Tensor& ids, const c10::IValue& rows) {
+    ctx->set_materialize_grads(false);
+    ctx->saved_data["ids"] = ids;
+    ctx->saved_data[ROWS] = rows;
+    return at::embedding(tied, ids);
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    if (grads[0].defined()) {
+      const Tensor ids = ctx->saved_data["ids"].toTensor();
+      rows_of(*ctx)->parts.push_back({ids, grads[0].reshape({ids.numel(), -1}).contiguous()});
+    }
+    return {Tensor(), Tensor(), Tensor()};
+  }
+};
+
+}  // namespace
+
+Tensor tie(const Tensor& weight) {
+  check_kind(weight, "tie's weight");
+  TORCH_CHECK(weight.dim() == 2 && weight.scalar_type() == at::kFloat, "tie: the weight must be an fp32 matrix, got ",
+              weight.toString(), " ", weight.sizes());
+  return Tie::apply(weight);
+}
+
+Tensor embedding(const Tensor& tied, const Tensor& ids) {
+  if (!at::GradMode::is_enabled() || !tied.requires_grad()) return at::embedding(tied, ids);
+  const auto node = dynamic_cast<CppNode<Tie>*>(tied.grad_fn().get());
+  TORCH_CHECK(node, "embedding: the weight does not come from tie");
+  return LookUp::apply(tied, ids.contiguous(), node->ctx_.saved_data[ROWS]);
+}
+
+}  // namespace ops
