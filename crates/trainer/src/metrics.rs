@@ -49,16 +49,29 @@ pub(crate) struct Record {
 /// Of one step.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Training {
-    /// Mean loss of the step's batch, before its update.
-    pub loss: f64,
+    /// Mean loss of the step's batch, before its update; null where it is no finite number.
+    pub loss: Option<f64>,
     /// The rate that the step used.
     pub lr: f64,
-    /// Before clipping.
-    pub grad_norm: f64,
+    /// Before clipping; null where it is no finite number.
+    pub grad_norm: Option<f64>,
     /// Since the line before, validation and checkpoints left out.
     pub tokens_per_s: f64,
     /// Share of the measured matrix-product peak, by the full FLOPs formula.
     pub mfu: f64,
+    /// Steps skipped so far in the run, where there were any.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub skipped: u64,
+    /// Loss spikes so far in the run, where there were any.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub spikes: u64,
+    /// With fp16: what the next loss is multiplied by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_scale: Option<f64>,
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// Of one validation.
@@ -136,7 +149,16 @@ mod tests {
     use super::*;
 
     fn training(step: u64) -> Record {
-        let training = Training { loss: 3.5, lr: 1e-4, grad_norm: 0.5, tokens_per_s: 100.0, mfu: 0.25 };
+        let training = Training {
+            loss: Some(3.5),
+            lr: 1e-4,
+            grad_norm: Some(0.5),
+            tokens_per_s: 100.0,
+            mfu: 0.25,
+            skipped: 0,
+            spikes: 0,
+            loss_scale: None,
+        };
         Record { step, tokens: step * 10, training: Some(training), validation: None }
     }
 

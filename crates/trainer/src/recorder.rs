@@ -1,18 +1,13 @@
 //! What a run leaves in its folder: lines for a person, metrics, events and checkpoints. Rank
 //! 0 alone has one.
 
-use std::path::PathBuf;
-
 use anyhow::Result;
-use model::LanguageModel;
 
 use crate::checkpoint::Store;
 use crate::config::Config;
 use crate::console::Console;
 use crate::metrics::{Metrics, Record, Training, Validation};
-use crate::optimizer::Optimizer;
 use crate::run_folder::RunFolder;
-use crate::state::State;
 use crate::tensorboard::EventWriter;
 
 /// The run folder, open for writing.
@@ -64,9 +59,9 @@ impl Recorder {
     /// A step's figures.
     pub(crate) fn training(&mut self, step: u64, tokens: u64, training: Training) -> Result<()> {
         let scalars = [
-            ("train/loss", training.loss),
+            ("train/loss", training.loss.unwrap_or(f64::NAN)),
             ("train/learning_rate", training.lr),
-            ("train/grad_norm", training.grad_norm),
+            ("train/grad_norm", training.grad_norm.unwrap_or(f64::NAN)),
             ("speed/tokens_per_s", training.tokens_per_s),
             ("speed/mfu", training.mfu),
         ];
@@ -84,12 +79,9 @@ impl Recorder {
         Ok(())
     }
 
-    /// Saves a checkpoint.
-    pub(crate) fn save(&mut self, model: &LanguageModel, optimizer: &Optimizer, state: &State) -> Result<PathBuf> {
+    /// Hands the events written so far to the system.
+    pub(crate) fn flush_events(&mut self) {
         self.events(EventWriter::flush);
-        let path = self.store.save(model, optimizer, state.clone())?;
-        self.line(&format!("checkpoint  {}", path.display()));
-        Ok(path)
     }
 
     fn write(&mut self, record: &Record) -> Result<()> {
