@@ -12,7 +12,7 @@ use crate::ranks::Ranks;
 use crate::recorder::Recorder;
 use crate::state::State;
 use crate::watchdog::Watchdog;
-use crate::writer::{Progress, Writer};
+use crate::writer::{Progress, Writer, Written};
 
 /// When checkpoints are saved, and what became of them.
 pub(crate) struct Saving<'a> {
@@ -83,8 +83,12 @@ impl<'a> Saving<'a> {
         match writer.wait(at_most) {
             Progress::Idle => return false,
             Progress::Busy => return true,
-            Progress::Done(Ok(saved)) => {
-                say(format!("checkpoint  {}", saved.path.display()));
+            Progress::Done(Ok(Written { saved, copying, writing })) => {
+                let (copying, writing) = (copying.as_secs_f64(), writing.as_secs_f64());
+                say(format!(
+                    "checkpoint  {} (copied in {copying:.3} s, written in {writing:.1} s)",
+                    saved.path.display()
+                ));
                 if let Some(error) = saved.untidied {
                     say(format!("warning     older checkpoints stay: {error:#}"));
                 }

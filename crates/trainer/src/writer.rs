@@ -20,7 +20,17 @@ pub(crate) enum Progress {
     /// It is being written.
     Busy,
     /// It is complete, or failed: told once.
-    Done(Result<Saved>),
+    Done(Result<Written>),
+}
+
+/// A complete checkpoint, and what it cost.
+#[derive(Debug)]
+pub(crate) struct Written {
+    pub(crate) saved: Saved,
+    /// The copy, for which training waited.
+    pub(crate) copying: Duration,
+    /// The rest, for which it did not.
+    pub(crate) writing: Duration,
 }
 
 /// At most one checkpoint in flight.
@@ -38,7 +48,8 @@ pub(crate) struct Writer {
 struct InFlight {
     folder: PathBuf,
     begun: Instant,
-    ended: Receiver<(Snapshot, Result<Saved>)>,
+    copying: Duration,
+    ended: Receiver<(Snapshot, Result<(Saved, Duration)>)>,
 }
 
 impl Writer {
@@ -63,18 +74,20 @@ impl Writer {
             None => Snapshot::room_for(model, optimizer)?,
         };
         snapshot.take(model, optimizer)?;
+        let copying = begun.elapsed();
         let (tell, ended) = mpsc::channel();
         let (store, folder) = (self.store.clone(), self.store.folder_of(state.step));
         let write = move || {
             yield_to_training();
-            let saved = store.save(&snapshot, state);
+            let begun = Instant::now();
+            let saved = store.save(&snapshot, state).map(|saved| (saved, begun.elapsed()));
             // Nobody listens to a run that is over.
             let _ = tell.send((snapshot, saved));
         };
         std::thread::Builder::new().name("checkpoint".to_owned()).spawn(write).with_context(|| {
             format!("the checkpoint {} cannot be written: the system starts no thread", folder.display())
         })?;
-        self.in_flight = Some(InFlight { folder, begun, ended });
+        self.in_flight = Some(InFlight { folder, begun, copying, ended });
         Ok(())
     }
 
@@ -86,7 +99,8 @@ impl Writer {
         } else {
             in_flight.ended.recv_timeout(at_most).map_err(|error| error == RecvTimeoutError::Timeout)
         };
-        let saved = match ended {
+        let copying = in_flight.copying;
+        let written = match ended {
             Err(true) => return Progress::Busy,
             Err(false) => {
                 let folder = in_flight.folder.display();
@@ -94,12 +108,12 @@ impl Writer {
             }
             Ok((snapshot, saved)) => {
                 self.room = Some(snapshot);
-                saved
+                saved.map(|(saved, writing)| Written { saved, copying, writing })
             }
         };
         self.longest = self.longest.max(in_flight.begun.elapsed());
         self.in_flight = None;
-        Progress::Done(saved)
+        Progress::Done(written)
     }
 
     /// How long one more checkpoint may take from now on until it is complete, after the one
