@@ -260,6 +260,7 @@ impl<'a> Run<'a> {
         let max_steps = self.config.schedule.max_steps;
         let reached = |step: u64| stop_after.is_some_and(|after| step >= after);
         if reached(self.state.step) {
+            self.state.by_time = false;
             self.save_last()?;
             return self.stopped();
         }
@@ -355,11 +356,11 @@ impl<'a> Run<'a> {
         self.tell(&seen);
         let most = self.config.stability.max_bad_steps;
         if most > 0 && seen.bad_in_row >= most {
+            let step = self.state.step;
             let before = self.save_from_before(seen.since_update)?;
             let Seen { loss, grad_norm, bad_in_row, .. } = seen;
             bail!(
-                "the {bad_in_row} steps up to step {} had a loss or gradient norm that could not be used, the last one loss {loss} and gradient norm {grad_norm} (stability.max_bad_steps is {most}): lower optimizer.learning_rate or lengthen the warm-up, and {before}",
-                self.state.step
+                "the {bad_in_row} steps up to step {step} had a loss or gradient norm that could not be used, the last one loss {loss} and gradient norm {grad_norm} (stability.max_bad_steps is {most}): lower optimizer.learning_rate or lengthen the warm-up, and {before}"
             );
         }
         Ok(seen)
@@ -422,7 +423,7 @@ impl<'a> Run<'a> {
             spikes,
             loss_scale,
         };
-        recorder.training(step, self.state.tokens, training)?;
+        recorder.training(step, self.state.tokens, training);
         let each = self.clock.run.elapsed().as_secs_f64() / (step - self.clock.first_step) as f64;
         recorder.progress(step == max_steps, || {
             format!(
@@ -472,7 +473,7 @@ impl<'a> Run<'a> {
             (self.state.best_val_loss, self.state.best_step) = (Some(loss), Some(step));
         }
         if let Some(recorder) = &mut self.recorder {
-            recorder.validation(step, self.state.tokens, Validation { val_loss: loss, val_ppl: loss.exp() })?;
+            recorder.validation(step, self.state.tokens, Validation { val_loss: loss, val_ppl: loss.exp() });
         }
         self.restart_clock();
         Ok(())

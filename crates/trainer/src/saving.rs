@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow};
 use model::LanguageModel;
 
 use crate::checkpoint::CheckpointConfig;
@@ -130,11 +130,10 @@ impl<'a> Saving<'a> {
     fn start(&mut self, trained: Saved<'_>, heard: &mut Heard<'_>) -> Result<()> {
         self.settle(heard, true)?;
         heard.watchdog.progress("copying a checkpoint");
-        if let Some(recorder) = heard.recorder {
-            recorder.flush_events();
-        }
-        if let Some(writer) = &mut self.writer {
-            self.failed = writer.start(trained.model, trained.optimizer, trained.state.clone()).err();
+        if let (Some(writer), Some(recorder)) = (&mut self.writer, &mut *heard.recorder) {
+            let flushed = recorder.flush().context("no checkpoint is begun before the metrics are written");
+            let started = flushed.and_then(|()| writer.start(trained.model, trained.optimizer, trained.state.clone()));
+            self.failed = started.err();
         }
         (self.begun, self.newest) = (Instant::now(), Some(trained.state.step));
         Ok(())
@@ -159,5 +158,96 @@ impl<'a> Saving<'a> {
             Some(failed) => anyhow!("{error:#}; besides, {failed:#}"),
             None => error,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use model::ModelConfig;
+    use tch::Device;
+
+    use super::*;
+    use crate::checkpoint::{Store, verify};
+    use crate::config::Config;
+    use crate::optimizer::OptimizerConfig;
+    use crate::world::World;
+
+    fn tiny() -> (LanguageModel, Optimizer) {
+        let config = ModelConfig {
+            n_embd: 8,
+            n_head: 2,
+            n_layer: 1,
+            num_senses: 2,
+            vocab_size: 11,
+            n_positions: 4,
+            ..ModelConfig::default()
+        };
+        let model = LanguageModel::initialise(config, 1, Device::Cpu).unwrap();
+        let optimizer = Optimizer::new(OptimizerConfig::default(), &model);
+        (model, optimizer)
+    }
+
+    /// Saves at these steps, a last one where `last`; the result of the last call.
+    fn save_at(run_dir: &Path, steps: &[u64], last: bool) -> Result<()> {
+        let (model, optimizer) = tiny();
+        let config = CheckpointConfig { keep_last: 9, ..CheckpointConfig::default() };
+        let ranks = Ranks::alone();
+        let writer = Writer::new(Store::new(run_dir, &config), &model, &optimizer).unwrap();
+        let mut saving = Saving::new(&config, &ranks, Some(writer), 0);
+        saving.patience = Some(Duration::ZERO);
+        assert!(saving.is_due_by_time());
+        let watchdog = Watchdog::start(&World::alone(), Duration::ZERO).unwrap();
+        // Without a recorder nothing would be saved.
+        let folder = crate::run_folder::RunFolder::open(run_dir).unwrap();
+        let recorder = Recorder::new(folder, Store::new(run_dir, &config)).unwrap();
+        let mut recorder = Some(recorder);
+        let mut heard = Heard { recorder: &mut recorder, watchdog: &watchdog };
+        for &step in steps {
+            let state = State { step, ..State::new(&Config::example(), None, 10).unwrap() };
+            let saved = Saved { model: &model, optimizer: &optimizer, state: &state };
+            if last && Some(&step) == steps.last() {
+                return saving.save_last(saved, &mut heard);
+            }
+            saving.save(saved, &mut heard)?;
+            assert_eq!(saving.newest(), Some(step));
+            // The copy is what is written, whatever becomes of the weights.
+            tch::no_grad(|| model.parameters().iter().for_each(|(_, p)| drop(p.shallow_clone().zero_())));
+        }
+        let error = saving.close(anyhow!("the network is gone"), &mut heard).to_string();
+        assert!(error.starts_with("the network is gone"), "{error}");
+        Err(anyhow!(error))
+    }
+
+    #[test]
+    fn each_waits_for_the_one_before_and_the_end_for_the_last() {
+        let folder = tempfile::tempdir().unwrap();
+        save_at(folder.path(), &[1, 2, 3], true).unwrap();
+        for step in 1..=3 {
+            verify(&folder.path().join(format!("checkpoints/step-{step:08}"))).unwrap();
+        }
+        let first = model::load_folder(&folder.path().join("checkpoints/step-00000001"), Device::Cpu).unwrap();
+        assert!(first.parameters().iter().any(|(_, p)| p.abs().max().double_value(&[]) > 0.0));
+        let log = fs::read_to_string(folder.path().join("log.txt")).unwrap();
+        assert_eq!(log.lines().filter(|line| line.starts_with("checkpoint  ")).count(), 3, "{log}");
+    }
+
+    #[test]
+    fn an_error_waits_for_the_one_in_flight_and_tells_of_its_failure_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = save_at(folder.path(), &[1], false).unwrap_err().to_string();
+        assert_eq!(error, "the network is gone");
+        verify(&folder.path().join("checkpoints/step-00000001")).unwrap();
+        let blocked = tempfile::tempdir().unwrap();
+        fs::write(blocked.path().join("checkpoints"), "a file").unwrap();
+        let error = save_at(blocked.path(), &[1, 2], false).unwrap_err().to_string();
+        assert!(error.starts_with("the network is gone; besides, the checkpoint "), "{error}");
+        assert!(error.contains("step-00000002 cannot be written"), "{error}");
+        let log = fs::read_to_string(blocked.path().join("log.txt")).unwrap();
+        assert!(log.contains("step-00000001 cannot be written") && log.contains("; the run goes on"), "{log}");
+        let error = save_at(blocked.path(), &[3], true).unwrap_err();
+        assert!(format!("{error:#}").contains("step-00000003 cannot be written"), "{error:#}");
     }
 }
