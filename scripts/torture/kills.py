@@ -42,11 +42,10 @@ def phase(run: Path, lines_before: int, killed_at: float) -> str:
     renamed = [(run / "checkpoints" / name).stat().st_ctime for name in found if name.startswith("step-")]
     if any(name.endswith(".replaced") for name in found) or any(abs(killed_at - at) < 0.02 for at in renamed):
         return "rename or clean-up"
-    if any(name.startswith(".step-") for name in found):
-        return "save (beside a step)"
-    if len(metrics(run)) <= lines_before:
+    if len(metrics(run)) <= lines_before and not any(name.startswith(".step-") for name in found):
         return "start"
-    return "validation" if is_validating(run) else "step"
+    inside = "validation" if is_validating(run) else "step"
+    return f"{inside}, beside a save" if any(name.startswith(".step-") for name in found) else inside
 
 
 def wait_for_place(place: str, run: Path, draw: random.Random, process, seconds: float) -> None:

@@ -1,9 +1,14 @@
 //! Steps that cannot be used leave weights and moments as they are, and fp16 trains as fp32 does.
 #![allow(clippy::unwrap_used)] // helpers of tests; clippy exempts only test functions
 
+use std::sync::Mutex;
+
 use model::{Kernels, LanguageModel, ModelConfig, Pass};
 use tch::{Device, Kind, Tensor};
 use trainer::{Optimizer, OptimizerConfig, Reduction, Seen, Stability, StabilityConfig, Trained, training_step};
+
+/// libtorch's generator is one per process: tests that draw take turns.
+static GENERATOR: Mutex<()> = Mutex::new(());
 
 struct Run {
     model: LanguageModel,
@@ -25,7 +30,9 @@ impl Run {
             ..ModelConfig::default()
         };
         let pass = Pass { kind, dropout: 0.0, kernels, share_sense_dropout: false };
+        let turn = GENERATOR.lock().unwrap();
         let model = LanguageModel::initialise(config, 3, Device::Cpu).unwrap().prepare_for(pass);
+        drop(turn);
         let optimizer = Optimizer::new(OptimizerConfig { learning_rate: 3e-3, ..OptimizerConfig::default() }, &model);
         let stability = Stability::new(stability, kind == Kind::Half, Device::Cpu).unwrap();
         // Sequences of a pattern that can be learnt.
