@@ -1,10 +1,12 @@
 //! The training run, top to bottom: what is set up, then a step in the order it happens.
 
+mod keeping;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use data_prep::TokenSplit;
 use evals::{Sequences, Share};
 use model::{LanguageModel, Pass, derive_seed};
@@ -25,7 +27,7 @@ use crate::prefetch::Prefetch;
 use crate::ranks::Ranks;
 use crate::recorder::Recorder;
 use crate::reduction::Reduction;
-use crate::saving::{Heard, Saved, Saving};
+use crate::saving::{Heard, Saving};
 use crate::setup::select_device;
 use crate::stability::{Seen, Stability};
 use crate::state::State;
@@ -294,7 +296,6 @@ impl<'a> Run<'a> {
                 self.look(&result)?;
                 self.state.by_time = !by_step;
                 if last || stopping {
-                    self.state.stability = self.stability.state()?;
                     self.save_last()?;
                 } else {
                     self.save()?;
@@ -345,63 +346,6 @@ impl<'a> Run<'a> {
             self.ranks.started()?;
         }
         Ok(result)
-    }
-
-    /// What a step came to. The one place where the host waits for the device.
-    ///
-    /// # Errors
-    /// After too many bad steps in a row; a checkpoint from before them is saved.
-    fn look(&mut self, result: &StepResult) -> Result<Seen> {
-        let seen = self.stability.look(&result.loss, &result.grad_norm, &result.z_score)?;
-        self.tell(&seen);
-        let most = self.config.stability.max_bad_steps;
-        if most > 0 && seen.bad_in_row >= most {
-            let step = self.state.step;
-            let before = self.save_from_before(seen.since_update)?;
-            let Seen { loss, grad_norm, bad_in_row, .. } = seen;
-            bail!(
-                "the {bad_in_row} steps up to step {step} had a loss or gradient norm that could not be used, the last one loss {loss} and gradient norm {grad_norm} (stability.max_bad_steps is {most}): lower optimizer.learning_rate or lengthen the warm-up, and {before}"
-            );
-        }
-        Ok(seen)
-    }
-
-    /// Tells a person what was skipped, and of spikes.
-    fn tell(&mut self, seen: &Seen) {
-        let (skipped, spikes) = (seen.skipped - self.told.0, seen.spikes - self.told.1);
-        self.told = (seen.skipped, seen.spikes);
-        let (step, Seen { loss, grad_norm, z_score, .. }) = (self.state.step, *seen);
-        if spikes > 0 {
-            self.line(|| match spikes {
-                1 if z_score > 0.0 => format!(
-                    "spike       step {step}: loss {loss:.4}, {z_score:.1} standard deviations above those before"
-                ),
-                _ => format!("spike       {spikes} since the last look, up to step {step}"),
-            });
-        }
-        if skipped > 0 {
-            let scale = seen.loss_scale.map(|scale| format!(", the loss scale is now {scale}")).unwrap_or_default();
-            self.line(|| match skipped {
-                1 => format!("skipped     step {step}: loss {loss:.4}, gradient norm {grad_norm:.2}{scale}"),
-                _ => format!("skipped     {skipped} steps since the last look, up to step {step}{scale}"),
-            });
-        }
-    }
-
-    /// Saves where the run stood before its last `steps` steps, none of which changed the weights;
-    /// says how to go on.
-    fn save_from_before(&mut self, steps: u64) -> Result<String> {
-        self.state.stability = self.stability.state()?;
-        let before = self.state.before(steps, self.config.batch.tokens, self.plan.split.sequences);
-        if before.step == 0 {
-            return Ok("start again: no step before them was good".to_owned());
-        }
-        let newest = self.saving.newest().max(Some(before.step)).unwrap_or_default();
-        if newest == before.step && self.saving.newest() != Some(newest) {
-            self.state = before;
-            self.save_last()?;
-        }
-        Ok(format!("go on with --resume auto from step {newest}, whose weights are those from before them"))
     }
 
     fn log(&mut self, result: &StepResult, lr: f64) -> Result<()> {
@@ -477,24 +421,6 @@ impl<'a> Run<'a> {
         }
         self.restart_clock();
         Ok(())
-    }
-
-    fn save(&mut self) -> Result<()> {
-        self.state.stability = self.stability.state()?;
-        let (saving, trained, mut heard) = self.to_save();
-        saving.save(trained, &mut heard)?;
-        self.restart_clock();
-        Ok(())
-    }
-
-    fn save_last(&mut self) -> Result<()> {
-        let (saving, trained, mut heard) = self.to_save();
-        saving.save_last(trained, &mut heard)
-    }
-
-    fn to_save(&mut self) -> (&mut Saving<'a>, Saved<'_>, Heard<'_>) {
-        let saved = Saved { model: &self.model, optimizer: &self.optimizer, state: &self.state };
-        (&mut self.saving, saved, Heard { recorder: &mut self.recorder, watchdog: &self.watchdog })
     }
 
     fn restart_clock(&mut self) {
