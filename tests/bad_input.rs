@@ -52,7 +52,7 @@ fn configs_that_cannot_be_run() {
         ("schedule.warmup_steps=13", "more than schedule.max_steps 12"),
         ("batch.tokens=100", "no multiple of data.sequence_length 32: use 96 or 128"),
         ("batch.micro_batch=3", "micro_batch 3 does not divide the 4 sequences"),
-        ("run.precision=fp16", "loss scaler"),
+        ("stability.initial_loss_scale=0", "stability.initial_loss_scale is 0"),
         ("model.num_senses=3", "does not divide by num_senses 3"),
         ("data.sequence_length=64", "more than model.n_positions 32"),
         ("data.path=nowhere", "the data folder nowhere is not there"),

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::signals::{signal, wait_for_lines};
+use crate::signals::{signal, wait_for_checkpoint, wait_for_lines};
 use crate::support::{Scratch, command, exact};
 
 /// 12 sequences a step: they divide among 1, 2, 3 and 4.
@@ -220,6 +220,8 @@ fn when_one_is_killed_the_others_say_so_and_end() {
         let scratch = Scratch::new();
         let mut processes = Processes::start(&scratch, "run", 3, |_| owned(&LONG));
         wait_for_lines(&scratch, "run", 25);
+        // It is written while training goes on.
+        wait_for_checkpoint(&scratch, "run");
         let last = scratch.checkpoints("run").last().copied().unwrap();
         signal(&processes.children[killed], "KILL");
         let at = Instant::now();
@@ -268,6 +270,25 @@ fn the_watchdog_ends_a_process_in_which_nothing_goes_forward() {
     hung.wait().unwrap();
     assert_eq!(codes, [124], "{}", processes.said(0));
     assert!(processes.error(0).contains("nothing has gone forward for 3s"), "{}", processes.error(0));
+}
+
+#[test]
+fn all_skip_the_same_steps_and_end_after_too_many() {
+    let scratch = Scratch::new();
+    let spikes = ["--set", "stability.spike_window=3", "--set", "stability.spike_z_score=0.5"];
+    let steps = ["--set", "schedule.max_steps=40", "--set", "model.dropout=0"];
+    let skip = [&spikes[..], &steps, &["--set", "stability.skip_spikes=true"]].concat();
+    let (one, two) = (train(&scratch, "one", 1, &skip, 0), train(&scratch, "two", 2, &skip, 0));
+    assert_close(&one, &two, &["loss", "skipped"], 1e-4);
+    let last = two.iter().rfind(|line| line.get("loss").is_some()).unwrap();
+    assert!(last["skipped"].as_u64().unwrap() > 0, "{last}");
+    let hot = ["--set", "optimizer.learning_rate=1e30", "--set", "stability.max_bad_steps=3"];
+    let mut processes = Processes::start(&scratch, "hot", 2, |_| owned(&hot));
+    assert_eq!(processes.codes(MINUTE), [1, 1]);
+    for rank in 0..2 {
+        let error = processes.error(rank);
+        assert!(error.contains("stability.max_bad_steps is 3"), "{error}");
+    }
 }
 
 #[test]

@@ -6,6 +6,7 @@ mod support;
 mod bad_input;
 mod benching;
 mod distributed;
+mod faults;
 mod import;
 mod launching;
 mod models;

@@ -20,6 +20,15 @@ pub(crate) fn wait_for_lines(scratch: &Scratch, run: &str, lines: usize) {
     }
 }
 
+/// Waits until the run has a checkpoint.
+pub(crate) fn wait_for_checkpoint(scratch: &Scratch, run: &str) {
+    let start = Instant::now();
+    while !scratch.path(run).join("checkpoints").is_dir() || scratch.checkpoints(run).is_empty() {
+        assert!(start.elapsed() < Duration::from_secs(60), "no checkpoint of {run}");
+        sleep(Duration::from_millis(5));
+    }
+}
+
 /// Long enough that a signal always comes in time.
 pub(crate) const LONG: [&str; 4] = ["--set", "schedule.max_steps=3000", "--set", "checkpoint.every=0"];
 

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use tch::Device;
+use tch::{Device, Tensor};
 
 use crate::config::ModelConfig;
 use crate::language_model::LanguageModel;
@@ -48,8 +48,20 @@ pub fn load_folder(folder: &Path, device: Device) -> Result<LanguageModel> {
 /// # Errors
 /// Naming the file that cannot be written.
 pub fn save_folder(model: &LanguageModel, folder: &Path) -> Result<()> {
+    write_folder(model.config(), model.parameters().iter(), folder)
+}
+
+/// [`save_folder`] for weights that are no model's any more: a copy of them.
+///
+/// # Errors
+/// Naming the file that cannot be written.
+pub fn write_folder<'a>(
+    config: &ModelConfig,
+    weights: impl IntoIterator<Item = (&'a str, &'a Tensor)>,
+    folder: &Path,
+) -> Result<()> {
     let path = folder.join(CONFIG_FILE);
-    let text = serde_json::to_string_pretty(&model.config().to_hugging_face())? + "\n";
+    let text = serde_json::to_string_pretty(&config.to_hugging_face())? + "\n";
     fs::write(&path, text).with_context(|| format!("{} cannot be written", path.display()))?;
-    write_tensors(&folder.join(WEIGHTS_FILE), model.parameters().iter())
+    write_tensors(&folder.join(WEIGHTS_FILE), weights)
 }

@@ -27,7 +27,7 @@ pub use config::{GPT2_END_OF_TEXT, Kind, ModelConfig};
 pub use decoder::Decoder;
 pub use edits::SenseEdit;
 pub use export::export_tensors;
-pub use folder::{CONFIG_FILE, WEIGHTS_FILE, load_config, load_folder, save_folder};
+pub use folder::{CONFIG_FILE, WEIGHTS_FILE, load_config, load_folder, save_folder, write_folder};
 pub use generate::{Sampling, generate};
 pub use graft::graft_body;
 pub use import::{Imported, import};

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use tch::nn::{self, OptimizerConfig};
 use tch::{Device, Kind, Tensor};
-use torch_ext::{AdamW, Branch, Updated, Weight, clipped_adamw, forget_grad};
+use torch_ext::{AdamW, Branch, Conditions, Updated, Weight, clipped_adamw, forget_grad};
 
 /// 4 x 512 tokens of the micro model.
 const SEQUENCES: i64 = 4;
@@ -338,8 +338,9 @@ fn compare_adamw(kind: Kind) -> (f64, f64) {
         exp_avg_sqs: &exp_avg_sqs,
         copies: &copies,
         weight_decays: &weight_decays,
+        updates: &Tensor::from(0f32),
     };
-    let ours = || timed(|| clipped_adamw(lists, 1, OPTIONS).expect("the lists fit")).0;
+    let ours = || timed(|| clipped_adamw(lists, Conditions::default(), OPTIONS).expect("the lists fit")).0;
     let optimizer = std::cell::RefCell::new(&mut optimizer);
     let libtorch = || {
         let update = || {

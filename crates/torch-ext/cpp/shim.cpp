@@ -23,16 +23,20 @@ at::Tensor optional(TensorPtr tensor) { return tensor ? *tensor : at::Tensor(); 
 
 extern "C" {
 
-// Clips by the global norm, which it gives as a scalar on the parameters' device, and makes
-// one AdamW update of n parameters in place; `step` counts from 1 (bias correction). Entries
-// of `copies` may be null.
+// One clipped AdamW update of n parameters in place, or none: see ops.h. Entries of `copies`,
+// `loss_scale` and `veto` may be null.
 char* bpx_clipped_adamw(TensorPtr const* params, TensorPtr const* grads, TensorPtr const* exp_avgs,
                         TensorPtr const* exp_avg_sqs, TensorPtr const* copies, double const* weight_decays, size_t n,
-                        double max_norm, int64_t step, double lr, double beta1, double beta2, double eps,
-                        TensorPtr* norm) {
-  BPX_GUARD(*norm = new at::Tensor(ops::clipped_adamw(
-                list(params, n), list(grads, n), list(exp_avgs, n), list(exp_avg_sqs, n), list(copies, n),
-                std::vector<double>(weight_decays, weight_decays + n), max_norm, step, lr, beta1, beta2, eps)))
+                        TensorPtr updates, TensorPtr loss_scale, TensorPtr veto, double max_norm, double lr,
+                        double beta1, double beta2, double eps, TensorPtr* norm, TensorPtr* overflow) {
+  BPX_GUARD({
+    const ops::Update out =
+        ops::clipped_adamw(list(params, n), list(grads, n), list(exp_avgs, n), list(exp_avg_sqs, n), list(copies, n),
+                           std::vector<double>(weight_decays, weight_decays + n), *updates, optional(loss_scale),
+                           optional(veto), max_norm, lr, beta1, beta2, eps);
+    *norm = new at::Tensor(out.norm);
+    *overflow = new at::Tensor(out.overflow);
+  })
 }
 
 char* bpx_linear_cross_entropy(TensorPtr hidden, TensorPtr master, TensorPtr value, TensorPtr targets, int64_t chunk,

@@ -5,7 +5,7 @@ use std::ffi::c_char;
 use tch::Tensor;
 use torch_sys::C_tensor;
 
-use crate::error::{Error, check, handle, handle_or_null, handles, made};
+use crate::error::{Error, check, handle, handle_or_null, handles};
 
 unsafe extern "C" {
     fn bpx_clipped_adamw(
@@ -16,13 +16,16 @@ unsafe extern "C" {
         copies: *const *mut C_tensor,
         weight_decays: *const f64,
         n: usize,
+        updates: *mut C_tensor,
+        loss_scale: *mut C_tensor,
+        veto: *mut C_tensor,
         max_norm: f64,
-        step: i64,
         lr: f64,
         beta1: f64,
         beta2: f64,
         eps: f64,
         norm: *mut *mut C_tensor,
+        overflow: *mut *mut C_tensor,
     ) -> *mut c_char;
     fn bpx_forget_grad(parameter: *mut C_tensor) -> *mut c_char;
 }
@@ -55,15 +58,36 @@ pub struct Updated<'a> {
     pub copies: &'a [Option<Tensor>],
     /// Decoupled weight decay of each (multiplied by the learning rate).
     pub weight_decays: &'a [f64],
+    /// Updates done, an fp32 scalar on the parameters' device: counts, for the bias correction.
+    pub updates: &'a Tensor,
+}
+
+/// What decides beside the gradients whether and how an update is made; scalars on the
+/// parameters' device, so that the host waits for none of them.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Conditions<'a> {
+    /// What the loss was multiplied by before the backward pass, fp32.
+    pub loss_scale: Option<&'a Tensor>,
+    /// Whether to leave everything as it is, bool.
+    pub veto: Option<&'a Tensor>,
+}
+
+/// What an update tells; scalars on the parameters' device.
+#[derive(Debug)]
+pub struct Update {
+    /// Global norm of the gradients before clipping, without the loss scale.
+    pub grad_norm: Tensor,
+    /// Whether that is no finite number, bool: then nothing was changed.
+    pub overflow: Tensor,
 }
 
 /// Clips the gradients by their global norm and updates the parameters by AdamW, both in
-/// one pass on the CPU. Gives the norm before clipping as a scalar tensor on the parameters'
-/// device, so that the host does not wait for it. `step` counts from 1 (bias correction).
+/// one pass on the CPU. Where the norm is no finite number, or `conditions` veto it,
+/// parameters, moments, copies and the count of updates stay as they are, bit for bit.
 ///
 /// # Errors
 /// When lengths or shapes disagree.
-pub fn clipped_adamw(lists: Updated<'_>, step: u64, options: AdamW) -> Result<Tensor, Error> {
+pub fn clipped_adamw(lists: Updated<'_>, conditions: Conditions<'_>, options: AdamW) -> Result<Update, Error> {
     let n = lists.parameters.len();
     let lengths = [
         lists.grads.len(),
@@ -76,9 +100,11 @@ pub fn clipped_adamw(lists: Updated<'_>, step: u64, options: AdamW) -> Result<Te
         return Err(Error(format!("clipped_adamw: {n} parameters, but lists of {lengths:?}")));
     }
     let copies: Vec<_> = lists.copies.iter().map(|copy| handle_or_null(copy.as_ref())).collect();
-    // SAFETY: lists of n live handles each; the shim writes only through them.
-    made(|norm| unsafe {
-        bpx_clipped_adamw(
+    let (mut norm, mut overflow) = (std::ptr::null_mut(), std::ptr::null_mut());
+    // SAFETY: lists of n live handles each; the shim writes only through them, and on success
+    // stored two tensors that are now ours.
+    unsafe {
+        check(bpx_clipped_adamw(
             handles(lists.parameters).as_ptr(),
             handles(lists.grads).as_ptr(),
             handles(lists.exp_avgs).as_ptr(),
@@ -86,15 +112,19 @@ pub fn clipped_adamw(lists: Updated<'_>, step: u64, options: AdamW) -> Result<Te
             copies.as_ptr(),
             lists.weight_decays.as_ptr(),
             n,
+            handle(lists.updates),
+            handle_or_null(conditions.loss_scale),
+            handle_or_null(conditions.veto),
             options.max_norm,
-            step as i64,
             options.lr,
             options.betas.0,
             options.betas.1,
             options.eps,
-            norm,
-        )
-    })
+            &mut norm,
+            &mut overflow,
+        ))?;
+        Ok(Update { grad_norm: Tensor::from_ptr(norm), overflow: Tensor::from_ptr(overflow) })
+    }
 }
 
 /// Leaves a parameter without a gradient, so that the next backward pass hands its own over

@@ -12,7 +12,7 @@ mod ops;
 pub mod parts;
 mod process;
 
-pub use adamw::{AdamW, Updated, clipped_adamw, forget_grad};
+pub use adamw::{AdamW, Conditions, Update, Updated, clipped_adamw, forget_grad};
 pub use error::{Error, first_line};
 pub use ops::{
     Branch, MOST_SENSES, Weight, add_layer_norm, attention, embedding, linear, linear_cross_entropy, mix_senses, mlp,

@@ -81,11 +81,11 @@ pub(crate) fn begin(
     let mut model = model.prepare_for(config.pass());
     model.set_dropout(config.model.dropout);
     let mut optimizer = Optimizer::new(config.optimizer.clone(), &model);
-    let restored = moments.map_or(Ok(()), |moments| optimizer.restore(moments, state.step));
+    let restored = moments.map_or(Ok(()), |moments| optimizer.restore(moments, state.updates()));
     ranks.all(restored.context("the checkpoint cannot be resumed"))?;
     if has_moments {
         ranks.broadcast(optimizer.state().into_iter().map(|(_, moment)| moment))?;
-        optimizer.resume_at(state.step);
+        optimizer.resume_at(state.updates())?;
     }
     Ok(Some(Beginning { model, optimizer, state, recorder }))
 }

@@ -19,6 +19,7 @@ use crate::plan::flops_per_token;
 use crate::ranks::Ranks;
 use crate::reduction::Reduction;
 use crate::setup::select_device;
+use crate::stability::Stability;
 use crate::step::{Trained, training_step};
 use crate::threads::set_threads;
 use crate::world::World;
@@ -140,7 +141,9 @@ pub fn bench(config: &Config, request: &BenchRequest, say: &mut dyn FnMut(&str))
     let optimizer = Optimizer::new(config.optimizer.clone(), &model);
     let precision = config.run.precision.kind();
     let reduction = Reduction::new(&ranks, &config.distributed, &optimizer)?;
-    let mut bench = Bench { config, split, pass, model, optimizer, rows, device, ranks: &ranks, reduction, step: 0 };
+    let stability = Stability::new(&config.stability, config.run.precision == Precision::Fp16, device)?;
+    let mut bench =
+        Bench { config, split, pass, model, optimizer, stability, rows, device, ranks: &ranks, reduction, step: 0 };
 
     let (mut losses, mut step_seconds) = (Vec::new(), Vec::new());
     for step in 0..all {
@@ -213,6 +216,7 @@ struct Bench<'a> {
     pass: Pass,
     model: LanguageModel,
     optimizer: Optimizer,
+    stability: Stability,
     rows: Rows,
     device: Device,
     ranks: &'a Ranks,
@@ -226,18 +230,23 @@ impl Bench<'_> {
         let (step, seed, split) = (self.step, self.config.run.seed, self.split);
         let rank = self.ranks.rank();
         let first = step * split.sequences + rank * split.micro_batch * split.accumulation;
-        let trained =
-            Trained { model: &self.model, optimizer: &mut self.optimizer, reduction: &self.reduction, pass: self.pass };
+        let trained = Trained {
+            model: &self.model,
+            optimizer: &mut self.optimizer,
+            reduction: &self.reduction,
+            stability: &mut self.stability,
+            pass: self.pass,
+        };
         let result = training_step(
             trained,
             self.config.optimizer.learning_rate,
             split.accumulation,
             |i| self.rows.read(first + i * split.micro_batch, split.micro_batch, self.device),
             |i| derive_seed(seed, &[step, rank, i]),
+            |loss| self.ranks.average(loss),
         )
         .with_context(|| format!("step {} failed", step + 1))?;
         self.step += 1;
-        self.ranks.average(&result.loss)?;
         Ok(result.loss)
     }
 

@@ -10,12 +10,13 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use model::{CONFIG_FILE, LanguageModel, WEIGHTS_FILE, read_tensors, save_folder, write_tensors};
+use model::{CONFIG_FILE, LanguageModel, WEIGHTS_FILE, read_tensors, write_folder, write_tensors};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use tch::Tensor;
 
-use crate::optimizer::Optimizer;
 use crate::retention::{Candidate, Policy, to_delete};
+use crate::snapshot::Snapshot;
 use crate::state::{State, hex};
 
 /// The `[checkpoint]` section. Defaults: the published run.
@@ -24,6 +25,8 @@ use crate::state::{State, hex};
 pub struct CheckpointConfig {
     /// Steps between checkpoints; 0 for the last step alone.
     pub every: u64,
+    /// Minutes without a checkpoint after which one is saved that goes with the next; 0 for never.
+    pub every_minutes: u64,
     /// Newest checkpoints kept; at least 1.
     pub keep_last: usize,
     /// Checkpoints of lowest validation loss kept.
@@ -37,7 +40,14 @@ pub struct CheckpointConfig {
 
 impl Default for CheckpointConfig {
     fn default() -> Self {
-        CheckpointConfig { every: 1_000, keep_last: 2, keep_best: 3, keep_every: 50_000, init_from: None }
+        CheckpointConfig {
+            every: 1_000,
+            every_minutes: 30,
+            keep_last: 2,
+            keep_best: 3,
+            keep_every: 50_000,
+            init_from: None,
+        }
     }
 }
 
@@ -132,15 +142,28 @@ pub fn verify_model(folder: &Path) -> Result<()> {
 }
 
 /// The `checkpoints` folder of one run.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Store {
     folder: PathBuf,
     policy: Policy,
 }
 
+/// A checkpoint that is complete.
+#[derive(Debug)]
+pub(crate) struct Saved {
+    pub(crate) path: PathBuf,
+    /// Why older ones could not be let go of.
+    pub(crate) untidied: Option<anyhow::Error>,
+}
+
 impl Store {
     pub(crate) fn new(run_dir: &Path, config: &CheckpointConfig) -> Self {
         Store { folder: run_dir.join("checkpoints"), policy: config.policy() }
+    }
+
+    /// Where the checkpoint of a step stands.
+    pub(crate) fn folder_of(&self, step: u64) -> PathBuf {
+        self.folder.join(format!("{NAME_PREFIX}{step:08}"))
     }
 
     /// Steps and folders of the checkpoints, ascending, whether they verify or not.
@@ -212,9 +235,10 @@ impl Store {
     ///
     /// # Errors
     /// Naming the file that cannot be written; checkpoints from before are untouched.
-    pub(crate) fn save(&self, model: &LanguageModel, optimizer: &Optimizer, mut state: State) -> Result<PathBuf> {
+    pub(crate) fn save(&self, snapshot: &Snapshot, mut state: State) -> Result<Saved> {
+        let complete = self.folder_of(state.step);
         let name = format!("{NAME_PREFIX}{:08}", state.step);
-        let (partial, complete) = (self.folder.join(format!(".{name}")), self.folder.join(&name));
+        let partial = self.folder.join(format!(".{name}"));
         let mut write = || -> Result<()> {
             if !self.folder.is_dir() {
                 fs::create_dir_all(&self.folder)?;
@@ -224,9 +248,8 @@ impl Store {
                 remove(&partial)?;
             }
             fs::create_dir(&partial)?;
-            save_folder(model, &partial)?;
-            let moments = optimizer.state();
-            write_tensors(&partial.join(OPTIMIZER_FILE), moments.iter().map(|(name, tensor)| (name.as_str(), tensor)))?;
+            write_folder(&snapshot.config, snapshot.weights(), &partial)?;
+            write_tensors(&partial.join(OPTIMIZER_FILE), snapshot.moments())?;
             for name in [WEIGHTS_FILE, CONFIG_FILE, OPTIMIZER_FILE] {
                 state.files.insert(name.to_owned(), sha256_of(&partial.join(name))?);
             }
@@ -250,9 +273,8 @@ impl Store {
                 complete.display()
             )));
         }
-        self.remove_partial()?;
-        self.retain()?;
-        Ok(complete)
+        let untidied = self.remove_partial().and_then(|()| self.retain()).err();
+        Ok(Saved { path: complete, untidied })
     }
 
     fn retain(&self) -> Result<()> {
@@ -260,9 +282,10 @@ impl Store {
         // One that cannot be read counts as unscored: only age can let it go.
         let candidates: Vec<Candidate> = checkpoints
             .iter()
-            .map(|(step, folder)| Candidate {
-                step: *step,
-                val_loss: require_state(folder).ok().and_then(|s| s.val_loss),
+            .map(|(step, folder)| {
+                let state = require_state(folder).ok();
+                let by_time = state.as_ref().is_some_and(|state| state.by_time);
+                Candidate { step: *step, val_loss: state.and_then(|state| state.val_loss), by_time }
             })
             .collect();
         for step in to_delete(&candidates, self.policy) {
@@ -288,7 +311,7 @@ fn sync(path: &Path) -> Result<()> {
 ///
 /// # Errors
 /// Naming the file or tensor that does not fit.
-pub(crate) fn load(folder: &Path, device: tch::Device) -> Result<(LanguageModel, BTreeMap<String, tch::Tensor>)> {
+pub(crate) fn load(folder: &Path, device: tch::Device) -> Result<(LanguageModel, BTreeMap<String, Tensor>)> {
     let model = model::load_folder(folder, device)?;
     let moments = read_tensors(&folder.join(OPTIMIZER_FILE))?;
     Ok((model, moments))
@@ -298,6 +321,7 @@ pub(crate) fn load(folder: &Path, device: tch::Device) -> Result<(LanguageModel,
 mod tests {
     use super::*;
     use crate::config::Config;
+    use crate::optimizer::Optimizer;
     use model::ModelConfig;
     use tch::Device;
 
@@ -305,7 +329,7 @@ mod tests {
         State { step, val_loss, ..State::new(&Config::example(), None, 10).unwrap() }
     }
 
-    fn tiny() -> (LanguageModel, Optimizer) {
+    fn tiny() -> Snapshot {
         let config = ModelConfig {
             n_embd: 8,
             n_head: 2,
@@ -317,7 +341,9 @@ mod tests {
         };
         let model = LanguageModel::initialise(config, 1, Device::Cpu).unwrap();
         let optimizer = Optimizer::new(crate::optimizer::OptimizerConfig::default(), &model);
-        (model, optimizer)
+        let mut snapshot = Snapshot::room_for(&model, &optimizer).unwrap();
+        snapshot.take(&model, &optimizer).unwrap();
+        snapshot
     }
 
     fn store(folder: &Path) -> Store {
@@ -330,10 +356,10 @@ mod tests {
     #[test]
     fn saving_retains_by_policy_and_the_newest_that_verifies_is_found() {
         let folder = tempfile::tempdir().unwrap();
-        let (model, optimizer) = tiny();
+        let snapshot = tiny();
         let store = store(folder.path());
         for (step, loss) in [(10, 2.0), (20, 3.0), (30, 4.0), (40, 5.0)] {
-            store.save(&model, &optimizer, state(step, Some(loss))).unwrap();
+            store.save(&snapshot, state(step, Some(loss))).unwrap();
         }
         let steps: Vec<u64> = store.list().unwrap().iter().map(|(s, _)| *s).collect();
         assert_eq!(steps, [10, 30, 40]);
@@ -351,9 +377,9 @@ mod tests {
     #[test]
     fn what_a_killed_save_left_is_removed_and_a_failed_one_harms_nothing() {
         let folder = tempfile::tempdir().unwrap();
-        let (model, optimizer) = tiny();
+        let snapshot = tiny();
         let store = store(folder.path());
-        store.save(&model, &optimizer, state(10, None)).unwrap();
+        store.save(&snapshot, state(10, None)).unwrap();
         fs::create_dir(folder.path().join("checkpoints/.step-00000020")).unwrap();
         fs::write(folder.path().join("checkpoints/.step-00000030"), "a file").unwrap();
         store.remove_partial().unwrap();
@@ -361,15 +387,15 @@ mod tests {
         // A file where the store wants its folder: nothing can be written there.
         let blocked =
             Store { folder: folder.path().join("checkpoints/step-00000010/state.json/x"), policy: store.policy };
-        assert!(blocked.save(&model, &optimizer, state(20, None)).is_err());
+        assert!(blocked.save(&snapshot, state(20, None)).is_err());
         verify(&folder.path().join("checkpoints/step-00000010")).unwrap();
     }
 
     #[test]
     fn the_same_weights_give_the_same_bytes() {
         let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let (model, optimizer) = tiny();
-        let save = |folder: &Path, step| store(folder).save(&model, &optimizer, state(step, None)).unwrap();
+        let snapshot = tiny();
+        let save = |folder: &Path, step| store(folder).save(&snapshot, state(step, None)).unwrap().path;
         let (a, b) = (save(a.path(), 1), save(b.path(), 2));
         assert_eq!(fs::read(a.join(WEIGHTS_FILE)).unwrap(), fs::read(b.join(WEIGHTS_FILE)).unwrap());
     }

@@ -14,6 +14,7 @@ use crate::metrics::LoggingConfig;
 use crate::optimizer::OptimizerConfig;
 use crate::ranks::DistributedConfig;
 use crate::schedule::ScheduleConfig;
+use crate::stability::StabilityConfig;
 
 /// Type of matrix products.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,7 +24,7 @@ pub enum Precision {
     Bf16,
     /// Everything in fp32.
     Fp32,
-    /// Refused until there is a loss scaler.
+    /// fp16 products over fp32 weights, with a dynamic loss scale.
     Fp16,
 }
 
@@ -133,6 +134,9 @@ pub struct Config {
     /// `[optimizer]`
     #[serde(default)]
     pub optimizer: OptimizerConfig,
+    /// `[stability]`
+    #[serde(default)]
+    pub stability: StabilityConfig,
     /// `[schedule]`
     #[serde(default)]
     pub schedule: ScheduleConfig,
@@ -165,6 +169,7 @@ impl Config {
                 order: data_prep::Order::Shuffled,
             },
             optimizer: OptimizerConfig::default(),
+            stability: StabilityConfig::default(),
             schedule: ScheduleConfig::default(),
             batch: BatchConfig::default(),
             validation: ValidationConfig::default(),
@@ -190,16 +195,13 @@ impl Config {
     /// Naming the key.
     pub fn validate(&self) -> Result<()> {
         ensure!(
-            self.run.precision != Precision::Fp16,
-            "run.precision is \"fp16\", which needs a loss scaler that is not built yet: use \"bf16\" or \"fp32\""
-        );
-        ensure!(
             !self.run.name.is_empty() && !self.run.name.contains(['/', '\0']) && !self.run.name.starts_with('.'),
             "run.name is \"{}\": it must be a plain folder name",
             self.run.name
         );
         self.model.validate().context("[model] makes no network")?;
         self.optimizer.validate()?;
+        self.stability.validate()?;
         self.schedule.validate(self.optimizer.learning_rate)?;
         self.checkpoint.validate()?;
         self.logging.validate()?;

@@ -325,7 +325,8 @@ mod tests {
         assert!(one(&format!("{path}[batch]\nmicro_batch='most'")).error(&[]).contains("most"));
         assert!(one(path).error(&["optimizer.learning_rate=-1"]).contains("optimizer.learning_rate is -1"));
         assert!(one(path).error(&["run.seed=-1"]).contains("-1"));
-        assert!(one(path).error(&["run.precision=fp16"]).contains("loss scaler"));
+        assert!(one(path).error(&["stability.spike_window=1"]).contains("stability.spike_window is 1"));
+        assert!(one(path).error(&["stability.skip_spikes=true", "stability.spike_window=0"]).contains("finds none"));
         assert!(one(path).error(&["model.n_embd=ten"]).contains("it must be a whole number"));
         assert!(one(path).error(&["model.n_emb=10"]).contains("nearest is model.n_embd"));
         assert!(one(path).error(&["seed=10"]).contains("section.key=value"));

@@ -49,16 +49,29 @@ pub(crate) struct Record {
 /// Of one step.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Training {
-    /// Mean loss of the step's batch, before its update.
-    pub loss: f64,
+    /// Mean loss of the step's batch, before its update; null where it is no finite number.
+    pub loss: Option<f64>,
     /// The rate that the step used.
     pub lr: f64,
-    /// Before clipping.
-    pub grad_norm: f64,
+    /// Before clipping; null where it is no finite number.
+    pub grad_norm: Option<f64>,
     /// Since the line before, validation and checkpoints left out.
     pub tokens_per_s: f64,
     /// Share of the measured matrix-product peak, by the full FLOPs formula.
     pub mfu: f64,
+    /// Steps skipped so far in the run, where there were any.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub skipped: u64,
+    /// Loss spikes so far in the run, where there were any.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub spikes: u64,
+    /// With fp16: what the next loss is multiplied by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_scale: Option<f64>,
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// Of one validation.
@@ -73,6 +86,10 @@ pub(crate) struct Validation {
 pub(crate) struct Metrics {
     path: PathBuf,
     file: File,
+    /// Bytes of whole lines in it.
+    length: u64,
+    /// Lines that could not be written yet.
+    pending: String,
 }
 
 /// Its name in a run folder.
@@ -101,16 +118,30 @@ impl Metrics {
             }
             Ok(OpenOptions::new().create(true).append(true).open(&path)?)
         };
-        let file = open().with_context(|| format!("{} cannot be written", path.display()))?;
-        Ok(Metrics { path, file })
+        let opened = open().and_then(|file| Ok((file.metadata()?.len(), file)));
+        let (length, file) = opened.with_context(|| format!("{} cannot be written", path.display()))?;
+        Ok(Metrics { path, file, length, pending: String::new() })
     }
 
-    /// Appends one line in one write.
+    /// Appends one line in one write, after those that could not be written before. On a failure
+    /// the file ends with a whole line, and the rest is kept for the next time.
     pub(crate) fn write(&mut self, record: &Record) -> Result<()> {
-        let line = serde_json::to_string(record)? + "\n";
-        self.file.write_all(line.as_bytes()).with_context(|| {
-            format!("{} cannot be written: free some space and resume from the last checkpoint", self.path.display())
-        })
+        self.pending += &(serde_json::to_string(record)? + "\n");
+        self.flush()
+    }
+
+    /// Writes what could not be written before.
+    pub(crate) fn flush(&mut self) -> Result<()> {
+        let written = self.file.write_all(self.pending.as_bytes());
+        if written.is_ok() {
+            self.length += self.pending.len() as u64;
+            self.pending.clear();
+        } else {
+            // Should this fail too, a resume cuts the torn line.
+            let _ = self.file.set_len(self.length);
+        }
+        written
+            .with_context(|| format!("{} cannot be written: free some space, or look at its disk", self.path.display()))
     }
 }
 
@@ -136,7 +167,16 @@ mod tests {
     use super::*;
 
     fn training(step: u64) -> Record {
-        let training = Training { loss: 3.5, lr: 1e-4, grad_norm: 0.5, tokens_per_s: 100.0, mfu: 0.25 };
+        let training = Training {
+            loss: Some(3.5),
+            lr: 1e-4,
+            grad_norm: Some(0.5),
+            tokens_per_s: 100.0,
+            mfu: 0.25,
+            skipped: 0,
+            spikes: 0,
+            loss_scale: None,
+        };
         Record { step, tokens: step * 10, training: Some(training), validation: None }
     }
 
@@ -152,6 +192,23 @@ mod tests {
         assert_eq!(serde_json::to_string(&record).unwrap(), r#"{"step":1,"tokens":10,"val_loss":2.0,"val_ppl":7.5}"#);
         assert_eq!(serde_json::from_str::<Record>(&line).unwrap(), training(1));
         assert_eq!(serde_json::from_str::<Record>(&serde_json::to_string(&record).unwrap()).unwrap(), record);
+    }
+
+    #[test]
+    fn what_could_not_be_written_is_written_later() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut metrics = Metrics::open(folder.path(), 0).unwrap();
+        metrics.write(&training(1)).unwrap();
+        let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let disk = std::mem::replace(&mut metrics.file, full);
+        for step in [2, 3] {
+            let error = format!("{:#}", metrics.write(&training(step)).unwrap_err());
+            assert!(error.contains("metrics.jsonl cannot be written: free some space"), "{error}");
+        }
+        metrics.file = disk;
+        metrics.write(&training(4)).unwrap();
+        let steps: Vec<u64> = read_losses(folder.path()).unwrap().iter().map(|r| r.step).collect();
+        assert_eq!(steps, [1, 2, 3, 4]);
     }
 
     #[test]

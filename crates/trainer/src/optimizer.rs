@@ -5,7 +5,7 @@ use model::LanguageModel;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use tch::{Kind, Tensor};
-use torch_ext::{AdamW, Updated, clipped_adamw};
+use torch_ext::{AdamW, Conditions, Update, Updated, clipped_adamw};
 
 /// The `[optimizer]` section. Defaults: the published run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -67,8 +67,8 @@ pub struct Optimizer {
     places: Vec<usize>,
     /// How many have weight decay.
     decayed: usize,
-    /// Updates done.
-    step: u64,
+    /// Updates done, for the bias correction: an fp32 scalar on the device, which knows what is skipped.
+    updates: Tensor,
 }
 
 const MOMENTS: [&str; 2] = ["exp_avg", "exp_avg_sq"];
@@ -95,7 +95,7 @@ impl Optimizer {
             names,
             places,
             decayed: count,
-            step: 0,
+            updates: Tensor::zeros([] as [i64; 0], (Kind::Float, model.device())),
         }
     }
 
@@ -136,12 +136,12 @@ impl Optimizer {
         self.names.iter().zip(&self.parameters).map(gradient).collect()
     }
 
-    /// Clips the gradients and updates the parameters with this rate. Gives the global
-    /// gradient norm before clipping, on the parameters' device.
+    /// Clips the gradients and updates the parameters with this rate, where nothing speaks
+    /// against it; what it tells stays on the parameters' device.
     ///
     /// # Errors
     /// When a parameter has no gradient or libtorch refuses.
-    pub fn update(&mut self, learning_rate: f64) -> Result<Tensor> {
+    pub fn update(&mut self, learning_rate: f64, conditions: Conditions<'_>) -> Result<Update> {
         let grads = self.gradients()?;
         let lists = Updated {
             parameters: &self.parameters,
@@ -150,15 +150,15 @@ impl Optimizer {
             exp_avg_sqs: &self.exp_avg_sqs,
             copies: &self.copies,
             weight_decays: &self.weight_decays,
+            updates: &self.updates,
         };
-        self.step += 1;
         let options = AdamW {
             lr: learning_rate,
             betas: self.config.betas,
             eps: self.config.eps,
             max_norm: if self.config.grad_clip > 0.0 { self.config.grad_clip } else { f64::INFINITY },
         };
-        Ok(clipped_adamw(lists, self.step, options)?)
+        Ok(clipped_adamw(lists, conditions, options)?)
     }
 
     /// The moments under `exp_avg.NAME` and `exp_avg_sq.NAME`, for a checkpoint.
@@ -171,16 +171,20 @@ impl Optimizer {
         state
     }
 
-    /// Goes on after `step` updates with the moments as they are: another rank's, which it gave.
-    pub(crate) fn resume_at(&mut self, step: u64) {
-        self.step = step;
+    /// Goes on after so many updates with the moments as they are: another rank's, which it gave.
+    ///
+    /// # Errors
+    /// When libtorch refuses.
+    pub(crate) fn resume_at(&mut self, updates: u64) -> Result<()> {
+        let _ = self.updates.f_fill_(updates as f64)?;
+        Ok(())
     }
 
-    /// Takes up the moments of a checkpoint after `step` updates.
+    /// Takes up the moments of a checkpoint after so many updates.
     ///
     /// # Errors
     /// Naming the tensor that is missing or of another shape.
-    pub fn restore(&mut self, mut state: BTreeMap<String, Tensor>, step: u64) -> Result<()> {
+    pub fn restore(&mut self, mut state: BTreeMap<String, Tensor>, updates: u64) -> Result<()> {
         for (kind, moments) in MOMENTS.iter().zip([&mut self.exp_avgs, &mut self.exp_avg_sqs]) {
             for (name, moment) in self.names.iter().zip(moments) {
                 let key = format!("{kind}.{name}");
@@ -192,7 +196,6 @@ impl Optimizer {
                 }
             }
         }
-        self.step = step;
-        Ok(())
+        self.resume_at(updates)
     }
 }

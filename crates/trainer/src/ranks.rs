@@ -139,12 +139,20 @@ impl Ranks {
         }
     }
 
-    /// Whether any rank says so.
-    pub(crate) fn any(&self, flag: bool) -> Result<bool> {
-        let Some(group) = &self.group else { return Ok(flag) };
-        let said = Tensor::f_from_slice(&[i64::from(flag)])?;
+    /// How long a rank may do something else before it has to meet those that wait for it: well
+    /// below the time of an exchange.
+    pub(crate) fn pause(&self) -> Duration {
+        if self.group.is_some() { self.timeout / 4 } else { Duration::from_secs(60) }
+    }
+
+    /// For each flag, whether any rank raises it.
+    pub(crate) fn any<const N: usize>(&self, flags: [bool; N]) -> Result<[bool; N]> {
+        let Some(group) = &self.group else { return Ok(flags) };
+        let said = Tensor::f_from_slice(&flags.map(i64::from))?;
         group.all_reduce(&said, ReduceOp::Max)?;
-        Ok(said.f_int64_value(&[0])? != 0)
+        let mut raised = [0i64; N];
+        said.f_copy_data(&mut raised, N)?;
+        Ok(raised.map(|flag| flag != 0))
     }
 
     /// Each value summed over the ranks.
@@ -280,7 +288,7 @@ mod tests {
     #[test]
     fn one_process_agrees_with_itself() {
         let ranks = Ranks::alone();
-        assert!(ranks.any(true).unwrap() && !ranks.any(false).unwrap());
+        assert_eq!(ranks.any([true, false]).unwrap(), [true, false]);
         assert_eq!(ranks.sums([1.5, 2.0]).unwrap(), [1.5, 2.0]);
         assert_eq!(ranks.first_says(|| Ok("here".to_owned())).unwrap(), "here");
         assert_eq!(ranks.all(Err::<(), _>(anyhow!("full"))).unwrap_err().to_string(), "full");

@@ -1,18 +1,13 @@
 //! What a run leaves in its folder: lines for a person, metrics, events and checkpoints. Rank
 //! 0 alone has one.
 
-use std::path::PathBuf;
-
 use anyhow::Result;
-use model::LanguageModel;
 
 use crate::checkpoint::Store;
 use crate::config::Config;
 use crate::console::Console;
 use crate::metrics::{Metrics, Record, Training, Validation};
-use crate::optimizer::Optimizer;
 use crate::run_folder::RunFolder;
-use crate::state::State;
 use crate::tensorboard::EventWriter;
 
 /// The run folder, open for writing.
@@ -22,6 +17,8 @@ pub(crate) struct Recorder {
     console: Console,
     /// From [`Recorder::begin`] on.
     metrics: Option<Metrics>,
+    /// Whether the newest line could not be written.
+    metrics_fail: bool,
     events: EventWriter,
 }
 
@@ -29,7 +26,7 @@ impl Recorder {
     /// Over a folder that this process has locked.
     pub(crate) fn new(folder: RunFolder, store: Store) -> Result<Self> {
         let console = Console::open(folder.path())?;
-        Ok(Recorder { folder, store, console, metrics: None, events: EventWriter::none() })
+        Ok(Recorder { folder, store, console, metrics: None, metrics_fail: false, events: EventWriter::none() })
     }
 
     /// Opens what grows with the run, which has done `step` steps: lines past them are cut.
@@ -62,38 +59,46 @@ impl Recorder {
     }
 
     /// A step's figures.
-    pub(crate) fn training(&mut self, step: u64, tokens: u64, training: Training) -> Result<()> {
+    pub(crate) fn training(&mut self, step: u64, tokens: u64, training: Training) {
         let scalars = [
-            ("train/loss", training.loss),
+            ("train/loss", training.loss.unwrap_or(f64::NAN)),
             ("train/learning_rate", training.lr),
-            ("train/grad_norm", training.grad_norm),
+            ("train/grad_norm", training.grad_norm.unwrap_or(f64::NAN)),
             ("speed/tokens_per_s", training.tokens_per_s),
             ("speed/mfu", training.mfu),
         ];
-        self.write(&Record { step, tokens, training: Some(training), validation: None })?;
+        self.write(&Record { step, tokens, training: Some(training), validation: None });
         self.events(|events| events.scalars(step, &scalars));
-        Ok(())
     }
 
     /// A validation's.
-    pub(crate) fn validation(&mut self, step: u64, tokens: u64, validation: Validation) -> Result<()> {
+    pub(crate) fn validation(&mut self, step: u64, tokens: u64, validation: Validation) {
         let Validation { val_loss, val_ppl } = validation;
-        self.write(&Record { step, tokens, training: None, validation: Some(validation) })?;
+        self.write(&Record { step, tokens, training: None, validation: Some(validation) });
         self.events(|events| events.scalars(step, &[("val/loss", val_loss), ("val/perplexity", val_ppl)]));
         self.line(&format!("validation  step {step}: loss {val_loss:.4}, perplexity {val_ppl:.2}"));
-        Ok(())
     }
 
-    /// Saves a checkpoint.
-    pub(crate) fn save(&mut self, model: &LanguageModel, optimizer: &Optimizer, state: &State) -> Result<PathBuf> {
+    /// Hands over what is not written yet, so that nothing before a checkpoint can be missing.
+    ///
+    /// # Errors
+    /// When there are metrics that cannot be written.
+    pub(crate) fn flush(&mut self) -> Result<()> {
         self.events(EventWriter::flush);
-        let path = self.store.save(model, optimizer, state.clone())?;
-        self.line(&format!("checkpoint  {}", path.display()));
-        Ok(path)
+        self.metrics.as_mut().map_or(Ok(()), Metrics::flush)
     }
 
-    fn write(&mut self, record: &Record) -> Result<()> {
-        self.metrics.as_mut().map_or(Ok(()), |metrics| metrics.write(record))
+    /// A failure is a warning: the line is written with a later one, and no checkpoint before it.
+    fn write(&mut self, record: &Record) {
+        let written = self.metrics.as_mut().map_or(Ok(()), |metrics| metrics.write(record));
+        let failed_before = std::mem::replace(&mut self.metrics_fail, written.is_err());
+        match written {
+            Ok(()) if failed_before => self.line("metrics     can be written again; no line is missing"),
+            Err(error) if !failed_before => {
+                self.line(&format!("warning     {error:#}; the run goes on and keeps the lines until they can be"));
+            }
+            _ => {}
+        }
     }
 
     /// Does something with the events; a failure is a warning.

@@ -6,12 +6,14 @@ pub(crate) struct Candidate {
     pub step: u64,
     /// Validation loss at its step, where there was a validation.
     pub val_loss: Option<f64>,
+    /// Saved because time had passed, not because its step was due.
+    pub by_time: bool,
 }
 
 /// What to keep.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Policy {
-    /// The newest so many; at least one.
+    /// The newest so many of those whose step was due; at least one.
     pub last: usize,
     /// The so many of lowest validation loss.
     pub best: usize,
@@ -19,11 +21,13 @@ pub(crate) struct Policy {
     pub every: u64,
 }
 
-/// Steps of the checkpoints to delete, ascending.
+/// Steps of the checkpoints to delete, ascending. The newest of all is never among them; one
+/// that was saved by time goes with the next of any kind, unless it is among the best or for good.
 pub(crate) fn to_delete(checkpoints: &[Candidate], policy: Policy) -> Vec<u64> {
     let mut by_step = checkpoints.to_vec();
     by_step.sort_by_key(|c| std::cmp::Reverse(c.step));
-    let mut kept: Vec<u64> = by_step.iter().take(policy.last.max(1)).map(|c| c.step).collect();
+    let mut kept: Vec<u64> = by_step.iter().take(1).map(|c| c.step).collect();
+    kept.extend(by_step.iter().filter(|c| !c.by_time).take(policy.last.max(1)).map(|c| c.step));
     let mut scored: Vec<(f64, u64)> =
         by_step.iter().filter_map(|c| c.val_loss.filter(|l| l.is_finite()).map(|loss| (loss, c.step))).collect();
     // The earlier of equals, so that a plateau does not shift what is kept.
@@ -37,10 +41,13 @@ pub(crate) fn to_delete(checkpoints: &[Candidate], policy: Policy) -> Vec<u64> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn candidates(losses: &[(u64, f64)]) -> Vec<Candidate> {
-        losses.iter().map(|&(step, loss)| Candidate { step, val_loss: (loss > 0.0).then_some(loss) }).collect()
+        let candidate = |&(step, loss)| Candidate { step, val_loss: (loss > 0.0).then_some(loss), by_time: false };
+        losses.iter().map(candidate).collect()
     }
 
     #[test]
@@ -58,5 +65,52 @@ mod tests {
         let mut all = candidates(&[(1, 2.0), (2, 2.0), (3, 9.0), (4, 9.0)]);
         all[2].val_loss = Some(f64::NAN);
         assert_eq!(to_delete(&all, Policy { last: 1, best: 1, every: 0 }), [2, 3]);
+    }
+
+    #[test]
+    fn one_by_time_goes_with_the_next_and_takes_no_place_of_the_last() {
+        let policy = Policy { last: 2, best: 0, every: 0 };
+        let mut all = candidates(&[(100, 0.0), (200, 0.0), (237, 0.0)]);
+        all[2].by_time = true;
+        assert_eq!(to_delete(&all, policy), [0; 0]);
+        all.push(Candidate { step: 274, ..all[2] });
+        assert_eq!(to_delete(&all, policy), [237]);
+        all.push(Candidate { step: 300, val_loss: None, by_time: false });
+        assert_eq!(to_delete(&all, policy), [100, 237, 274]);
+    }
+
+    fn candidate() -> impl Strategy<Value = Candidate> {
+        let loss = prop_oneof![Just(None), (0u8..5).prop_map(|n| Some(f64::from(n))), Just(Some(f64::NAN))];
+        (0u64..60, loss, any::<bool>()).prop_map(|(step, val_loss, by_time)| Candidate { step, val_loss, by_time })
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_there_is(
+            mut all in prop::collection::vec(candidate(), 0..20),
+            last in 0usize..4, best in 0usize..4, every in 0u64..7,
+        ) {
+            all.sort_by_key(|c| c.step);
+            all.dedup_by_key(|c| c.step);
+            let policy = Policy { last, best, every };
+            let deleted = to_delete(&all, policy);
+            let kept: Vec<Candidate> = all.iter().filter(|c| !deleted.contains(&c.step)).copied().collect();
+            // Only what is there, and never the newest.
+            prop_assert_eq!(kept.len() + deleted.len(), all.len());
+            prop_assert_eq!(kept.last().map(|c| c.step), all.last().map(|c| c.step));
+            // Nothing for good, none of the newest due ones, and nothing better than what is kept.
+            prop_assert!(every == 0 || deleted.iter().all(|step| step % every != 0));
+            let due: Vec<u64> = all.iter().filter(|c| !c.by_time).map(|c| c.step).collect();
+            prop_assert!(due.iter().rev().take(last.max(1)).all(|step| !deleted.contains(step)));
+            let finite = |list: &[Candidate]| -> Vec<f64> {
+                list.iter().filter_map(|c| c.val_loss.filter(|l| l.is_finite())).collect()
+            };
+            let lowest = finite(&all).into_iter().fold(f64::INFINITY, f64::min);
+            prop_assert!(best == 0 || finite(&all).is_empty() || finite(&kept).contains(&lowest));
+            // At most one by time that nothing else keeps, and a second look changes nothing.
+            let lone = kept.iter().filter(|c| c.by_time && c.val_loss.is_none() && (every == 0 || c.step % every != 0));
+            prop_assert!(lone.count() <= 1);
+            prop_assert!(to_delete(&kept, policy).is_empty());
+        }
     }
 }

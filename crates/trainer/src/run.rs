@@ -1,10 +1,12 @@
 //! The training run, top to bottom: what is set up, then a step in the order it happens.
 
+mod keeping;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use data_prep::TokenSplit;
 use evals::{Sequences, Share};
 use model::{LanguageModel, Pass, derive_seed};
@@ -13,7 +15,7 @@ use tch::Device;
 use crate::batches::Batches;
 use crate::beginning::{Beginning, begin, require_shape};
 use crate::checkpoint::Store;
-use crate::config::Config;
+use crate::config::{Config, Precision};
 use crate::console::human_duration;
 use crate::data::Data;
 use crate::deadline::{Deadline, slurm_time_left};
@@ -25,13 +27,16 @@ use crate::prefetch::Prefetch;
 use crate::ranks::Ranks;
 use crate::recorder::Recorder;
 use crate::reduction::Reduction;
+use crate::saving::{Heard, Saving};
 use crate::setup::select_device;
+use crate::stability::{Seen, Stability};
 use crate::state::State;
 use crate::step::{StepResult, Trained, training_step};
 use crate::stop::Stop;
 use crate::threads::set_threads;
 use crate::watchdog::Watchdog;
 use crate::world::World;
+use crate::writer::Writer;
 
 /// Where a run starts.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -148,7 +153,11 @@ fn train_with(ranks: &Ranks, config: &Config, request: &Request, means: Means<'_
     let left = config.schedule.max_steps.saturating_sub(state.step);
     let passes = plan.split.passes(state.sequences, left, ranks.rank());
     let batches = Prefetch::start(batches, passes, plan.split.micro_batch, device)?;
+    let writer = recorder.as_ref().map(|recorder| Writer::new(recorder.store().clone(), &model, &optimizer));
+    let saving = Saving::new(&config.checkpoint, ranks, ranks.all(writer.transpose())?, state.step);
     let reduction = Reduction::new(ranks, &config.distributed, &optimizer)?;
+    let scaled = config.run.precision == Precision::Fp16;
+    let stability = Stability::resume(&config.stability, scaled, device, &state.stability)?;
     let clock = Clock { since: Instant::now(), tokens: 0, run: Instant::now(), first_step: state.step };
     let mut run = Run {
         config,
@@ -156,6 +165,8 @@ fn train_with(ranks: &Ranks, config: &Config, request: &Request, means: Means<'_
         pass: config.pass(),
         model,
         optimizer,
+        told: (state.stability.skipped, state.stability.spikes),
+        stability,
         state,
         batches,
         val: data.val,
@@ -168,9 +179,12 @@ fn train_with(ranks: &Ranks, config: &Config, request: &Request, means: Means<'_
         deadline,
         watchdog,
         longest_step: Duration::ZERO,
-        longest_save: Duration::ZERO,
+        saving,
     };
-    run.steps(request.stop_after)
+    run.steps(request.stop_after).map_err(|error| {
+        let mut heard = Heard { recorder: &mut run.recorder, watchdog: &run.watchdog };
+        run.saving.close(error, &mut heard)
+    })
 }
 
 /// Refuses weights of another shape, where the run would start from them.
@@ -219,6 +233,9 @@ struct Run<'a> {
     pass: Pass,
     model: LanguageModel,
     optimizer: Optimizer,
+    stability: Stability,
+    /// Skipped steps and spikes that a person has been told of.
+    told: (u64, u64),
     state: State,
     batches: Prefetch,
     val: TokenSplit,
@@ -233,19 +250,20 @@ struct Run<'a> {
     deadline: Deadline,
     watchdog: Watchdog,
     longest_step: Duration,
-    longest_save: Duration,
+    saving: Saving<'a>,
 }
 
 fn due(every: u64, step: u64) -> bool {
     every > 0 && step.is_multiple_of(every)
 }
 
-impl Run<'_> {
+impl<'a> Run<'a> {
     fn steps(&mut self, stop_after: Option<u64>) -> Result<Outcome> {
         let max_steps = self.config.schedule.max_steps;
         let reached = |step: u64| stop_after.is_some_and(|after| step >= after);
         if reached(self.state.step) {
-            self.save()?;
+            self.state.by_time = false;
+            self.save_last()?;
             return self.stopped();
         }
         while self.state.step < max_steps {
@@ -267,13 +285,21 @@ impl Run<'_> {
                 self.validate(last)?;
             }
             self.longest_step = self.longest_step.max(begun.elapsed());
-            // One rank's reason is every rank's: all stop after the same step.
-            let asked = self.stop.requested() || self.deadline.reached(self.longest_step, self.longest_save);
-            let stopping = (self.ranks.any(asked)? || reached(step)) && !last;
-            if last || stopping || due(self.config.checkpoint.every, step) {
-                // Broken weights are never saved, however seldom the run logs.
-                self.wait_for(&result)?;
-                self.save()?;
+            self.saving.look(&mut self.recorder);
+            // One rank's reason is every rank's: all stop, and save, after the same step.
+            let asked = self.stop.requested() || self.deadline.reached(self.longest_step, self.saving.reckoned());
+            let [asked, late] = self.ranks.any([asked, self.saving.is_due_by_time()])?;
+            let stopping = (asked || reached(step)) && !last;
+            let by_step = last || stopping || due(self.config.checkpoint.every, step);
+            if by_step || late {
+                // However seldom the run logs.
+                self.look(&result)?;
+                self.state.by_time = !by_step;
+                if last || stopping {
+                    self.save_last()?;
+                } else {
+                    self.save()?;
+                }
             }
             if stopping {
                 return self.stopped();
@@ -295,8 +321,14 @@ impl Run<'_> {
         let (split, step, seed) = (self.plan.split, self.state.step, self.config.run.seed);
         let (rank, batches, watchdog) = (self.ranks.rank(), &mut self.batches, &self.watchdog);
         watchdog.step(step + 1);
-        let trained =
-            Trained { model: &self.model, optimizer: &mut self.optimizer, reduction: &self.reduction, pass: self.pass };
+        let (ranks, failed) = (self.ranks, || format!("step {} failed", step + 1));
+        let trained = Trained {
+            model: &self.model,
+            optimizer: &mut self.optimizer,
+            reduction: &self.reduction,
+            stability: &mut self.stability,
+            pass: self.pass,
+        };
         let result = training_step(
             trained,
             learning_rate,
@@ -306,35 +338,36 @@ impl Run<'_> {
                 batches.next_batch()
             },
             |i| derive_seed(seed, &[step, rank, i]),
+            |loss| ranks.average(loss),
         )
-        .with_context(|| format!("step {} failed", step + 1))?;
+        .with_context(failed)?;
         if step == self.clock.first_step {
             // The first step may have to wait for a slow start elsewhere; no later one.
             self.ranks.started()?;
         }
-        self.ranks.average(&result.loss).with_context(|| format!("step {} failed", step + 1))?;
         Ok(result)
     }
 
-    /// Loss and gradient norm of a step. The one place where the host waits for the device.
-    fn wait_for(&self, result: &StepResult) -> Result<(f64, f64)> {
-        let (loss, grad_norm) = (result.loss.f_double_value(&[])?, result.grad_norm.f_double_value(&[])?);
-        ensure!(
-            loss.is_finite() && grad_norm.is_finite(),
-            "step {} has loss {loss} and gradient norm {grad_norm}: lower optimizer.learning_rate or lengthen the warm-up, and go on from the last checkpoint, if there is one",
-            self.state.step
-        );
-        Ok((loss, grad_norm))
-    }
-
     fn log(&mut self, result: &StepResult, lr: f64) -> Result<()> {
-        let (loss, grad_norm) = self.wait_for(result)?;
+        let seen = self.look(result)?;
         let (step, max_steps) = (self.state.step, self.config.schedule.max_steps);
         let tokens_per_s = self.clock.tokens as f64 / self.clock.since.elapsed().as_secs_f64();
         let mfu = tokens_per_s * self.plan.flops_per_token / self.peak;
         self.restart_clock();
         let Some(recorder) = &mut self.recorder else { return Ok(()) };
-        recorder.training(step, self.state.tokens, Training { loss, lr, grad_norm, tokens_per_s, mfu })?;
+        let Seen { loss, grad_norm, skipped, spikes, loss_scale, .. } = seen;
+        let finite = |value: f64| value.is_finite().then_some(value);
+        let training = Training {
+            loss: finite(loss),
+            lr,
+            grad_norm: finite(grad_norm),
+            tokens_per_s,
+            mfu,
+            skipped,
+            spikes,
+            loss_scale,
+        };
+        recorder.training(step, self.state.tokens, training);
         let each = self.clock.run.elapsed().as_secs_f64() / (step - self.clock.first_step) as f64;
         recorder.progress(step == max_steps, || {
             format!(
@@ -367,7 +400,7 @@ impl Run<'_> {
                 if let Some(recorder) = recorder {
                     recorder.progress(false, || format!("validating  {done} of {all} sequences"));
                 }
-                Ok(last || !ranks.any(stop.requested())?)
+                Ok(last || !ranks.any([stop.requested()])?[0])
             },
         )?;
         let Some(own) = validated else {
@@ -384,22 +417,8 @@ impl Run<'_> {
             (self.state.best_val_loss, self.state.best_step) = (Some(loss), Some(step));
         }
         if let Some(recorder) = &mut self.recorder {
-            recorder.validation(step, self.state.tokens, Validation { val_loss: loss, val_ppl: loss.exp() })?;
+            recorder.validation(step, self.state.tokens, Validation { val_loss: loss, val_ppl: loss.exp() });
         }
-        self.restart_clock();
-        Ok(())
-    }
-
-    /// Rank 0 saves; the others go on, or end, when it has.
-    fn save(&mut self) -> Result<()> {
-        self.watchdog.progress("saving a checkpoint");
-        let begun = Instant::now();
-        let saved = match &mut self.recorder {
-            Some(recorder) => recorder.save(&self.model, &self.optimizer, &self.state).map(|_| ()),
-            None => Ok(()),
-        };
-        self.ranks.all(saved)?;
-        self.longest_save = self.longest_save.max(begun.elapsed());
         self.restart_clock();
         Ok(())
     }

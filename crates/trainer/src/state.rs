@@ -6,6 +6,8 @@ use anyhow::{Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::stability::StabilityState;
+
 /// `state.json`: where a run stands.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct State {
@@ -23,6 +25,12 @@ pub struct State {
     pub best_val_loss: Option<f64>,
     /// The step it was at.
     pub best_step: Option<u64>,
+    /// Saved because time had passed, not because its step was due: it goes with the next.
+    #[serde(default)]
+    pub by_time: bool,
+    /// Steps skipped, the loss scale, and what spikes are told from.
+    #[serde(default)]
+    pub stability: StabilityState,
     /// Of the resolved configuration as TOML.
     pub config_sha256: String,
     /// Of the data's manifest; absent where the data has none.
@@ -59,6 +67,8 @@ impl State {
             val_loss: None,
             best_val_loss: None,
             best_step: None,
+            by_time: false,
+            stability: StabilityState::default(),
             config_sha256: hex(&Sha256::digest(config.to_toml()?)),
             manifest_sha256,
             train_tokens,
@@ -71,6 +81,24 @@ impl State {
             files: BTreeMap::new(),
             checksum: String::new(),
         })
+    }
+
+    /// Optimiser steps that changed the weights.
+    pub(crate) fn updates(&self) -> u64 {
+        self.step.saturating_sub(self.stability.skipped)
+    }
+
+    /// Where the run stood before its last `steps` steps, all of which were skipped: the weights
+    /// are those of then.
+    pub(crate) fn before(&self, steps: u64, batch_tokens: u64, batch_sequences: u64) -> Self {
+        let mut before = self.clone();
+        before.step -= steps;
+        before.sequences -= steps * batch_sequences;
+        before.tokens -= steps * batch_tokens;
+        (before.val_loss, before.by_time) = (None, false);
+        before.stability.skipped -= steps;
+        (before.stability.since_update, before.stability.bad_in_row) = (0, 0);
+        before
     }
 
     pub(crate) fn to_json(&self) -> Result<String> {

@@ -7,14 +7,17 @@ use torch_ext::parts::lap;
 
 use crate::optimizer::Optimizer;
 use crate::reduction::Reduction;
+use crate::stability::Stability;
 
 /// What a step leaves on its device; reading it waits for the step.
 #[derive(Debug)]
 pub struct StepResult {
-    /// Mean loss of this rank's part of the batch before the update, a scalar.
+    /// Mean loss of the whole batch before the update, a scalar.
     pub loss: Tensor,
     /// Global norm of the whole batch's gradient before clipping, a scalar.
     pub grad_norm: Tensor,
+    /// How far the loss is above those before it, in standard deviations, a scalar.
+    pub z_score: Tensor,
 }
 
 /// What a step trains, and how.
@@ -26,15 +29,18 @@ pub struct Trained<'a> {
     pub optimizer: &'a mut Optimizer,
     /// How the ranks' gradients become one.
     pub reduction: &'a Reduction<'a>,
+    /// What is done about a step that is out of the ordinary.
+    pub stability: &'a mut Stability,
     /// How a pass is done.
     pub pass: Pass,
 }
 
 /// Forward and backward over `accumulation` micro-batches, the last of which makes every
-/// gradient the mean over all ranks, then one clipped AdamW update.
+/// gradient the mean over all ranks, then one clipped AdamW update, or none where loss or gradient
+/// are not fit for one.
 ///
 /// `micro_batch(i)` gives inputs and targets `[M, T]` of the i-th pass; `seed(i)` seeds its
-/// dropout. All micro-batches are of one size, so that the mean of their means is the
+/// dropout; `mean` makes this rank's loss that of all. All micro-batches are of one size, so that the mean of their means is the
 /// batch's mean. The parts of it that [`torch_ext::parts`] tells apart end at the laps here
 /// and at the marks in the model.
 ///
@@ -46,8 +52,9 @@ pub fn training_step(
     accumulation: u64,
     mut micro_batch: impl FnMut(u64) -> Result<(Tensor, Tensor)>,
     seed: impl Fn(u64) -> u64,
+    mean: impl FnOnce(&Tensor) -> Result<()>,
 ) -> Result<StepResult> {
-    let Trained { model, optimizer, reduction, pass } = trained;
+    let Trained { model, optimizer, reduction, stability, pass } = trained;
     let mut total = Tensor::zeros([], (Kind::Float, model.device()));
     optimizer.zero_grad()?;
     lap("clip and optimiser");
@@ -62,13 +69,18 @@ pub fn training_step(
         let loss = model.loss(&ids, &targets, pass)? / accumulation as f64;
         lap("head and loss");
         reduction.before_backward(last)?;
+        let scaled = stability.loss_scale().map(|scale| loss.f_mul(scale)).transpose()?;
         // Where a rank that is gone is noticed, in words of ours.
-        loss.f_backward().map_err(torch_ext::Error::from)?;
+        scaled.as_ref().unwrap_or(&loss).f_backward().map_err(torch_ext::Error::from)?;
         reduction.after_backward(last, optimizer)?;
         lap("embedding backward");
         total += loss.detach();
     }
-    let grad_norm = optimizer.update(learning_rate)?;
+    // The ranks have the same gradients by now; with one loss they decide alike.
+    mean(&total)?;
+    let verdict = stability.judge(&total)?;
+    let update = optimizer.update(learning_rate, stability.conditions(&verdict))?;
+    stability.count(&verdict, &update)?;
     lap("clip and optimiser");
-    Ok(StepResult { loss: total, grad_norm })
+    Ok(StepResult { loss: total, grad_norm: update.grad_norm, z_score: verdict.z_score })
 }

@@ -8,7 +8,9 @@ use std::path::PathBuf;
 use model::{Kernels, Pass, load_folder, read_tensors};
 use serde_json::Value;
 use tch::Device;
-use trainer::{Decay, Optimizer, OptimizerConfig, Reduction, ScheduleConfig, Trained, training_step};
+use trainer::{
+    Decay, Optimizer, OptimizerConfig, Reduction, ScheduleConfig, Stability, StabilityConfig, Trained, training_step,
+};
 
 fn folder(set: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/backpack").join(set)
@@ -35,6 +37,7 @@ fn trajectory(set: &str, accumulation: i64, kernels: Kernels) {
         grad_clip: number("clip"),
     };
     let mut optimizer = Optimizer::new(config, &model);
+    let mut stability = Stability::new(&StabilityConfig::default(), false, Device::Cpu).unwrap();
     let pass = Pass { kernels, ..Pass::evaluation() };
     let batches = &tensors["batches"];
     let (rows, length) = (batches.size()[1], batches.size()[2] - 1);
@@ -44,7 +47,13 @@ fn trajectory(set: &str, accumulation: i64, kernels: Kernels) {
         assert!((lr - tensors["lr"].double_value(&[step as i64])).abs() < 1e-12, "{set}: rate of step {step}");
         let batch = batches.get(step as i64);
         let result = training_step(
-            Trained { model: &model, optimizer: &mut optimizer, reduction: &Reduction::None, pass },
+            Trained {
+                model: &model,
+                optimizer: &mut optimizer,
+                reduction: &Reduction::None,
+                stability: &mut stability,
+                pass,
+            },
             lr,
             accumulation as u64,
             |i| {
@@ -52,6 +61,7 @@ fn trajectory(set: &str, accumulation: i64, kernels: Kernels) {
                 Ok((part.narrow(1, 0, length), part.narrow(1, 1, length)))
             },
             |_| unreachable!("without dropout nothing is seeded"),
+            |_| Ok(()),
         )
         .unwrap();
         let case = format!("{set}, {kernels:?}, {accumulation} x {micro}, step {step}");

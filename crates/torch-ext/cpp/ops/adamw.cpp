@@ -36,26 +36,33 @@ double norm_of(const std::vector<Tensor>& grads) {
 
 }  // namespace
 
-Tensor clipped_adamw(const std::vector<Tensor>& params, const std::vector<Tensor>& grads,
+Update clipped_adamw(const std::vector<Tensor>& params, const std::vector<Tensor>& grads,
                      const std::vector<Tensor>& exp_avgs, const std::vector<Tensor>& exp_avg_sqs,
-                     const std::vector<Tensor>& copies, const std::vector<double>& weight_decays, double max_norm,
-                     int64_t step, double lr, double beta1, double beta2, double eps) {
+                     const std::vector<Tensor>& copies, const std::vector<double>& weight_decays,
+                     const Tensor& updates, const Tensor& loss_scale, const Tensor& veto, double max_norm, double lr,
+                     double beta1, double beta2, double eps) {
   at::NoGradGuard no_grad;
   const size_t n = params.size();
   TORCH_CHECK(n > 0, "AdamW has no parameters");
+  TORCH_CHECK(updates.numel() == 1 && updates.scalar_type() == at::kFloat, "AdamW: updates must be one fp32 number");
   for (size_t i = 0; i < n; i++)
     TORCH_CHECK(params[i].sizes() == grads[i].sizes() && params[i].sizes() == exp_avgs[i].sizes() &&
                     params[i].sizes() == exp_avg_sqs[i].sizes(),
                 "AdamW: parameter ", i, " has shape ", params[i].sizes(), ", its gradient ", grads[i].sizes());
   // 1e-6: torch.nn.utils.clip_grad_norm_'s guard against a zero norm.
   if (on_cpu(params) && on_cpu(grads) && on_cpu(exp_avgs) && on_cpu(exp_avg_sqs)) {
-    const double norm = norm_of(grads);
+    const double scale = loss_scale.defined() ? loss_scale.item<double>() : 1;
+    const double norm = norm_of(grads) / scale;
+    const bool overflow = !std::isfinite(norm);
+    const Update out = {at::scalar_tensor(norm, at::kFloat), at::scalar_tensor(overflow, at::kBool)};
+    if (overflow || (veto.defined() && veto.item<bool>())) return out;
+    Tensor(updates).add_(1);
+    const double step = updates.item<double>();
     const double correction1 = 1 - std::pow(beta1, step), correction2 = 1 - std::pow(beta2, step);
     for (size_t i = 0; i < n; i++) {
       AdamWStep s;
-      // A norm that is no number clips to one, so that it is seen in the weights as in PyTorch.
       const double clip = max_norm / (norm + 1e-6);
-      s.grad_scale = static_cast<float>(clip > 1 ? 1 : clip);
+      s.grad_scale = static_cast<float>((clip > 1 ? 1 : clip) / scale);
       s.decay = static_cast<float>(1 - lr * weight_decays[i]);
       s.step_size = static_cast<float>(lr / correction1);
       s.root_scale = static_cast<float>(1 / std::sqrt(correction2));
@@ -70,25 +77,29 @@ Tensor clipped_adamw(const std::vector<Tensor>& params, const std::vector<Tensor
                         exp_avg_sqs[i].data_ptr<float>(), copy, s, begin, end);
       });
     }
-    return at::scalar_tensor(norm, at::kFloat);
+    return out;
   }
-  // On a GPU: the scale stays there, so that the host does not wait for it.
-  const Tensor norm = at::linalg_vector_norm(at::stack(at::_foreach_norm(grads, 2)));
-  const Tensor divisor = ((norm + 1e-6) / max_norm).clamp_min(1.0);
+  // On a GPU: norm, scale and whether to skip stay there, so that the host does not wait for them.
+  Tensor norm = at::linalg_vector_norm(at::stack(at::_foreach_norm(grads, 2)));
+  if (loss_scale.defined()) norm = norm / loss_scale;
+  const Tensor overflow = norm.isfinite().logical_not();
+  const Tensor skip = (veto.defined() ? overflow.logical_or(veto) : overflow).to(at::kFloat);
+  Tensor divisor = ((norm + 1e-6) / max_norm).clamp_min(1.0);
+  if (loss_scale.defined()) divisor = divisor * loss_scale;
+  Tensor(updates).add_(1 - skip);
   for (size_t i = 0; i < n;) {
     // Runs of equal decay, one call each.
     size_t j = i + 1;
     while (j < n && weight_decays[j] == weight_decays[i]) j++;
     const auto run = [&](const std::vector<Tensor>& v) { return std::vector<Tensor>(v.begin() + i, v.begin() + j); };
-    const std::vector<Tensor> steps(j - i, at::full({}, static_cast<double>(step), params[i].options().dtype(at::kFloat)));
-    at::_fused_adamw_(run(params), run(grads), run(exp_avgs), run(exp_avg_sqs), /*max_exp_avg_sqs=*/{}, steps, lr,
-                      beta1, beta2, weight_decays[i], eps, /*amsgrad=*/false, /*maximize=*/false,
-                      /*grad_scale=*/divisor);
+    at::_fused_adamw_(run(params), run(grads), run(exp_avgs), run(exp_avg_sqs), /*max_exp_avg_sqs=*/{},
+                      std::vector<Tensor>(j - i, updates), lr, beta1, beta2, weight_decays[i], eps, /*amsgrad=*/false,
+                      /*maximize=*/false, /*grad_scale=*/divisor.to(at::kFloat), /*found_inf=*/skip);
     i = j;
   }
   for (size_t i = 0; i < n; i++)
     if (copies[i].defined()) Tensor(copies[i]).copy_(params[i]);
-  return norm;
+  return {norm, overflow};
 }
 
 }  // namespace ops

@@ -16,6 +16,7 @@ struct Result {
   Tensor loss;         // fp32 scalar, mean over rows
   Tensor grad_hidden;  // like hidden; undefined without gradients
   Tensor grad_weight;  // [V, D] fp32; undefined without gradients
+  double unit = 1;     // what both gradients are yet to be multiplied by
 };
 
 void check_targets(const Tensor& targets, int64_t vocabulary) {
@@ -80,7 +81,9 @@ Result compute_fused(const Tensor& hidden, const Tensor& w, const Tensor& target
 Result compute(const Tensor& hidden, const Tensor& w, const Tensor& targets, int64_t chunk, bool with_grad) {
   const int64_t rows = hidden.size(0);
   const double per_row = 1.0 / static_cast<double>(rows);
+  const bool half = hidden.scalar_type() == at::kHalf;
   Result out;
+  if (half) out.unit = per_row;
   Tensor total = at::zeros({}, hidden.options().dtype(at::kDouble));
   if (with_grad) {
     out.grad_hidden = at::empty_like(hidden);
@@ -97,7 +100,8 @@ Result compute(const Tensor& hidden, const Tensor& w, const Tensor& targets, int
     if (!with_grad) continue;
     z.sub_(log_sum).exp_();
     z.scatter_add_(1, target, at::full({n, 1}, -1.0, z.options()));
-    z.mul_(per_row);
+    // In fp16 a row's share of the mean would vanish before the backward pass brings the loss scale.
+    if (!half) z.mul_(per_row);
     const Tensor grad_z = z.to(hidden.scalar_type());
     Tensor grad_h = out.grad_hidden.narrow(0, start, n);
     at::mm_out(grad_h, grad_z, w);
@@ -120,16 +124,23 @@ struct LinearCrossEntropy : Function<LinearCrossEntropy> {
     Result r = compute_on(hidden, value, targets, chunk, /*with_grad=*/true);
     ctx->saved_data["hidden"] = r.grad_hidden;
     ctx->saved_data["weight"] = r.grad_weight;
+    ctx->saved_data["unit"] = r.unit;
     return r.loss;
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     Tensor hidden = ctx->saved_data["hidden"].toTensor(), weight = ctx->saved_data["weight"].toTensor();
     TORCH_CHECK(hidden.defined(), "linear_cross_entropy gives its gradients once");
+    const double unit = ctx->saved_data["unit"].toDouble();
     // Handed over, not copied: the weight's would be as large as the embedding.
     ctx->saved_data.clear();
     const Tensor& scale = grads[0];
-    if (!scale.device().is_cpu() || scale.item<double>() != 1.0) {
+    if (hidden.scalar_type() == at::kHalf) {
+      // A loss scale is often larger than what fp16 holds; the product with the gradient is not.
+      const Tensor scaled = scale.to(at::kFloat) * unit;
+      hidden = hidden.to(at::kFloat).mul_(scaled).to(at::kHalf);
+      weight.mul_(scaled);
+    } else if (!scale.device().is_cpu() || scale.item<double>() != 1.0) {
       hidden.mul_(scale.to(hidden.scalar_type()));
       weight.mul_(scale);
     }

@@ -52,11 +52,21 @@ Tensor mix_senses(const Tensor& qk, const Tensor& qk_bias, const Tensor& senses,
 // `chunk` rows of logits at a time; gradients are made in the forward pass.
 Tensor linear_cross_entropy(const Tensor& hidden, const Weight& weight, const Tensor& targets, int64_t chunk);
 
-// The global L2 norm of gradients, and AdamW over them scaled by min(1, max_norm / norm).
-Tensor clipped_adamw(const std::vector<Tensor>& params, const std::vector<Tensor>& grads,
+// What an update tells: scalars on the parameters' device.
+struct Update {
+  Tensor norm;      // of the gradients before clipping, without the loss scale
+  Tensor overflow;  // bool: the norm is no finite number
+};
+
+// AdamW over gradients scaled by min(1, max_norm / norm) / loss_scale, where the norm is the global
+// one; `updates` (fp32 scalar) counts, for the bias correction. With a norm that is no finite
+// number, or where `veto` (bool scalar) says so, nothing is changed. `loss_scale` and `veto` may be
+// undefined.
+Update clipped_adamw(const std::vector<Tensor>& params, const std::vector<Tensor>& grads,
                      const std::vector<Tensor>& exp_avgs, const std::vector<Tensor>& exp_avg_sqs,
-                     const std::vector<Tensor>& copies, const std::vector<double>& weight_decays, double max_norm,
-                     int64_t step, double lr, double beta1, double beta2, double eps);
+                     const std::vector<Tensor>& copies, const std::vector<double>& weight_decays,
+                     const Tensor& updates, const Tensor& loss_scale, const Tensor& veto, double max_norm, double lr,
+                     double beta1, double beta2, double eps);
 
 // Shared by the implementations.
 

@@ -1,0 +1,144 @@
+//! Steps that cannot be used leave weights and moments as they are, and fp16 trains as fp32 does.
+#![allow(clippy::unwrap_used)] // helpers of tests; clippy exempts only test functions
+
+use std::sync::Mutex;
+
+use model::{Kernels, LanguageModel, ModelConfig, Pass};
+use tch::{Device, Kind, Tensor};
+use trainer::{Optimizer, OptimizerConfig, Reduction, Seen, Stability, StabilityConfig, Trained, training_step};
+
+/// libtorch's generator is one per process: tests that draw take turns.
+static GENERATOR: Mutex<()> = Mutex::new(());
+
+struct Run {
+    model: LanguageModel,
+    optimizer: Optimizer,
+    stability: Stability,
+    pass: Pass,
+    ids: Tensor,
+}
+
+impl Run {
+    fn new(kind: Kind, kernels: Kernels, stability: &StabilityConfig) -> Self {
+        let config = ModelConfig {
+            n_embd: 32,
+            n_head: 4,
+            n_layer: 2,
+            num_senses: 4,
+            vocab_size: 96,
+            n_positions: 16,
+            ..ModelConfig::default()
+        };
+        let pass = Pass { kind, dropout: 0.0, kernels, share_sense_dropout: false };
+        let turn = GENERATOR.lock().unwrap();
+        let model = LanguageModel::initialise(config, 3, Device::Cpu).unwrap().prepare_for(pass);
+        drop(turn);
+        let optimizer = Optimizer::new(OptimizerConfig { learning_rate: 3e-3, ..OptimizerConfig::default() }, &model);
+        let stability = Stability::new(stability, kind == Kind::Half, Device::Cpu).unwrap();
+        // Sequences of a pattern that can be learnt.
+        let ids = Tensor::arange(8 * 17, (Kind::Int64, Device::Cpu)).view([8, 17]);
+        let ids = (&ids * &ids * 7).remainder(96);
+        Run { model, optimizer, stability, pass, ids }
+    }
+
+    fn step(&mut self) -> Seen {
+        let (inputs, targets) = (self.ids.narrow(1, 0, 16), self.ids.narrow(1, 1, 16));
+        let result = training_step(
+            Trained {
+                model: &self.model,
+                optimizer: &mut self.optimizer,
+                reduction: &Reduction::None,
+                stability: &mut self.stability,
+                pass: self.pass,
+            },
+            3e-3,
+            2,
+            |i| Ok((inputs.narrow(0, 4 * i as i64, 4), targets.narrow(0, 4 * i as i64, 4))),
+            |_| unreachable!("without dropout nothing is seeded"),
+            |_| Ok(()),
+        )
+        .unwrap();
+        self.stability.look(&result.loss, &result.grad_norm, &result.z_score).unwrap()
+    }
+
+    /// Weights, their copies and moments.
+    fn tensors(&self) -> Vec<Tensor> {
+        let parameters = self.model.parameters();
+        let copies = parameters.iter().filter_map(|(name, _)| parameters.copy_of(name));
+        let weights = parameters.iter().map(|(_, tensor)| tensor.detach().copy());
+        weights.chain(copies.map(|c| c.copy())).chain(self.optimizer.state().iter().map(|(_, m)| m.copy())).collect()
+    }
+
+    fn embedding(&self) -> Tensor {
+        self.model.parameters().get("backpack.gpt2_model.wpe.weight").detach()
+    }
+}
+
+#[test]
+fn a_step_with_a_loss_that_is_no_number_changes_nothing_and_the_run_goes_on() {
+    for (kind, kernels) in
+        [(Kind::Float, Kernels::Plain), (Kind::Float, Kernels::Fused), (Kind::BFloat16, Kernels::Fused)]
+    {
+        let (mut run, mut undisturbed) = (
+            Run::new(kind, kernels, &StabilityConfig::default()),
+            Run::new(kind, kernels, &StabilityConfig::default()),
+        );
+        for _ in 0..3 {
+            run.step();
+            undisturbed.step();
+        }
+        // What a stray bit might do, for one step.
+        let mut value = run.embedding().get(5).get(7);
+        let good = value.copy();
+        let _ = value.fill_(f64::NAN);
+        let before = run.tensors();
+        let seen = run.step();
+        assert!(seen.loss.is_nan() && !seen.grad_norm.is_finite(), "{seen:?}");
+        assert_eq!((seen.skipped, seen.bad_in_row, seen.since_update), (1, 1, 1));
+        for (was, is) in before.iter().zip(run.tensors()) {
+            assert!(was.nan_to_num(1e9, 0.0, 0.0) == is.nan_to_num(1e9, 0.0, 0.0), "{kind:?}, {kernels:?}");
+        }
+        value.copy_(&good);
+        // The update that was skipped is missing from the bias correction too.
+        for _ in 0..3 {
+            let (seen, expected) = (run.step(), undisturbed.step());
+            assert_eq!((seen.loss, seen.grad_norm, seen.bad_in_row), (expected.loss, expected.grad_norm, 0));
+        }
+        assert!(run.tensors().iter().zip(undisturbed.tensors()).all(|(a, b)| *a == b));
+    }
+}
+
+#[test]
+fn fp16_trains_as_fp32_does() {
+    let losses = |kind, kernels| -> Vec<f64> {
+        // Low enough that no step is skipped: one would shift all that follow.
+        let low = StabilityConfig { initial_loss_scale: 1_024.0, ..StabilityConfig::default() };
+        let mut run = Run::new(kind, kernels, &low);
+        (0..40).map(|_| run.step().loss).collect()
+    };
+    let expected = losses(Kind::Float, Kernels::Plain);
+    assert!(expected[39] < 0.7 * expected[0], "{expected:?}");
+    for kernels in [Kernels::Plain, Kernels::Fused] {
+        let half = losses(Kind::Half, kernels);
+        for (step, (half, expected)) in half.iter().zip(&expected).enumerate() {
+            assert!((half - expected).abs() < 0.02, "{kernels:?}, step {step}: {half} and {expected}");
+        }
+    }
+}
+
+#[test]
+fn an_overflow_in_fp16_skips_the_step_and_halves_the_scale() {
+    let high = StabilityConfig { initial_loss_scale: 2f64.powi(32), ..StabilityConfig::default() };
+    let mut run = Run::new(Kind::Half, Kernels::Plain, &high);
+    let before = run.tensors();
+    let first = run.step();
+    assert!(first.loss.is_finite() && !first.grad_norm.is_finite(), "{first:?}");
+    assert_eq!((first.loss_scale, first.skipped, first.bad_in_row), (Some(2f64.powi(31)), 1, 0));
+    assert!(before.iter().zip(run.tensors()).all(|(a, b)| *a == b));
+    let steps: Vec<Seen> = (0..30).map(|_| run.step()).collect();
+    // From a scale on that it found by itself it trains.
+    let found = steps.iter().rfind(|seen| seen.since_update == 0).unwrap();
+    assert!(found.grad_norm.is_finite() && found.loss < first.loss - 0.5, "{found:?}");
+    assert_eq!(found.loss_scale, Some(2f64.powi(32 - found.skipped as i32)));
+    assert!(found.skipped > 10 && found.bad_in_row == 0, "{found:?}");
+}
