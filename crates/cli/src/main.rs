@@ -6,6 +6,7 @@ mod hugging_face;
 mod launch;
 mod new_folder;
 mod progress;
+mod rates;
 mod run_config;
 mod tokenizer;
 mod world;
@@ -38,6 +39,7 @@ enum Command {
     Import(commands::import::Import),
     Dump(commands::dump::Dump),
     Plot(commands::plot::Plot),
+    Status(commands::status::StatusOf),
     Doctor(commands::doctor::Doctor),
 }
 
@@ -83,6 +85,7 @@ fn run(command: Command, stop: &Stop) -> Result<ExitCode> {
         Command::Import(c) => c.run(),
         Command::Dump(c) => c.run(),
         Command::Plot(c) => c.run(),
+        Command::Status(c) => c.run(),
         Command::Doctor(c) => c.run(),
     }?;
     Ok(ExitCode::SUCCESS)

@@ -22,8 +22,8 @@ pub fn plot(run_dirs: &[PathBuf], output: &Path) -> Result<()> {
     );
     let mut runs = Vec::new();
     for run_dir in run_dirs {
-        let records = metrics::read_losses(run_dir)?;
-        let line = |value: &dyn Fn(&metrics::Losses) -> Option<f64>| -> Vec<(f64, f64)> {
+        let records = metrics::read(run_dir)?;
+        let line = |value: &dyn Fn(&metrics::Line) -> Option<f64>| -> Vec<(f64, f64)> {
             let points = records.iter().filter_map(|r| Some((r.step as f64, value(r).filter(|v| v.is_finite())?)));
             points.collect()
         };

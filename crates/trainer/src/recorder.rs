@@ -12,6 +12,7 @@ use crate::console::Console;
 use crate::metrics::{Metrics, Record, Training, Validation};
 use crate::optimizer::Optimizer;
 use crate::run_folder::RunFolder;
+use crate::sessions::{self, End, Machine};
 use crate::state::State;
 use crate::tensorboard::EventWriter;
 
@@ -23,27 +24,58 @@ pub(crate) struct Recorder {
     /// From [`Recorder::begin`] on.
     metrics: Option<Metrics>,
     events: EventWriter,
+    /// From [`Recorder::begin`] on, too.
+    session: Option<sessions::Record>,
+    /// Step of the newest checkpoint.
+    saved: Option<u64>,
 }
 
 impl Recorder {
     /// Over a folder that this process has locked.
     pub(crate) fn new(folder: RunFolder, store: Store) -> Result<Self> {
         let console = Console::open(folder.path())?;
-        Ok(Recorder { folder, store, console, metrics: None, events: EventWriter::none() })
+        Ok(Recorder { folder, store, console, metrics: None, events: EventWriter::none(), session: None, saved: None })
     }
 
     /// Opens what grows with the run, which has done `step` steps: lines past them are cut.
-    pub(crate) fn begin(&mut self, config: &Config, step: u64) -> Result<()> {
-        self.folder.write("config.toml", &config.to_toml()?)?;
+    pub(crate) fn begin(&mut self, config: &Config, machine: Machine, step: u64) -> Result<()> {
+        let text = config.to_toml()?;
+        self.folder.write("config.toml", &text)?;
         if config.logging.tensorboard {
             let first = if step == 0 { 0 } else { step + 1 };
             match EventWriter::create(self.folder.path(), first) {
                 Ok(events) => self.events = events,
                 Err(error) => self.line(&format!("warning     TensorBoard: {error:#}")),
             }
+            self.events(|events| events.text(first, "config", &text));
         }
         self.metrics = Some(Metrics::open(self.folder.path(), step)?);
+        self.saved = (step > 0).then_some(step);
+        self.session = Some(sessions::Record::begin(&self.folder, machine, step));
         Ok(())
+    }
+
+    /// Tells `backpack status` where the run is.
+    pub(crate) fn beat(&mut self, step: u64, phase: &str, always: bool) {
+        if let Some(session) = &mut self.session {
+            session.beat(&self.folder, step, phase, always);
+        }
+    }
+
+    /// Tells it, and the log, how the session ended.
+    pub(crate) fn end(&mut self, step: u64, end: End, error: Option<String>) {
+        self.events(EventWriter::flush);
+        if let Some(error) = &error {
+            self.console.log_only(&format!("error       {error}"));
+        }
+        if let Some(session) = &mut self.session {
+            session.end(&self.folder, step, end, error);
+        }
+    }
+
+    /// Step of the newest checkpoint, where there is one.
+    pub(crate) fn saved(&self) -> Option<u64> {
+        self.saved
     }
 
     /// The checkpoints.
@@ -87,7 +119,9 @@ impl Recorder {
     /// Saves a checkpoint.
     pub(crate) fn save(&mut self, model: &LanguageModel, optimizer: &Optimizer, state: &State) -> Result<PathBuf> {
         self.events(EventWriter::flush);
+        self.beat(state.step, "saving a checkpoint", true);
         let path = self.store.save(model, optimizer, state.clone())?;
+        self.saved = Some(state.step);
         self.line(&format!("checkpoint  {}", path.display()));
         Ok(path)
     }

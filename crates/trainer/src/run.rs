@@ -25,6 +25,7 @@ use crate::prefetch::Prefetch;
 use crate::ranks::Ranks;
 use crate::recorder::Recorder;
 use crate::reduction::Reduction;
+use crate::sessions::{End, Machine};
 use crate::setup::select_device;
 use crate::state::State;
 use crate::step::{StepResult, Trained, training_step};
@@ -98,7 +99,13 @@ pub fn train(config: &Config, request: &Request, stop: &Stop) -> Result<Outcome>
     )?;
     watchdog.progress("meeting the other processes");
     let ranks = Ranks::join(world, &config.distributed, device)?;
-    let outcome = train_with(&ranks, config, request, Means { device, machine, deadline, watchdog, stop })?;
+    let session = Machine {
+        processes: world.size as u64,
+        threads: threads.count,
+        device: if device.is_cuda() { "cuda" } else { "cpu" },
+        host: world.host.clone(),
+    };
+    let outcome = train_with(&ranks, config, request, Means { device, machine, session, deadline, watchdog, stop })?;
     ranks.leave()?;
     Ok(outcome)
 }
@@ -107,13 +114,14 @@ pub fn train(config: &Config, request: &Request, stop: &Stop) -> Result<Outcome>
 struct Means<'a> {
     device: Device,
     machine: String,
+    session: Machine,
     deadline: Deadline,
     watchdog: Watchdog,
     stop: &'a Stop,
 }
 
 fn train_with(ranks: &Ranks, config: &Config, request: &Request, means: Means<'_>) -> Result<Outcome> {
-    let Means { device, machine, deadline, watchdog, stop } = means;
+    let Means { device, machine, session, deadline, watchdog, stop } = means;
     let world = &request.world;
     watchdog.progress("opening data and checkpoint");
     let data = ranks.all(Data::open(config))?;
@@ -141,7 +149,7 @@ fn train_with(ranks: &Ranks, config: &Config, request: &Request, means: Means<'_
         if deadline != Deadline::new(None, None) {
             recorder.line(&format!("time        {deadline}: the run stops with a checkpoint before"));
         }
-        recorder.begin(config, state.step)
+        recorder.begin(config, session, state.step)
     });
     ranks.all(written)?;
     let batches = Batches::new(data.train, data.order, config.data.sequence_length);
@@ -170,7 +178,9 @@ fn train_with(ranks: &Ranks, config: &Config, request: &Request, means: Means<'_
         longest_step: Duration::ZERO,
         longest_save: Duration::ZERO,
     };
-    run.steps(request.stop_after)
+    let outcome = run.steps(request.stop_after);
+    run.end(&outcome);
+    outcome
 }
 
 /// Refuses weights of another shape, where the run would start from them.
@@ -260,6 +270,7 @@ impl Run<'_> {
             self.clock.tokens += self.config.batch.tokens;
 
             let (step, last) = (self.state.step, self.state.step == max_steps);
+            self.beat("training");
             if last || due(self.config.logging.every, step) {
                 self.log(&result, learning_rate)?;
             }
@@ -336,11 +347,13 @@ impl Run<'_> {
         let Some(recorder) = &mut self.recorder else { return Ok(()) };
         recorder.training(step, self.state.tokens, Training { loss, lr, grad_norm, tokens_per_s, mfu })?;
         let each = self.clock.run.elapsed().as_secs_f64() / (step - self.clock.first_step) as f64;
+        let saved = recorder.saved();
         recorder.progress(step == max_steps, || {
             format!(
-                "step {step}/{max_steps}  loss {loss:.4}  lr {lr:.2e}  grad norm {grad_norm:.2}  {tokens_per_s:.0} tok/s  mfu {:.0}%  ETA {}",
+                "step {step}/{max_steps}  loss {loss:.4}  lr {lr:.2e}  grad norm {grad_norm:.2}  {tokens_per_s:.0} tok/s  mfu {:.0}%  ETA {}{}",
                 100.0 * mfu,
-                human_duration(each * (max_steps - step) as f64)
+                human_duration(each * (max_steps - step) as f64),
+                saved.map(|step| format!("  saved {step}")).unwrap_or_default()
             )
         });
         Ok(())
@@ -350,6 +363,8 @@ impl Run<'_> {
     /// cuts it short, save for the last step's: the checkpoint comes first.
     fn validate(&mut self, last: bool) -> Result<()> {
         self.watchdog.progress("validating");
+        self.beat("validating");
+        let step = self.state.step;
         let (ranks, stop, watchdog, recorder) = (self.ranks, self.stop, &self.watchdog, &mut self.recorder);
         let sequences = Sequences {
             length: self.config.data.sequence_length,
@@ -365,6 +380,7 @@ impl Run<'_> {
             &mut |done, all| {
                 watchdog.progress("validating");
                 if let Some(recorder) = recorder {
+                    recorder.beat(step, "validating", false);
                     recorder.progress(false, || format!("validating  {done} of {all} sequences"));
                 }
                 Ok(last || !ranks.any(stop.requested())?)
@@ -375,7 +391,7 @@ impl Run<'_> {
             return Ok(());
         };
         let [sum, sequences] = ranks.sums([own.sum, own.sequences as f64])?;
-        let (step, loss) = (self.state.step, sum / sequences);
+        let loss = sum / sequences;
         // The weights follow from the same gradients on every rank: if they did not, this is
         // where it shows, before they are saved.
         ranks.require_equal_tensors("weights", self.model.parameters().iter())?;
@@ -406,6 +422,25 @@ impl Run<'_> {
 
     fn restart_clock(&mut self) {
         (self.clock.since, self.clock.tokens) = (Instant::now(), 0);
+    }
+
+    /// A sign of life for `backpack status`.
+    fn beat(&mut self, phase: &str) {
+        if let Some(recorder) = &mut self.recorder {
+            recorder.beat(self.state.step, phase, false);
+        }
+    }
+
+    /// How this session ended, for `backpack status` and the log.
+    fn end(&mut self, outcome: &Result<Outcome>) {
+        let (end, error) = match outcome {
+            Ok(Outcome::Finished | Outcome::DryRun) => (End::Finished, None),
+            Ok(Outcome::Stopped) => (End::Stopped, None),
+            Err(error) => (End::Failed, Some(format!("{error:#}"))),
+        };
+        if let Some(recorder) = &mut self.recorder {
+            recorder.end(self.state.step, end, error);
+        }
     }
 
     /// A line for a person, once a run.

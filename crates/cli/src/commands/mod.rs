@@ -10,5 +10,6 @@ pub(crate) mod import;
 pub(crate) mod launch;
 pub(crate) mod plot;
 pub(crate) mod prepare_data;
+pub(crate) mod status;
 pub(crate) mod train;
 pub(crate) mod verify_data;
