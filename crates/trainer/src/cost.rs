@@ -54,10 +54,11 @@ impl Rates {
 
 impl Cost {
     /// As a person reads it: `3.20 GPU hours, 1.12 kWh, 6.40 in price`.
-    pub(crate) fn describe(&self) -> String {
+    pub(crate) fn describe(&self, on_gpu: bool) -> String {
         let mut text = match self.cpu_hours {
+            _ if on_gpu => format!("{:.2} GPU hours", self.process_hours),
             Some(hours) => format!("{hours:.2} CPU core hours"),
-            None => format!("{:.2} GPU hours", self.process_hours),
+            None => format!("{:.2} process hours", self.process_hours),
         };
         if let Some(energy) = self.kilowatt_hours {
             text += &format!(", {energy:.2} kWh");
@@ -78,8 +79,8 @@ mod tests {
         let rates = Rates { watts: Some(400.0), price_per_hour: Some(2.0) };
         let cost = rates.cost(96.0 * 4.0, None);
         assert_eq!((cost.kilowatt_hours, cost.price), (Some(153.6), Some(768.0)));
-        assert_eq!(cost.describe(), "384.00 GPU hours, 153.60 kWh, 768.00 by the price an hour");
-        assert_eq!(Rates::default().cost(0.5, Some(1.0)).describe(), "1.00 CPU core hours");
+        assert_eq!(cost.describe(true), "384.00 GPU hours, 153.60 kWh, 768.00 by the price an hour");
+        assert_eq!(Rates::default().cost(0.5, Some(1.0)).describe(false), "1.00 CPU core hours");
         assert!(Rates { watts: Some(-1.0), ..rates }.validate().unwrap_err().to_string().starts_with("--watts is -1"));
         assert!(Rates { watts: Some(f64::NAN), ..rates }.validate().is_err());
     }

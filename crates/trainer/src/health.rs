@@ -38,6 +38,8 @@ pub struct Health {
     pub trend: Trend,
     /// Steps that were skipped, or had a loss or gradient norm that was no number.
     pub bad_steps: u64,
+    /// Loss spikes.
+    pub spikes: u64,
     /// Median tokens per second of the last lines.
     pub tokens_per_s: Option<f64>,
     /// The best median of as many lines.
@@ -65,12 +67,15 @@ impl Health {
             .rchunks_exact(width)
             .map(median)
             .fold(None, |best: Option<f64>, rate| Some(best.map_or(rate, |best| best.max(rate))));
+        // Both count from the beginning of the run.
+        let most = |count: &dyn Fn(&Line) -> u64| lines.iter().map(count).max().unwrap_or(0);
         let uses: Vec<f64> = session.iter().filter_map(|line| line.mfu).collect();
         Health {
             loss: last.map(mean),
             loss_before: before.map(mean),
             trend,
-            bad_steps: lines.iter().filter(|line| line.bad).count() as u64,
+            bad_steps: most(&|line| line.skipped).max(lines.iter().filter(|line| line.bad).count() as u64),
+            spikes: most(&|line| line.spikes),
             tokens_per_s: recent,
             best_tokens_per_s: best,
             mfu: uses.rchunks(width).next().map(median),
@@ -156,6 +161,10 @@ mod tests {
         let mut some = lines(30, |_| 5.0, |_| 1.0);
         (some[3].bad, some[3].loss, some[9].bad) = (true, None, true);
         assert_eq!(Health::of(&some, 0).bad_steps, 2);
+        // Steps that no line stands for are counted by the run.
+        (some[29].skipped, some[29].spikes) = (5, 1);
+        let health = Health::of(&some, 0);
+        assert_eq!((health.bad_steps, health.spikes), (5, 1));
     }
 
     #[test]

@@ -126,8 +126,12 @@ pub(crate) struct Line {
     pub tokens_per_s: Option<f64>,
     pub mfu: Option<f64>,
     pub val_loss: Option<f64>,
-    /// The step changed nothing, or its loss or gradient norm is no number (`null` in JSON).
+    /// Its loss or gradient norm is no finite number (`null` in JSON).
     pub bad: bool,
+    /// Steps skipped so far in the run.
+    pub skipped: u64,
+    /// Loss spikes so far in the run.
+    pub spikes: u64,
 }
 
 /// Reads a run's metrics; torn lines are passed over.
@@ -141,7 +145,7 @@ pub(crate) fn read(run_dir: &Path) -> Result<Vec<Line>> {
 fn parse(line: &str) -> Option<Line> {
     let json: Value = serde_json::from_str(line).ok()?;
     let number = |key: &str| json.get(key).and_then(Value::as_f64).filter(|value| value.is_finite());
-    let skipped = json.get("skipped").is_some_and(|skipped| *skipped != Value::Bool(false));
+    let count = |key: &str| json.get(key).and_then(Value::as_u64).unwrap_or(0);
     Some(Line {
         step: json.get("step")?.as_u64()?,
         loss: number("loss"),
@@ -150,7 +154,9 @@ fn parse(line: &str) -> Option<Line> {
         tokens_per_s: number("tokens_per_s"),
         mfu: number("mfu"),
         val_loss: number("val_loss"),
-        bad: skipped || ["loss", "grad_norm"].iter().any(|key| json.get(key).is_some_and(Value::is_null)),
+        bad: ["loss", "grad_norm"].iter().any(|key| json.get(key).is_some_and(Value::is_null)),
+        skipped: count("skipped"),
+        spikes: count("spikes"),
     })
 }
 
@@ -195,7 +201,8 @@ mod tests {
     fn a_reader_takes_what_is_there() {
         let line = parse(r#"{"step":7,"loss":null,"grad_norm":2.5,"more":"x"}"#).unwrap();
         assert_eq!(line, Line { step: 7, grad_norm: Some(2.5), bad: true, ..Line::default() });
-        assert!(parse(r#"{"step":7,"loss":3.0,"skipped":true}"#).unwrap().bad);
+        let counts = parse(r#"{"step":7,"loss":3.0,"skipped":2,"spikes":1}"#).unwrap();
+        assert_eq!((counts.bad, counts.skipped, counts.spikes), (false, 2, 1));
         assert_eq!(parse(r#"{"step":7,"val_loss":3.0}"#).unwrap().val_loss, Some(3.0));
         assert_eq!((parse(r#"{"step":7,"lo"#), parse(r#"{"loss":1.0}"#), parse("3")), (None, None, None));
     }

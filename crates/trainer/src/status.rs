@@ -305,7 +305,7 @@ impl fmt::Display for Status {
             "cost        {} in {} {sessions}, {}",
             human_duration(self.seconds),
             self.sessions,
-            self.cost.describe()
+            self.cost.describe(self.cost.cpu_hours.is_none())
         )?;
         if !self.problems.is_empty() {
             return write!(f, "health      LOOK AT IT: {}", self.problems.join("; "));
@@ -315,7 +315,8 @@ impl fmt::Display for Status {
             (Trend::Flat, _) => "loss level within its noise".to_owned(),
             _ => "too few steps to say where the loss goes".to_owned(),
         };
-        write!(f, "health      good: {trend}, no bad steps, speed steady")
+        let spikes = if health.spikes == 0 { String::new() } else { format!(", loss spikes: {}", health.spikes) };
+        write!(f, "health      good: {trend}, no bad steps{spikes}, speed steady")
     }
 }
 

@@ -8,6 +8,7 @@ pub(crate) mod export;
 pub(crate) mod generate;
 pub(crate) mod import;
 pub(crate) mod launch;
+pub(crate) mod plan;
 pub(crate) mod plot;
 pub(crate) mod prepare_data;
 pub(crate) mod status;
