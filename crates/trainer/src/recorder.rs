@@ -11,6 +11,7 @@ use crate::config::Config;
 use crate::console::Console;
 use crate::metrics::{Metrics, Record, Training, Validation};
 use crate::optimizer::Optimizer;
+use crate::profile::{Profile, TRACE_FILE};
 use crate::run_folder::RunFolder;
 use crate::sessions::{self, End, Machine};
 use crate::state::State;
@@ -70,6 +71,20 @@ impl Recorder {
         }
         if let Some(session) = &mut self.session {
             session.end(&self.folder, step, end, error);
+        }
+    }
+
+    /// A profile, in the log and as a file of the run folder. A failure to write it is a warning.
+    pub(crate) fn profile(&mut self, profile: &Profile) {
+        for line in &profile.lines {
+            self.line(line);
+        }
+        match self.folder.write(TRACE_FILE, &profile.trace) {
+            Ok(()) => self.line(&format!(
+                "            {} opens in ui.perfetto.dev",
+                self.folder.path().join(TRACE_FILE).display()
+            )),
+            Err(error) => self.line(&format!("warning     {error:#}")),
         }
     }
 

@@ -22,6 +22,7 @@ use crate::metrics::{Training, Validation};
 use crate::optimizer::Optimizer;
 use crate::plan::Plan;
 use crate::prefetch::Prefetch;
+use crate::profile::Profiler;
 use crate::ranks::Ranks;
 use crate::recorder::Recorder;
 use crate::reduction::Reduction;
@@ -59,6 +60,8 @@ pub struct Request {
     /// Save a checkpoint and stop before this much time is over; beside it, the end of the
     /// Slurm job counts.
     pub time_limit: Option<Duration>,
+    /// Write where the time of so many steps goes, after the first ones; 0 for none.
+    pub profile: u64,
     /// Check everything, say what would run, and run nothing.
     pub dry_run: bool,
 }
@@ -177,6 +180,8 @@ fn train_with(ranks: &Ranks, config: &Config, request: &Request, means: Means<'_
         watchdog,
         longest_step: Duration::ZERO,
         longest_save: Duration::ZERO,
+        // One rank's time stands for all.
+        profiler: Profiler::new(if ranks.is_first() { request.profile } else { 0 }),
     };
     let outcome = run.steps(request.stop_after);
     run.end(&outcome);
@@ -244,6 +249,7 @@ struct Run<'a> {
     watchdog: Watchdog,
     longest_step: Duration,
     longest_save: Duration,
+    profiler: Profiler,
 }
 
 fn due(every: u64, step: u64) -> bool {
@@ -262,6 +268,7 @@ impl Run<'_> {
             let begun = Instant::now();
             let learning_rate =
                 self.config.schedule.learning_rate(self.config.optimizer.learning_rate, self.state.step);
+            self.profiler.begin_step();
             let result = self.step(learning_rate)?;
             self.state.step += 1;
             self.state.sequences += self.plan.split.sequences;
@@ -270,6 +277,7 @@ impl Run<'_> {
             self.clock.tokens += self.config.batch.tokens;
 
             let (step, last) = (self.state.step, self.state.step == max_steps);
+            self.profile(step, last || reached(step))?;
             self.beat("training");
             if last || due(self.config.logging.every, step) {
                 self.log(&result, learning_rate)?;
@@ -422,6 +430,14 @@ impl Run<'_> {
 
     fn restart_clock(&mut self) {
         (self.clock.since, self.clock.tokens) = (Instant::now(), 0);
+    }
+
+    fn profile(&mut self, step: u64, ends: bool) -> Result<()> {
+        let profile = self.profiler.end_step(step, ends)?;
+        if let (Some(profile), Some(recorder)) = (profile, &mut self.recorder) {
+            recorder.profile(&profile);
+        }
+        Ok(())
     }
 
     /// A sign of life for `backpack status`.
