@@ -10,8 +10,9 @@ const LONG_WARMUP: f64 = 0.25;
 const COSTLY_VALIDATION: f64 = 0.15;
 /// Seconds of work that a crash may cost.
 const LONG_WITHOUT_CHECKPOINT: f64 = 2.0 * 3_600.0;
-/// Passes over the data after which a model mostly repeats it.
-const MANY_EPOCHS: f64 = 10.0;
+/// Passes over the data after which more of them teach next to nothing (Muennighoff et al.,
+/// "Scaling Data-Constrained Language Models", 2023: about 16).
+const MANY_EPOCHS: f64 = 16.0;
 
 /// A sentence for each setting that is likely a mistake.
 pub(crate) fn likely_mistakes(config: &Config, forecast: &Forecast) -> Vec<String> {
