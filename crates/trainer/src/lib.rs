@@ -16,6 +16,7 @@ mod cpus;
 mod data;
 mod deadline;
 mod environment;
+mod fitting;
 mod forecast;
 mod health;
 mod local_ranks;

@@ -17,6 +17,7 @@ use crate::config::Config;
 use crate::console::human_duration;
 use crate::data::Data;
 use crate::deadline::{Deadline, slurm_time_left};
+use crate::fitting::{Trial, fit};
 use crate::matmul_peak::matmul_peak;
 use crate::metrics::{Training, Validation};
 use crate::optimizer::Optimizer;
@@ -137,7 +138,9 @@ fn train_with(ranks: &Ranks, config: &Config, request: &Request, means: Means<'_
         return Ok(Outcome::Finished);
     };
     let Beginning { model, optimizer, state, mut recorder } = beginning;
-    let plan = Plan::new(config, model.config(), sequences, ranks.size())?;
+    let trial = Trial { config, model: &model, optimizer: &optimizer, device, watchdog: &watchdog };
+    let fitting = Config { batch: fit(&trial, ranks)?, ..config.clone() };
+    let plan = Plan::new(&fitting, model.config(), sequences, ranks.size())?;
     let precision = config.run.precision.kind();
     let [peak] = ranks.sums([matmul_peak(precision, device)?])?;
     let written = recorder.as_mut().map_or(Ok(()), |recorder| {
