@@ -2,18 +2,17 @@
 #![allow(clippy::unwrap_used)] // helpers of tests; clippy exempts only test functions
 
 mod documented;
-mod support;
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use documented::{Block, blocks};
-use support::{Finished, root};
 
-/// Why a block may be left to others.
-const REASONS: [&str; 5] = ["needs a GPU", "needs a cluster", "needs the network", "takes minutes", "run by "];
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
+}
 
 /// The quickstart's configuration over a network of almost no size.
 const TINY: &str = r#"
@@ -68,16 +67,15 @@ fn run(block: &Block, folder: &Path) {
     shell.args(["-euo", "pipefail", "-c", &block.text]).current_dir(folder).env("PATH", path);
     // What a shell sets up for later (completions, manual pages) goes into the sandbox too.
     shell.env("HOME", folder);
-    let finished = Finished::of(shell.output().unwrap());
-    assert_eq!(
-        finished.code,
-        0,
+    let output = shell.output().unwrap();
+    assert!(
+        output.status.success(),
         "{}:{}\n{}\nstdout:\n{}\nstderr:\n{}",
         block.file.display(),
         block.line,
         block.text,
-        finished.stdout,
-        finished.stderr
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
     );
 }
 
@@ -88,11 +86,7 @@ fn every_command_of_the_documents_runs_or_says_why_not() {
     // One after another: later blocks use what earlier ones made.
     for block in blocks(&root()) {
         match &block.not_run {
-            Some(reason) => {
-                let known = REASONS.iter().any(|start| reason.starts_with(start));
-                assert!(known, "{}:{}: \"{reason}\" is none of {REASONS:?}", block.file.display(), block.line);
-                left.push(format!("{}:{} {reason}", block.file.display(), block.line));
-            }
+            Some(reason) => left.push(format!("{}:{} {reason}", block.file.display(), block.line)),
             None => {
                 run(&block, folder.path());
                 ran += 1;
@@ -100,5 +94,5 @@ fn every_command_of_the_documents_runs_or_says_why_not() {
         }
     }
     println!("{ran} blocks run; not run here:\n{}", left.join("\n"));
-    assert!(ran >= 3, "{ran}");
+    assert!(ran >= 6, "{ran}");
 }

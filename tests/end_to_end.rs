@@ -5,6 +5,7 @@ mod support;
 
 mod bad_input;
 mod benching;
+mod dependencies;
 mod distributed;
 mod import;
 mod launching;
@@ -14,3 +15,4 @@ mod preparing;
 mod resuming;
 mod signals;
 mod threads;
+mod watching;

@@ -71,6 +71,12 @@ fn begin(laps: Option<Vec<Lap>>) {
     RUNNING.store(true, Ordering::Relaxed);
 }
 
+/// Goes on after [`stop`]; the time between belongs to no part.
+pub fn resume() {
+    watch().since = Some(now());
+    RUNNING.store(true, Ordering::Relaxed);
+}
+
 /// Measures no more; what was measured stays.
 pub fn stop() {
     RUNNING.store(false, Ordering::Relaxed);
@@ -250,11 +256,15 @@ mod tests {
         let evaluated = tch::no_grad(|| mark(&leaf, "g", "h"));
         assert_eq!(evaluated.data_ptr(), leaf.data_ptr());
         stop();
+        lap("between");
+        resume();
+        lap("g");
+        stop();
         let names: Vec<String> = take().into_iter().map(|(name, _)| name).collect();
         assert_eq!(names, ["a", "c", "d", "b", "e", "g"]);
         let laps = take_laps();
         let names: Vec<&str> = laps.iter().map(|lap| lap.part).collect();
-        assert_eq!(names, ["a", "c", "d", "b", "e", "g"]);
+        assert_eq!(names, ["a", "c", "d", "b", "e", "g", "g"]);
         assert!(laps.is_sorted_by_key(|lap| lap.begun) && take_laps().is_empty());
     }
 

@@ -47,13 +47,12 @@ impl Profiler {
 
     /// Before a step.
     pub(crate) fn begin_step(&mut self) {
-        // What came since the last step's end.
-        parts::lap(BETWEEN);
-        let now = Instant::now();
         if let Some(running) = &mut self.running {
-            running.step = now;
+            parts::resume();
+            running.step = Instant::now();
         } else if self.steps > 0 && self.seen == AFTER {
             parts::start_with_laps();
+            let now = Instant::now();
             self.running = Some(Running { since: now, step: now, done: Vec::new() });
         }
         self.seen += 1;
@@ -66,12 +65,13 @@ impl Profiler {
     pub(crate) fn end_step(&mut self, step: u64, ends: bool) -> Result<Option<Profile>> {
         let Some(running) = &mut self.running else { return Ok(None) };
         parts::synchronise()?;
+        // Logging, validation and checkpoints are no part of a step.
+        parts::stop();
         running.done.push((step, running.step, running.step.elapsed().as_secs_f64()));
         let complete = running.done.len() as u64 == self.steps || ends;
         if !complete {
             return Ok(None);
         }
-        parts::stop();
         let (sums, laps) = (parts::take(), parts::take_laps());
         let profile = self
             .running
@@ -81,9 +81,6 @@ impl Profiler {
         Ok(profile)
     }
 }
-
-/// Logging, validation and checkpoints between two steps.
-const BETWEEN: &str = "between steps";
 
 fn table(sums: &[(String, f64)], steps: u64) -> Vec<String> {
     let all: f64 = sums.iter().map(|(_, seconds)| seconds).sum();
