@@ -21,18 +21,6 @@ pub(crate) struct Block {
 const COMMANDS: [&str; 9] =
     ["backpack ", "target/release/backpack ", "cargo ", "scripts/", "sbatch ", "nsys ", "export ", "mkdir ", "#"];
 
-impl Block {
-    /// The command lines, those that go on after a backslash joined.
-    pub(crate) fn commands(&self) -> Vec<String> {
-        let joined = self.text.replace("\\\n", " ");
-        joined
-            .lines()
-            .map(|line| line.trim().to_owned())
-            .filter(|line| !line.is_empty() && !line.starts_with('#'))
-            .collect()
-    }
-}
-
 /// All blocks, file by file.
 pub(crate) fn blocks(root: &Path) -> Vec<Block> {
     let mut files: Vec<PathBuf> = fs::read_dir(root.join("docs")).unwrap().map(|file| file.unwrap().path()).collect();

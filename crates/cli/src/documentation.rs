@@ -14,6 +14,16 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
 }
 
+/// The command lines of a block, those that go on after a backslash joined.
+fn lines(block: &str) -> Vec<String> {
+    let joined = block.replace("\\\n", " ");
+    joined
+        .lines()
+        .map(|line| line.trim().to_owned())
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+        .collect()
+}
+
 /// Words as a shell parts them: quotes hold together, `$(...)` too; what follows `#`, `>`, `|` is
 /// not the command's.
 fn words(line: &str) -> Vec<String> {
@@ -75,7 +85,7 @@ fn every_command_of_the_documents_is_one() {
             let known = REASONS.iter().any(|start| reason.starts_with(start));
             assert!(known, "{}:{}: \"{reason}\" is none of {REASONS:?}", block.file.display(), block.line);
         }
-        for line in block.commands() {
+        for line in lines(&block.text) {
             if let Some(arguments) = arguments(&line) {
                 parse(&arguments)
                     .unwrap_or_else(|error| panic!("{}:{}: {line}\n{error}", block.file.display(), block.line));

@@ -180,7 +180,7 @@ impl Forecast {
             seconds_per_step,
             seconds,
             cost: hours.map(|hours| {
-                let threads = (!on_gpu).then(|| config.run.threads as f64).filter(|threads| *threads > 0.0);
+                let threads = (!on_gpu).then_some(config.run.threads as f64).filter(|threads| *threads > 0.0);
                 request.rates.cost(hours, threads.map(|threads| threads * hours))
             }),
             memory,
