@@ -5,6 +5,7 @@ mod support;
 
 mod bad_input;
 mod benching;
+mod dependencies;
 mod distributed;
 mod faults;
 mod import;
@@ -15,3 +16,4 @@ mod preparing;
 mod resuming;
 mod signals;
 mod threads;
+mod watching;

@@ -2,10 +2,14 @@
 
 mod commands;
 mod compute;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)] // helpers of tests; clippy exempts only test functions
+mod documentation;
 mod hugging_face;
 mod launch;
 mod new_folder;
 mod progress;
+mod rates;
 mod run_config;
 mod tokenizer;
 mod world;
@@ -19,7 +23,7 @@ use trainer::Stop;
 
 /// Train Backpack language models from raw text to an exported model, and look inside them.
 #[derive(Debug, Parser)]
-#[command(name = "backpack", version, propagate_version = true)]
+#[command(name = "backpack", version = VERSION, propagate_version = true)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -37,9 +41,16 @@ enum Command {
     Export(commands::export::Export),
     Import(commands::import::Import),
     Dump(commands::dump::Dump),
+    Plan(commands::plan::Plan),
     Plot(commands::plot::Plot),
+    Status(commands::status::StatusOf),
     Doctor(commands::doctor::Doctor),
+    Completions(commands::completions::Completions),
+    Man(commands::man::Man),
 }
+
+/// With the revision of the sources, where they are a git checkout.
+pub(crate) const VERSION: &str = env!("BACKPACK_VERSION");
 
 /// Stopped early with a checkpoint saved, ready to resume.
 const STOPPED: u8 = 85;
@@ -82,8 +93,12 @@ fn run(command: Command, stop: &Stop) -> Result<ExitCode> {
         Command::Export(c) => c.run(),
         Command::Import(c) => c.run(),
         Command::Dump(c) => c.run(),
+        Command::Plan(c) => c.run(),
         Command::Plot(c) => c.run(),
+        Command::Status(c) => c.run(),
         Command::Doctor(c) => c.run(),
+        Command::Completions(c) => c.run(),
+        Command::Man(c) => c.run(),
     }?;
     Ok(ExitCode::SUCCESS)
 }

@@ -33,10 +33,23 @@ struct Watch {
     since: Option<Instant>,
     /// Seconds by part, in order of first appearance.
     parts: Vec<(&'static str, f64)>,
+    /// Each lap by itself, where they are asked for.
+    laps: Option<Vec<Lap>>,
+}
+
+/// A stretch of a step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Lap {
+    /// Whose time it was.
+    pub part: &'static str,
+    /// When it began.
+    pub begun: Instant,
+    /// How long it took.
+    pub seconds: f64,
 }
 
 static RUNNING: AtomicBool = AtomicBool::new(false);
-static WATCH: Mutex<Watch> = Mutex::new(Watch { since: None, parts: Vec::new() });
+static WATCH: Mutex<Watch> = Mutex::new(Watch { since: None, parts: Vec::new(), laps: None });
 
 fn watch() -> MutexGuard<'static, Watch> {
     // A panic elsewhere leaves whole numbers behind.
@@ -45,7 +58,22 @@ fn watch() -> MutexGuard<'static, Watch> {
 
 /// Forgets what was measured and begins a lap.
 pub fn start() {
-    *watch() = Watch { since: Some(now()), parts: Vec::new() };
+    begin(None);
+}
+
+/// The same, and each lap is kept by itself for [`take_laps`].
+pub fn start_with_laps() {
+    begin(Some(Vec::new()));
+}
+
+fn begin(laps: Option<Vec<Lap>>) {
+    *watch() = Watch { since: Some(now()), parts: Vec::new(), laps };
+    RUNNING.store(true, Ordering::Relaxed);
+}
+
+/// Goes on after [`stop`]; the time between belongs to no part.
+pub fn resume() {
+    watch().since = Some(now());
     RUNNING.store(true, Ordering::Relaxed);
 }
 
@@ -59,6 +87,11 @@ pub fn take() -> Vec<(String, f64)> {
     std::mem::take(&mut watch().parts).into_iter().map(|(part, seconds)| (part.to_owned(), seconds)).collect()
 }
 
+/// The laps since [`start_with_laps`], in order; forgets them.
+pub fn take_laps() -> Vec<Lap> {
+    watch().laps.take().unwrap_or_default()
+}
+
 /// Gives the time since the last lap to `part`, a GPU's work included. Nothing, and at no
 /// cost, while the watch is stopped.
 pub fn lap(part: &'static str) {
@@ -67,7 +100,11 @@ pub fn lap(part: &'static str) {
     }
     let now = now();
     let mut watch = watch();
-    let seconds = watch.since.replace(now).map_or(0.0, |since| now.duration_since(since).as_secs_f64());
+    let begun = watch.since.replace(now).unwrap_or(now);
+    let seconds = now.duration_since(begun).as_secs_f64();
+    if let Some(laps) = &mut watch.laps {
+        laps.push(Lap { part, begun, seconds });
+    }
     match watch.parts.iter_mut().find(|(name, _)| *name == part) {
         Some((_, sum)) => *sum += seconds,
         None => watch.parts.push((part, seconds)),
@@ -209,7 +246,7 @@ mod tests {
 
         // d/dx 3 x^2 at 1.
         let leaf = leaf();
-        start();
+        start_with_laps();
         let marked = mark(&mark(&leaf, "a", "b"), "c", "d");
         (&marked * &marked * 3.0).sum(Kind::Float).backward();
         assert_eq!(Vec::<f32>::try_from(leaf.grad()).unwrap(), [6.0; 3]);
@@ -219,8 +256,16 @@ mod tests {
         let evaluated = tch::no_grad(|| mark(&leaf, "g", "h"));
         assert_eq!(evaluated.data_ptr(), leaf.data_ptr());
         stop();
+        lap("between");
+        resume();
+        lap("g");
+        stop();
         let names: Vec<String> = take().into_iter().map(|(name, _)| name).collect();
         assert_eq!(names, ["a", "c", "d", "b", "e", "g"]);
+        let laps = take_laps();
+        let names: Vec<&str> = laps.iter().map(|lap| lap.part).collect();
+        assert_eq!(names, ["a", "c", "d", "b", "e", "g", "g"]);
+        assert!(laps.is_sorted_by_key(|lap| lap.begun) && take_laps().is_empty());
     }
 
     #[test]

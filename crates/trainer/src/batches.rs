@@ -24,7 +24,8 @@ impl Default for BatchConfig {
 /// Sequences per process and pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MicroBatch {
-    /// The largest that divides the step and is at most 8,192 tokens long.
+    /// On a GPU, for training: the largest that divides the step and fits. Else: the largest
+    /// that divides the step and is at most 8,192 tokens long.
     Auto,
     /// This many.
     Sequences(u64),

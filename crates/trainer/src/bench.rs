@@ -13,6 +13,7 @@ use torch_ext::parts;
 use crate::batches::Split;
 use crate::bench_rows::Rows;
 use crate::config::{Config, Precision};
+use crate::health::median;
 use crate::matmul_peak::{THOROUGH, measure_matmul_peak, product};
 use crate::optimizer::Optimizer;
 use crate::plan::flops_per_token;
@@ -262,14 +263,6 @@ impl Bench<'_> {
     }
 }
 
-/// The middle of an odd number of values, or the mean of the middle two.
-fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let middle = sorted.len() / 2;
-    if sorted.len().is_multiple_of(2) { (sorted[middle - 1] + sorted[middle]) / 2.0 } else { sorted[middle] }
-}
-
 /// The most memory that the process has held at once, as the kernel counts it.
 fn peak_resident_memory() -> Result<u64> {
     let path = "/proc/self/status";
@@ -282,13 +275,6 @@ fn peak_resident_memory() -> Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_median_of_any_number() {
-        assert_eq!(median(&[3.0]), 3.0);
-        assert_eq!(median(&[5.0, 1.0, 3.0]), 3.0);
-        assert_eq!(median(&[4.0, 1.0, 2.0, 8.0]), 3.0);
-    }
 
     #[test]
     fn memory_is_counted_in_bytes() {

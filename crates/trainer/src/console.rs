@@ -12,7 +12,8 @@ use anyhow::{Context, Result};
 pub(crate) struct Console {
     log: File,
     terminal: bool,
-    last_progress: Option<Instant>,
+    /// Of the terminal's line, and of the log's.
+    last_progress: [Option<Instant>; 2],
     /// A progress line stands on the terminal, without a line end.
     open: bool,
 }
@@ -31,7 +32,7 @@ impl Console {
             .append(true)
             .open(&path)
             .with_context(|| format!("{} cannot be written", path.display()))?;
-        Ok(Console { log, terminal: std::io::stderr().is_terminal(), last_progress: None, open: false })
+        Ok(Console { log, terminal: std::io::stderr().is_terminal(), last_progress: [None; 2], open: false })
     }
 
     /// A line that stays.
@@ -41,22 +42,34 @@ impl Console {
         let _ = writeln!(self.log, "{text}");
     }
 
-    /// How far the run is: rewritten in place on a terminal, a line now and then elsewhere.
-    /// `text` is made only when it will be shown.
+    /// A line of `log.txt` alone: what stderr gets elsewhere.
+    pub(crate) fn log_only(&mut self, text: &str) {
+        self.close();
+        let _ = writeln!(self.log, "{text}");
+    }
+
+    /// How far the run is: rewritten in place on a terminal; a line now and then elsewhere, and
+    /// in the log. `text` is made only when it will be shown.
     pub(crate) fn progress(&mut self, always: bool, text: impl FnOnce() -> String) {
-        let pause = if self.terminal { TERMINAL_PAUSE } else { PLAIN_PAUSE };
-        if !always && self.last_progress.is_some_and(|last| last.elapsed() < pause) {
+        let [shown, logged] = self.last_progress;
+        let due = |last: Option<Instant>, pause| always || last.is_none_or(|last| last.elapsed() >= pause);
+        let (log, show) = (due(logged, PLAIN_PAUSE), self.terminal && due(shown, TERMINAL_PAUSE));
+        if !log && !show {
             return;
         }
-        self.last_progress = Some(Instant::now());
         let text = text();
-        let _ = writeln!(self.log, "{text}");
-        if self.terminal {
+        if log {
+            self.last_progress[1] = Some(Instant::now());
+            let _ = writeln!(self.log, "{text}");
+            if !self.terminal {
+                let _ = writeln!(std::io::stderr(), "{text}");
+            }
+        }
+        if show {
+            self.last_progress[0] = Some(Instant::now());
             // Return, text, clear what the longer line before left.
-            let _ = write!(std::io::stderr(), "\r{text}\x1b[K");
+            let _ = write!(std::io::stderr(), "\r{}\x1b[K", fit(&text, terminal_width()));
             self.open = true;
-        } else {
-            let _ = writeln!(std::io::stderr(), "{text}");
         }
     }
 
@@ -66,6 +79,17 @@ impl Console {
             let _ = writeln!(std::io::stderr());
         }
     }
+}
+
+/// Columns of the terminal that stderr is.
+fn terminal_width() -> usize {
+    let size = rustix::termios::tcgetwinsize(std::io::stderr());
+    size.ok().map(|size| usize::from(size.ws_col)).filter(|width| *width > 0).unwrap_or(usize::MAX)
+}
+
+/// What of a line goes into one row: one that wraps could not be rewritten.
+fn fit(text: &str, width: usize) -> &str {
+    text.char_indices().nth(width).map_or(text, |(end, _)| &text[..end])
 }
 
 /// A duration as a person says it: `2d 3h`, `3h 20m`, `5m 12s`, `8s`.
@@ -84,7 +108,12 @@ pub(crate) fn human_duration(seconds: f64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::human_duration;
+    use super::{fit, human_duration};
+
+    #[test]
+    fn a_progress_line_stays_in_one_row() {
+        assert_eq!((fit("step 1/2", 6), fit("step", 4), fit("step", usize::MAX)), ("step 1", "step", "step"));
+    }
 
     #[test]
     fn durations_read_well() {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 /// The `[logging]` section.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -145,21 +146,49 @@ impl Metrics {
     }
 }
 
-/// What a plot takes of a line, whoever wrote it.
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
-pub(crate) struct Losses {
+/// What a reader takes of a line, whoever wrote it.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub(crate) struct Line {
     /// Optimiser steps done.
     pub step: u64,
     pub loss: Option<f64>,
+    pub lr: Option<f64>,
+    pub grad_norm: Option<f64>,
+    pub tokens_per_s: Option<f64>,
+    pub mfu: Option<f64>,
     pub val_loss: Option<f64>,
+    /// Its loss or gradient norm is no finite number (`null` in JSON).
+    pub bad: bool,
+    /// Steps skipped so far in the run.
+    pub skipped: u64,
+    /// Loss spikes so far in the run.
+    pub spikes: u64,
 }
 
-/// Reads a run's losses; torn lines are passed over.
-pub(crate) fn read_losses(run_dir: &Path) -> Result<Vec<Losses>> {
+/// Reads a run's metrics; torn lines are passed over.
+pub(crate) fn read(run_dir: &Path) -> Result<Vec<Line>> {
     let path = run_dir.join(METRICS_FILE);
     let text = fs::read_to_string(&path)
         .with_context(|| format!("{} cannot be read: is {} a run folder?", path.display(), run_dir.display()))?;
-    Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+    Ok(text.lines().filter_map(parse).collect())
+}
+
+fn parse(line: &str) -> Option<Line> {
+    let json: Value = serde_json::from_str(line).ok()?;
+    let number = |key: &str| json.get(key).and_then(Value::as_f64).filter(|value| value.is_finite());
+    let count = |key: &str| json.get(key).and_then(Value::as_u64).unwrap_or(0);
+    Some(Line {
+        step: json.get("step")?.as_u64()?,
+        loss: number("loss"),
+        lr: number("lr"),
+        grad_norm: number("grad_norm"),
+        tokens_per_s: number("tokens_per_s"),
+        mfu: number("mfu"),
+        val_loss: number("val_loss"),
+        bad: ["loss", "grad_norm"].iter().any(|key| json.get(key).is_some_and(Value::is_null)),
+        skipped: count("skipped"),
+        spikes: count("spikes"),
+    })
 }
 
 #[cfg(test)]
@@ -221,7 +250,17 @@ mod tests {
         metrics.file.write_all(b"{\"step\":6,\"tok").unwrap();
         let mut metrics = Metrics::open(folder.path(), 3).unwrap();
         metrics.write(&training(4)).unwrap();
-        let steps: Vec<u64> = read_losses(folder.path()).unwrap().iter().map(|r| r.step).collect();
+        let steps: Vec<u64> = read(folder.path()).unwrap().iter().map(|r| r.step).collect();
         assert_eq!(steps, [1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn a_reader_takes_what_is_there() {
+        let line = parse(r#"{"step":7,"loss":null,"grad_norm":2.5,"more":"x"}"#).unwrap();
+        assert_eq!(line, Line { step: 7, grad_norm: Some(2.5), bad: true, ..Line::default() });
+        let counts = parse(r#"{"step":7,"loss":3.0,"skipped":2,"spikes":1}"#).unwrap();
+        assert_eq!((counts.bad, counts.skipped, counts.spikes), (false, 2, 1));
+        assert_eq!(parse(r#"{"step":7,"val_loss":3.0}"#).unwrap().val_loss, Some(3.0));
+        assert_eq!((parse(r#"{"step":7,"lo"#), parse(r#"{"loss":1.0}"#), parse("3")), (None, None, None));
     }
 }

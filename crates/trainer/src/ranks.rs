@@ -155,6 +155,14 @@ impl Ranks {
         Ok(raised.map(|flag| flag != 0))
     }
 
+    /// The smallest of the ranks' values.
+    pub(crate) fn smallest(&self, value: u64) -> Result<u64> {
+        let Some(group) = &self.group else { return Ok(value) };
+        let said = Tensor::f_from_slice(&[-(value as i64)])?;
+        group.all_reduce(&said, ReduceOp::Max)?;
+        Ok((-said.f_int64_value(&[0])?) as u64)
+    }
+
     /// Each value summed over the ranks.
     pub(crate) fn sums<const N: usize>(&self, values: [f64; N]) -> Result<[f64; N]> {
         let Some(group) = &self.group else { return Ok(values) };
@@ -289,6 +297,7 @@ mod tests {
     fn one_process_agrees_with_itself() {
         let ranks = Ranks::alone();
         assert_eq!(ranks.any([true, false]).unwrap(), [true, false]);
+        assert_eq!(ranks.smallest(3).unwrap(), 3);
         assert_eq!(ranks.sums([1.5, 2.0]).unwrap(), [1.5, 2.0]);
         assert_eq!(ranks.first_says(|| Ok("here".to_owned())).unwrap(), "here");
         assert_eq!(ranks.all(Err::<(), _>(anyhow!("full"))).unwrap_err().to_string(), "full");

@@ -7,7 +7,9 @@ use crate::checkpoint::Store;
 use crate::config::Config;
 use crate::console::Console;
 use crate::metrics::{Metrics, Record, Training, Validation};
+use crate::profile::{Profile, TRACE_FILE};
 use crate::run_folder::RunFolder;
+use crate::sessions::{self, End, Machine};
 use crate::tensorboard::EventWriter;
 
 /// The run folder, open for writing.
@@ -20,27 +22,86 @@ pub(crate) struct Recorder {
     /// Whether the newest line could not be written.
     metrics_fail: bool,
     events: EventWriter,
+    /// From [`Recorder::begin`] on, too.
+    session: Option<sessions::Record>,
+    /// Step of the newest checkpoint.
+    newest_checkpoint: Option<u64>,
 }
 
 impl Recorder {
     /// Over a folder that this process has locked.
     pub(crate) fn new(folder: RunFolder, store: Store) -> Result<Self> {
         let console = Console::open(folder.path())?;
-        Ok(Recorder { folder, store, console, metrics: None, metrics_fail: false, events: EventWriter::none() })
+        Ok(Recorder {
+            folder,
+            store,
+            console,
+            metrics: None,
+            metrics_fail: false,
+            events: EventWriter::none(),
+            session: None,
+            newest_checkpoint: None,
+        })
     }
 
     /// Opens what grows with the run, which has done `step` steps: lines past them are cut.
-    pub(crate) fn begin(&mut self, config: &Config, step: u64) -> Result<()> {
-        self.folder.write("config.toml", &config.to_toml()?)?;
+    pub(crate) fn begin(&mut self, config: &Config, machine: Machine, step: u64) -> Result<()> {
+        let text = config.to_toml()?;
+        self.folder.write("config.toml", &text)?;
         if config.logging.tensorboard {
             let first = if step == 0 { 0 } else { step + 1 };
             match EventWriter::create(self.folder.path(), first) {
                 Ok(events) => self.events = events,
                 Err(error) => self.line(&format!("warning     TensorBoard: {error:#}")),
             }
+            self.events(|events| events.text(first, "config", &text));
         }
         self.metrics = Some(Metrics::open(self.folder.path(), step)?);
+        self.newest_checkpoint = (step > 0).then_some(step);
+        self.session = Some(sessions::Record::begin(&self.folder, machine, step));
         Ok(())
+    }
+
+    /// Tells `backpack status` where the run is.
+    pub(crate) fn beat(&mut self, step: u64, phase: &str, always: bool) {
+        if let Some(session) = &mut self.session {
+            session.beat(&self.folder, step, phase, always);
+        }
+    }
+
+    /// Tells it, and the log, how the session ended.
+    pub(crate) fn end(&mut self, step: u64, end: End, error: Option<String>) {
+        self.events(EventWriter::flush);
+        if let Some(error) = &error {
+            self.console.log_only(&format!("error       {error}"));
+        }
+        if let Some(session) = &mut self.session {
+            session.end(&self.folder, step, end, error);
+        }
+    }
+
+    /// A profile, in the log and as a file of the run folder. A failure to write it is a warning.
+    pub(crate) fn profile(&mut self, profile: &Profile) {
+        for line in &profile.lines {
+            self.line(line);
+        }
+        match self.folder.write(TRACE_FILE, &profile.trace) {
+            Ok(()) => self.line(&format!(
+                "            {} opens in ui.perfetto.dev",
+                self.folder.path().join(TRACE_FILE).display()
+            )),
+            Err(error) => self.line(&format!("warning     {error:#}")),
+        }
+    }
+
+    /// A checkpoint of this step is complete.
+    pub(crate) fn saved(&mut self, step: u64) {
+        self.newest_checkpoint = Some(step);
+    }
+
+    /// Step of the newest checkpoint.
+    pub(crate) fn newest_checkpoint(&self) -> Option<u64> {
+        self.newest_checkpoint
     }
 
     /// The checkpoints.

@@ -19,15 +19,18 @@ use crate::config::{Config, Precision};
 use crate::console::human_duration;
 use crate::data::Data;
 use crate::deadline::{Deadline, slurm_time_left};
+use crate::fitting::{Trial, fit};
 use crate::matmul_peak::matmul_peak;
 use crate::metrics::{Training, Validation};
 use crate::optimizer::Optimizer;
 use crate::plan::Plan;
 use crate::prefetch::Prefetch;
+use crate::profile::Profiler;
 use crate::ranks::Ranks;
 use crate::recorder::Recorder;
 use crate::reduction::Reduction;
 use crate::saving::{Heard, Saving};
+use crate::sessions::{End, Machine};
 use crate::setup::select_device;
 use crate::stability::{Seen, Stability};
 use crate::state::State;
@@ -63,6 +66,8 @@ pub struct Request {
     /// Save a checkpoint and stop before this much time is over; beside it, the end of the
     /// Slurm job counts.
     pub time_limit: Option<Duration>,
+    /// Write where the time of so many steps goes, after the first ones; 0 for none.
+    pub profile: u64,
     /// Check everything, say what would run, and run nothing.
     pub dry_run: bool,
 }
@@ -103,7 +108,13 @@ pub fn train(config: &Config, request: &Request, stop: &Stop) -> Result<Outcome>
     )?;
     watchdog.progress("meeting the other processes");
     let ranks = Ranks::join(world, &config.distributed, device)?;
-    let outcome = train_with(&ranks, config, request, Means { device, machine, deadline, watchdog, stop })?;
+    let session = Machine {
+        processes: world.size as u64,
+        threads: threads.count,
+        device: if device.is_cuda() { "cuda" } else { "cpu" },
+        host: world.host.clone(),
+    };
+    let outcome = train_with(&ranks, config, request, Means { device, machine, session, deadline, watchdog, stop })?;
     ranks.leave()?;
     Ok(outcome)
 }
@@ -112,13 +123,14 @@ pub fn train(config: &Config, request: &Request, stop: &Stop) -> Result<Outcome>
 struct Means<'a> {
     device: Device,
     machine: String,
+    session: Machine,
     deadline: Deadline,
     watchdog: Watchdog,
     stop: &'a Stop,
 }
 
 fn train_with(ranks: &Ranks, config: &Config, request: &Request, means: Means<'_>) -> Result<Outcome> {
-    let Means { device, machine, deadline, watchdog, stop } = means;
+    let Means { device, machine, session, deadline, watchdog, stop } = means;
     let world = &request.world;
     watchdog.progress("opening data and checkpoint");
     let data = ranks.all(Data::open(config))?;
@@ -131,7 +143,9 @@ fn train_with(ranks: &Ranks, config: &Config, request: &Request, means: Means<'_
         return Ok(Outcome::Finished);
     };
     let Beginning { model, optimizer, state, mut recorder } = beginning;
-    let plan = Plan::new(config, model.config(), sequences, ranks.size())?;
+    let trial = Trial { config, model: &model, optimizer: &optimizer, device, watchdog: &watchdog };
+    let fitting = Config { batch: fit(&trial, ranks)?, ..config.clone() };
+    let plan = Plan::new(&fitting, model.config(), sequences, ranks.size())?;
     let precision = config.run.precision.kind();
     let [peak] = ranks.sums([matmul_peak(precision, device)?])?;
     let written = recorder.as_mut().map_or(Ok(()), |recorder| {
@@ -146,7 +160,7 @@ fn train_with(ranks: &Ranks, config: &Config, request: &Request, means: Means<'_
         if deadline != Deadline::new(None, None) {
             recorder.line(&format!("time        {deadline}: the run stops with a checkpoint before"));
         }
-        recorder.begin(config, state.step)
+        recorder.begin(config, session, state.step)
     });
     ranks.all(written)?;
     let batches = Batches::new(data.train, data.order, config.data.sequence_length);
@@ -180,11 +194,15 @@ fn train_with(ranks: &Ranks, config: &Config, request: &Request, means: Means<'_
         watchdog,
         longest_step: Duration::ZERO,
         saving,
+        // One rank's time stands for all.
+        profiler: Profiler::new(if ranks.is_first() { request.profile } else { 0 }),
     };
-    run.steps(request.stop_after).map_err(|error| {
+    let outcome = run.steps(request.stop_after).map_err(|error| {
         let mut heard = Heard { recorder: &mut run.recorder, watchdog: &run.watchdog };
         run.saving.close(error, &mut heard)
-    })
+    });
+    run.end(&outcome);
+    outcome
 }
 
 /// Refuses weights of another shape, where the run would start from them.
@@ -251,6 +269,7 @@ struct Run<'a> {
     watchdog: Watchdog,
     longest_step: Duration,
     saving: Saving<'a>,
+    profiler: Profiler,
 }
 
 fn due(every: u64, step: u64) -> bool {
@@ -270,6 +289,7 @@ impl<'a> Run<'a> {
             let begun = Instant::now();
             let learning_rate =
                 self.config.schedule.learning_rate(self.config.optimizer.learning_rate, self.state.step);
+            self.profiler.begin_step();
             let result = self.step(learning_rate)?;
             self.state.step += 1;
             self.state.sequences += self.plan.split.sequences;
@@ -278,6 +298,8 @@ impl<'a> Run<'a> {
             self.clock.tokens += self.config.batch.tokens;
 
             let (step, last) = (self.state.step, self.state.step == max_steps);
+            self.profile(step, last || reached(step))?;
+            self.beat("training");
             if last || due(self.config.logging.every, step) {
                 self.log(&result, learning_rate)?;
             }
@@ -369,11 +391,13 @@ impl<'a> Run<'a> {
         };
         recorder.training(step, self.state.tokens, training);
         let each = self.clock.run.elapsed().as_secs_f64() / (step - self.clock.first_step) as f64;
+        let saved = recorder.newest_checkpoint();
         recorder.progress(step == max_steps, || {
             format!(
-                "step {step}/{max_steps}  loss {loss:.4}  lr {lr:.2e}  grad norm {grad_norm:.2}  {tokens_per_s:.0} tok/s  mfu {:.0}%  ETA {}",
+                "step {step}/{max_steps}  loss {loss:.4}  lr {lr:.2e}  grad norm {grad_norm:.2}  {tokens_per_s:.0} tok/s  mfu {:.0}%  ETA {}{}",
                 100.0 * mfu,
-                human_duration(each * (max_steps - step) as f64)
+                human_duration(each * (max_steps - step) as f64),
+                saved.map(|step| format!("  saved {step}")).unwrap_or_default()
             )
         });
         Ok(())
@@ -383,6 +407,8 @@ impl<'a> Run<'a> {
     /// cuts it short, save for the last step's: the checkpoint comes first.
     fn validate(&mut self, last: bool) -> Result<()> {
         self.watchdog.progress("validating");
+        self.beat("validating");
+        let step = self.state.step;
         let (ranks, stop, watchdog, recorder) = (self.ranks, self.stop, &self.watchdog, &mut self.recorder);
         let sequences = Sequences {
             length: self.config.data.sequence_length,
@@ -398,6 +424,7 @@ impl<'a> Run<'a> {
             &mut |done, all| {
                 watchdog.progress("validating");
                 if let Some(recorder) = recorder {
+                    recorder.beat(step, "validating", false);
                     recorder.progress(false, || format!("validating  {done} of {all} sequences"));
                 }
                 Ok(last || !ranks.any([stop.requested()])?[0])
@@ -408,7 +435,7 @@ impl<'a> Run<'a> {
             return Ok(());
         };
         let [sum, sequences] = ranks.sums([own.sum, own.sequences as f64])?;
-        let (step, loss) = (self.state.step, sum / sequences);
+        let loss = sum / sequences;
         // The weights follow from the same gradients on every rank: if they did not, this is
         // where it shows, before they are saved.
         ranks.require_equal_tensors("weights", self.model.parameters().iter())?;
@@ -425,6 +452,33 @@ impl<'a> Run<'a> {
 
     fn restart_clock(&mut self) {
         (self.clock.since, self.clock.tokens) = (Instant::now(), 0);
+    }
+
+    fn profile(&mut self, step: u64, ends: bool) -> Result<()> {
+        let profile = self.profiler.end_step(step, ends)?;
+        if let (Some(profile), Some(recorder)) = (profile, &mut self.recorder) {
+            recorder.profile(&profile);
+        }
+        Ok(())
+    }
+
+    /// A sign of life for `backpack status`.
+    fn beat(&mut self, phase: &str) {
+        if let Some(recorder) = &mut self.recorder {
+            recorder.beat(self.state.step, phase, false);
+        }
+    }
+
+    /// How this session ended, for `backpack status` and the log.
+    fn end(&mut self, outcome: &Result<Outcome>) {
+        let (end, error) = match outcome {
+            Ok(Outcome::Finished | Outcome::DryRun) => (End::Finished, None),
+            Ok(Outcome::Stopped) => (End::Stopped, None),
+            Err(error) => (End::Failed, Some(format!("{error:#}"))),
+        };
+        if let Some(recorder) = &mut self.recorder {
+            recorder.end(self.state.step, end, error);
+        }
     }
 
     /// A line for a person, once a run.

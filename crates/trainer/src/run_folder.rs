@@ -2,8 +2,24 @@
 
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+
+/// The file that is locked.
+const LOCK_FILE: &str = ".lock";
+/// How often, and how long after one another, the lock is tried for: `backpack status` may hold
+/// it for a moment.
+const TRIES: u32 = 5;
+const BETWEEN_TRIES: Duration = Duration::from_millis(50);
+
+/// Whether a process on this machine (or, where the file system locks for all, on any) has the
+/// folder.
+pub(crate) fn is_held(path: &Path) -> bool {
+    // Shared, and let go at once: two who ask do not see one another.
+    File::open(path.join(LOCK_FILE)).is_ok_and(|lock| matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock)))
+}
 
 /// The folder, locked for as long as this lives.
 #[derive(Debug)]
@@ -17,14 +33,22 @@ impl RunFolder {
     /// Makes the folder where it is not there, and takes its lock.
     pub(crate) fn open(path: &Path) -> Result<Self> {
         fs::create_dir_all(path).with_context(|| format!("the run folder {} cannot be made", path.display()))?;
-        let lock_path = path.join(".lock");
+        let lock_path = path.join(LOCK_FILE);
         let lock = File::options()
             .create(true)
             .truncate(false)
             .write(true)
             .open(&lock_path)
             .with_context(|| format!("{} cannot be written", lock_path.display()))?;
-        match lock.try_lock() {
+        let mut locked = lock.try_lock();
+        for _ in 1..TRIES {
+            if !matches!(locked, Err(TryLockError::WouldBlock)) {
+                break;
+            }
+            sleep(BETWEEN_TRIES);
+            locked = lock.try_lock();
+        }
+        match locked {
             Ok(()) => Ok(RunFolder { path: path.to_owned(), _lock: lock }),
             Err(TryLockError::WouldBlock) => {
                 bail!(
@@ -52,15 +76,18 @@ impl RunFolder {
 
 #[cfg(test)]
 mod tests {
-    use super::RunFolder;
+    use super::{RunFolder, is_held};
 
     #[test]
     fn a_folder_in_use_is_refused_until_it_is_let_go() {
         let folder = tempfile::tempdir().unwrap();
+        assert!(!is_held(folder.path()));
         let first = RunFolder::open(folder.path()).unwrap();
+        assert!(is_held(folder.path()));
         let error = RunFolder::open(folder.path()).unwrap_err().to_string();
         assert!(error.contains("is in use by another process"), "{error}");
         drop(first);
+        assert!(!is_held(folder.path()));
         RunFolder::open(folder.path()).unwrap();
     }
 }

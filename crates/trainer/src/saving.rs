@@ -92,6 +92,10 @@ impl<'a> Saving<'a> {
                 if let Some(error) = saved.untidied {
                     say(format!("warning     older checkpoints stay: {error:#}"));
                 }
+                // One at a time: it is the one that was begun last.
+                if let (Some(recorder), Some(step)) = (recorder.as_mut(), self.newest) {
+                    recorder.saved(step);
+                }
             }
             Progress::Done(Err(error)) => self.failed = Some(error),
         }

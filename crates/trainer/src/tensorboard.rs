@@ -7,8 +7,12 @@ use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail};
-use protobuf::Message;
+use protobuf::{Message, RepeatedField};
 use tensorboard_proto::event::{Event, SessionLog, SessionLog_SessionStatus};
+use tensorboard_proto::summary::{Summary, Summary_Value, SummaryMetadata, SummaryMetadata_PluginData};
+use tensorboard_proto::tensor::TensorProto;
+use tensorboard_proto::tensor_shape::{TensorShapeProto, TensorShapeProto_Dim};
+use tensorboard_proto::types::DataType;
 use tensorboard_rs::record_writer::RecordWriter;
 use tensorboard_rs::summary;
 
@@ -67,6 +71,36 @@ impl EventWriter {
             Ok(())
         })?;
         if flush { self.flush() } else { Ok(()) }
+    }
+
+    /// Appends a text, shown as it stands (TensorBoard renders Markdown).
+    ///
+    /// # Errors
+    /// As [`EventWriter::scalars`].
+    pub(crate) fn text(&mut self, step: u64, name: &str, text: &str) -> Result<()> {
+        let mut tensor = TensorProto::new();
+        tensor.set_dtype(DataType::DT_STRING);
+        // Markdown takes lines that begin with four blanks as they are.
+        let indented: String = text.lines().map(|line| format!("    {line}\n")).collect();
+        tensor.set_string_val(RepeatedField::from_vec(vec![indented.into_bytes()]));
+        // TensorBoard takes tensors of one text as a list of one.
+        let (mut shape, mut one) = (TensorShapeProto::new(), TensorShapeProto_Dim::new());
+        one.set_size(1);
+        shape.set_dim(RepeatedField::from_vec(vec![one]));
+        tensor.set_tensor_shape(shape);
+        let mut plugin = SummaryMetadata_PluginData::new();
+        plugin.set_plugin_name("text".to_owned());
+        let mut metadata = SummaryMetadata::new();
+        metadata.set_plugin_data(plugin);
+        let mut value = Summary_Value::new();
+        value.set_tag(name.to_owned());
+        value.set_metadata(metadata);
+        value.set_tensor(tensor);
+        let mut summary = Summary::new();
+        summary.set_value(RepeatedField::from_vec(vec![value]));
+        let mut e = event(step);
+        e.set_summary(summary);
+        self.attempt(|records| write(records, &e))
     }
 
     /// Hands everything to the file.
@@ -152,6 +186,20 @@ mod tests {
             let value = &events[2].get_summary().get_value()[0];
             assert_eq!((value.get_tag(), value.get_simple_value(), events[2].get_step()), ("loss", 2.5, first + 1));
         }
+    }
+
+    #[test]
+    fn a_text_is_a_list_of_one_string_for_the_text_plugin() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = EventWriter::create(folder.path(), 0).unwrap();
+        writer.text(0, "config", "[run]\nname = \"x\"\n").unwrap();
+        writer.flush().unwrap();
+        let events = events(folder.path());
+        let value = &events[0][2].get_summary().get_value()[0];
+        assert_eq!((value.get_tag(), value.get_metadata().get_plugin_data().get_plugin_name()), ("config", "text"));
+        let tensor = value.get_tensor();
+        assert_eq!(tensor.get_string_val(), [b"    [run]\n    name = \"x\"\n".to_vec()]);
+        assert_eq!((tensor.get_dtype(), tensor.get_tensor_shape().get_dim()[0].get_size()), (DataType::DT_STRING, 1));
     }
 
     #[test]

@@ -10,6 +10,8 @@ use torch_ext::{distributed, nccl, parts};
 use crate::tokenizer;
 
 /// Show what this program runs on: libtorch, threads, devices, distributed backends, tokenizer
+///
+/// Example: backpack doctor
 #[derive(Debug, Args)]
 pub(crate) struct Doctor {}
 
@@ -18,7 +20,7 @@ impl Doctor {
         let threads = trainer::set_threads(0, true, trainer::LocalRanks::from_environment()?)?;
         let torch = torch_ext::describe()?;
         let mut out = io::stdout().lock();
-        writeln!(out, "backpack     {}", env!("CARGO_PKG_VERSION"))?;
+        writeln!(out, "backpack     {}", crate::VERSION)?;
         writeln!(out, "libtorch     {} from {}", torch.version, library("libtorch_cpu.so"))?;
         writeln!(out, "             {}; {}", torch.onednn, torch.mkl)?;
         writeln!(out, "CPU          {threads}, {}, own kernels for {}", torch.cpu_capability, torch.kernels)?;

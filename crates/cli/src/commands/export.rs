@@ -72,7 +72,7 @@ impl Export {
         let real = self.checkpoint.canonicalize()?;
         let run_dir = real.parent().and_then(Path::parent).filter(|dir| dir.join("metrics.jsonl").is_file());
         let has_plot = match (run_dir, &state) {
-            (Some(run_dir), Some(_)) => trainer::plot(&[run_dir.to_owned()], &folder.join("loss.svg")).is_ok(),
+            (Some(run_dir), Some(_)) => trainer::plot(&[run_dir.to_owned()], &[], &folder.join("loss.svg")).is_ok(),
             _ => false,
         };
         fs::write(folder.join("README.md"), hugging_face::model_card(&config, state.as_ref(), has_plot))?;

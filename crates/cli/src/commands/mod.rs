@@ -1,6 +1,7 @@
 //! One file a subcommand: its arguments and what it prints.
 
 pub(crate) mod bench;
+pub(crate) mod completions;
 pub(crate) mod doctor;
 pub(crate) mod dump;
 pub(crate) mod eval;
@@ -8,7 +9,10 @@ pub(crate) mod export;
 pub(crate) mod generate;
 pub(crate) mod import;
 pub(crate) mod launch;
+pub(crate) mod man;
+pub(crate) mod plan;
 pub(crate) mod plot;
 pub(crate) mod prepare_data;
+pub(crate) mod status;
 pub(crate) mod train;
 pub(crate) mod verify_data;

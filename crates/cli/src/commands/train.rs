@@ -32,6 +32,10 @@ pub(crate) struct Train {
     /// the end of a Slurm job is known without it
     #[arg(long, value_name = "DURATION", value_parser = trainer::parse_duration)]
     time_limit: Option<Duration>,
+    /// Write where the time of N steps goes, after the first three: by part in the log, and as
+    /// profile.json in the run folder, which chrome://tracing and ui.perfetto.dev open
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    profile: u64,
     /// Check the configuration and the data, say what would run, and run nothing
     #[arg(long)]
     dry_run: bool,
@@ -53,6 +57,7 @@ impl Train {
             },
             stop_after: self.stop_after,
             time_limit: self.time_limit,
+            profile: self.profile,
             dry_run: self.dry_run,
         };
         Ok(match trainer::train(&config, &request, stop)? {

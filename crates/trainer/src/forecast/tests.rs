@@ -1,0 +1,123 @@
+use super::*;
+use model::Kind;
+
+fn forecast(config: &Config, request: ForecastRequest) -> Forecast {
+    let tokens = KnownTokens { training: request.train_tokens, validation: Some(4_434_897) };
+    Forecast::with(config, &request, true, tokens, None, None).unwrap()
+}
+
+fn published() -> Forecast {
+    let request = ForecastRequest {
+        train_tokens: Some(9_035_582_198),
+        processes: 4,
+        tokens_per_second: Some(168_000.0),
+        rates: Rates { watts: Some(400.0), price_per_hour: Some(2.0) },
+        ..ForecastRequest::default()
+    };
+    forecast(&Config::example(), request)
+}
+
+/// Reference points 17, 25 and 26, and the table of sizes.
+#[test]
+fn the_published_run_is_what_the_reference_says() {
+    let plan = published();
+    assert_eq!((plan.parameters, plan.tokens), (170_083_584, 52_428_800_000));
+    assert_eq!(plan.parameters_by_part.iter().map(|part| part.parameters).sum::<i64>(), plan.parameters);
+    let by_part: Vec<i64> = plan.parameters_by_part.iter().map(|part| part.parameters).collect();
+    // 50,264 x 768; 512 x 768; GPT-2 small's 124,051,968 without them; the sense network's MLPs
+    // 768-3072-768 and 768-3072-12288 with three norms; 768 x 1536 and its bias.
+    assert_eq!(by_part, [38_602_752, 393_216, 85_056_000, 44_850_432, 1_181_184]);
+    assert!((plan.flops_per_token / 1.115e9 - 1.0).abs() < 1e-3 && (plan.flops / 5.85e19 - 1.0).abs() < 2e-3);
+    assert!((plan.epochs.unwrap() - 5.80).abs() < 0.005);
+    assert_eq!((plan.sequences_per_step, plan.micro_batch, plan.accumulation), (1_024, 16, 16));
+    assert_eq!((plan.validations, plan.warnings.len()), (100, 0));
+    // docs/gpu.md: 3.6 days on four A100 at 15% of their peak.
+    let days = plan.seconds.unwrap() / 86_400.0;
+    assert!((3.6..3.7).contains(&days), "{days}");
+    let cost = plan.cost.unwrap();
+    assert!((cost.process_hours - 96.0 * days).abs() < 1e-6 && (cost.price.unwrap() - 192.0 * days).abs() < 1e-6);
+    assert!((cost.kilowatt_hours.unwrap() - 38.4 * days).abs() < 1e-6);
+    // The newest two, the best three, two for good, and one that is being written.
+    assert_eq!((plan.disk.most, plan.disk.bytes_each), (8, 12 * 170_083_584));
+}
+
+#[test]
+fn a_gpt2_has_no_senses() {
+    let mut config = Config::example();
+    config.model = ModelConfig { kind: Kind::Gpt2, ..ModelConfig::default() };
+    let plan = forecast(&config, ForecastRequest { processes: 1, ..ForecastRequest::default() });
+    assert_eq!((plan.parameters, plan.parameters_by_part.len()), (124_051_968, 3));
+    assert_eq!(plan.parameters_by_part.iter().map(|part| part.parameters).sum::<i64>(), plan.parameters);
+    assert!((plan.flops_per_token / 0.799e9 - 1.0).abs() < 1e-3);
+    assert!(plan.to_string().contains("time        unknown: give --tokens-per-second"));
+}
+
+fn warnings(change: impl FnOnce(&mut Config)) -> Vec<String> {
+    let mut config = Config::example();
+    change(&mut config);
+    let request = ForecastRequest { processes: 1, tokens_per_second: Some(40_000.0), ..ForecastRequest::default() };
+    forecast(&config, request).warnings
+}
+
+#[test]
+fn likely_mistakes_are_named_and_the_published_run_has_none() {
+    let one = |change: fn(&mut Config)| {
+        let found = warnings(change);
+        assert_eq!(found.len(), 1, "{found:?}");
+        found.into_iter().next().unwrap()
+    };
+    assert_eq!(warnings(|c| c.checkpoint.every = 500), [""; 0]);
+    assert!(
+        one(|c| {
+            c.schedule.warmup_steps = 60_000;
+            c.checkpoint.every = 500
+        })
+        .contains("is 60% of schedule.max_steps")
+    );
+    assert!(one(|c| { c.batch.tokens = 65_536 }).starts_with("batch.tokens is 65536"));
+    assert!(
+        one(|c| {
+            c.validation.every = 1;
+            c.checkpoint.every = 500
+        })
+        .starts_with("validation takes 74% of the computing, more than training")
+    );
+    assert!(
+        one(|c| {
+            c.validation.every = 200_000;
+            c.checkpoint.every = 500
+        })
+        .contains("only the last step is validated")
+    );
+    assert!(
+        one(|c| {
+            c.validation.every = 10_007;
+            c.checkpoint.every = 500
+        })
+        .contains("keep_best keeps none but the last")
+    );
+    assert!(one(|_| ()).starts_with("1000 steps pass between checkpoints, 3.6 hours"));
+}
+
+#[test]
+fn what_does_not_fit_is_said() {
+    let request = ForecastRequest { processes: 2, train_tokens: Some(1_000_000), ..ForecastRequest::default() };
+    let tokens = KnownTokens { training: Some(1_000_000), validation: None };
+    let plan = Forecast::with(&Config::example(), &request, false, tokens, Some(1 << 30), Some(1 << 30)).unwrap();
+    let starts = ["the run goes over its data 52432 times", "", "checkpoints need 16.3 GB, and 1.1 are free"];
+    assert_eq!(plan.warnings.len(), 3, "{:?}", plan.warnings);
+    for (warning, start) in plan.warnings.iter().zip(starts) {
+        assert!(warning.starts_with(start), "{warning}");
+    }
+    assert!(plan.warnings[1].contains("GB are needed on this machine, which has 1.1"));
+}
+
+#[test]
+fn a_rate_comes_from_a_report_of_bench() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("bench.json");
+    std::fs::write(&file, r#"{"tokens_per_s": 1500.0, "world_size": 2}"#).unwrap();
+    assert_eq!(rate_of_bench(&file, 8).unwrap(), 6_000.0);
+    std::fs::write(&file, "{}").unwrap();
+    assert!(rate_of_bench(&file, 8).unwrap_err().to_string().contains("is no report of `backpack bench --json`"));
+}
