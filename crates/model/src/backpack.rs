@@ -145,8 +145,7 @@ impl Backpack {
 
     /// Contextualization weights of ids `[B, T]` -> `[B, L, T, T]` fp32.
     pub fn contextualization(&self, ids: &Tensor, pass: Pass) -> Tensor {
-        let hidden = self.body.forward(&self.body.tied(pass), ids, pass);
-        self.sense_weight_network.forward(&hidden, ids.size()[0], pass)
+        self.sense_weight_network.forward(&self.body.forward(ids, pass), ids.size()[0], pass)
     }
 
     /// Weights `[B, L, T, T]` and senses `[B, T, L, D]` -> outputs `[B, T, D]`: one matrix
@@ -173,7 +172,7 @@ impl Backpack {
     }
 
     /// `[B, T]` int64 -> `[B T, D]`, to be multiplied by the embedding `wte` ([`Body::tied`]).
-    pub fn forward(&self, wte: &Tensor, ids: &Tensor, pass: Pass) -> Tensor {
+    pub(crate) fn forward(&self, wte: &Tensor, ids: &Tensor, pass: Pass) -> Tensor {
         let sequences = ids.size()[0];
         let weights = &self.sense_weight_network;
         // The senses first: backward passes run in the opposite order, so that the senses' weights,
@@ -183,13 +182,13 @@ impl Backpack {
             let words = mark(&embed(wte, &words, pass), "embedding", "senses backward");
             let (network, last) = (&self.sense_network, &self.sense_network.final_mlp);
             let senses = mark(&last.branch(&network.hidden(words, pass), pass).value, "senses", "embedding backward");
-            let hidden = mark(&self.body.forward(wte, ids, pass), "body", "mixing backward");
+            let hidden = mark(&self.body.forward_from(wte, ids, pass), "body", "mixing backward");
             let qk = weights.c_attn.product(&hidden, pass);
             let (qk_bias, bias) = (weights.c_attn.bias(), last.bias());
             sure(torch_ext::mix_senses(&qk, qk_bias, &senses, bias, &place, sequences, weights.num_senses))
         } else {
             let senses = mark(&self.senses(ids, pass), "senses", "embedding backward");
-            let hidden = mark(&self.body.forward(wte, ids, pass), "body", "mixing backward");
+            let hidden = mark(&self.body.forward_from(wte, ids, pass), "body", "mixing backward");
             self.combine(&weights.forward(&hidden, sequences, pass), &senses, pass).flatten(0, 1)
         };
         mark(&mixed, "mixing", "head and loss backward")

@@ -134,13 +134,17 @@ impl Body {
     }
 
     /// The token embedding for all that uses it in one pass: rows, and the head's product.
-    pub fn tied(&self, pass: Pass) -> Tensor {
+    pub(crate) fn tied(&self, pass: Pass) -> Tensor {
         if pass.is_fused_on(self.wte.device()) { sure(torch_ext::tie(&self.wte)) } else { self.wte.shallow_clone() }
     }
 
     /// `[B, T]` int64 -> `[B T, D]`, fp32 or of the pass's type, after the last LayerNorm.
-    /// `wte` is [`Body::tied`].
-    pub fn forward(&self, wte: &Tensor, ids: &Tensor, pass: Pass) -> Tensor {
+    pub fn forward(&self, ids: &Tensor, pass: Pass) -> Tensor {
+        self.forward_from(&self.tied(pass), ids, pass)
+    }
+
+    /// The same where `wte`, [`Body::tied`], has other uses in this pass.
+    pub(crate) fn forward_from(&self, wte: &Tensor, ids: &Tensor, pass: Pass) -> Tensor {
         let (sequences, length) = (ids.size()[0], ids.size()[1]);
         let x = embed(wte, ids, pass) + self.wpe.narrow(0, 0, length);
         let x = mark(&pass.drop(x).flatten(0, 1), "embedding", "body backward");

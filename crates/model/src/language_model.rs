@@ -107,7 +107,7 @@ impl LanguageModel {
     fn rows(&self, wte: &Tensor, ids: &Tensor, pass: Pass) -> Tensor {
         match &self.network {
             Network::Backpack(backpack) => backpack.forward(wte, ids, pass),
-            Network::Gpt2(body) => mark(&body.forward(wte, ids, pass), "body", "head and loss backward"),
+            Network::Gpt2(body) => mark(&body.forward_from(wte, ids, pass), "body", "head and loss backward"),
         }
     }
 

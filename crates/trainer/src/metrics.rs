@@ -236,7 +236,7 @@ mod tests {
         }
         metrics.file = disk;
         metrics.write(&training(4)).unwrap();
-        let steps: Vec<u64> = read_losses(folder.path()).unwrap().iter().map(|r| r.step).collect();
+        let steps: Vec<u64> = read(folder.path()).unwrap().iter().map(|line| line.step).collect();
         assert_eq!(steps, [1, 2, 3, 4]);
     }
 

@@ -61,9 +61,10 @@ pub(crate) fn likely_mistakes(config: &Config, forecast: &Forecast) -> Vec<Strin
     let between = if saves(checkpoint.every) { checkpoint.every } else { schedule.max_steps };
     if let Some(seconds) = forecast.seconds_per_step.map(|step| step * between as f64)
         && seconds > LONG_WITHOUT_CHECKPOINT
+        && checkpoint.every_minutes == 0
     {
         found.push(format!(
-            "{between} steps pass between checkpoints, {:.1} hours of work that a crash costs: lower checkpoint.every",
+            "{between} steps pass between checkpoints, {:.1} hours of work that a crash costs: lower checkpoint.every or set checkpoint.every_minutes",
             seconds / 3_600.0
         ));
     }
@@ -72,7 +73,7 @@ pub(crate) fn likely_mistakes(config: &Config, forecast: &Forecast) -> Vec<Strin
             "the run goes over its data {epochs:.0} times: the model will repeat it rather than learn from it; take more text or fewer steps"
         ));
     }
-    if let (Some(total), needed) = (forecast.machine_memory, forecast.memory.total() * forecast.local_processes)
+    if let (Some(total), needed) = (forecast.machine_memory, forecast.memory.total * forecast.local_processes)
         && needed > total
     {
         found.push(format!(

@@ -101,8 +101,6 @@ pub struct Forecast {
     pub cost: Option<Cost>,
     /// Of one process.
     pub memory: Memory,
-    /// All of [`Forecast::memory`].
-    pub memory_total: u64,
     /// What this machine has, for a run on its CPU.
     pub machine_memory: Option<u64>,
     /// Checkpoints.
@@ -154,7 +152,7 @@ impl Forecast {
         let seconds_per_step = rate.map(|rate| config.batch.tokens as f64 / rate);
         let seconds = rate.map(|rate| run_tokens as f64 / rate / (1.0 - validation_share.unwrap_or(0.0)));
         let hours = seconds.map(|seconds| seconds / 3_600.0 * request.processes as f64);
-        let memory = Memory::of(config, micro_batch, on_gpu);
+        let memory = Memory::of(config, micro_batch, accumulation, on_gpu);
         let mut forecast = Forecast {
             parameters: model.num_parameters(),
             parameters_by_part: parts(model),
@@ -184,7 +182,6 @@ impl Forecast {
                 request.rates.cost(hours, threads.map(|threads| threads * hours))
             }),
             memory,
-            memory_total: memory.total(),
             machine_memory,
             disk: disk(config),
             free_disk,
@@ -258,7 +255,8 @@ fn disk(config: &Config) -> Disk {
     };
     let for_good = if checkpoint.keep_every > 0 && checkpoint.every > 0 { steps / checkpoint.keep_every } else { 0 };
     let kept = (checkpoint.keep_last + checkpoint.keep_best) as u64 + for_good;
-    let most = kept.min(saved) + 1;
+    // One is written before another goes, and one may be there for its time alone.
+    let most = kept.min(saved) + 1 + u64::from(checkpoint.every_minutes > 0);
     let bytes_each = 12 * config.model.num_parameters() as u64;
     Disk { bytes_each, most, bytes: most * bytes_each }
 }

@@ -45,14 +45,15 @@ impl fmt::Display for Forecast {
         let memory = &self.memory;
         writeln!(
             f,
-            "memory      {:.2} GB a process on a {}: weights {:.2}, gradients {:.2}, optimiser {:.2}, activations {:.2}, logits {:.2}, other {:.2}",
-            gigabytes(self.memory_total),
+            "memory      {:.2} GB a process on a {}: weights {:.2}, gradients {:.2}, optimiser {:.2}, activations {:.2}, logits {:.2}, copy for checkpoints {:.2}, other {:.2}",
+            gigabytes(memory.total),
             if self.device == "cuda" { "GPU" } else { "CPU" },
             gigabytes(memory.weights),
             gigabytes(memory.gradients),
             gigabytes(memory.optimizer),
             gigabytes(memory.activations),
             gigabytes(memory.logits),
+            gigabytes(memory.checkpoint),
             gigabytes(memory.overhead)
         )?;
         write!(
