@@ -5,7 +5,7 @@
 # table of faults tried, survived and lost; exits with 1 when anything was lost.
 #
 #   scripts/torture.sh [--quick] [--kills N] [--seed N] [--keep]
-#     --quick    10 kills and fewer damages: about a minute
+#     --quick    10 kills and fewer damages: under a minute and a half
 #     --kills N  so many (50)
 #     --seed N   of the moments; without it one is drawn, and printed
 #     --keep     leave the run folders, and say where

@@ -94,10 +94,10 @@ def disk_full_for_a_while(training: Training, expected) -> str | None:
                     file.write(b"x" * 4096)
         except OSError:
             pass
-        wait_for(lambda: "the run goes on" in (training.work / "stderr.txt").read_text() or process.poll() is not None)
+        wait_for(lambda: "the run goes on" in training.said() or process.poll() is not None)
         filler.unlink()
         code = process.wait()
-        said = (training.work / "stderr.txt").read_text()
+        said = training.said()
         if code != 0 or "the run goes on" not in said:
             return f"exit code {code}: {said.strip()[-300:]}"
         return difference(run, expected)
@@ -265,7 +265,7 @@ def two_trainers(training: Training, expected) -> str | None:
 def suspended(training: Training, expected) -> str | None:
     """Longer than the watchdog's 6 s: time in which the process could not run does not count."""
     run = training.work / "suspended"
-    process = training.start(run)
+    process = training.start(run, "--set", "run.watchdog=6")
     if not wait_for(lambda: len(metrics(run)) > 5):
         kill(process)
         return "it did not start"
@@ -273,5 +273,5 @@ def suspended(training: Training, expected) -> str | None:
     time.sleep(9)
     kill(process, signal.SIGCONT)
     code = process.wait()
-    said = (training.work / "stderr.txt").read_text()
+    said = training.said()
     return f"exit code {code}: {said.strip()[-300:]}" if code != 0 else difference(run, expected)

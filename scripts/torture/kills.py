@@ -82,7 +82,7 @@ def kills(training: Training, expected, count: int, draw: random.Random, seconds
             wait_for_place(place, run, draw, process, seconds)
             killed_at = time.time()
             kill(process)
-            code = process.wait()
+            code, said = process.wait(), training.said()
         else:
             code, said = training.run(run)
         if code == -signal.SIGKILL and not last:
@@ -92,7 +92,7 @@ def kills(training: Training, expected, count: int, draw: random.Random, seconds
             step = max((line["step"] for line in metrics(run)), default=0)
             say(f"kill {done}/{count}: {where}, at step {step} of {STEPS}")
             continue
-        wrong = f"exit code {code}: {(said if last else '').strip()[-300:]}" if code != 0 else difference(run, expected)
+        wrong = f"exit code {code}: {said.strip()[-300:]}" if code != 0 else difference(run, expected)
         if wrong:
             lost.append(f"after {of_this_run} kills: {wrong}")
             say(f"LOST: {lost[-1]}")

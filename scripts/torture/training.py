@@ -16,7 +16,6 @@ CONFIG = """
 precision = "fp32"
 device = "cpu"
 threads = 1
-watchdog = 6
 [model]
 n_embd = 256
 n_head = 4
@@ -84,6 +83,10 @@ class Training:
         return subprocess.Popen(
             self.arguments(run, *more), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors, **how
         )
+
+    def said(self) -> str:
+        """What the newest that was started without a pipe said."""
+        return (self.work / "stderr.txt").read_text(errors="replace")
 
     def run(self, run: Path, *more: str, **how) -> tuple[int, str]:
         """To its end: exit code and what it said."""
