@@ -65,7 +65,12 @@ fn run(block: &Block, folder: &Path) {
     let path = format!("{}:{}", folder.join("bin").display(), std::env::var("PATH").unwrap());
     let mut shell = Command::new("bash");
     shell.args(["-euo", "pipefail", "-c", &block.text]).current_dir(folder).env("PATH", path);
-    // What a shell sets up for later (completions, manual pages) goes into the sandbox too.
+    // What a shell sets up for later (completions, manual pages) goes into the sandbox too; libtorch
+    // is where it was, or scripts/setup.sh would link this checkout to another.
+    if std::env::var_os("XDG_CACHE_HOME").is_none() {
+        let home = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
+        shell.env("XDG_CACHE_HOME", home.join(".cache"));
+    }
     shell.env("HOME", folder);
     let output = shell.output().unwrap();
     assert!(

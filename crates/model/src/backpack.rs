@@ -175,9 +175,9 @@ impl Backpack {
     pub(crate) fn forward(&self, wte: &Tensor, ids: &Tensor, pass: Pass) -> Tensor {
         let sequences = ids.size()[0];
         let weights = &self.sense_weight_network;
-        // The senses first: backward passes run in the opposite order, so that the senses' weights,
-        // a quarter of all, get their gradients when the body has let go of what it kept.
         let mixed = if pass.is_fused_on(ids.device()) && weights.num_senses <= torch_ext::MOST_SENSES {
+            // The senses first: backward passes run in the opposite order, so that the senses' weights,
+            // a quarter of all, get their gradients when the body has let go of what it kept.
             let (words, place) = self.words(ids, pass);
             let words = mark(&embed(wte, &words, pass), "embedding", "senses backward");
             let (network, last) = (&self.sense_network, &self.sense_network.final_mlp);
@@ -187,8 +187,8 @@ impl Backpack {
             let (qk_bias, bias) = (weights.c_attn.bias(), last.bias());
             sure(torch_ext::mix_senses(&qk, qk_bias, &senses, bias, &place, sequences, weights.num_senses))
         } else {
-            let senses = mark(&self.senses(ids, pass), "senses", "embedding backward");
-            let hidden = mark(&self.body.forward_from(wte, ids, pass), "body", "mixing backward");
+            let hidden = mark(&self.body.forward_from(wte, ids, pass), "body", "embedding backward");
+            let senses = mark(&self.senses(ids, pass), "senses", "mixing backward");
             self.combine(&weights.forward(&hidden, sequences, pass), &senses, pass).flatten(0, 1)
         };
         mark(&mixed, "mixing", "head and loss backward")

@@ -159,9 +159,7 @@ mod tests {
     /// --threads 1 --json`, `peak_memory_bytes`: two Zen 4 cores, 2026-11-25. It saves no checkpoint.
     #[test]
     fn the_estimate_is_near_what_was_measured() {
-        for (micro_batch, passes, measured) in
-            [(1, 1, 1.031e9), (2, 1, 1.018e9), (4, 1, 1.111e9), (4, 2, 1.281e9)]
-        {
+        for (micro_batch, passes, measured) in [(1, 1, 1.031e9), (2, 1, 1.018e9), (4, 1, 1.111e9), (4, 2, 1.281e9)] {
             let memory = micro(micro_batch, passes, false);
             let estimate = (memory.total - memory.checkpoint) as f64;
             assert!(
