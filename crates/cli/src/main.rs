@@ -11,7 +11,6 @@ mod new_folder;
 mod progress;
 mod rates;
 mod run_config;
-mod tokenizer;
 mod world;
 
 use std::io::{self, Write};

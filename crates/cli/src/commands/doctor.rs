@@ -4,10 +4,9 @@ use std::path::Path;
 
 use anyhow::Result;
 use clap::Args;
+use evals::Tokenizer;
 use tch::{Cuda, Device, Kind};
 use torch_ext::{distributed, nccl, parts};
-
-use crate::tokenizer;
 
 /// Show what this program runs on: libtorch, threads, devices, distributed backends, tokenizer
 ///
@@ -36,9 +35,9 @@ impl Doctor {
                 writeln!(out, "{:13}{line}", if i == 0 { head } else { "" })?;
             }
         }
-        let path = Path::new(tokenizer::DEFAULT);
-        match tokenizer::open(path) {
-            Ok(found) => writeln!(out, "tokenizer    {} with {} ids", path.display(), found.get_vocab_size(true))?,
+        let path = Path::new(Tokenizer::DEFAULT);
+        match Tokenizer::open(path) {
+            Ok(found) => writeln!(out, "tokenizer    {} with {} ids", path.display(), found.vocab_size())?,
             Err(error) => writeln!(out, "tokenizer    none below this folder ({error:#})")?,
         }
         Ok(())

@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
+use evals::Tokenizer;
 use model::{Pass, write_tensors};
 use tch::{Kind, Tensor};
 
 use crate::compute::{Compute, parse_ids};
-use crate::tokenizer;
 
 /// Write what a model computes for a text, as safetensors
 ///
@@ -47,9 +47,7 @@ impl Dump {
     pub(crate) fn run(self) -> Result<()> {
         let model = self.compute.load()?;
         let ids = match (&self.input.text, &self.input.ids, &self.input.ids_file) {
-            (Some(text), _, _) => {
-                tokenizer::encode(&tokenizer::load(self.tokenizer.as_deref(), &self.compute.model)?, text)?
-            }
+            (Some(text), _, _) => Tokenizer::of_model(self.tokenizer.as_deref(), &self.compute.model)?.encode(text)?,
             (_, Some(ids), _) => parse_ids(ids)?,
             (_, _, Some(path)) => read_ids(path, model.config().n_positions as u64)?,
             _ => Vec::new(),

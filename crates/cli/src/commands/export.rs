@@ -4,13 +4,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use evals::Tokenizer;
 use model::{CONFIG_FILE, Kind, LanguageModel, ModelConfig, WEIGHTS_FILE, write_tensors};
 use serde_json::json;
 
 use crate::compute::Machine;
 use crate::hugging_face::{self, DType, write_json};
 use crate::new_folder::{NewFolder, copy};
-use crate::tokenizer;
 
 /// Write a Hugging Face folder from a checkpoint
 ///
@@ -81,14 +81,14 @@ impl Export {
 
     /// Tokenizer files, where the model's vocabulary has room for them. Gives what to say.
     fn write_tokenizer(&self, config: &ModelConfig, folder: &Path) -> Result<Vec<String>> {
-        let Some(path) = tokenizer::find(self.tokenizer.as_deref(), &self.checkpoint) else {
+        let Some(path) = Tokenizer::find(self.tokenizer.as_deref(), &self.checkpoint) else {
             return Ok(vec![format!(
                 "left the tokenizer files out: no tokenizer.json in {} nor at {}; name one with --tokenizer",
                 self.checkpoint.display(),
-                tokenizer::DEFAULT
+                Tokenizer::DEFAULT
             )]);
         };
-        let size = tokenizer::open(&path)?.get_vocab_size(true) as i64;
+        let size = Tokenizer::open(&path)?.vocab_size() as i64;
         if config.vocab_size < size {
             return Ok(vec![format!(
                 "left the tokenizer files out: the model's vocabulary of {} is smaller than the tokenizer's {size}",

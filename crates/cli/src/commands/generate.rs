@@ -3,11 +3,11 @@ use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
 use clap::Args;
+use evals::Tokenizer;
 use model::Sampling;
 use serde_json::json;
 
 use crate::compute::{Compute, parse_ids};
-use crate::tokenizer;
 
 /// Continue a text
 ///
@@ -65,8 +65,8 @@ impl Generate {
         let (prompt_ids, tokenizer) = match (self.prompt, self.prompt_ids) {
             (Some(text), _) => {
                 ensure!(!text.is_empty(), "the prompt is empty: give at least one word");
-                let tokenizer = tokenizer::load(given, folder)?;
-                (tokenizer::encode(&tokenizer, &text)?, Some(tokenizer))
+                let tokenizer = Tokenizer::of_model(given, folder)?;
+                (tokenizer.encode(&text)?, Some(tokenizer))
             }
             (None, ids) => {
                 // The ids may be another vocabulary's: only a tokenizer of the model's own tells.
@@ -74,13 +74,13 @@ impl Generate {
                     given.map(PathBuf::from).or_else(|| Some(folder.join("tokenizer.json")).filter(|p| p.is_file()));
                 let ids = parse_ids(&ids.unwrap_or_default())?;
                 ensure!(!ids.is_empty(), "the prompt is empty: give at least one id");
-                (ids, own.map(|path| tokenizer::open(&path)).transpose()?)
+                (ids, own.map(|path| Tokenizer::open(&path)).transpose()?)
             }
         };
         let model = self.compute.load()?;
         let new_ids = model::generate(&model, &prompt_ids, self.max_new_tokens, sampling)?;
         let all = [prompt_ids.as_slice(), new_ids.as_slice()].concat();
-        let text = tokenizer.map(|t| tokenizer::decode(&t, &all)).transpose()?;
+        let text = tokenizer.map(|t| t.decode(&all)).transpose()?;
         let mut out = io::stdout().lock();
         if self.json {
             writeln!(out, "{}", json!({ "prompt_ids": prompt_ids, "new_ids": new_ids, "text": text }))?;

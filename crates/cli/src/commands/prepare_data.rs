@@ -5,9 +5,9 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Args;
 use data_prep::{PrepareOptions, Prepared, Recipe};
+use evals::Tokenizer;
 
 use crate::progress::Bar;
-use crate::tokenizer;
 
 /// What a kill costs at most.
 const COMMIT_EVERY: Duration = Duration::from_secs(5);
@@ -31,7 +31,7 @@ pub(crate) struct PrepareData {
     #[arg(long, default_value_t = Recipe::Backpack)]
     recipe: Recipe,
     /// The tokenizer.json
-    #[arg(long, value_name = "FILE", default_value = tokenizer::DEFAULT)]
+    #[arg(long, value_name = "FILE", default_value = Tokenizer::DEFAULT)]
     tokenizer: PathBuf,
     /// The key or column that holds the text
     #[arg(long, value_name = "NAME", default_value = "text")]

@@ -4,8 +4,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 use data_prep::OpenWebText;
-
-use crate::tokenizer;
+use evals::Tokenizer;
 
 /// Check prepared shards against their manifest
 ///
@@ -17,7 +16,7 @@ pub(crate) struct VerifyData {
     #[arg(value_name = "DIR")]
     folder: PathBuf,
     /// The tokenizer.json that the most frequent ids are shown with
-    #[arg(long, value_name = "FILE", default_value = tokenizer::DEFAULT)]
+    #[arg(long, value_name = "FILE", default_value = Tokenizer::DEFAULT)]
     tokenizer: PathBuf,
 }
 
@@ -25,7 +24,7 @@ impl VerifyData {
     pub(crate) fn run(self) -> Result<()> {
         let report = data_prep::verify(&self.folder)?;
         // Only a convenience here: ids are shown where there is none.
-        let tokenizer = tokenizer::open(&self.tokenizer).ok();
+        let tokenizer = Tokenizer::open(&self.tokenizer).ok();
         let manifest = &report.manifest;
         let mut out = io::stdout().lock();
         for (name, split, found) in [("train", &manifest.train, &report.train), ("val", &manifest.val, &report.val)] {
@@ -37,7 +36,7 @@ impl VerifyData {
                 found.ends_of_text,
                 split.shards.len()
             )?;
-            let show = |id: u16| match tokenizer.as_ref().and_then(|t| tokenizer::decode(t, &[i64::from(id)]).ok()) {
+            let show = |id: u16| match tokenizer.as_ref().and_then(|t| t.decode(&[i64::from(id)]).ok()) {
                 Some(text) => format!("{text:?}"),
                 None => id.to_string(),
             };
@@ -45,7 +44,7 @@ impl VerifyData {
                 found.most_frequent.iter().map(|&(id, n)| format!("{} {n}", show(id))).collect();
             writeln!(out, "       most frequent: {}", frequent.join(", "))?;
             let sample: Vec<i64> = found.sample.iter().map(|&id| i64::from(id)).collect();
-            let sample = match tokenizer.as_ref().and_then(|t| tokenizer::decode(t, &sample).ok()) {
+            let sample = match tokenizer.as_ref().and_then(|t| t.decode(&sample).ok()) {
                 Some(text) => format!("{text:?}"),
                 None => format!("{sample:?}"),
             };
