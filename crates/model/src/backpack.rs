@@ -8,8 +8,10 @@ use torch_ext::parts::mark;
 
 use crate::body::{Body, embed};
 use crate::config::ModelConfig;
+use crate::edits::EditedSenses;
 use crate::layers::{LayerNorm, Linear, Mlp, Pass, Residual, sure};
 use crate::parameters::Parameters;
+use crate::sense_table::SenseTable;
 
 /// C(x): the sense vectors of words, from their embeddings alone.
 #[derive(Debug)]
@@ -97,6 +99,9 @@ pub struct Backpack {
     body: Body,
     sense_network: SenseNetwork,
     sense_weight_network: SenseWeightNetwork,
+    /// Stands where the sense network would, in evaluation.
+    table: Option<SenseTable>,
+    edited: Option<EditedSenses>,
 }
 
 /// The number of words whose senses are made is a multiple of it.
@@ -108,7 +113,23 @@ impl Backpack {
             body: Body::new(config, parameters),
             sense_network: SenseNetwork::new(config, parameters),
             sense_weight_network: SenseWeightNetwork::new(config, parameters),
+            table: None,
+            edited: None,
         }
+    }
+
+    pub(crate) fn use_table(&mut self, table: SenseTable) {
+        self.table = Some(table);
+    }
+
+    /// What is edited of its senses.
+    pub fn edited(&self) -> Option<&EditedSenses> {
+        self.edited.as_ref()
+    }
+
+    /// Puts these edits in the place of those that were there.
+    pub(crate) fn set_edited(&mut self, edited: Option<EditedSenses>) {
+        self.edited = edited;
     }
 
     /// The body that makes the context.
@@ -119,12 +140,25 @@ impl Backpack {
     /// Sense vectors of ids `[B, T]` -> `[B, T, L, D]`, of the pass's type.
     pub fn senses(&self, ids: &Tensor, pass: Pass) -> Tensor {
         let (words, place) = self.words(ids, pass);
-        let senses = self
-            .sense_network
-            .forward(mark(&embed(&self.body.tied(pass), &words, pass), "embedding", "senses backward"), pass);
+        let senses = self.word_senses(&words, pass);
         let senses = if pass.shares_senses() { senses.index_select(0, &place) } else { senses };
         let (size, num_senses) = (ids.size(), self.sense_weight_network.num_senses);
         senses.view([size[0], size[1], num_senses, self.body.wte().size()[1]])
+    }
+
+    /// Sense vectors of words `[U]` -> `[U, L D]`, of the pass's type: the network's or the table's, or as edited.
+    pub(crate) fn word_senses(&self, words: &Tensor, pass: Pass) -> Tensor {
+        let senses = match &self.table {
+            Some(table) => table.rows(words).to_device(words.device()).to_kind(pass.kind),
+            None => {
+                let embeddings = embed(&self.body.tied(pass), words, pass);
+                self.sense_network.forward(mark(&embeddings, "embedding", "senses backward"), pass)
+            }
+        };
+        match &self.edited {
+            Some(edited) => edited.put(words, senses),
+            None => senses,
+        }
     }
 
     /// The words whose senses are made, `[U]`, and which one each token is, `[B T]`: each
@@ -179,13 +213,19 @@ impl Backpack {
             // The senses first: backward passes run in the opposite order, so that the senses' weights,
             // a quarter of all, get their gradients when the body has let go of what it kept.
             let (words, place) = self.words(ids, pass);
-            let words = mark(&embed(wte, &words, pass), "embedding", "senses backward");
-            let (network, last) = (&self.sense_network, &self.sense_network.final_mlp);
-            let senses = mark(&last.branch(&network.hidden(words, pass), pass).value, "senses", "embedding backward");
+            let last = self.sense_network.final_mlp.bias();
+            let (senses, bias) = if self.table.is_none() && self.edited.is_none() {
+                let words = mark(&embed(wte, &words, pass), "embedding", "senses backward");
+                let hidden = self.sense_network.hidden(words, pass);
+                (self.sense_network.final_mlp.branch(&hidden, pass).value, last.shallow_clone())
+            } else {
+                (self.word_senses(&words, pass), last.zeros_like())
+            };
+            let senses = mark(&senses, "senses", "embedding backward");
             let hidden = mark(&self.body.forward_from(wte, ids, pass), "body", "mixing backward");
             let qk = weights.c_attn.product(&hidden, pass);
-            let (qk_bias, bias) = (weights.c_attn.bias(), last.bias());
-            sure(torch_ext::mix_senses(&qk, qk_bias, &senses, bias, &place, sequences, weights.num_senses))
+            let qk_bias = weights.c_attn.bias();
+            sure(torch_ext::mix_senses(&qk, qk_bias, &senses, &bias, &place, sequences, weights.num_senses))
         } else {
             let hidden = mark(&self.body.forward_from(wte, ids, pass), "body", "embedding backward");
             let senses = mark(&self.senses(ids, pass), "senses", "mixing backward");

@@ -11,6 +11,10 @@ use crate::body::BodyCache;
 use crate::language_model::{LanguageModel, Network};
 use crate::layers::Pass;
 
+/// What the weights of senses are multiplied by when a text's next token is predicted: given the ids of the window
+/// `[T]`, a factor for each position and sense, fp32 `[T, L]` on the model's device.
+pub type SenseScale<'a> = dyn FnMut(&[i64]) -> Tensor + 'a;
+
 /// A sequence that grows by tokens and slides past the context.
 #[derive(Debug)]
 pub struct Decoder<'m> {
@@ -41,13 +45,18 @@ impl<'m> Decoder<'m> {
     /// the last `n_positions` tokens count, positions from 0: all is computed anew for each
     /// token then, save for the senses.
     pub fn push(&mut self, new: &[i64]) -> Tensor {
+        self.push_scaled(new, None)
+    }
+
+    /// The same with the weights of senses multiplied, of a Backpack.
+    pub fn push_scaled(&mut self, new: &[i64], mut scale: Option<&mut SenseScale<'_>>) -> Tensor {
         if let [before @ .., last] = new
             && !before.is_empty()
             && !self.ids.is_empty()
         {
             // What is kept takes one at a time.
             before.iter().for_each(|id| drop(self.push(&[*id])));
-            return self.push(&[*last]);
+            return self.push_scaled(&[*last], scale);
         }
         self.ids.extend(new);
         let context = self.model.config().n_positions as usize;
@@ -64,9 +73,12 @@ impl<'m> Decoder<'m> {
                 Network::Gpt2(body) => body.extend(&input, &mut self.body, self.pass).narrow(0, -1, 1),
                 Network::Backpack(backpack) => {
                     let hidden = backpack.body().extend(&input, &mut self.body, self.pass);
-                    let weights = backpack.extend_weights(&hidden, &mut self.sense_keys, self.pass);
-                    let seen = self.ids.len().min(context);
-                    self.senses.mix(backpack, &self.ids[self.ids.len() - seen..], &weights, self.pass)
+                    let mut weights = backpack.extend_weights(&hidden, &mut self.sense_keys, self.pass);
+                    let seen = &self.ids[self.ids.len().saturating_sub(context)..];
+                    if let Some(scale) = &mut scale {
+                        weights *= scale(seen).tr();
+                    }
+                    self.senses.mix(backpack, seen, &weights, self.pass)
                 }
             };
             self.model.head(&hidden, self.pass).view([-1])
@@ -100,8 +112,7 @@ impl SenseStore {
                 let row = self.rows.len() as i64;
                 self.rows.insert(*id, row);
             }
-            let input = Tensor::from_slice(&missing).unsqueeze(0).to_device(weights.device());
-            let new = backpack.senses(&input, pass).flatten(2, 3).squeeze_dim(0);
+            let new = backpack.word_senses(&Tensor::from_slice(&missing).to_device(weights.device()), pass);
             self.senses = Some(match self.senses.take() {
                 Some(known) => Tensor::cat(&[known, new], 0),
                 None => new,

@@ -5,7 +5,7 @@ use tch::{Kind, Tensor};
 use crate::config::{self, ModelConfig};
 use crate::language_model::LanguageModel;
 
-/// Config and tensors for a Hugging Face folder, the tensors in `kind`.
+/// Config and tensors for a Hugging Face folder, the tensors in `kind`. Edited senses come as tensors of their own.
 ///
 /// A GPT-2's inverse-layer scale is folded into its query weights and biases and the flag
 /// turned off: several `transformers` releases leave the scale out under their default
@@ -23,7 +23,11 @@ pub fn export_tensors(model: &LanguageModel, kind: Kind) -> (ModelConfig, Vec<(S
         }
         (name.to_owned(), own.to_kind(kind))
     };
-    let tensors = model.parameters().iter().map(export).collect();
+    let mut tensors: Vec<(String, Tensor)> = model.parameters().iter().map(export).collect();
+    for (name, tensor) in model.edited_tensors() {
+        let tensor = if tensor.is_floating_point() { tensor.to_kind(kind) } else { tensor };
+        tensors.push((name.to_owned(), tensor));
+    }
     (config, tensors)
 }
 

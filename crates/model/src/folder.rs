@@ -9,7 +9,6 @@ use tch::{Device, Tensor};
 
 use crate::config::ModelConfig;
 use crate::language_model::LanguageModel;
-use crate::parameters::Parameters;
 use crate::safetensors_file::{read_tensors, write_tensors};
 
 /// The shapes.
@@ -38,17 +37,18 @@ pub fn load_folder(folder: &Path, device: Device) -> Result<LanguageModel> {
     let config = load_config(folder)?;
     let path = folder.join(WEIGHTS_FILE);
     let tensors = read_tensors(&path)?;
-    let parameters = Parameters::from_tensors(&config, tensors, device)
-        .with_context(|| format!("{} does not fit its {CONFIG_FILE}", path.display()))?;
-    Ok(LanguageModel::new(config, parameters))
+    LanguageModel::from_tensors(config, tensors, device)
+        .with_context(|| format!("{} does not fit its {CONFIG_FILE}", path.display()))
 }
 
-/// Writes `config.json` and `model.safetensors` into an existing folder.
+/// Writes `config.json` and `model.safetensors`, edits of senses included, into an existing folder.
 ///
 /// # Errors
 /// Naming the file that cannot be written.
 pub fn save_folder(model: &LanguageModel, folder: &Path) -> Result<()> {
-    write_folder(model.config(), model.parameters().iter(), folder)
+    let edited = model.edited_tensors();
+    let edited = edited.iter().map(|(name, tensor)| (*name, tensor));
+    write_folder(model.config(), model.parameters().iter().chain(edited), folder)
 }
 
 /// [`save_folder`] for weights that are no model's any more: a copy of them.

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 
-use crate::decoder::Decoder;
+use crate::decoder::{Decoder, SenseScale};
 use crate::language_model::LanguageModel;
 use crate::layers::Pass;
 use crate::seed::derive_seed;
@@ -90,13 +90,27 @@ impl Sampling {
 /// When the prompt is empty, longer than the context or outside the vocabulary, or the
 /// sampling settings leave nothing to draw.
 pub fn generate(model: &LanguageModel, prompt: &[i64], max_new_tokens: usize, sampling: Sampling) -> Result<Vec<i64>> {
+    generate_scaled(model, prompt, max_new_tokens, sampling, None)
+}
+
+/// [`generate`] with the weights of senses multiplied before each new token, of a Backpack.
+///
+/// # Errors
+/// As [`generate`].
+pub fn generate_scaled(
+    model: &LanguageModel,
+    prompt: &[i64],
+    max_new_tokens: usize,
+    sampling: Sampling,
+    mut scale: Option<&mut SenseScale<'_>>,
+) -> Result<Vec<i64>> {
     sampling.validate()?;
     model.check_ids(prompt)?;
     let mut decoder = Decoder::new(model, Pass::evaluation());
     let mut ids = prompt.to_vec();
     let mut new = 0;
     for step in 0..max_new_tokens {
-        let logits = decoder.push(&ids[new..]).narrow(0, 0, model.config().num_tokens());
+        let logits = decoder.push_scaled(&ids[new..], scale.as_deref_mut()).narrow(0, 0, model.config().num_tokens());
         new = ids.len();
         let logits: Vec<f32> = Vec::try_from(logits)?;
         ensure!(

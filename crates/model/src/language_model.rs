@@ -1,6 +1,8 @@
 //! A network with its tied head: logits and the training loss.
 
-use anyhow::{Result, bail, ensure};
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, bail, ensure};
 use tch::{Device, Kind, Reduction, Tensor};
 use torch_ext::Weight;
 use torch_ext::parts::mark;
@@ -8,6 +10,7 @@ use torch_ext::parts::mark;
 use crate::backpack::Backpack;
 use crate::body::Body;
 use crate::config::{self, ModelConfig};
+use crate::edits::{EditedSenses, SenseEdit};
 use crate::layers::{Kernels, Matrix, Pass, sure};
 use crate::parameters::Parameters;
 
@@ -41,6 +44,27 @@ impl LanguageModel {
         };
         let head = Matrix::new(&parameters, &format!("{}.wte.weight", config.body_prefix()));
         LanguageModel { config, parameters, network, head }
+    }
+
+    /// The network over the tensors of a model's file, edits of its senses included.
+    ///
+    /// # Errors
+    /// Naming the tensor that is missing, of the wrong shape, or not of this model.
+    pub(crate) fn from_tensors(
+        config: ModelConfig,
+        mut tensors: BTreeMap<String, Tensor>,
+        device: Device,
+    ) -> Result<Self> {
+        let edited = match config.kind {
+            config::Kind::Backpack => EditedSenses::take(&config, &mut tensors, device)?,
+            config::Kind::Gpt2 => None,
+        };
+        let parameters = Parameters::from_tensors(&config, tensors, device)?;
+        let mut model = Self::new(config, parameters);
+        if let Some(backpack) = model.backpack_mut() {
+            backpack.set_edited(edited);
+        }
+        Ok(model)
     }
 
     /// Keeps bf16 copies of the weights where this pass would make them anew for each product:
@@ -86,6 +110,50 @@ impl LanguageModel {
             Network::Backpack(backpack) => Some(backpack),
             Network::Gpt2(_) => None,
         }
+    }
+
+    pub(crate) fn backpack_mut(&mut self) -> Option<&mut Backpack> {
+        match &mut self.network {
+            Network::Backpack(backpack) => Some(backpack),
+            Network::Gpt2(_) => None,
+        }
+    }
+
+    /// Edits its senses, on top of what is edited already: from now on it computes with them.
+    ///
+    /// # Errors
+    /// When it is a GPT-2, or an edit names a token or sense that it lacks or has a vector of another length.
+    pub fn edit(&mut self, edits: &[SenseEdit]) -> Result<()> {
+        let (config, device) = (self.config.clone(), self.device());
+        let backpack = self.backpack_mut().context("a GPT-2 has no senses to edit: give a Backpack")?;
+        let senses = |tokens: &Tensor| {
+            let senses = tch::no_grad(|| backpack.word_senses(tokens, Pass::evaluation()));
+            senses.view([-1, config.num_senses, config.n_embd])
+        };
+        let edited = EditedSenses::compile(&config, edits, backpack.edited(), senses, device)?;
+        backpack.set_edited(Some(edited));
+        Ok(())
+    }
+
+    /// What a model's file holds of its edits.
+    pub(crate) fn edited_tensors(&self) -> Vec<(&'static str, Tensor)> {
+        self.backpack().and_then(Backpack::edited).map(|edited| edited.tensors().into()).unwrap_or_default()
+    }
+
+    /// What `f` makes of the model under further edits, which are gone after it.
+    ///
+    /// # Errors
+    /// As [`LanguageModel::edit`], or what `f` says.
+    pub fn with_edits<R>(&mut self, edits: &[SenseEdit], f: impl FnOnce(&LanguageModel) -> Result<R>) -> Result<R> {
+        if edits.is_empty() {
+            return f(self);
+        }
+        let before = self.backpack().and_then(Backpack::edited).map(EditedSenses::shallow_clone);
+        let result = self.edit(edits).and_then(|()| f(self));
+        if let Some(backpack) = self.backpack_mut() {
+            backpack.set_edited(before);
+        }
+        result
     }
 
     pub(crate) fn network(&self) -> &Network {

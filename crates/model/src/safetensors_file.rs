@@ -21,6 +21,39 @@ pub fn read_tensors(path: &Path) -> Result<BTreeMap<String, Tensor>> {
 
 fn read(path: &Path) -> Result<BTreeMap<String, Tensor>> {
     let mut file = File::open(path)?;
+    let places = read_header(&mut file)?;
+    let mut tensors = BTreeMap::new();
+    for (name, place) in places {
+        let mut bytes = vec![0u8; place.length];
+        file.seek(SeekFrom::Start(place.start as u64))?;
+        file.read_exact(&mut bytes)?;
+        tensors.insert(name, Tensor::f_from_data_size(&bytes, &place.shape, place.kind)?);
+    }
+    Ok(tensors)
+}
+
+/// Where a tensor lies in its file, and what it is.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct TensorPlace {
+    /// Its first byte.
+    pub(crate) start: usize,
+    /// Its bytes.
+    pub(crate) length: usize,
+    pub(crate) shape: Vec<i64>,
+    pub(crate) kind: Kind,
+}
+
+/// Where the tensor `name` lies in a file, which is validated as a whole.
+///
+/// # Errors
+/// Naming the file: as [`read_tensors`], or that there is no such tensor.
+pub(crate) fn place_of(path: &Path, name: &str) -> Result<TensorPlace> {
+    let find = || read_header(&mut File::open(path)?)?.remove(name).with_context(|| format!("it has no tensor {name}"));
+    find().with_context(|| format!("{} cannot be read as safetensors", path.display()))
+}
+
+/// Every tensor's place by its name; the file is left where its tensors begin.
+fn read_header(file: &mut File) -> Result<BTreeMap<String, TensorPlace>> {
     let length = file.metadata()?.len();
     let mut prefix = [0u8; 8];
     ensure!(length > 8, "it is only {length} bytes long");
@@ -36,7 +69,7 @@ fn read(path: &Path) -> Result<BTreeMap<String, Tensor>> {
     // Deserialising validates that offsets follow one another and fit the shapes.
     let metadata: Metadata = serde_json::from_slice(&header).context("its header is broken")?;
     let data_start = 8 + header_length;
-    let mut tensors = BTreeMap::new();
+    let mut places = BTreeMap::new();
     let mut end = 0u64;
     for (name, info) in metadata.tensors() {
         let (from, to) = (info.data_offsets.0 as u64, info.data_offsets.1 as u64);
@@ -54,13 +87,11 @@ fn read(path: &Path) -> Result<BTreeMap<String, Tensor>> {
             "tensor {name} of shape {shape:?} claims {} bytes",
             to - from
         );
-        let mut bytes = vec![0u8; (to - from) as usize];
-        file.seek(SeekFrom::Start(data_start + from))?;
-        file.read_exact(&mut bytes)?;
-        tensors.insert(name.clone(), Tensor::f_from_data_size(&bytes, &shape, kind)?);
+        let (start, length) = ((data_start + from) as usize, (to - from) as usize);
+        places.insert(name.clone(), TensorPlace { start, length, shape, kind });
     }
     ensure!(data_start + end == length, "it has {} bytes that belong to no tensor", length - data_start - end);
-    Ok(tensors)
+    Ok(places)
 }
 
 fn kind_of(dtype: Dtype) -> Result<Kind> {
@@ -87,25 +118,61 @@ pub fn write_tensors<'a>(path: &Path, tensors: impl IntoIterator<Item = (&'a str
     write(path, tensors.into_iter().collect()).with_context(|| format!("{} cannot be written", path.display()))
 }
 
+/// Writes one tensor that does not fit into memory, by its first axis, and waits until it is on the disk: `chunks` are
+/// its rows, in order.
+///
+/// # Errors
+/// Naming the file, for instance when the disk is full.
+pub(crate) fn write_rows(
+    path: &Path,
+    name: &str,
+    shape: &[i64],
+    kind: Kind,
+    chunks: impl Iterator<Item = Tensor>,
+) -> Result<()> {
+    let write = || -> Result<()> {
+        let described = [(dtype_of(name, kind)?, name, shape.to_vec())];
+        let mut file = begin(path, &described)?;
+        for chunk in chunks {
+            write_bytes(&mut file, &chunk)?;
+        }
+        finish(file)
+    };
+    write().with_context(|| format!("{} cannot be written", path.display()))
+}
+
 fn write(path: &Path, tensors: Vec<(&str, &Tensor)>) -> Result<()> {
-    let mut described = Vec::new();
-    for (name, tensor) in tensors {
-        let dtype = match tensor.kind() {
-            Kind::Float => Dtype::F32,
-            Kind::BFloat16 => Dtype::BF16,
-            Kind::Half => Dtype::F16,
-            Kind::Int64 => Dtype::I64,
-            other => bail!("tensor {name} has type {other:?}, which is not written here"),
-        };
-        described.push((dtype, name, tensor));
-    }
+    let mut tensors: Vec<(Dtype, &str, &Tensor)> = tensors
+        .into_iter()
+        .map(|(name, tensor)| Ok((dtype_of(name, tensor.kind())?, name, tensor)))
+        .collect::<Result<_>>()?;
     // The order of the safetensors library: by falling alignment, then by name.
-    described.sort_by(|a, b| b.0.cmp(&a.0).then(a.1.cmp(b.1)));
+    tensors.sort_by(|a, b| b.0.cmp(&a.0).then(a.1.cmp(b.1)));
+    let described: Vec<_> = tensors.iter().map(|(dtype, name, tensor)| (*dtype, *name, tensor.size())).collect();
+    let mut file = begin(path, &described)?;
+    for (_, _, tensor) in tensors {
+        write_bytes(&mut file, tensor)?;
+    }
+    finish(file)
+}
+
+fn dtype_of(name: &str, kind: Kind) -> Result<Dtype> {
+    Ok(match kind {
+        Kind::Float => Dtype::F32,
+        Kind::BFloat16 => Dtype::BF16,
+        Kind::Half => Dtype::F16,
+        Kind::Int64 => Dtype::I64,
+        other => bail!("tensor {name} has type {other:?}, which is not written here"),
+    })
+}
+
+/// The file with its header: tensors' bytes follow in the order of `described`.
+fn begin(path: &Path, described: &[(Dtype, &str, Vec<i64>)]) -> Result<BufWriter<File>> {
     let mut end = 0;
-    let infos = described.iter().map(|(dtype, name, tensor)| {
+    let infos = described.iter().map(|(dtype, name, shape)| {
         let start = end;
-        end += tensor.numel() * tensor.kind().elt_size_in_bytes();
-        let shape = tensor.size().iter().map(|&n| n as usize).collect();
+        end += shape.iter().product::<i64>() as usize * dtype.bitsize() / 8;
+        let shape = shape.iter().map(|&n| n as usize).collect();
         ((*name).to_owned(), TensorInfo { dtype: *dtype, shape, data_offsets: (start, end) })
     });
     // `transformers` refuses files that do not say which framework's layout they hold.
@@ -113,17 +180,21 @@ fn write(path: &Path, tensors: Vec<(&str, &Tensor)>) -> Result<()> {
     let mut header = serde_json::to_vec(&Metadata::new(Some(format), infos.collect())?)?;
     // The tensors' bytes begin aligned to 8.
     header.resize(header.len().next_multiple_of(8), b' ');
-
     let mut file = BufWriter::new(File::create(path)?);
     file.write_all(&(header.len() as u64).to_le_bytes())?;
     file.write_all(&header)?;
-    let mut bytes = Vec::new();
-    for (_, _, tensor) in described {
-        let tensor = tch::no_grad(|| tensor.detach().f_to_device(Device::Cpu))?.f_contiguous()?;
-        bytes.resize(tensor.numel() * tensor.kind().elt_size_in_bytes(), 0);
-        tensor.f_copy_data_u8(&mut bytes, tensor.numel())?;
-        file.write_all(&bytes)?;
-    }
+    Ok(file)
+}
+
+fn write_bytes(file: &mut BufWriter<File>, tensor: &Tensor) -> Result<()> {
+    let tensor = tch::no_grad(|| tensor.detach().f_to_device(Device::Cpu))?.f_contiguous()?;
+    let mut bytes = vec![0; tensor.numel() * tensor.kind().elt_size_in_bytes()];
+    tensor.f_copy_data_u8(&mut bytes, tensor.numel())?;
+    file.write_all(&bytes)?;
+    Ok(())
+}
+
+fn finish(file: BufWriter<File>) -> Result<()> {
     let file = file.into_inner().map_err(std::io::IntoInnerError::into_error)?;
     // Devices and pipes have nothing to wait for.
     if file.metadata()?.is_file() {

@@ -5,7 +5,10 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use model::{Decoder, Kernels, LanguageModel, Pass, Sampling, SenseEdit, generate, load_folder, read_tensors};
+use model::{
+    Decoder, Kernels, LanguageModel, Pass, Sampling, SenseChoice, SenseEdit, SenseOp, generate, load_folder,
+    read_tensors,
+};
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
@@ -141,27 +144,148 @@ fn decoding_token_by_token_equals_the_whole_forward_pass() {
     }
 }
 
+/// The edits of a case: `{token, sense, factor}` each.
+fn edits_of(value: &Value) -> Vec<SenseEdit> {
+    let edit = |edit: &Value| SenseEdit {
+        token: edit["token"].as_i64().unwrap(),
+        sense: SenseChoice::One(edit["sense"].as_i64().unwrap()),
+        op: SenseOp::Scale(edit["factor"].as_f64().unwrap()),
+    };
+    value.as_array().unwrap().iter().map(edit).collect()
+}
+
 #[test]
 fn sense_edits_agree() {
     for set in SETS {
-        let Fixture { model, forward, cases } = fixture(set);
+        let Fixture { mut model, forward, cases } = fixture(set);
+        let ids = &forward["edit_ids"];
+        let untouched = tch::no_grad(|| model.logits(ids, Pass::evaluation()));
         for (which, want) in [("edit_single", "edit_single_logits"), ("edit_multi", "edit_multi_logits")] {
-            let edits: Vec<SenseEdit> = serde_json::from_value(cases[which].clone()).unwrap();
-            for pass in passes() {
-                let hidden = model.backpack().unwrap().forward_edited(&forward["edit_ids"], &edits, pass).unwrap();
-                assert_close(&format!("{set}: {which}"), &model.head(&hidden, pass), &forward[want], 5e-5);
-            }
+            let check = |model: &LanguageModel| {
+                for pass in passes() {
+                    assert_close(&format!("{set}: {which}"), &model.logits(ids, pass), &forward[want], 5e-5);
+                }
+                let row: Vec<i64> = Vec::try_from(ids.get(0)).unwrap();
+                let last = Decoder::new(model, Pass::evaluation()).push(&row);
+                assert_close(&format!("{set}: {which}, decoded"), &last, &forward[want].get(0).get(-1), 5e-5);
+                Ok(())
+            };
+            model.with_edits(&edits_of(&cases[which]), check).unwrap();
         }
+        assert_close(set, &model.logits(ids, Pass::evaluation()), &untouched, 0.0);
     }
 }
 
 #[test]
-fn an_edit_of_a_sense_that_is_not_there_is_refused() {
-    let Fixture { model, forward, .. } = fixture("one_sense");
-    let edit = SenseEdit { token: 3, sense: 1, factor: 0.0 };
-    let error =
-        model.backpack().unwrap().forward_edited(&forward["edit_ids"], &[edit], Pass::evaluation()).unwrap_err();
-    assert_eq!(error.to_string(), "an edit names sense 1 of token 3, but the model has senses 0 to 0");
+fn edits_are_done_in_their_order_and_travel_with_the_model() {
+    let Fixture { mut model, .. } = fixture("inv_scale");
+    let (d, pass) = (model.config().n_embd, Pass::evaluation());
+    let ids = Tensor::from_slice(&[5i64, 7, 5]).unsqueeze(0);
+    let senses = |model: &LanguageModel| tch::no_grad(|| model.backpack().unwrap().senses(&ids, pass)).squeeze_dim(0);
+    let before = senses(&model);
+    let vector: Vec<f32> = (0..d).map(|i| i as f32 / 7.0).collect();
+    let one = |sense, op| SenseEdit { token: 5, sense: SenseChoice::One(sense), op };
+    let all = |op| SenseEdit { token: 5, sense: SenseChoice::All, op };
+    model
+        .edit(&[
+            one(0, SenseOp::Scale(3.0)),
+            one(1, SenseOp::Replace(vector.clone())),
+            all(SenseOp::Add(vector.clone())),
+            one(2, SenseOp::Scale(0.0)),
+        ])
+        .unwrap();
+    let (after, vector) = (senses(&model), Tensor::from_slice(&vector));
+    let of = |place: i64, sense: i64| (before.get(place).get(sense), after.get(place).get(sense));
+    for place in [0, 2] {
+        assert_close("scaled, then added to", &of(place, 0).1, &(of(place, 0).0 * 3.0 + &vector), 1e-5);
+        assert_close("replaced, then added to", &of(place, 1).1, &(&vector * 2.0), 1e-6);
+        assert_close("added to, then removed", &of(place, 2).1, &vector.zeros_like(), 0.0);
+        assert_close("added to", &of(place, 3).1, &(of(place, 3).0 + &vector), 1e-6);
+    }
+    assert_close("another word", &after.get(1), &before.get(1), 0.0);
+    // Once more, on top.
+    model.edit(&[one(1, SenseOp::Scale(0.5))]).unwrap();
+    let after = senses(&model);
+    assert_close("edited twice", &after.get(0).get(1), &vector, 1e-6);
+
+    let saved = tempfile::tempdir().unwrap();
+    model::save_folder(&model, saved.path()).unwrap();
+    let mut loaded = load_folder(saved.path(), Device::Cpu).unwrap();
+    assert_close("loaded", &senses(&loaded), &after, 0.0);
+    // What is undone is the further edit alone.
+    loaded
+        .with_edits(&[all(SenseOp::Scale(0.0))], |m| Ok(assert_eq!(senses(m).get(0).abs().max(), Tensor::from(0f32))))
+        .unwrap();
+    assert_close("loaded, after a passing edit", &senses(&loaded), &after, 0.0);
+    let (_, exported) = model::export_tensors(&loaded, Kind::BFloat16);
+    let kinds: Vec<Kind> =
+        exported.iter().filter(|(n, _)| n.contains("edited_senses")).map(|(_, t)| t.kind()).collect();
+    assert_eq!(kinds, [Kind::Int64, Kind::BFloat16]);
+}
+
+#[test]
+fn edits_of_what_is_not_there_are_refused() {
+    let mut model = fixture("one_sense").model;
+    let vocab_size = model.config().vocab_size;
+    let mut error = |token, sense, op| {
+        model.edit(&[SenseEdit { token, sense: SenseChoice::One(sense), op }]).unwrap_err().to_string()
+    };
+    let zero = SenseOp::Scale(0.0);
+    assert_eq!(error(3, 1, zero.clone()), "an edit names sense 1 of token 3, but the model has senses 0 to 0");
+    let foreign = format!("an edit names token {vocab_size}, but the model's ids are 0 to {}", vocab_size - 1);
+    assert_eq!(error(vocab_size, 0, zero), foreign);
+    assert!(error(3, 0, SenseOp::Scale(f64::NAN)).contains("the factor NaN"));
+    assert!(error(3, 0, SenseOp::Add(vec![1.0])).contains("a vector of 1 numbers"));
+}
+
+#[test]
+fn a_sense_table_computes_what_the_network_does() {
+    for set in SETS {
+        let Fixture { mut model, forward, cases } = fixture(set);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(model::SENSES_FILE);
+        let (ids, _) = inputs_and_targets(&forward["tokens"]);
+        let case = &cases["generation"][1];
+        let (prompt, want) = (ids_of(&case["prompt"]), ids_of(&case["new_tokens"]));
+        for (kind, tolerance) in [(Kind::Float, 5e-5), (Kind::BFloat16, 0.3)] {
+            model.write_sense_table(&path, kind, &mut |_| ()).unwrap();
+            let mut quick = fixture(set).model;
+            quick.use_sense_table(&path).unwrap();
+            for pass in passes() {
+                let pass = Pass { kind: Kind::Float, ..pass };
+                assert_close(&format!("{set}, {kind:?}"), &quick.logits(&ids, pass), &forward["logits"], tolerance);
+            }
+            assert_eq!(generate(&quick, &prompt, want.len(), Sampling::Greedy).unwrap(), want, "{set}, {kind:?}");
+            // Edits go on top.
+            let edits = edits_of(&cases["edit_multi"]);
+            quick.edit(&edits).unwrap();
+            let edited = quick.logits(&forward["edit_ids"], Pass::evaluation());
+            assert_close(&format!("{set}, edited"), &edited, &forward["edit_multi_logits"], tolerance);
+        }
+        // Those of an edited model hold its edits.
+        model.edit(&edits_of(&cases["edit_single"])).unwrap();
+        model.write_sense_table(&path, Kind::Float, &mut |_| ()).unwrap();
+        model.use_sense_table(&path).unwrap();
+        // Another model's are refused.
+        let mut other = LanguageModel::initialise(model.config().clone(), 1, Device::Cpu).unwrap();
+        let error = other.use_sense_table(&path).unwrap_err().to_string();
+        assert!(error.contains("holds the senses of other weights"), "{error}");
+    }
+}
+
+#[test]
+fn weights_of_senses_can_be_scaled_while_decoding() {
+    let Fixture { mut model, .. } = fixture("inv_scale");
+    let ids = [5i64, 7, 9, 5];
+    // A word's factor is that of its senses, wherever it stands.
+    let num_senses = model.config().num_senses;
+    let mut scale = |window: &[i64]| {
+        let factors: Vec<f32> = window.iter().map(|&id| if id == 5 { 0.25 } else { 1.0 }).collect();
+        Tensor::from_slice(&factors).unsqueeze(1).repeat([1, num_senses])
+    };
+    let scaled = Decoder::new(&model, Pass::evaluation()).push_scaled(&ids, Some(&mut scale));
+    model.edit(&[SenseEdit { token: 5, sense: SenseChoice::All, op: SenseOp::Scale(0.25) }]).unwrap();
+    assert_close("as an edit", &scaled, &Decoder::new(&model, Pass::evaluation()).push(&ids), 5e-5);
 }
 
 #[test]

@@ -7,6 +7,7 @@
 mod adamw;
 pub mod distributed;
 mod error;
+mod mapped;
 pub mod nccl;
 mod ops;
 pub mod parts;
@@ -14,6 +15,7 @@ mod process;
 
 pub use adamw::{AdamW, Conditions, Update, Updated, clipped_adamw, forget_grad};
 pub use error::{Error, first_line};
+pub use mapped::MappedFile;
 pub use ops::{
     Branch, MOST_SENSES, Weight, add_layer_norm, attention, embedding, linear, linear_cross_entropy, mix_senses, mlp,
     product, tie,

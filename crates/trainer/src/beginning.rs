@@ -190,6 +190,11 @@ fn fresh_model(config: &Config, data: &Data, device: Device) -> Result<LanguageM
     checkpoint::verify_model(folder)?;
     let given = model::load_folder(folder, device)?;
     require_shape(config, folder, given.config())?;
+    ensure!(
+        given.backpack().is_none_or(|backpack| backpack.edited().is_none()),
+        "checkpoint.init_from {} has edited senses, which training would lose: start from the model before its edits",
+        folder.display()
+    );
     if given.config().kind == config.model.kind {
         return Ok(given);
     }

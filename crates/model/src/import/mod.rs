@@ -19,7 +19,6 @@ use tch::{Device, Kind, Tensor};
 use crate::config::{self, ModelConfig};
 use crate::folder::CONFIG_FILE;
 use crate::language_model::LanguageModel;
-use crate::parameters::Parameters;
 
 /// A model from elsewhere.
 #[derive(Debug)]
@@ -51,9 +50,9 @@ pub fn import(path: &Path, n_head: Option<i64>) -> Result<Imported> {
         ensure!(path.exists(), "{} does not exist", path.display());
         lightning::read(path, n_head).with_context(|| format!("{} cannot be imported", path.display()))?
     };
-    let parameters = Parameters::from_tensors(&config, weights.into_tensors(), Device::Cpu)
+    let model = LanguageModel::from_tensors(config, weights.into_tensors(), Device::Cpu)
         .with_context(|| format!("the weights in {} do not fit", path.display()))?;
-    Ok(Imported { model: LanguageModel::new(config, parameters), notes })
+    Ok(Imported { model, notes })
 }
 
 /// What a reader gives: the shape, and tensors under their Hugging Face names.
