@@ -7,6 +7,7 @@ mod bad_input;
 mod benching;
 mod dependencies;
 mod distributed;
+mod editing;
 mod faults;
 mod import;
 mod launching;

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
-use model::LanguageModel;
+use evals::Tokenizer;
+use model::{LanguageModel, SENSES_FILE};
 use trainer::LocalRanks;
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -21,7 +22,34 @@ pub(crate) struct Compute {
     #[arg(long, value_name = "DIR")]
     pub(crate) model: PathBuf,
     #[command(flatten)]
+    pub(crate) text: Text,
+    #[command(flatten)]
     machine: Machine,
+}
+
+/// How a model's words are found, and what is changed of their senses.
+#[derive(Debug, Args)]
+pub(crate) struct Text {
+    /// The tokenizer.json to use [default: the model folder's, then data/gpt2/tokenizer.json]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tokenizer: Option<PathBuf>,
+    /// Edit senses first: a JSON file (docs/senses.md)
+    #[arg(long, value_name = "FILE")]
+    edit: Option<PathBuf>,
+}
+
+impl Text {
+    /// The tokenizer of the model in `folder`.
+    pub(crate) fn tokenizer(&self, folder: &Path) -> Result<Tokenizer> {
+        Tokenizer::of_model(self.tokenizer.as_deref(), folder)
+    }
+
+    /// Edits the model that came from `folder`, where that is asked for.
+    pub(crate) fn edit(&self, model: &mut LanguageModel, folder: &Path) -> Result<()> {
+        let Some(path) = &self.edit else { return Ok(()) };
+        let edits = evals::read_edits(path, || self.tokenizer(folder))?;
+        model.edit(&edits).with_context(|| format!("the edits of {} do not fit the model", path.display()))
+    }
 }
 
 #[derive(Debug, Args)]
@@ -35,9 +63,27 @@ pub(crate) struct Machine {
 }
 
 impl Compute {
-    /// Loads the model; a checkpoint's files are checked against their hashes first.
+    /// Loads the model, edited where that is asked for; a checkpoint's files are checked against their hashes first.
     pub(crate) fn load(&self) -> Result<LanguageModel> {
-        self.machine.load(&self.model)
+        let mut model = self.machine.load(&self.model)?;
+        self.text.edit(&mut model, &self.model)?;
+        Ok(model)
+    }
+
+    /// The same, with senses from the folder's table where it has one.
+    pub(crate) fn load_with_sense_table(&self) -> Result<LanguageModel> {
+        let mut model = self.machine.load(&self.model)?;
+        let table = self.model.join(SENSES_FILE);
+        if table.is_file() {
+            model.use_sense_table(&table)?;
+        }
+        self.text.edit(&mut model, &self.model)?;
+        Ok(model)
+    }
+
+    /// The model's tokenizer.
+    pub(crate) fn tokenizer(&self) -> Result<Tokenizer> {
+        self.text.tokenizer(&self.model)
     }
 }
 

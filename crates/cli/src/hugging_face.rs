@@ -41,13 +41,16 @@ impl DType {
     }
 }
 
-/// `config.json`, which names the modelling files for a Backpack.
-pub(crate) fn config_json(config: &ModelConfig, dtype: DType, has_tokenizer: bool) -> Value {
+/// `config.json`, which names the modelling files for a Backpack, `edited` tokens of which have edited senses.
+pub(crate) fn config_json(config: &ModelConfig, dtype: DType, has_tokenizer: bool, edited: usize) -> Value {
     let mut json = config.to_hugging_face();
     json["torch_dtype"] = dtype.torch_name().into();
     if has_tokenizer {
         // Without it `pipeline` of transformers 4.46 loads no tokenizer.
         json["tokenizer_class"] = "GPT2Tokenizer".into();
+    }
+    if edited > 0 {
+        json["num_edited_tokens"] = edited.into();
     }
     if config.kind == Kind::Backpack {
         json["auto_map"] = json!({
@@ -175,11 +178,12 @@ mod tests {
 
     #[test]
     fn only_a_backpack_names_modelling_files() {
-        let backpack = config_json(&ModelConfig::default(), DType::Bf16, false);
+        let backpack = config_json(&ModelConfig::default(), DType::Bf16, false, 2);
         assert_eq!(backpack["auto_map"]["AutoConfig"], "configuration_backpack_gpt2.BackpackGPT2Config");
         assert_eq!(backpack["torch_dtype"], "bfloat16");
+        assert_eq!(backpack["num_edited_tokens"], 2);
         let gpt2 = ModelConfig { kind: Kind::Gpt2, ..ModelConfig::default() };
-        assert!(config_json(&gpt2, DType::Fp32, true).get("auto_map").is_none());
+        assert!(config_json(&gpt2, DType::Fp32, true, 0).get("auto_map").is_none());
         assert!(!model_card(&gpt2, None, false).contains("trust_remote_code"));
     }
 }

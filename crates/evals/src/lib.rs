@@ -1,9 +1,11 @@
 //! What a trained model is worth.
 
+mod edit_file;
 mod rows;
 mod tokenizer;
 mod validation;
 
+pub use edit_file::{edits_json, parse_edits, read_edits};
 pub use rows::{inputs_and_targets, read_rows};
 pub use tokenizer::Tokenizer;
 pub use validation::{Sequences, Share, Validated, validate};

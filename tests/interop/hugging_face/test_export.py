@@ -110,3 +110,26 @@ def test_a_narrow_sense_block(backpack, tmp_path):
     ids = random_ids(config, 1, 16)
     with torch.no_grad():
         assert_close(load(exported)(ids).logits[0], backpack.dump(checkpoint, ids[0].tolist())["logits"])
+
+
+def test_edited_senses_travel_with_the_folder(backpack, fixture_model, tmp_path):
+    cases = json.loads((fixture_model / "cases.json").read_text())
+    reference = load_file(fixture_model / "forward.safetensors")
+    for name in ["edit_single", "edit_multi"]:
+        edits = tmp_path / f"{name}.json"
+        edits.write_text(json.dumps(cases[name]))
+        exported = backpack.export(fixture_model, tmp_path / name, "--edit", edits)
+        model, complaints = load(exported, output_loading_info=True)
+        assert not any(complaints.values()), complaints
+        assert model.config.num_edited_tokens == len({edit["token"] for edit in cases[name]})
+        with torch.no_grad():
+            assert_close(model(reference["edit_ids"]).logits, reference[f"{name}_logits"])
+        model.save_pretrained(tmp_path / f"{name}-saved")
+        assert_close(load(tmp_path / f"{name}-saved").backpack.edited_senses.vectors, model.backpack.edited_senses.vectors)
+        # Read again, by export and by import, it is the same.
+        ids = reference["edit_ids"][0].tolist()
+        again = backpack.export(exported, tmp_path / f"{name}-again")
+        imported = tmp_path / f"{name}-imported"
+        backpack("import", "--input", exported, "--output", imported)
+        for folder in [exported, again, imported]:
+            assert_close(backpack.dump(folder, ids)["logits"], reference[f"{name}_logits"][0])

@@ -14,6 +14,8 @@ class BackpackGPT2Config(GPT2Config):
         sense_intermediate_scale: hidden width of the last sense MLP, in multiples of `n_embd`.
         sense_block_inner: hidden width of the sense block's MLP, `4 * n_embd` where None. The
             published class has no such key and always takes that width.
+        num_edited_tokens: words whose senses are kept apart, as edited; the published class knows
+            no edits and would compute the network's.
     """
 
     # Evaluation loops gather every output; a [B, L, T, T] tensor of each batch is not wanted.
@@ -26,12 +28,14 @@ class BackpackGPT2Config(GPT2Config):
         num_senses=16,
         sense_intermediate_scale=4,
         sense_block_inner=None,
+        num_edited_tokens=0,
         scale_attn_by_inverse_layer_idx=True,
         **kwargs,
     ):
         self.num_senses = num_senses
         self.sense_intermediate_scale = sense_intermediate_scale
         self.sense_block_inner = sense_block_inner
+        self.num_edited_tokens = num_edited_tokens
         super().__init__(
             vocab_size=vocab_size,
             n_positions=n_positions,

@@ -156,6 +156,22 @@ class SenseNetwork(nn.Module):
         return senses.unflatten(-1, (self.num_senses, -1)).transpose(1, 2)
 
 
+class EditedSenses(nn.Module):
+    """Senses that stand in place of the network's, for E words of the vocabulary."""
+
+    def __init__(self, config):
+        super().__init__()
+        shape = (config.num_edited_tokens, config.num_senses, config.n_embd)
+        self.register_buffer("tokens", torch.zeros(config.num_edited_tokens, dtype=torch.long))  # [E]
+        self.register_buffer("vectors", torch.zeros(shape))  # [E, L, D]
+
+    def forward(self, input_ids, senses):
+        """Words [B, T] and their senses [B, L, T, D] -> the same, as edited."""
+        matches = input_ids[..., None] == self.tokens  # [B, T, E], one of E at most
+        own = self.vectors[matches.long().argmax(-1)].transpose(1, 2)
+        return torch.where(matches.any(-1)[:, None, :, None], own.to(senses.dtype), senses)
+
+
 class SenseWeightNetwork(nn.Module):
     def __init__(self, config):
         super().__init__()
@@ -177,6 +193,7 @@ class BackpackGPT2Model(nn.Module):
         self.gpt2_model = GPT2Body(config)
         self.sense_network = SenseNetwork(config)
         self.sense_weight_net = SenseWeightNetwork(config)
+        self.edited_senses = EditedSenses(config) if config.num_edited_tokens else None
 
     # The names by which the published class knows the embeddings.
     @property
@@ -189,7 +206,8 @@ class BackpackGPT2Model(nn.Module):
 
     def senses(self, input_ids):
         """The sense vectors of words [B, T], wherever they stand -> [B, L, T, D]."""
-        return self.sense_network(self.word_embeddings(input_ids))
+        senses = self.sense_network(self.word_embeddings(input_ids))
+        return senses if self.edited_senses is None else self.edited_senses(input_ids, senses)
 
     def combine(self, contextualization, senses):
         """Weights [B, L, T, T] and senses [B, L, T, D] -> their sum [B, T, D]."""

@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use evals::Tokenizer;
 use model::{Pass, write_tensors};
 use tch::{Kind, Tensor};
 
@@ -24,9 +23,6 @@ pub(crate) struct Dump {
     /// The file to write
     #[arg(long, value_name = "F.safetensors")]
     output: PathBuf,
-    /// The tokenizer.json for --text [default: the model folder's, then data/gpt2/tokenizer.json]
-    #[arg(long, value_name = "FILE")]
-    tokenizer: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -47,7 +43,7 @@ impl Dump {
     pub(crate) fn run(self) -> Result<()> {
         let model = self.compute.load()?;
         let ids = match (&self.input.text, &self.input.ids, &self.input.ids_file) {
-            (Some(text), _, _) => Tokenizer::of_model(self.tokenizer.as_deref(), &self.compute.model)?.encode(text)?,
+            (Some(text), _, _) => self.compute.tokenizer()?.encode(text)?,
             (_, Some(ids), _) => parse_ids(ids)?,
             (_, _, Some(path)) => read_ids(path, model.config().n_positions as u64)?,
             _ => Vec::new(),

@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use evals::Tokenizer;
-use model::{CONFIG_FILE, Kind, LanguageModel, ModelConfig, WEIGHTS_FILE, write_tensors};
+use model::{Backpack, CONFIG_FILE, Kind, LanguageModel, ModelConfig, SENSES_FILE, WEIGHTS_FILE, write_tensors};
 use serde_json::json;
 
-use crate::compute::Machine;
+use crate::compute::{Machine, Text};
 use crate::hugging_face::{self, DType, write_json};
 use crate::new_folder::{NewFolder, copy};
+use crate::progress::Plain;
 
 /// Write a Hugging Face folder from a checkpoint
 ///
@@ -26,9 +27,12 @@ pub(crate) struct Export {
     /// Type of the tensors
     #[arg(long, value_enum, default_value = "fp32")]
     dtype: DType,
-    /// The tokenizer.json to put in [default: the checkpoint's, then data/gpt2/tokenizer.json]
-    #[arg(long, value_name = "FILE")]
-    tokenizer: Option<PathBuf>,
+    /// Write the senses of all words too (senses.safetensors): generate, senses and serve then
+    /// skip the sense network
+    #[arg(long)]
+    senses: bool,
+    #[command(flatten)]
+    text: Text,
     #[command(flatten)]
     machine: Machine,
 }
@@ -39,7 +43,8 @@ impl Export {
             bail!("{0} is a run folder: name one of the checkpoints in {0}/checkpoints", self.checkpoint.display());
         }
         let output = NewFolder::at(&self.output)?;
-        let model = self.machine.load(&self.checkpoint)?;
+        let mut model = self.machine.load(&self.checkpoint)?;
+        self.text.edit(&mut model, &self.checkpoint)?;
 
         let mut notes = Vec::new();
         output
@@ -60,12 +65,22 @@ impl Export {
     fn write_model(&self, model: &LanguageModel, folder: &Path, has_tokenizer: bool) -> Result<()> {
         let (config, tensors) = model::export_tensors(model, self.dtype.kind());
         write_tensors(&folder.join(WEIGHTS_FILE), tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)))?;
-        write_json(folder, CONFIG_FILE, &hugging_face::config_json(&config, self.dtype, has_tokenizer))?;
+        let edited = model.backpack().and_then(Backpack::edited).map_or(0, |edited| edited.parts().0.len());
+        write_json(folder, CONFIG_FILE, &hugging_face::config_json(&config, self.dtype, has_tokenizer, edited))?;
         write_json(folder, "generation_config.json", &hugging_face::generation_config_json(&config))?;
         if config.kind == Kind::Backpack {
             for (name, text) in hugging_face::MODELLING_FILES {
                 fs::write(folder.join(name), text)?;
             }
+        }
+        if self.senses {
+            let mut progress = Plain::new();
+            let all = config.vocab_size;
+            // Of the weights as they were written, which may have been rounded.
+            let written = model::load_folder(folder, model.device())?;
+            written.write_sense_table(&folder.join(SENSES_FILE), self.dtype.kind(), &mut |done| {
+                progress.say(|| format!("senses of {done} of {all} words"));
+            })?;
         }
         let state = trainer::read_state(&self.checkpoint)?;
         // A checkpoint lies in RUN/checkpoints; the run's losses make the card's plot.
@@ -81,7 +96,7 @@ impl Export {
 
     /// Tokenizer files, where the model's vocabulary has room for them. Gives what to say.
     fn write_tokenizer(&self, config: &ModelConfig, folder: &Path) -> Result<Vec<String>> {
-        let Some(path) = Tokenizer::find(self.tokenizer.as_deref(), &self.checkpoint) else {
+        let Some(path) = Tokenizer::find(self.text.tokenizer.as_deref(), &self.checkpoint) else {
             return Ok(vec![format!(
                 "left the tokenizer files out: no tokenizer.json in {} nor at {}; name one with --tokenizer",
                 self.checkpoint.display(),

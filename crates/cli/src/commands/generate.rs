@@ -40,9 +40,6 @@ pub(crate) struct Generate {
     /// Always take the most probable token
     #[arg(long)]
     greedy: bool,
-    /// The tokenizer.json to use [default: the model folder's, then data/gpt2/tokenizer.json]
-    #[arg(long, value_name = "FILE")]
-    tokenizer: Option<PathBuf>,
     /// Print one JSON object: prompt_ids, new_ids, text (the whole, null without a tokenizer)
     #[arg(long)]
     json: bool,
@@ -61,11 +58,11 @@ impl Generate {
         };
         sampling.validate()?;
         let folder = &self.compute.model;
-        let given = self.tokenizer.as_deref();
+        let given = self.compute.text.tokenizer.as_deref();
         let (prompt_ids, tokenizer) = match (self.prompt, self.prompt_ids) {
             (Some(text), _) => {
                 ensure!(!text.is_empty(), "the prompt is empty: give at least one word");
-                let tokenizer = Tokenizer::of_model(given, folder)?;
+                let tokenizer = self.compute.tokenizer()?;
                 (tokenizer.encode(&text)?, Some(tokenizer))
             }
             (None, ids) => {
@@ -77,7 +74,7 @@ impl Generate {
                 (ids, own.map(|path| Tokenizer::open(&path)).transpose()?)
             }
         };
-        let model = self.compute.load()?;
+        let model = self.compute.load_with_sense_table()?;
         let new_ids = model::generate(&model, &prompt_ids, self.max_new_tokens, sampling)?;
         let all = [prompt_ids.as_slice(), new_ids.as_slice()].concat();
         let text = tokenizer.map(|t| t.decode(&all)).transpose()?;

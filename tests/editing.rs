@@ -1,0 +1,98 @@
+//! `--edit`, and the table of senses that `export --senses` writes.
+
+use std::fs;
+
+use model::{SENSES_FILE, read_tensors};
+use serde_json::{Value, json};
+
+use crate::support::{Scratch, backpack, fixture};
+
+fn list(ids: &[i64]) -> String {
+    ids.iter().map(i64::to_string).collect::<Vec<_>>().join(",")
+}
+
+#[test]
+fn the_fixtures_edits_are_accepted_as_they_are_and_in_full() {
+    let scratch = Scratch::new();
+    for set in ["inv_scale", "no_inv_scale", "one_sense"] {
+        let folder = fixture(set);
+        let model = folder.to_str().unwrap();
+        let cases: Value = serde_json::from_str(&fs::read_to_string(folder.join("cases.json")).unwrap()).unwrap();
+        let forward = read_tensors(&folder.join("forward.safetensors")).unwrap();
+        let ids: Vec<i64> = Vec::try_from(forward["edit_ids"].get(0)).unwrap();
+        for which in ["edit_single", "edit_multi"] {
+            let (edit, output) = (scratch.text("edit.json"), scratch.text("dump.safetensors"));
+            for edits in [cases[which].clone(), json!({ "edits": cases[which] })] {
+                fs::write(&edit, edits.to_string()).unwrap();
+                let arguments = ["dump", "--model", model, "--ids", &list(&ids), "--edit", &edit, "--output", &output];
+                backpack(&arguments).expect(0);
+                let logits = &read_tensors(output.as_ref()).unwrap()["logits"];
+                let off = (logits - forward[&format!("{which}_logits")].get(0)).abs().max().double_value(&[]);
+                assert!(off < 5e-5, "{set} {which}: {off}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_sense_table_generates_the_same_tokens_and_must_be_the_models() {
+    let scratch = Scratch::new();
+    let (model, plain, quick) = (fixture("inv_scale"), scratch.text("plain"), scratch.text("quick"));
+    let model = model.to_str().unwrap();
+    backpack(&["export", "--checkpoint", model, "--output", &plain]).expect(0);
+    backpack(&["export", "--checkpoint", model, "--output", &quick, "--senses"]).expect(0);
+    let table = scratch.path("quick").join(SENSES_FILE);
+    assert_eq!(read_tensors(&table).unwrap()["senses"].size(), [311, 4, 40]);
+    let generate = |folder: &str| {
+        backpack(&[
+            "generate",
+            "--model",
+            folder,
+            "--prompt-ids",
+            "5,6,7",
+            "--greedy",
+            "--max-new-tokens",
+            "40",
+            "--json",
+        ])
+    };
+    assert_eq!(generate(&quick).expect(0).stdout, generate(&plain).expect(0).stdout);
+    let other = scratch.text("other");
+    backpack(&["export", "--checkpoint", fixture("no_inv_scale").to_str().unwrap(), "--output", &other]).expect(0);
+    fs::copy(&table, scratch.path("other").join(SENSES_FILE)).unwrap();
+    let error = generate(&other).error();
+    assert!(error.contains("senses.safetensors") && error.contains("but this model's senses are"), "{error}");
+    // A table cut short is no table.
+    let bytes = fs::read(&table).unwrap();
+    fs::write(&table, &bytes[..bytes.len() - 5]).unwrap();
+    let error = generate(&quick).error();
+    assert!(error.contains("senses.safetensors") && error.contains("cut short"), "{error}");
+}
+
+#[test]
+fn edits_that_cannot_be_made_are_refused_by_their_place() {
+    let scratch = Scratch::new();
+    let (model, edit) = (fixture("inv_scale"), scratch.text("edit.json"));
+    let model = model.to_str().unwrap();
+    let error = |text: &str| {
+        fs::write(&edit, text).unwrap();
+        let error =
+            backpack(&["generate", "--model", model, "--prompt-ids", "1", "--edit", &edit, "--max-new-tokens", "1"])
+                .error();
+        assert!(error.contains("edit.json"), "{error}");
+        error
+    };
+    assert!(error("{").contains("not JSON"));
+    assert!(error(r#"[{"token": 1, "sense": 0}]"#).contains("edit 1: \"scale\" wants a \"factor\""));
+    assert!(
+        error(r#"[{"token": 311, "sense": 0, "factor": 0}]"#).contains("token 311, but the model's ids are 0 to 310")
+    );
+    assert!(error(r#"[{"token": 1, "sense": 4, "factor": 0}]"#).contains("senses 0 to 3"));
+    let error = error(r#"[{"word": "antidisestablishmentarianism", "sense": 0, "factor": 0}]"#);
+    assert!(
+        error.contains("edit 1: \"antidisestablishmentarianism\" is not one token: it splits into \" ant\""),
+        "{error}"
+    );
+    let missing = backpack(&["generate", "--model", model, "--prompt-ids", "1", "--edit", "none.json"]).error();
+    assert!(missing.contains("none.json cannot be read"), "{missing}");
+}
