@@ -77,10 +77,8 @@ pub fn parse_edits(value: &Value, tokenizer: Option<&Tokenizer>) -> Result<Vec<S
 }
 
 fn rows_of(value: &Value) -> Result<&Vec<Value>> {
-    if let Some(object) = value.as_object() {
-        if let Some(key) = object.keys().find(|key| *key != "edits") {
-            bail!("key {key} is unknown: it is {{\"edits\": [...]}}");
-        }
+    if let Some(key) = value.as_object().and_then(|object| object.keys().find(|key| *key != "edits")) {
+        bail!("key {key} is unknown: it is {{\"edits\": [...]}}");
     }
     let rows = value.get("edits").unwrap_or(value);
     rows.as_array()
