@@ -1,0 +1,290 @@
+//! What a Backpack's senses say: the words that each one raises and lowers, and, for a text, which earlier words'
+//! senses made a prediction. Attributions are exact: they sum to the logits.
+
+use anyhow::{Context, Result, ensure};
+use model::{Backpack, LanguageModel, Pass};
+use tch::{Kind, Tensor};
+
+/// A word and how strongly it is meant.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Scored {
+    /// Its id.
+    pub id: i64,
+    /// What it adds to, or has as, its logit.
+    pub logit: f64,
+}
+
+/// One sense of a word, by itself.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SenseView {
+    /// Which, from 0.
+    pub sense: i64,
+    /// Its length.
+    pub norm: f64,
+    /// The words whose logits it raises most, the highest first.
+    pub raises: Vec<Scored>,
+    /// Those it lowers most, the lowest first.
+    pub lowers: Vec<Scored>,
+}
+
+/// A word that may follow.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Candidate {
+    /// Its id.
+    pub id: i64,
+    /// Its logit.
+    pub logit: f64,
+    /// Its probability among all ids, padding included.
+    pub probability: f64,
+}
+
+/// The Backpack of a model.
+///
+/// # Errors
+/// When it is a GPT-2.
+pub(crate) fn backpack_of(model: &LanguageModel) -> Result<&Backpack> {
+    model.backpack().context("the model is a GPT-2, which has no senses: give a Backpack")
+}
+
+/// The senses of tokens `[N]`, `[N, L, D]` fp32, in evaluation.
+///
+/// # Errors
+/// When the model is a GPT-2.
+pub fn sense_vectors(model: &LanguageModel, tokens: &[i64]) -> Result<Tensor> {
+    let ids = Tensor::from_slice(tokens).unsqueeze(0).to_device(model.device());
+    let backpack = backpack_of(model)?;
+    Ok(tch::no_grad(|| backpack.senses(&ids, Pass::evaluation())).squeeze_dim(0))
+}
+
+/// Every sense of a token, with `top` words at either end.
+///
+/// # Errors
+/// When the model is a GPT-2 or has no such token.
+pub fn senses_of(model: &LanguageModel, token: i64, top: usize) -> Result<Vec<SenseView>> {
+    model.check_ids(&[token])?;
+    let senses = sense_vectors(model, &[token])?.squeeze_dim(0);
+    let logits = words_only(model, &model.head(&senses, Pass::evaluation()));
+    let norms: Vec<f64> = Vec::try_from(senses.norm_scalaropt_dim(2.0, [1], false).to_kind(Kind::Double))?;
+    let (raises, lowers) = (ends(&logits, top, true)?, ends(&logits, top, false)?);
+    let views = norms.into_iter().zip(raises).zip(lowers).enumerate();
+    Ok(views.map(|(sense, ((norm, raises), lowers))| SenseView { sense: sense as i64, norm, raises, lowers }).collect())
+}
+
+/// The cosines between the senses of two tokens: `[L, L]`, rows the first's.
+///
+/// # Errors
+/// When the model is a GPT-2 or lacks one of them.
+pub fn sense_cosines(model: &LanguageModel, first: i64, second: i64) -> Result<Vec<Vec<f64>>> {
+    model.check_ids(&[first])?;
+    model.check_ids(&[second])?;
+    let senses = sense_vectors(model, &[first, second])?.to_kind(Kind::Double);
+    // A sense that an edit removed has no direction.
+    let unit = &senses / senses.norm_scalaropt_dim(2.0, [2], true).clamp_min(f64::MIN_POSITIVE);
+    rows_of(&unit.get(0).matmul(&unit.get(1).tr()))
+}
+
+/// Logits `[.., V]` of ids that stand for tokens, without the padding.
+fn words_only(model: &LanguageModel, logits: &Tensor) -> Tensor {
+    logits.narrow(-1, 0, model.config().num_tokens())
+}
+
+/// The `top` highest, or lowest, of each row of `[N, V]`.
+fn ends(logits: &Tensor, top: usize, highest: bool) -> Result<Vec<Vec<Scored>>> {
+    let top = (top as i64).min(logits.size()[1]);
+    let (values, ids) = logits.topk(top, 1, highest, true);
+    let (values, ids) = (rows_of(&values.to_kind(Kind::Double))?, ids);
+    let row = |(row, values): (usize, Vec<f64>)| -> Result<Vec<Scored>> {
+        let ids: Vec<i64> = Vec::try_from(ids.get(row as i64))?;
+        Ok(ids.into_iter().zip(values).map(|(id, logit)| Scored { id, logit }).collect())
+    };
+    values.into_iter().enumerate().map(row).collect()
+}
+
+/// `[N, M]` in double precision as rows.
+fn rows_of(matrix: &Tensor) -> Result<Vec<Vec<f64>>> {
+    (0..matrix.size()[0]).map(|row| Ok(Vec::try_from(matrix.get(row).to_kind(Kind::Double))?)).collect()
+}
+
+/// A text as a Backpack reads it.
+#[derive(Debug)]
+pub struct Reading<'m> {
+    model: &'m LanguageModel,
+    /// Its ids `[T]`.
+    pub ids: Vec<i64>,
+    /// How much each sense of each word counts at each position, `[L, T, T]` fp32: row t is a distribution over
+    /// positions up to t.
+    pub weights: Tensor,
+    /// The senses of its words, `[T, L, D]` fp32.
+    pub senses: Tensor,
+    /// What follows each position, `[T, V]` fp32.
+    pub logits: Tensor,
+}
+
+impl<'m> Reading<'m> {
+    /// Reads `ids`.
+    ///
+    /// # Errors
+    /// When the model is a GPT-2, or there are no ids, too many or one outside the vocabulary.
+    pub fn of(model: &'m LanguageModel, ids: &[i64]) -> Result<Self> {
+        model.check_ids(ids)?;
+        let (backpack, pass) = (backpack_of(model)?, Pass::evaluation());
+        let input = Tensor::from_slice(ids).unsqueeze(0).to_device(model.device());
+        let (weights, senses, logits) = tch::no_grad(|| {
+            let (weights, senses) = (backpack.contextualization(&input, pass), backpack.senses(&input, pass));
+            let logits = model.head(&backpack.combine(&weights, &senses, pass), pass);
+            (weights.squeeze_dim(0), senses.squeeze_dim(0), logits.squeeze_dim(0))
+        });
+        Ok(Reading { model, ids: ids.to_vec(), weights, senses, logits })
+    }
+
+    /// The `top` most probable tokens after `position`.
+    ///
+    /// # Errors
+    /// When there is no such position.
+    pub fn next(&self, position: usize, top: usize) -> Result<Vec<Candidate>> {
+        self.check_position(position)?;
+        let logits = self.logits.get(position as i64);
+        let probabilities = logits.softmax(-1, Kind::Double);
+        let best = ends(&words_only(self.model, &logits).unsqueeze(0), top, true)?.swap_remove(0);
+        let candidate =
+            |s: Scored| Candidate { id: s.id, logit: s.logit, probability: probabilities.double_value(&[s.id]) };
+        Ok(best.into_iter().map(candidate).collect())
+    }
+
+    /// One token as what follows `position`.
+    ///
+    /// # Errors
+    /// When there is no such position or token.
+    pub fn candidate(&self, position: usize, id: i64) -> Result<Candidate> {
+        self.check_position(position)?;
+        self.model.check_ids(&[id])?;
+        let logits = self.logits.get(position as i64);
+        let probability = logits.softmax(-1, Kind::Double).double_value(&[id]);
+        Ok(Candidate { id, logit: logits.double_value(&[id]), probability })
+    }
+
+    /// What each sense of each word up to `position` adds to the logit of `id` after it: `[position + 1, L]` in double
+    /// precision, whose sum is the logit.
+    ///
+    /// # Errors
+    /// When there is no such position or token.
+    pub fn contributions(&self, position: usize, id: i64) -> Result<Tensor> {
+        self.check_position(position)?;
+        self.model.check_ids(&[id])?;
+        let (seen, row) = (position as i64 + 1, self.model.backpack().context("no Backpack")?.body().wte().get(id));
+        let meant = self.senses.narrow(0, 0, seen).to_kind(Kind::Double).matmul(&row.detach().to_kind(Kind::Double));
+        let weights = self.weights.select(1, position as i64).narrow(1, 0, seen).to_kind(Kind::Double);
+        Ok(meant * weights.tr())
+    }
+
+    /// How a token is used in the text: for each sense the mean weight that later positions (its own included) give
+    /// it, over all its places; `None` where it does not occur.
+    pub fn usage(&self, token: i64) -> Option<Vec<f64>> {
+        let length = self.ids.len();
+        let places: Vec<usize> = (0..length).filter(|&place| self.ids[place] == token).collect();
+        if places.is_empty() {
+            return None;
+        }
+        let later: usize = places.iter().map(|place| length - place).sum();
+        let column =
+            |place: &usize| self.weights.select(2, *place as i64).narrow(1, *place as i64, (length - place) as i64);
+        let sums = places.iter().map(|place| column(place).sum_dim_intlist([1i64].as_slice(), false, Kind::Double));
+        let mean = sums.reduce(|a, b| a + b)? / later as f64;
+        Vec::try_from(mean).ok()
+    }
+
+    fn check_position(&self, position: usize) -> Result<()> {
+        ensure!(
+            position < self.ids.len(),
+            "there is no position {position}: the text has {} tokens, from 0",
+            self.ids.len()
+        );
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use tch::Device;
+
+    use super::*;
+
+    fn fixture(set: &str) -> LanguageModel {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/backpack").join(set);
+        model::load_folder(&folder, Device::Cpu).unwrap()
+    }
+
+    const IDS: [i64; 6] = [5, 90, 5, 17, 200, 3];
+
+    #[test]
+    fn contributions_sum_to_the_logits() {
+        for set in ["inv_scale", "one_sense"] {
+            let model = fixture(set);
+            let reading = Reading::of(&model, &IDS).unwrap();
+            for (position, id) in [(0, 7), (3, 0), (5, 255)] {
+                let parts = reading.contributions(position, id).unwrap();
+                assert_eq!(parts.size(), [position as i64 + 1, model.config().num_senses]);
+                let logit = reading.candidate(position, id).unwrap().logit;
+                let off = (parts.sum(Kind::Double).double_value(&[]) - logit).abs();
+                assert!(off < 1e-4, "{set} {position} {id}: {off}");
+            }
+        }
+    }
+
+    #[test]
+    fn senses_and_what_follows_are_those_of_the_definition() {
+        let model = fixture("inv_scale");
+        let reading = Reading::of(&model, &IDS).unwrap();
+        let input = Tensor::from_slice(&IDS).unsqueeze(0);
+        let plain = Pass { kernels: model::Kernels::Plain, ..Pass::evaluation() };
+        let logits = tch::no_grad(|| model.logits(&input, plain)).get(0).get(-1);
+        let next = reading.next(5, 3).unwrap();
+        let best = logits.argmax(-1, false).int64_value(&[]);
+        assert_eq!(next[0].id, best);
+        assert!((next[0].probability - logits.softmax(-1, Kind::Double).double_value(&[best])).abs() < 1e-6);
+        assert!(next[0].logit >= next[1].logit && next[1].logit >= next[2].logit);
+
+        let views = senses_of(&model, 90, 4).unwrap();
+        let wte = model.backpack().unwrap().body().wte();
+        for view in &views {
+            let sense = reading.senses.get(1).get(view.sense);
+            let meant = wte.matmul(&sense);
+            assert_eq!(view.raises[0].id, meant.argmax(-1, false).int64_value(&[]));
+            assert_eq!(view.lowers[0].id, meant.argmin(-1, false).int64_value(&[]));
+            assert!((view.norm - sense.norm().double_value(&[])).abs() < 1e-5);
+            assert_eq!((view.raises.len(), view.lowers.len()), (4, 4));
+        }
+        assert_eq!(views.len(), 4);
+    }
+
+    #[test]
+    fn usage_is_the_mean_weight_over_all_places_and_cosines_are_symmetric() {
+        let model = fixture("inv_scale");
+        let reading = Reading::of(&model, &IDS).unwrap();
+        let usage = reading.usage(5).unwrap();
+        let mut sum = 0.0;
+        let mut count = 0.0;
+        for place in [0i64, 2] {
+            for t in place..6 {
+                sum += reading.weights.double_value(&[1, t, place]);
+                count += 1.0;
+            }
+        }
+        assert!((usage[1] - sum / count).abs() < 1e-9);
+        assert!(reading.usage(6).is_none());
+        let (ab, ba) = (sense_cosines(&model, 5, 90).unwrap(), sense_cosines(&model, 90, 5).unwrap());
+        assert!((ab[1][3] - ba[3][1]).abs() < 1e-12);
+        assert!((sense_cosines(&model, 5, 5).unwrap()[2][2] - 1.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn what_is_not_there_is_refused() {
+        let model = fixture("inv_scale");
+        let reading = Reading::of(&model, &IDS).unwrap();
+        assert!(reading.next(6, 1).unwrap_err().to_string().starts_with("there is no position 6"));
+        assert!(reading.contributions(0, 311).is_err() && senses_of(&model, 311, 1).is_err());
+        assert!(Reading::of(&model, &[1; 33]).is_err());
+    }
+}
