@@ -8,6 +8,7 @@ mod benching;
 mod dependencies;
 mod distributed;
 mod editing;
+mod evaluating;
 mod faults;
 mod import;
 mod launching;

@@ -52,7 +52,8 @@ pub(crate) fn read_word_pairs(file: &Path, most: usize) -> Result<Vec<WordPair>>
     let names = rows.first().is_some_and(|(_, fields)| fields[0].to_lowercase().starts_with("word"));
     let rows = &rows[usize::from(names)..];
     // A part of speech stands before the rating in the files of SimLex-999 and SimVerb-3500.
-    let column = if rows.first().is_some_and(|(_, fields)| rating(fields, 2).is_err()) { 3 } else { 2 };
+    let column =
+        if rows.first().is_some_and(|(_, fields)| fields.len() > 3 && rating(fields, 2).is_err()) { 3 } else { 2 };
     let pairs = rows.iter().take(most).map(|(number, fields)| {
         let words = [0, 1].map(|column| fields.get(column).copied().unwrap_or_default().to_owned());
         let pair = rating(fields, column).and_then(|rating| {
@@ -113,7 +114,8 @@ mod tests {
         for (text, why) in [
             ("a\tb\t1\na\tb\n", "x.csv line 2: has 2 columns: two words and a rating are wanted"),
             ("a\tb\t1\n\na\tb\tN\t3\n", "x.csv line 3: has \"N\" in column 3 where the rating should be"),
-            ("a;b;nan\n", "x.csv line 1: has 3 columns"),
+            ("a;b;nan\n", "x.csv line 1: has \"nan\" in column 3"),
+            ("a;b\n", "x.csv line 1: has 2 columns"),
             ("a, ,3\n", "x.csv line 1: has an empty word"),
             ("Once upon a time\n", "x.csv line 1: has \"time\" in column 4"),
             ("word1,word2,mean\n", "x.csv holds no pair of words"),
