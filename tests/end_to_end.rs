@@ -15,6 +15,7 @@ mod models;
 mod pipeline;
 mod preparing;
 mod resuming;
+mod sensing;
 mod signals;
 mod threads;
 mod watching;

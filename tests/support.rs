@@ -16,6 +16,27 @@ pub(crate) fn fixture(set: &str) -> PathBuf {
     root().join("tests/fixtures/backpack").join(set)
 }
 
+/// Writes a Backpack of random weights with GPT-2's vocabulary, for commands that take words.
+pub(crate) fn write_model_of_words(folder: &Path) {
+    let config = model::ModelConfig {
+        n_embd: 16,
+        n_head: 2,
+        n_layer: 1,
+        n_positions: 64,
+        num_senses: 4,
+        end_of_text: Some(model::GPT2_END_OF_TEXT),
+        ..model::ModelConfig::default()
+    };
+    let model = model::LanguageModel::initialise(config, 3, tch::Device::Cpu).unwrap();
+    for (_, parameter) in model.parameters().iter() {
+        // Large enough for words to differ.
+        let mut parameter = parameter.shallow_clone();
+        tch::no_grad(|| parameter *= 10.0);
+    }
+    fs::create_dir_all(folder).unwrap();
+    model::save_folder(&model, folder).unwrap();
+}
+
 pub(crate) struct Scratch {
     folder: TempDir,
 }

@@ -13,6 +13,7 @@ pub(crate) mod man;
 pub(crate) mod plan;
 pub(crate) mod plot;
 pub(crate) mod prepare_data;
+pub(crate) mod senses;
 pub(crate) mod status;
 pub(crate) mod train;
 pub(crate) mod verify_data;
