@@ -1,5 +1,6 @@
 //! What a trained model is worth.
 
+pub mod control;
 mod edit_file;
 mod rows;
 mod senses;
