@@ -5,6 +5,7 @@ mod support;
 
 mod bad_input;
 mod benching;
+mod controlling;
 mod dependencies;
 mod distributed;
 mod editing;

@@ -110,8 +110,12 @@ fn every_flag_that_the_text_names_is_one() {
             let Some(name) = words.first().filter(|name| name.chars().all(|c| c.is_lowercase() || c == '-')) else {
                 continue;
             };
-            let sub = command.find_subcommand(name).unwrap_or_else(|| panic!("{}: `{span}`", file.display()));
-            let own = words.iter().skip(1).take_while(|word| **word != "--");
+            let mut sub = command.find_subcommand(name).unwrap_or_else(|| panic!("{}: `{span}`", file.display()));
+            let mut rest = words.iter().skip(1).peekable();
+            while let Some(below) = rest.peek().and_then(|word| sub.find_subcommand(word)) {
+                (sub, _) = (below, rest.next());
+            }
+            let own = rest.take_while(|word| **word != "--");
             for flag in own.filter_map(|word| word.strip_prefix("--")) {
                 let flag = flag.split('=').next().unwrap_or_default();
                 let known = sub.get_arguments().any(|argument| argument.get_long() == Some(flag));
@@ -123,18 +127,25 @@ fn every_flag_that_the_text_names_is_one() {
     assert!(found > 10, "{found} commands in the text");
 }
 
-#[test]
-fn every_command_has_an_example_that_it_understands() {
-    let mut command = Arguments::command();
-    for sub in command.get_subcommands_mut() {
-        let (name, help) = (sub.get_name().to_owned(), sub.render_long_help().to_string());
+/// Commands of commands too.
+fn check_examples(command: &mut clap::Command, above: &[String]) {
+    // `help` is clap's own.
+    for sub in command.get_subcommands_mut().filter(|sub| sub.get_name() != "help") {
+        let path = [above, &[sub.get_name().to_owned()]].concat();
+        let (name, help) = (path.join(" "), sub.render_long_help().to_string());
         let flat = help.split_whitespace().collect::<Vec<_>>().join(" ");
         let (_, example) = flat.split_once("Example: ").unwrap_or_else(|| panic!("{name} has no example in its help"));
         let end = example.find(" Usage: ").unwrap_or(example.len());
         let arguments = arguments(&example[..end]).unwrap_or_else(|| panic!("{name}: {example}"));
-        assert_eq!(arguments[0], name);
+        assert_eq!(arguments[..path.len()], path);
         parse(&arguments).unwrap_or_else(|error| panic!("{name}: {error}"));
+        check_examples(sub, &path);
     }
+}
+
+#[test]
+fn every_command_has_an_example_that_it_understands() {
+    check_examples(&mut Arguments::command(), &[]);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod benchmark;
 mod blimp;
+pub mod control;
 mod detokenise;
 mod documents;
 mod edit_file;

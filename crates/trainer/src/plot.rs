@@ -1,29 +1,19 @@
 //! The curves of runs as a picture, SVG or PNG.
 
-mod panel;
-
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
-use plotters::coord::Shift;
-use plotters::prelude::*;
-use plotters::style::{FontStyle, register_font};
+use anyhow::{Result, anyhow, ensure};
+use charts::{Axis, Chart, Curve, Entry, Format, Panel, Range, Row, Style};
 
 use crate::metrics::{self, Line};
-use panel::Panel;
 
-/// DejaVu Sans, so that a picture is the same on every machine; its licence lies beside it.
-const FONT: &[u8] = include_bytes!("../assets/DejaVuSans.ttf");
-
-/// Of the whole picture, in pixels.
-const WIDTH: u32 = 1_200;
+/// Of a row of the picture, in pixels.
 const PANEL_HEIGHT: u32 = 300;
 const LOSS_HEIGHT: u32 = 460;
-/// Of one row of the legend.
-const ROW: u32 = 24;
 /// Points drawn of one line: more are not seen at this width.
 const MOST_POINTS: usize = 1_000;
+/// Characters of a name: more would run into the legend's next entry.
+const NAME_CHARACTERS: usize = 32;
 
 /// A line that the user draws across the losses.
 #[derive(Debug, Clone, PartialEq)]
@@ -58,27 +48,9 @@ struct Run {
 /// # Errors
 /// When a run folder has no metrics, the ending is neither, or the file cannot be written.
 pub fn plot(run_dirs: &[PathBuf], references: &[Reference], output: &Path) -> Result<()> {
-    let ending = output.extension().map(|ending| ending.to_string_lossy().to_lowercase());
-    let ending = ending.filter(|ending| ["svg", "png"].contains(&ending.as_str()));
-    let Some(ending) = ending else {
-        bail!("{} ends neither in .svg nor in .png: these are what plots are drawn as", output.display())
-    };
+    Format::of(output)?;
     let runs = run_dirs.iter().map(|run_dir| read(run_dir)).collect::<Result<Vec<Run>>>()?;
-    register()?;
-    let height = height(&runs, references);
-    let bytes = if ending == "svg" {
-        let mut svg = String::new();
-        draw(&SVGBackend::with_string(&mut svg, (WIDTH, height)).into_drawing_area(), &runs, references)?;
-        svg.into_bytes()
-    } else {
-        let mut pixels = vec![0u8; (3 * WIDTH * height) as usize];
-        draw(&BitMapBackend::with_buffer(&mut pixels, (WIDTH, height)).into_drawing_area(), &runs, references)?;
-        encode(&pixels, height)?
-    };
-    if let Some(parent) = output.parent() {
-        std::fs::create_dir_all(parent).with_context(|| format!("{} cannot be made", parent.display()))?;
-    }
-    std::fs::write(output, bytes).with_context(|| format!("{} cannot be written", output.display()))
+    chart(&runs, references).write(output)
 }
 
 fn read(run_dir: &Path) -> Result<Run> {
@@ -93,51 +65,54 @@ fn read(run_dir: &Path) -> Result<Run> {
     Ok(Run { name, lines })
 }
 
-/// Makes the font known, once a process.
-fn register() -> Result<()> {
-    static DONE: OnceLock<bool> = OnceLock::new();
-    let done = DONE.get_or_init(|| register_font("sans-serif", FontStyle::Normal, FONT).is_ok());
-    ensure!(*done, "the font of this program is damaged: install it again");
-    Ok(())
-}
-
-/// Rows of the legend: two entries a run, one a reference, three side by side.
-fn legend_rows(runs: &[Run], references: &[Reference]) -> u32 {
-    (2 * runs.len() + references.len()).div_ceil(panel::LEGEND_COLUMNS) as u32
-}
-
-fn height(runs: &[Run], references: &[Reference]) -> u32 {
-    16 + legend_rows(runs, references) * ROW + LOSS_HEIGHT + 2 * PANEL_HEIGHT
-}
-
-fn draw<B: DrawingBackend>(root: &DrawingArea<B, Shift>, runs: &[Run], references: &[Reference]) -> Result<()>
-where
-    B::ErrorType: 'static,
-{
-    root.fill(&WHITE)?;
-    let (legend, below) = root.split_vertically(16 + legend_rows(runs, references) * ROW);
-    let names: Vec<&str> = runs.iter().map(|run| run.name.as_str()).collect();
-    panel::legend(&legend, &names, references, ROW)?;
-    let (losses, small) = below.split_vertically(LOSS_HEIGHT);
-    let lines = |value: fn(&Line) -> Option<f64>| -> Vec<Vec<(f64, f64)>> {
-        runs.iter().map(|run| thin(&points(&run.lines, value))).collect()
-    };
-    let last = runs.iter().flat_map(|run| run.lines.last()).map(|line| line.step).max().unwrap_or(1).max(1) as f64;
-    let dots = runs.iter().map(|run| points(&run.lines, |line| line.val_loss)).collect();
-    let loss = Panel { title: "loss (nats)", lines: lines(|line| line.loss), dots, references, zero: false };
-    loss.draw(&losses, last)?;
-    let panel = |title, value| Panel { title, lines: lines(value), dots: Vec::new(), references: &[], zero: true };
-    let panels = [
-        panel("learning rate", |line| line.lr),
-        panel("gradient norm before clipping", |line| line.grad_norm),
-        panel("tokens a second", |line| line.tokens_per_s),
-        panel("utilisation (%)", |line| line.mfu.map(|mfu| 100.0 * mfu)),
-    ];
-    for (area, panel) in small.split_evenly((2, 2)).iter().zip(panels) {
-        panel.draw(area, last)?;
+fn chart(runs: &[Run], references: &[Reference]) -> Chart {
+    let mut legend = Vec::new();
+    for (i, run) in runs.iter().enumerate() {
+        let name = shorten(&run.name);
+        legend.push(Entry { name: format!("{name}: training"), style: Style::Faint(i) });
+        legend.push(Entry { name: format!("{name}: validation"), style: Style::Dotted(i) });
     }
-    root.present()?;
-    Ok(())
+    for (i, Reference { name, loss }) in references.iter().enumerate() {
+        legend.push(Entry { name: format!("{}: {loss}", shorten(name)), style: Style::Level(i) });
+    }
+    let last = runs.iter().flat_map(|run| run.lines.last()).map(|line| line.step).max().unwrap_or(1).max(1) as f64;
+    let lines = |value: fn(&Line) -> Option<f64>, style: fn(usize) -> Style| {
+        let line = move |(i, run): (usize, &Run)| Curve { points: thin(&points(&run.lines, value)), style: style(i) };
+        runs.iter().enumerate().map(line).collect::<Vec<_>>()
+    };
+    // A run's validation is drawn in its full colour, its noisy training loss fainter before it.
+    let mut losses = lines(|line| line.loss, Style::Faint);
+    let level =
+        |(i, reference): (usize, &Reference)| Curve { points: vec![(0.0, reference.loss)], style: Style::Level(i) };
+    losses.extend(references.iter().enumerate().map(level));
+    let dots =
+        |(i, run): (usize, &Run)| Curve { points: points(&run.lines, |line| line.val_loss), style: Style::Dotted(i) };
+    losses.extend(runs.iter().enumerate().map(dots));
+    let panel = |title: &str, curves, range| Panel {
+        title: title.to_owned(),
+        x: Axis { description: "step".to_owned(), low: 0.0, high: last, ticks: Vec::new() },
+        curves,
+        range,
+    };
+    let small = |title, value| panel(title, lines(value, Style::Line), Range::FromZeroUsual);
+    let rows = vec![
+        Row { height: LOSS_HEIGHT, panels: vec![panel("loss (nats)", losses, Range::Fit)] },
+        Row {
+            height: PANEL_HEIGHT,
+            panels: vec![
+                small("learning rate", |line| line.lr),
+                small("gradient norm before clipping", |line| line.grad_norm),
+            ],
+        },
+        Row {
+            height: PANEL_HEIGHT,
+            panels: vec![
+                small("tokens a second", |line| line.tokens_per_s),
+                small("utilisation (%)", |line| line.mfu.map(|mfu| 100.0 * mfu)),
+            ],
+        },
+    ];
+    Chart { legend, rows }
 }
 
 fn points(lines: &[Line], value: fn(&Line) -> Option<f64>) -> Vec<(f64, f64)> {
@@ -154,16 +129,15 @@ fn thin(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     points.chunks(stretch).map(mean).collect()
 }
 
-/// Rows of red, green and blue as a PNG.
-fn encode(pixels: &[u8], height: u32) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    let mut encoder = png::Encoder::new(&mut bytes, WIDTH, height);
-    encoder.set_color(png::ColorType::Rgb);
-    encoder.set_depth(png::BitDepth::Eight);
-    let mut writer = encoder.write_header()?;
-    writer.write_image_data(pixels)?;
-    writer.finish()?;
-    Ok(bytes)
+/// Its middle is left out: runs differ at their ends.
+fn shorten(name: &str) -> String {
+    let characters: Vec<char> = name.chars().collect();
+    if characters.len() <= NAME_CHARACTERS {
+        return name.to_owned();
+    }
+    let half = (NAME_CHARACTERS - 3) / 2;
+    let part = |from: &[char]| from.iter().collect::<String>();
+    format!("{}...{}", part(&characters[..half]), part(&characters[characters.len() - half..]))
 }
 
 #[cfg(test)]
@@ -197,17 +171,6 @@ mod tests {
         {
             assert!(text.contains(name), "{name}");
         }
-        let png = folder.path().join("out.PNG");
-        plot(&[run], &[reference], &png).unwrap();
-        let bytes = std::fs::read(&png).unwrap();
-        assert!(bytes.starts_with(b"\x89PNG\r\n\x1a\n"));
-        let mut reader = png::Decoder::new(std::io::Cursor::new(bytes)).read_info().unwrap();
-        let mut pixels = vec![0; reader.output_buffer_size().unwrap()];
-        let info = reader.next_frame(&mut pixels).unwrap();
-        assert_eq!((info.width, info.color_type), (WIDTH, png::ColorType::Rgb));
-        // Text and lines are drawn on white.
-        let dark = pixels.chunks(3).filter(|rgb| rgb.iter().all(|value| *value < 128)).count();
-        assert!(dark > 1_000 && pixels[0] == 255, "{dark}");
     }
 
     #[test]
@@ -228,5 +191,12 @@ mod tests {
         let thinned = thin(&points);
         assert_eq!(thinned.len(), 1_000);
         assert!(thinned.iter().all(|p| p.1 == 2.0));
+    }
+
+    #[test]
+    fn a_long_name_keeps_both_ends() {
+        let short = shorten(&format!("begin-{}-end", "x".repeat(80)));
+        assert!(short.starts_with("begin-") && short.ends_with("-end") && short.len() <= NAME_CHARACTERS, "{short}");
+        assert_eq!(shorten("run"), "run");
     }
 }

@@ -1,0 +1,202 @@
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, ensure};
+use charts::{Axis, Chart, Curve, Entry, Panel, Range, Row, Style};
+use clap::Args;
+use evals::control::{SenseShift, knowledge_edits, sense_shifts};
+use evals::{Candidate, Reading, Tokenizer};
+use model::LanguageModel;
+use serde_json::{Value, json};
+use tch::Tensor;
+
+use super::lists;
+use super::report::{Report, ReportArguments, percent, shorten};
+use super::table::Table;
+use crate::compute::Compute;
+
+/// Let a word call up one word in place of another, in every context
+///
+/// What each sense of WORD says of OLD is projected out, and says as much of NEW. Reported for each prompt: how
+/// probable both are as its next word, and what else is, before and after; prompts without the word stay as they are.
+/// Example: backpack control edit --model runs/quickstart-model --word Captain --old Wentworth --new Harville
+#[derive(Debug, Args)]
+pub(super) struct Edit {
+    #[command(flatten)]
+    compute: Compute,
+    /// The word whose senses are edited; one token, as the others
+    #[arg(long, value_name = "WORD")]
+    word: String,
+    /// The word that it calls up
+    #[arg(long, value_name = "OLD")]
+    old: String,
+    /// The word that it is to call up
+    #[arg(long, value_name = "NEW")]
+    new: String,
+    /// A text whose next word is looked at; may be repeated [default: two with the word, two without]
+    #[arg(long = "prompt", value_name = "TEXT")]
+    prompts: Vec<String>,
+    /// Most probable next words to show
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    top: usize,
+    /// Write the edits, for --edit of any command
+    #[arg(long, value_name = "FILE")]
+    save_edit: Option<PathBuf>,
+    #[command(flatten)]
+    report: ReportArguments,
+}
+
+/// A prompt's next word.
+struct Next {
+    old: Candidate,
+    new: Candidate,
+    top: Vec<Candidate>,
+    /// Of all positions, `[T, V]`.
+    logits: Tensor,
+}
+
+/// A prompt before and after.
+struct Compared {
+    prompt: String,
+    has_word: bool,
+    before: Next,
+    after: Next,
+    /// The largest difference of a logit, at any position.
+    change: f64,
+}
+
+impl Edit {
+    pub(super) fn run(self) -> Result<()> {
+        ensure!(self.top > 0, "--top is 0: it must be at least 1");
+        let folder = self.report.folder()?;
+        let tokenizer = self.compute.tokenizer()?;
+        let mut model = super::load(&self.compute)?;
+        let id = |word: &str| lists::word(word, &tokenizer, &model);
+        let (word, old, new) = (id(&self.word)?, id(&self.old)?, id(&self.new)?);
+        let prompts: Vec<(String, Vec<i64>)> = self
+            .prompts()
+            .into_iter()
+            .map(|prompt| Ok((prompt.clone(), tokenizer.encode(&prompt)?)))
+            .collect::<Result<_>>()?;
+        let look = |model: &LanguageModel| -> Result<(Vec<Next>, Vec<SenseShift>)> {
+            let next = |(prompt, ids): &(String, Vec<i64>)| {
+                let read = || -> Result<Next> {
+                    let (reading, last) = (Reading::of(model, ids)?, ids.len() - 1);
+                    let (old, new) = (reading.candidate(last, old)?, reading.candidate(last, new)?);
+                    Ok(Next { old, new, top: reading.next(last, self.top)?, logits: reading.logits })
+                };
+                read().with_context(|| format!("the prompt \"{prompt}\" is not usable"))
+            };
+            Ok((prompts.iter().map(next).collect::<Result<_>>()?, sense_shifts(model, word, old, new)?))
+        };
+        let (before, senses_before) = look(&model)?;
+        let edits = knowledge_edits(&model, word, old, new)?;
+        let (after, senses_after) = model.with_edits(&edits, look)?;
+        if let Some(path) = &self.save_edit {
+            super::save_edits(&edits, path)?;
+        }
+        let compare = |(((prompt, ids), before), after): (((String, Vec<i64>), Next), Next)| {
+            let change = (&before.logits - &after.logits).abs().max().double_value(&[]);
+            Compared { prompt, has_word: ids.contains(&word), before, after, change }
+        };
+        let compared: Vec<Compared> = prompts.into_iter().zip(before).zip(after).map(compare).collect();
+        let senses: Vec<(SenseShift, SenseShift)> = senses_before.into_iter().zip(senses_after).collect();
+        let report = Report {
+            json: self.json(&compared, &senses, &tokenizer),
+            tables: self.tables(&compared, &senses, &tokenizer),
+            chart: self.chart(&compared),
+            texts: Vec::new(),
+        };
+        self.report.write(folder, &report)
+    }
+
+    fn prompts(&self) -> Vec<String> {
+        if !self.prompts.is_empty() {
+            return self.prompts.clone();
+        }
+        let word = self.word.trim();
+        let with = [format!("The {word} is best known for"), format!("Everyone has heard of the {word} and")];
+        with.into_iter().chain(["The weather today is", "They went home and"].map(str::to_owned)).collect()
+    }
+
+    fn json(&self, compared: &[Compared], senses: &[(SenseShift, SenseShift)], tokenizer: &Tokenizer) -> Value {
+        let next = |next: &Next| {
+            let top = |c: &Candidate| json!({ "token": c.id, "word": lists::name(tokenizer, c.id), "probability": c.probability });
+            json!({ "old": next.old.probability, "new": next.new.probability,
+                    "top": next.top.iter().map(top).collect::<Vec<_>>() })
+        };
+        let prompt = |c: &Compared| {
+            json!({ "prompt": c.prompt, "has_word": c.has_word, "largest_change": c.change,
+                    "before": next(&c.before), "after": next(&c.after) })
+        };
+        let shift = |s: &SenseShift| json!({ "old": s.old, "new": s.new });
+        let sense = |(i, (before, after)): (usize, &(SenseShift, SenseShift))| json!({ "sense": i, "before": shift(before), "after": shift(after) });
+        json!({
+            "recipe": "edit",
+            "word": self.word.trim(),
+            "old": self.old.trim(),
+            "new": self.new.trim(),
+            "prompts": compared.iter().map(prompt).collect::<Vec<_>>(),
+            "senses": senses.iter().enumerate().map(sense).collect::<Vec<_>>(),
+        })
+    }
+
+    fn tables(&self, compared: &[Compared], senses: &[(SenseShift, SenseShift)], tokenizer: &Tokenizer) -> String {
+        let (word, old, new) = (self.word.trim(), self.old.trim(), self.new.trim());
+        let arrow = |before: String, after: String| format!("{before} -> {after}");
+        let columns = ["prompt", &format!("p({old}), %"), &format!("p({new}), %"), "largest change of a logit"];
+        let mut probabilities = Table::of_figures(&columns);
+        let mut words = Table::of_words(&["prompt", "before", "after"]);
+        let list = |next: &Next| {
+            let word = |c: &Candidate| format!("{} {}", lists::name(tokenizer, c.id).trim(), percent(c.probability));
+            next.top.iter().map(word).collect::<Vec<_>>().join(", ")
+        };
+        for Compared { prompt, before, after, change, .. } in compared {
+            let share = |c: &Candidate| format!("{:.3}", 100.0 * c.probability);
+            probabilities.row([
+                prompt.clone(),
+                arrow(share(&before.old), share(&after.old)),
+                arrow(share(&before.new), share(&after.new)),
+                format!("{change:.3}"),
+            ]);
+            words.row([prompt.clone(), list(before), list(after)]);
+        }
+        let mut by_sense = Table::of_figures(&["sense", &format!("C . E[{old}]"), &format!("C . E[{new}]")]);
+        for (sense, (before, after)) in senses.iter().enumerate() {
+            let cell =
+                |value: fn(&SenseShift) -> f64| arrow(format!("{:.2}", value(before)), format!("{:.2}", value(after)));
+            by_sense.row([sense.to_string(), cell(|s| s.old), cell(|s| s.new)]);
+        }
+        format!(
+            "{word} calls up {new} where it called up {old}.\n\n{probabilities}\n\
+             The most probable next words, in percent.\n\n{words}\n\
+             What each sense of {word} adds to the logits at a weight of 1.\n\n{by_sense}"
+        )
+    }
+
+    /// The probabilities as bars, a group for each prompt.
+    fn chart(&self, compared: &[Compared]) -> Chart {
+        type Value = fn(&Compared) -> f64;
+        let (old, new) = (self.old.trim(), self.new.trim());
+        let bars: [(String, usize, Value); 4] = [
+            (format!("{old} before"), 5, |c| c.before.old.probability),
+            (format!("{old} after"), 0, |c| c.after.old.probability),
+            (format!("{new} before"), 4, |c| c.before.new.probability),
+            (format!("{new} after"), 1, |c| c.after.new.probability),
+        ];
+        let (mut legend, mut curves) = (Vec::new(), Vec::new());
+        for (place, (name, colour, value)) in bars.into_iter().enumerate() {
+            let style = Style::Bars { colour, place, of: 4 };
+            let points = compared.iter().enumerate().map(|(i, c)| (i as f64, 100.0 * value(c))).collect();
+            legend.push(Entry { name, style });
+            curves.push(Curve { points, style });
+        }
+        let names: Vec<String> = compared.iter().map(|c| shorten(&c.prompt, compared.len())).collect();
+        let panel = Panel {
+            title: "probability of the next word (%)".to_owned(),
+            x: Axis::of_names("", &names),
+            curves,
+            range: Range::FromZero,
+        };
+        Chart { legend, rows: vec![Row { height: 400, panels: vec![panel] }] }
+    }
+}

@@ -1,0 +1,79 @@
+//! What a recipe leaves: figures on stdout, and all of it in a folder.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use anyhow::Result;
+use charts::Chart;
+use clap::Args;
+use serde_json::Value;
+
+use crate::new_folder::NewFolder;
+
+#[derive(Debug, Args)]
+pub(super) struct ReportArguments {
+    /// A new folder for table.md, report.json, plot.svg and plot.png, and texts.jsonl where texts are written
+    #[arg(long, value_name = "DIR")]
+    output: Option<PathBuf>,
+    /// Print one JSON object instead of tables
+    #[arg(long)]
+    json: bool,
+}
+
+/// The figures of a recipe.
+pub(super) struct Report {
+    pub(super) json: Value,
+    /// Markdown.
+    pub(super) tables: String,
+    pub(super) chart: Chart,
+    /// One object a line; none for recipes that write no texts.
+    pub(super) texts: Vec<Value>,
+}
+
+impl ReportArguments {
+    /// Refuses a folder that is taken before any work is done.
+    ///
+    /// # Errors
+    /// When `--output` holds something.
+    pub(super) fn folder(&self) -> Result<Option<NewFolder>> {
+        self.output.as_deref().map(NewFolder::at).transpose()
+    }
+
+    pub(super) fn write(&self, folder: Option<NewFolder>, report: &Report) -> Result<()> {
+        if let Some(folder) = &folder {
+            folder.fill(|folder| {
+                fs::write(folder.join("table.md"), &report.tables)?;
+                fs::write(folder.join("report.json"), serde_json::to_string_pretty(&report.json)? + "\n")?;
+                if !report.texts.is_empty() {
+                    let lines: Vec<String> = report.texts.iter().map(|text| format!("{text}\n")).collect();
+                    fs::write(folder.join("texts.jsonl"), lines.concat())?;
+                }
+                report.chart.write(&folder.join("plot.svg"))?;
+                report.chart.write(&folder.join("plot.png"))
+            })?;
+        }
+        let mut out = io::stdout().lock();
+        if self.json {
+            writeln!(out, "{}", report.json)?
+        } else {
+            write!(out, "{}", report.tables)?
+        }
+        Ok(())
+    }
+}
+
+/// A share in percent, as tables show it.
+pub(super) fn percent(share: f64) -> String {
+    format!("{:.1}", 100.0 * share)
+}
+
+/// So short that `count` of them stand side by side under a plot of its full width.
+pub(super) fn shorten(text: &str, count: usize) -> String {
+    // Some 8 pixels a character at the plot's size of letters.
+    let room = (charts::WIDTH as usize / 8 / count.max(1)).max(8);
+    if text.chars().count() <= room {
+        return text.to_owned();
+    }
+    format!("{}...", text.chars().take(room - 3).collect::<String>())
+}

@@ -1,0 +1,316 @@
+use std::collections::HashSet;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, ensure};
+use charts::{Axis, Chart, Curve, Entry, Panel, Range, Row, Style};
+use clap::Args;
+use evals::Tokenizer;
+use evals::control::{Multipliers, PairScores, TextRequest, perplexity, score_pairs, words_about, write_text};
+use model::{LanguageModel, Sampling, derive_seed};
+use serde_json::{Value, json};
+
+use super::lists;
+use super::report::{Report, ReportArguments, percent, shorten};
+use super::table::Table;
+use crate::compute::Compute;
+use crate::progress::Plain;
+
+/// Generate texts on a topic, at several strengths
+///
+/// The senses that speak of the topic's words count more, the more so near the end of the text, and no more once what
+/// they say has been said. Reported for each strength, 0 being the model as it is: the share of texts in which the
+/// topic's words are more frequent than in the mean text of strength 0, how frequent they are, how many of a text's
+/// tokens are different ones, and the perplexity of the texts under the model as it is.
+/// Example: backpack control topic --model runs/quickstart-model --topic war --topic family --texts 20
+#[derive(Debug, Args)]
+pub(super) struct Topic {
+    #[command(flatten)]
+    compute: Compute,
+    /// A topic that the project has words for: family, law, money, music, sport, war; may be repeated
+    #[arg(long = "topic", value_name = "NAME", required_unless_present_any = ["words", "about"])]
+    topics: Vec<String>,
+    /// A topic as a file of words, one a line; may be repeated
+    #[arg(long, value_name = "FILE")]
+    words: Vec<PathBuf>,
+    /// A topic as a text: its words are those that the model expects more in it than in its own texts; may be repeated
+    #[arg(long, value_name = "TEXT")]
+    about: Vec<String>,
+    /// What the texts begin with [default: the end of a text before]
+    #[arg(long, value_name = "TEXT")]
+    prompt: Option<String>,
+    /// Texts of each topic and strength; the paper has 500
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    texts: u64,
+    /// Tokens of a text, as in the paper [default: 100, or what the context has room for]
+    #[arg(long, value_name = "N")]
+    tokens: Option<usize>,
+    /// Strengths, from 1 to 3
+    #[arg(long, value_name = "1,2,3", value_delimiter = ',', default_values_t = [1, 2, 3], value_parser = clap::value_parser!(u8).range(1..=3))]
+    strengths: Vec<u8>,
+    /// Divides the logits before sampling
+    #[arg(long, value_name = "X", default_value_t = 1.0, allow_negative_numbers = true)]
+    temperature: f64,
+    /// Sample among the K most probable tokens only
+    #[arg(long, value_name = "K")]
+    top_k: Option<usize>,
+    /// Sample among the most probable tokens that together reach this probability only
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    top_p: Option<f64>,
+    /// The same seed gives the same texts; text i draws alike at every strength
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    seed: u64,
+    #[command(flatten)]
+    report: ReportArguments,
+}
+
+/// Words of a topic that a text tells of.
+const WORDS_ABOUT: usize = 40;
+/// Pairs of word and sense that are shown.
+const PAIRS_SHOWN: usize = 10;
+
+/// One topic and what came of it.
+struct Steered {
+    name: String,
+    ids: Vec<i64>,
+    /// Words that are several tokens, of which the first stands for them.
+    cut: Vec<String>,
+    outcomes: Vec<Outcome>,
+}
+
+/// The texts of one strength.
+struct Outcome {
+    strength: u8,
+    /// Share of texts with more of the topic's words than the mean text of strength 0.
+    success: f64,
+    /// The topic's words in 100 tokens.
+    rate: f64,
+    /// Share of a text's tokens that are different ones.
+    distinct: f64,
+    perplexity: f64,
+}
+
+impl Topic {
+    pub(super) fn run(mut self) -> Result<()> {
+        ensure!(self.texts > 0, "--texts is 0: it must be at least 1");
+        self.strengths.sort_unstable();
+        self.strengths.dedup();
+        self.sampling(0).validate()?;
+        let folder = self.report.folder()?;
+        let mut listed = Vec::new();
+        for name in &self.topics {
+            listed.push((name.clone(), lists::topic(name)?));
+        }
+        for path in &self.words {
+            let name =
+                path.file_stem().map_or_else(|| path.display().to_string(), |s| s.to_string_lossy().into_owned());
+            listed.push((name, lists::lines_of(Some(path), "")?));
+        }
+        let tokenizer = self.compute.tokenizer()?;
+        let model = super::load(&self.compute)?;
+        let prompt = self.prompt_ids(&model, &tokenizer)?;
+        let tokens = self.tokens_of(&model, &prompt)?;
+        let mut steered = Vec::new();
+        for (name, words) in listed {
+            let (ids, cut) = lists::first_tokens(&words, &tokenizer, &model)?;
+            steered.push(Steered { name, ids, cut, outcomes: Vec::new() });
+        }
+
+        let plain = self.write(&model, &prompt, tokens, None, "strength 0")?;
+        for text in &self.about {
+            let ids = tokenizer.encode(text)?;
+            let is_word = |id: i64| {
+                let name = lists::name(&tokenizer, id);
+                let word = name.trim();
+                // Of letters alone, and the token that the word is inside a text.
+                word.chars().count() > 2
+                    && word.chars().all(char::is_alphabetic)
+                    && tokenizer.word(word).is_ok_and(|own| own == id)
+            };
+            let ids = words_about(&model, &ids, &plain, WORDS_ABOUT, is_word)
+                .with_context(|| format!("no topic can be made of --about \"{text}\""))?;
+            steered.push(Steered {
+                name: shorten(&format!("about: {text}"), 4),
+                ids,
+                cut: Vec::new(),
+                outcomes: Vec::new(),
+            });
+        }
+        let mut texts = Vec::new();
+        let mut keep = |topic: Option<&str>, strength: u8, all: &[Vec<i64>]| -> Result<()> {
+            for (number, ids) in all.iter().enumerate() {
+                let text = tokenizer.decode(ids)?;
+                texts.push(json!({ "topic": topic, "strength": strength, "number": number, "text": text }));
+            }
+            Ok(())
+        };
+        keep(None, 0, &plain)?;
+        let plain_perplexity = perplexity(&model, &prompt, &plain)?;
+
+        let mut progress = Plain::new();
+        let all = model.config().num_tokens();
+        let topics: Vec<Vec<i64>> = steered.iter().map(|topic| topic.ids.clone()).collect();
+        let scores = score_pairs(&model, &topics, &mut |done| {
+            progress.say(|| format!("scored the senses of {done} of {all} words"));
+        })?;
+        for (topic, scores) in steered.iter_mut().zip(&scores) {
+            let usual = mean_count(&plain, &topic.ids);
+            topic.outcomes.push(Outcome::of(0, &plain, &topic.ids, usual, plain_perplexity));
+            for &strength in &self.strengths {
+                let multipliers = scores.multipliers(&model, usize::from(strength))?;
+                let what = format!("{}, strength {strength}", topic.name);
+                let written = self.write(&model, &prompt, tokens, Some(&multipliers), &what)?;
+                keep(Some(&topic.name), strength, &written)?;
+                let perplexity = perplexity(&model, &prompt, &written)?;
+                topic.outcomes.push(Outcome::of(strength, &written, &topic.ids, usual, perplexity));
+            }
+        }
+        let json = self.json(&steered, &scores, &tokenizer, tokens)?;
+        let report = Report { json, tables: tables(&steered), chart: chart(&steered), texts };
+        self.report.write(folder, &report)
+    }
+
+    fn sampling(&self, number: u64) -> Sampling {
+        let Topic { temperature, top_k, top_p, .. } = *self;
+        Sampling::Random { temperature, top_k, top_p, seed: derive_seed(self.seed, &[number]) }
+    }
+
+    fn prompt_ids(&self, model: &LanguageModel, tokenizer: &Tokenizer) -> Result<Vec<i64>> {
+        match &self.prompt {
+            Some(text) => {
+                let ids = tokenizer.encode(text)?;
+                model.check_ids(&ids).context("--prompt is not usable")?;
+                Ok(ids)
+            }
+            None => {
+                let end = model.config().end_of_text;
+                Ok(vec![end.context("the model's config.json names no end of text to begin after: give a --prompt")?])
+            }
+        }
+    }
+
+    fn tokens_of(&self, model: &LanguageModel, prompt: &[i64]) -> Result<usize> {
+        let context = model.config().n_positions as usize;
+        let room = context - prompt.len();
+        let tokens = self.tokens.unwrap_or(room.min(100));
+        ensure!(
+            (1..=room).contains(&tokens),
+            "--tokens is {tokens}: after a prompt of {} the model's context of {context} has room for 1 to {room}",
+            prompt.len()
+        );
+        Ok(tokens)
+    }
+
+    /// The texts of one strength, without the prompt.
+    fn write(
+        &self,
+        model: &LanguageModel,
+        prompt: &[i64],
+        tokens: usize,
+        multipliers: Option<&Multipliers>,
+        what: &str,
+    ) -> Result<Vec<Vec<i64>>> {
+        let mut progress = Plain::new();
+        let text = |number| {
+            progress.say(|| format!("{what}: {number} of {} texts", self.texts));
+            write_text(model, TextRequest { prompt, tokens, sampling: self.sampling(number) }, multipliers)
+        };
+        (0..self.texts).map(text).collect()
+    }
+
+    fn json(&self, steered: &[Steered], scores: &[PairScores], tokenizer: &Tokenizer, tokens: usize) -> Result<Value> {
+        let topic = |(topic, scores): (&Steered, &PairScores)| -> Result<Value> {
+            let pairs = scores.highest(PAIRS_SHOWN)?;
+            let pair = |&(id, sense): &(i64, i64)| json!({ "token": id, "word": lists::name(tokenizer, id), "sense": sense, "score": scores.score(id, sense) });
+            let outcome = |o: &Outcome| {
+                json!({ "strength": o.strength, "success": o.success, "words_per_100_tokens": o.rate,
+                        "distinct": o.distinct, "perplexity": o.perplexity })
+            };
+            Ok(json!({
+                "topic": topic.name,
+                "words": topic.ids.iter().map(|&id| lists::name(tokenizer, id)).collect::<Vec<_>>(),
+                "first_token_only": topic.cut,
+                "thresholds": scores.thresholds(),
+                "highest": pairs.iter().map(pair).collect::<Vec<_>>(),
+                "strengths": topic.outcomes.iter().map(outcome).collect::<Vec<_>>(),
+            }))
+        };
+        let topics = steered.iter().zip(scores).map(topic).collect::<Result<Vec<_>>>()?;
+        Ok(json!({ "recipe": "topic", "prompt": self.prompt, "texts": self.texts, "tokens": tokens,
+                   "seed": self.seed, "topics": topics }))
+    }
+}
+
+fn count(text: &[i64], topic: &[i64]) -> f64 {
+    text.iter().filter(|id| topic.contains(id)).count() as f64
+}
+
+fn mean_count(texts: &[Vec<i64>], topic: &[i64]) -> f64 {
+    texts.iter().map(|text| count(text, topic)).sum::<f64>() / texts.len() as f64
+}
+
+impl Outcome {
+    /// `usual` is the mean count of the topic's words in texts of strength 0.
+    fn of(strength: u8, texts: &[Vec<i64>], topic: &[i64], usual: f64, perplexity: f64) -> Self {
+        let more = texts.iter().filter(|text| count(text, topic) > usual).count();
+        let tokens: usize = texts.iter().map(Vec::len).sum();
+        let distinct: usize = texts.iter().map(|text| text.iter().collect::<HashSet<_>>().len()).sum();
+        Outcome {
+            strength,
+            success: more as f64 / texts.len() as f64,
+            rate: 100.0 * mean_count(texts, topic) * texts.len() as f64 / tokens as f64,
+            distinct: distinct as f64 / tokens as f64,
+            perplexity,
+        }
+    }
+}
+
+fn tables(steered: &[Steered]) -> String {
+    let columns = [
+        "topic",
+        "strength",
+        "texts with more of it (%)",
+        "its words in 100 tokens",
+        "distinct tokens (%)",
+        "perplexity",
+    ];
+    let mut table = Table::of_figures(&columns);
+    for topic in steered {
+        for o in &topic.outcomes {
+            let (rate, perplexity) = (format!("{:.2}", o.rate), format!("{:.1}", o.perplexity));
+            let strength = o.strength.to_string();
+            table.row([topic.name.clone(), strength, percent(o.success), rate, percent(o.distinct), perplexity]);
+        }
+    }
+    let mut text = table.to_string();
+    for topic in steered.iter().filter(|topic| !topic.cut.is_empty()) {
+        text += &format!(
+            "\n{}: of {} only the first token counts, since they are several.\n",
+            topic.name,
+            topic.cut.join(", ")
+        );
+    }
+    text
+}
+
+fn chart(steered: &[Steered]) -> Chart {
+    let legend =
+        |(i, topic): (usize, &Steered)| Entry { name: super::report::shorten(&topic.name, 4), style: Style::Dotted(i) };
+    let panel = |title: &str, value: fn(&Outcome) -> f64| {
+        let points = |t: &Steered| t.outcomes.iter().map(|o| (f64::from(o.strength), value(o))).collect();
+        let curve = |(i, topic): (usize, &Steered)| Curve { points: points(topic), style: Style::Dotted(i) };
+        Panel {
+            title: title.to_owned(),
+            x: Axis::of_names("strength", &["0", "1", "2", "3"].map(str::to_owned)),
+            curves: steered.iter().enumerate().map(curve).collect(),
+            range: Range::FromZero,
+        }
+    };
+    let panels =
+        vec![panel("texts with more of it (%)", |o| 100.0 * o.success), panel("its words in 100 tokens", |o| o.rate)];
+    let below = vec![
+        panel("distinct tokens (%)", |o| 100.0 * o.distinct),
+        panel("perplexity under the model as it is", |o| o.perplexity),
+    ];
+    let rows = [panels, below].map(|panels| Row { height: 300, panels }).to_vec();
+    Chart { legend: steered.iter().enumerate().map(legend).collect(), rows }
+}

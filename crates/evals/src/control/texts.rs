@@ -1,0 +1,168 @@
+//! Texts under a topic's control, how fluent they are, and what words a text is about.
+
+use anyhow::{Result, ensure};
+use model::{LanguageModel, Pass, Sampling, generate_scaled};
+use tch::{Kind, Tensor};
+
+use super::steering::Steering;
+use super::topic::Multipliers;
+
+/// One text to be written.
+#[derive(Debug, Clone, Copy)]
+pub struct TextRequest<'a> {
+    /// What it begins with.
+    pub prompt: &'a [i64],
+    /// Tokens that are added.
+    pub tokens: usize,
+    /// How they are drawn.
+    pub sampling: Sampling,
+}
+
+/// The new ids of a text, steered by `multipliers` where there are such.
+///
+/// # Errors
+/// As [`model::generate`]; when a GPT-2 is to be steered.
+pub fn write_text(
+    model: &LanguageModel,
+    request: TextRequest<'_>,
+    multipliers: Option<&Multipliers>,
+) -> Result<Vec<i64>> {
+    let TextRequest { prompt, tokens, sampling } = request;
+    let mut steering = multipliers.map(|multipliers| Steering::new(model, multipliers)).transpose()?;
+    match &mut steering {
+        Some(steering) => generate_scaled(model, prompt, tokens, sampling, Some(&mut |ids| steering.factors(ids))),
+        None => generate_scaled(model, prompt, tokens, sampling, None),
+    }
+}
+
+/// What `model` makes of texts that go on after `prompt`: the exponential of the mean cross-entropy of their tokens,
+/// in the softmax of all ids as in training.
+///
+/// # Errors
+/// When there is no token, or a text with its prompt is longer than the context.
+pub fn perplexity(model: &LanguageModel, prompt: &[i64], texts: &[Vec<i64>]) -> Result<f64> {
+    let (mut sum, mut count) = (0.0, 0);
+    for text in texts {
+        let ids = [prompt, text].concat();
+        model.check_ids(&ids)?;
+        let all = log_probabilities(model, &ids).narrow(0, prompt.len() as i64 - 1, text.len() as i64);
+        let targets = Tensor::from_slice(text).to_device(model.device()).unsqueeze(1);
+        sum -= all.gather(1, &targets, false).sum(Kind::Double).double_value(&[]);
+        count += text.len();
+    }
+    ensure!(count > 0, "there are no tokens to measure: generate at least one");
+    Ok((sum / count as f64).exp())
+}
+
+/// How often a word must be expected to be one that a text is about, in multiples of all words being equally probable:
+/// of the rarest ones the model knows too little.
+const LEAST_EXPECTED: f64 = 5.0;
+
+/// The `most` words that a text is most about: those with the highest p / q, of what the model expects in it (p) and in
+/// `others` (q), each a mean over all positions. `is_word` says which ids may be among them.
+///
+/// # Errors
+/// When a text is empty or longer than the context, or no word is expected more in it than in the others.
+pub fn words_about(
+    model: &LanguageModel,
+    text: &[i64],
+    others: &[Vec<i64>],
+    most: usize,
+    is_word: impl Fn(i64) -> bool,
+) -> Result<Vec<i64>> {
+    let (here, elsewhere) = (expected(model, &[text.to_vec()])?, expected(model, others)?);
+    let num_tokens = model.config().num_tokens() as usize;
+    let least = LEAST_EXPECTED / num_tokens as f64;
+    let stands_out = |id: &usize| here[*id] >= least && here[*id] > elsewhere[*id] && is_word(*id as i64);
+    let mut words: Vec<usize> = (0..num_tokens).filter(stands_out).collect();
+    ensure!(!words.is_empty(), "the text about the topic makes the model expect no word more than its own texts do");
+    let ratio = |id: usize| here[id] / elsewhere[id];
+    words.sort_by(|&a, &b| ratio(b).total_cmp(&ratio(a)).then(a.cmp(&b)));
+    Ok(words.into_iter().take(most).map(|id| id as i64).collect())
+}
+
+/// The mean probability of each id over all positions of texts, `[V]`.
+fn expected(model: &LanguageModel, texts: &[Vec<i64>]) -> Result<Vec<f64>> {
+    let mut sum = Tensor::zeros([model.config().vocab_size], (Kind::Double, model.device()));
+    let mut count = 0;
+    for text in texts {
+        model.check_ids(text)?;
+        let probabilities = log_probabilities(model, text).exp();
+        sum += probabilities.sum_dim_intlist([0i64].as_slice(), false, Kind::Double);
+        count += text.len();
+    }
+    Ok(Vec::try_from(sum / count as f64)?)
+}
+
+/// Of what follows each of `ids [T]`: `[T, V]` fp32.
+fn log_probabilities(model: &LanguageModel, ids: &[i64]) -> Tensor {
+    let input = Tensor::from_slice(ids).unsqueeze(0).to_device(model.device());
+    tch::no_grad(|| model.logits(&input, Pass::evaluation()).get(0).log_softmax(-1, Kind::Float))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::score_pairs;
+    use crate::control::tests::fixture;
+
+    fn request(prompt: &[i64], tokens: usize) -> TextRequest<'_> {
+        let sampling = Sampling::Random { temperature: 1.0, top_k: None, top_p: None, seed: 3 };
+        TextRequest { prompt, tokens, sampling }
+    }
+
+    #[test]
+    fn strength_0_writes_what_the_model_does_and_strength_3_does_not() {
+        let model = fixture("inv_scale");
+        let scores = &score_pairs(&model, &[vec![5, 90, 17]], &mut |_| ()).unwrap()[0];
+        let plain = model::generate(&model, &[1, 2], 40, request(&[], 0).sampling).unwrap();
+        let text = |multipliers: Option<&Multipliers>| write_text(&model, request(&[1, 2], 40), multipliers).unwrap();
+        assert_eq!(text(None), plain);
+        assert_eq!(text(Some(&scores.multipliers(&model, 0).unwrap())), plain);
+        let steered = text(Some(&scores.multipliers(&model, 3).unwrap()));
+        assert!(steered != plain);
+        // Past the context of 32 tokens, and the same twice.
+        assert_eq!(text(Some(&scores.multipliers(&model, 3).unwrap())), steered);
+    }
+
+    #[test]
+    fn perplexity_is_that_of_the_new_tokens() {
+        let model = fixture("inv_scale");
+        let (prompt, texts) = ([4i64, 9], [vec![7i64, 7, 30], vec![2]]);
+        let mut losses = Vec::new();
+        for text in &texts {
+            let mut ids = prompt.to_vec();
+            for &id in text {
+                let input = Tensor::from_slice(&ids).unsqueeze(0);
+                let logits = tch::no_grad(|| model.logits(&input, Pass::evaluation())).get(0).get(-1);
+                losses.push(-logits.log_softmax(-1, Kind::Double).double_value(&[id]));
+                ids.push(id);
+            }
+        }
+        let want = (losses.iter().sum::<f64>() / 4.0).exp();
+        let got = perplexity(&model, &prompt, &texts).unwrap();
+        assert!((got / want - 1.0).abs() < 1e-5, "{got}, not {want}");
+        assert!(perplexity(&model, &prompt, &[]).unwrap_err().to_string().starts_with("there are no tokens"));
+        assert!(perplexity(&model, &prompt, &[vec![1; 31]]).is_err());
+    }
+
+    #[test]
+    fn a_text_is_about_what_it_makes_likelier() {
+        let model = fixture("inv_scale");
+        let (text, others) = (vec![7, 5, 90], vec![vec![1, 2, 3], vec![4, 5]]);
+        let is_word = |id: i64| id % 7 != 0;
+        let words = words_about(&model, &text, &others, 3, is_word).unwrap();
+        // The same by single positions.
+        let mean = |texts: &[Vec<i64>]| {
+            let starts = texts.iter().flat_map(|text| (1..=text.len()).map(|end| text[..end].to_vec()));
+            let each: Vec<Tensor> = starts.map(|ids| log_probabilities(&model, &ids).get(-1).exp()).collect();
+            Tensor::stack(&each, 0).mean_dim([0i64].as_slice(), false, Kind::Double)
+        };
+        let (p, q) = (mean(std::slice::from_ref(&text)), mean(&others));
+        let ratio: Vec<f64> = Vec::try_from(&p / &q).unwrap();
+        let mut want: Vec<i64> = (0..311).filter(|id| is_word(*id) && p.double_value(&[*id]) >= 5.0 / 311.0).collect();
+        want.sort_by(|&a, &b| ratio[b as usize].total_cmp(&ratio[a as usize]));
+        assert_eq!(words, want[..3]);
+        assert!(words_about(&model, &text, &others, 5, |_| false).is_err());
+    }
+}
