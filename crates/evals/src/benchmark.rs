@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use data_prep::{Split, TokenSplit};
 use model::{ModelConfig, Pass};
 use serde::Serialize;
@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::blimp::{Blimp, MinimalPairs};
 use crate::lambada::{Lambada, Passages};
 use crate::requests::Framing;
-use crate::scoring::Scorer;
+use crate::scoring::{NO_NUMBERS, Scorer};
 use crate::similarity::{Similarity, WordLists};
 use crate::validation::{Sequences, Share, validate};
 use crate::wikitext::{Pages, Wikitext};
@@ -173,5 +173,7 @@ fn measure_val(split: &TokenSplit, extent: Extent, scorer: &mut Scorer) -> Resul
         Ok(true)
     })?;
     let Some(validated) = validated else { unreachable!("progress never ends it") };
-    Ok(Val { loss: validated.loss(), perplexity: validated.loss().exp(), tokens: validated.tokens })
+    let loss = validated.loss();
+    ensure!(loss.is_finite(), NO_NUMBERS);
+    Ok(Val { loss, perplexity: loss.exp(), tokens: validated.tokens })
 }

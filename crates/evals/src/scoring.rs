@@ -26,6 +26,9 @@ pub struct Scorer<'a> {
     pub progress: &'a mut dyn FnMut(u64, u64),
 }
 
+/// What is wrong with a model whose answers are infinite or undefined.
+pub(crate) const NO_NUMBERS: &str = "the model gives probabilities that are no numbers: its weights are broken";
+
 /// Rows of logits that exist at once: 256 x 50,264 fp32 are 51 MB.
 const LOGIT_ROWS: usize = 256;
 
@@ -142,10 +145,7 @@ fn score_batch(model: &LanguageModel, requests: &[&Request]) -> Result<Vec<Score
         }
         Ok(())
     })?;
-    ensure!(
-        scores.iter().all(|score| score.log_probability.is_finite()),
-        "the model gives probabilities that are no numbers: its weights, or what training made of them, are broken"
-    );
+    ensure!(scores.iter().all(|score| score.log_probability.is_finite()), NO_NUMBERS);
     Ok(scores)
 }
 

@@ -79,8 +79,8 @@ impl WordLists {
         let mut lists = BTreeMap::new();
         let mut files = files(path, &["txt", "csv", "tsv"])?;
         files.retain(|file| !file.to_string_lossy().to_lowercase().contains("readme"));
-        for file in files {
-            let pairs = read_word_pairs(&file, most)?;
+        for file in &files {
+            let pairs = read_word_pairs(file, most)?;
             let mut list = WordList { pairs: pairs.len() as u64, kept: Vec::new(), ratings: Vec::new() };
             for pair in pairs {
                 if let [Ok(a), Ok(b)] = pair.words.each_ref().map(|word| tokenizer.word(word)) {
@@ -88,11 +88,11 @@ impl WordLists {
                     list.ratings.push(pair.rating);
                 }
             }
-            let mut name = list_name(&file);
-            if lists.contains_key(&name) {
-                name = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-            }
-            lists.insert(name, list);
+            // Of the same list from two publishers each goes by its file.
+            let name = list_name(file);
+            let is_one_of_several = files.iter().filter(|other| list_name(other) == name).count() > 1;
+            let file_name = file.file_name().unwrap_or_default().to_string_lossy();
+            lists.insert(if is_one_of_several { file_name.into_owned() } else { name }, list);
         }
         ensure!(!lists.is_empty(), "{} holds no list of word pairs", path.display());
         Ok(WordLists(lists))
@@ -232,5 +232,16 @@ mod tests {
         let all = measure(usize::MAX);
         assert!(all.embedding.is_some() && all.senses.is_none());
         assert_eq!((measure(1).kept, measure(1).embedding), (1, None));
+    }
+
+    #[test]
+    fn one_list_from_two_publishers_is_two() {
+        let (folder, tokenizer) = (tempfile::tempdir().unwrap(), testing::tokenizer());
+        for name in ["EN-SIMLEX-999.txt", "SimLex-999.txt", "WS353.csv"] {
+            testing::write(folder.path(), name, "cat,dog,7.5\n");
+        }
+        let lists = WordLists::open(folder.path(), 9, &tokenizer).unwrap();
+        let names: Vec<&str> = lists.0.keys().map(String::as_str).collect();
+        assert_eq!(names, ["EN-SIMLEX-999.txt", "SimLex-999.txt", "WS-353"]);
     }
 }

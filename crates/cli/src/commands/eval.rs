@@ -57,10 +57,10 @@ pub(crate) struct Eval {
     /// What to measure
     #[arg(long, value_enum)]
     task: TaskName,
-    /// What to measure it on: for val, a folder that prepare-data wrote
+    /// What to measure it on: a folder that prepare-data wrote (val), a file or a folder of files (the others)
     #[arg(long, value_name = "[TASK=]PATH", required = true)]
     data: Vec<DataArgument>,
-    /// The new folder for results.json and results.md of --task all
+    /// A new folder for results.json and results.md; --task all needs one
     #[arg(long, value_name = "DIR", required_if_eq("task", "all"))]
     output: Option<PathBuf>,
     /// Tokens of a sequence of val [default: the model's context]
