@@ -9,6 +9,7 @@ mod controlling;
 mod dependencies;
 mod distributed;
 mod editing;
+mod evaluating;
 mod faults;
 mod import;
 mod launching;

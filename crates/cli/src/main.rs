@@ -5,6 +5,7 @@ mod compute;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)] // helpers of tests; clippy exempts only test functions
 mod documentation;
+mod evaluation;
 mod hugging_face;
 mod launch;
 mod new_folder;

@@ -31,4 +31,5 @@ pub use prepare::{Event, PrepareOptions, Prepared, Snapshot, Stage, prepare};
 pub use rates::{Rates, rates};
 pub use reader::{Split, TokenSplit};
 pub use recipe::Recipe;
+pub use sources::json_object;
 pub use verify::{OpenWebText, SplitReport, VerifyReport, verify};

@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use anyhow::{Context, Result, anyhow, bail};
 use flate2::read::MultiGzDecoder;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::format::Compression;
 use super::{Item, STANDARD_INPUT, Sink};
@@ -70,25 +70,36 @@ pub(super) fn read(path: &Path, compression: Compression, key: &str, sink: &mut 
     }
 }
 
-fn text_of(line: &[u8], key: &str) -> Result<String> {
+/// The JSON object that a line of `.jsonl` holds.
+///
+/// # Errors
+/// Saying what is wrong with the line, from its first byte that is.
+pub fn json_object(line: &[u8]) -> Result<Map<String, Value>> {
     let line = std::str::from_utf8(line.trim_ascii_end())
         .map_err(|e| anyhow!("is not UTF-8 at byte {} of the line: convert the file first", e.valid_up_to()))?;
-    let mut value: Value = serde_json::from_str(line).map_err(|e| {
+    let value: Value = serde_json::from_str(line).map_err(|e| {
         // Its own "at line 1 column 7" would be a second line number.
         let message = e.to_string();
         let what = message.rsplit_once(" at line ").map_or(message.as_str(), |(what, _)| what);
         anyhow!("is not JSON at byte {} of the line: {what}", e.column())
     })?;
-    let Some(object) = value.as_object_mut() else { bail!("is not a JSON object") };
+    match value {
+        Value::Object(object) => Ok(object),
+        _ => bail!("is not a JSON object"),
+    }
+}
+
+fn text_of(line: &[u8], key: &str) -> Result<String> {
+    let mut object = json_object(line)?;
     match object.remove(key) {
         Some(Value::String(text)) => Ok(text),
         Some(Value::Null) => bail!("has null under \"{key}\": it must be a string"),
         Some(_) => bail!("has no string under \"{key}\""),
-        None => bail!("has no key \"{key}\" (it has {}): name the right one with --text-column", keys(object)),
+        None => bail!("has no key \"{key}\" (it has {}): name the right one with --text-column", keys(&object)),
     }
 }
 
-fn keys(object: &serde_json::Map<String, Value>) -> String {
+fn keys(object: &Map<String, Value>) -> String {
     let names: Vec<&str> = object.keys().map(String::as_str).collect();
     if names.is_empty() { "none".to_owned() } else { names.join(", ") }
 }

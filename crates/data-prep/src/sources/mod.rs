@@ -23,6 +23,7 @@ use sha2::{Digest, Sha256};
 
 pub(crate) use expand::expand;
 use format::{Compression, Format};
+pub use jsonl::json_object;
 
 use crate::manifest::hex;
 

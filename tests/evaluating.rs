@@ -1,0 +1,199 @@
+//! `backpack eval` on small files of each task's format. tests/interop holds the numbers against
+//! lm-evaluation-harness and scipy.
+
+use std::fs;
+
+use serde_json::Value;
+
+use crate::support::{Finished, Scratch, backpack, fixture, stream, write_ids, write_model_of_words};
+
+const LAMBADA: &str = r#"{"text": "It was a dark night and it was a dark day and then it was a dark night"}
+{"text": "Night"}
+{"text": "She said \"no\" and he\n\nsaid yes"}
+"#;
+const WIKITEXT: &str =
+    " \n = One = \n \n It was 5 @-@ 4 , then ( as now ) over . \n = = Part = = \n More . \n = Two = \n Two . \n";
+const BLIMP: [(&str, &str); 2] = [
+    ("agreement", r#"{"sentence_good": "The cats sleep.", "sentence_bad": "The cats sleeps.", "UID": "agreement"}"#),
+    ("order", r#"{"sentence_good": "A wall fell.", "sentence_bad": "A fell wall."}"#),
+];
+const SIMILARITY: &str =
+    "word1\tword2\tPOS\tSimLex999\nold\tnew\tA\t1.58\nsun\tmoon\tN\t7\nLlanfair\tcat\tN\t2\nking\tqueen\tN\t8.1\n";
+
+/// A model and a folder with data for all tasks.
+fn with_data() -> (Scratch, String, String) {
+    let scratch = Scratch::new();
+    write_model_of_words(&scratch.path("model"));
+    for task in ["val", "lambada", "wikitext", "blimp", "similarity"] {
+        fs::create_dir_all(scratch.path("tasks").join(task)).unwrap();
+    }
+    write_ids(&scratch.path("tasks/val/val.bin"), &stream(200, 311));
+    fs::write(scratch.path("tasks/lambada/lambada_test.jsonl"), LAMBADA).unwrap();
+    fs::write(scratch.path("tasks/wikitext/wiki.test.raw"), WIKITEXT).unwrap();
+    for (paradigm, line) in BLIMP {
+        fs::write(scratch.path(&format!("tasks/blimp/{paradigm}.jsonl")), line).unwrap();
+    }
+    fs::write(scratch.path("tasks/similarity/SimLex-999.txt"), SIMILARITY).unwrap();
+    fs::write(scratch.path("tasks/similarity/README.txt"), "No list.\n").unwrap();
+    let (model, tasks) = (scratch.text("model"), scratch.text("tasks"));
+    (scratch, model, tasks)
+}
+
+fn eval(model: &str, task: &str, data: &str, more: &[&str]) -> Finished {
+    backpack(&[&["eval", "--model", model, "--task", task, "--data", data, "--threads", "1"], more].concat())
+}
+
+fn number(value: &Value) -> f64 {
+    value.as_f64().unwrap()
+}
+
+#[test]
+fn each_task_is_one_object_whatever_is_computed_at_once() {
+    let (_scratch, model, tasks) = with_data();
+    let json = |task: &str, more: &[&str]| {
+        let answer = eval(&model, task, &format!("{tasks}/{task}"), &[&["--json"], more].concat()).expect(0).json();
+        assert_eq!(answer["task"], *task);
+        assert_eq!(answer["data"], format!("{tasks}/{task}"));
+        assert!(answer["tokens"].as_u64().unwrap() > 0);
+        answer
+    };
+    for (task, keys) in [
+        ("val", &["loss", "perplexity"][..]),
+        ("lambada", &["loss", "perplexity", "accuracy"]),
+        ("wikitext", &["loss", "perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte"]),
+        ("blimp", &["loss", "perplexity", "accuracy"]),
+    ] {
+        let (answer, one_by_one) = (json(task, &[]), json(task, &["--batch", "1"]));
+        for key in keys {
+            let (a, b) = (number(&answer[key]), number(&one_by_one[key]));
+            assert!((a - b).abs() <= 1e-4 * a.abs(), "{task} {key}: {a}, {b}");
+        }
+        assert!((number(&answer["perplexity"]).ln() - number(&answer["loss"])).abs() < 1e-9);
+    }
+    let lambada = json("lambada", &[]);
+    assert_eq!((&lambada["passages"], &lambada["tokens"], &lambada["truncated"]), (&3.into(), &3.into(), &0.into()));
+    let wikitext = json("wikitext", &[]);
+    assert_eq!((&wikitext["pages"], &wikitext["words"], &wikitext["bytes"]), (&2.into(), &32.into(), &95.into()));
+    assert_eq!(json("wikitext", &["--limit", "1"])["pages"], 1);
+    let blimp = json("blimp", &[]);
+    let paradigms: Vec<&str> = blimp["paradigms"].as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!((paradigms, &blimp["pairs"]), (vec!["agreement", "order"], &2.into()));
+    let similarity = json("similarity", &[]);
+    assert_eq!(similarity["lists"].as_object().unwrap().len(), 1);
+    let list = &similarity["lists"]["SimLex-999"];
+    assert_eq!((&list["pairs"], &list["kept"]), (&4.into(), &3.into()));
+    assert_eq!(list["by_sense"].as_array().unwrap().len(), 4);
+    for key in ["embedding", "min_matched", "max_matched", "min_all", "max_all"] {
+        assert!((-1.0..=1.0).contains(&number(&list[key])), "{key}");
+    }
+    // Two pairs always agree or disagree.
+    let few = json("similarity", &["--limit", "2"]);
+    assert!(few["limit"] == 2 && number(&few["lists"]["SimLex-999"]["embedding"]).abs() == 1.0);
+}
+
+#[test]
+fn edited_senses_are_measured_as_any() {
+    let (scratch, model, tasks) = with_data();
+    let edits = scratch.text("edits.json");
+    fs::write(&edits, r#"{"edits": [{"word": "king", "sense": 0, "op": "scale", "factor": -1}]}"#).unwrap();
+    let json = |task: &str, more: &[&str]| {
+        eval(&model, task, &format!("{tasks}/{task}"), &[&["--json"], more].concat()).expect(0).json()
+    };
+    let (before, after) = (json("similarity", &[]), json("similarity", &["--edit", &edits]));
+    let list = |answer: &Value| answer["lists"]["SimLex-999"].clone();
+    assert_ne!(list(&before)["by_sense"][0], list(&after)["by_sense"][0]);
+    assert_eq!(list(&before)["by_sense"][1], list(&after)["by_sense"][1]);
+    // No text of this task has the word.
+    assert_eq!(json("blimp", &[]), json("blimp", &["--edit", &edits]));
+}
+
+#[test]
+fn all_tasks_become_a_folder_with_json_and_a_table() {
+    let (scratch, model, tasks) = with_data();
+    let output = scratch.text("results");
+    fs::remove_dir_all(scratch.path("tasks/lambada")).unwrap();
+    let said = eval(&model, "all", &tasks, &["--output", &output, "--limit", "2"]).expect(0);
+    let json: Value = serde_json::from_str(&fs::read_to_string(scratch.path("results/results.json")).unwrap()).unwrap();
+    assert_eq!((&json["task"], &json["model"]), (&"all".into(), &model.as_str().into()));
+    assert_eq!(json["left_out"]["lambada"], format!("there is no {tasks}/lambada"));
+    let alone = eval(&model, "blimp", &format!("{tasks}/blimp"), &["--json", "--limit", "2"]).expect(0).json();
+    assert_eq!(json["results"]["blimp"], alone);
+    let table = fs::read_to_string(scratch.path("results/results.md")).unwrap();
+    assert_eq!(table, said.stdout);
+    for part in [
+        "| OpenWebText | LAMBADA perplexity | LAMBADA accuracy | WikiText | BLiMP |",
+        " | - | - | ",
+        "**A quick look**, at the first 2 of each task's data alone.",
+        "- LAMBADA: left out, there is no ",
+        "| agreement | ",
+        "| SimLex-999 | 2 | 2 | ",
+    ] {
+        assert!(table.contains(part), "{part}: {table}");
+    }
+    assert!(said.stderr.contains("warning: ") && said.stderr.contains("has no manifest.json"), "{}", said.stderr);
+    // Complete or absent, and never over another.
+    let error = eval(&model, "all", &tasks, &["--output", &output]).error();
+    assert!(error.contains("already holds something"), "{error}");
+    fs::write(scratch.path("tasks/similarity/bad.csv"), "a,b,c\n").unwrap();
+    let second = scratch.text("second");
+    let error = eval(&model, "all", &tasks, &["--output", &second]).error();
+    assert!(error.contains("bad.csv line 1: has \"c\" in column 3") && !scratch.path("second").exists(), "{error}");
+    // By name, to stdout too.
+    let named = format!("blimp={tasks}/blimp");
+    let json = eval(&model, "all", &named, &["--output", &second, "--json"]).expect(0).json();
+    assert_eq!((json["results"].as_object().unwrap().len(), json["left_out"].as_object().unwrap().len()), (1, 4));
+    eval(&model, "all", &tasks, &[]).expect(2);
+}
+
+#[test]
+fn a_gpt2_has_no_senses_to_compare() {
+    let scratch = Scratch::new();
+    let (_data, _, tasks) = with_data();
+    scratch
+        .train("run", &["--set", "model.kind=gpt2", "--set", "model.vocab_size=50264", "--stop-after", "1"])
+        .expect(85);
+    let model = scratch.checkpoint("run", 1);
+    let model = model.to_str().unwrap();
+    let answer = eval(model, "similarity", &format!("{tasks}/similarity"), &["--json"]).expect(0).json();
+    let list = &answer["lists"]["SimLex-999"];
+    assert!(list["embedding"].is_number() && list.get("by_sense").is_none());
+    let shown = eval(model, "similarity", &format!("{tasks}/similarity"), &[]).expect(0).stdout;
+    assert!(shown.starts_with("3 of 4 pairs") && shown.contains("| - | - | - | - |\n") && !shown.contains("| sense |"));
+    eval(model, "lambada", &format!("{tasks}/lambada"), &[]).expect(0);
+}
+
+#[test]
+fn data_that_cannot_be_measured() {
+    let (scratch, model, tasks) = with_data();
+    let error = |task: &str, name: &str, text: &str| {
+        fs::write(scratch.path(name), text).unwrap();
+        eval(&model, task, &scratch.text(name), &[]).error()
+    };
+    let long = "word ".repeat(70);
+    for (task, name, text, why) in [
+        ("lambada", "a.jsonl", "{\"text\": \"a b\"}\n{\"text\": ", "a.jsonl line 2: is not JSON at byte 8"),
+        ("lambada", "b.jsonl", "{\"page\": \"a b\"}", "b.jsonl line 1: has no key \"text\" (it has page)"),
+        ("lambada", "c.txt", "a b c", "c.txt is plain text"),
+        ("lambada", "d.jsonl", "", "d.jsonl is empty"),
+        ("wikitext", "e.txt", "\"\"\n\" = A = \"\n", "e.txt line 1 begins with a quotation mark"),
+        ("wikitext", "f.raw", "Once upon a time.", "f.raw has no line like \" = Title = \""),
+        (
+            "blimp",
+            "g.jsonl",
+            &format!("{{\"sentence_good\": \"{long}\", \"sentence_bad\": \"a\"}}"),
+            "g.jsonl line 1: the sentence_good: 71 tokens are to be predicted, more than the model's context of 64",
+        ),
+        ("similarity", "h.txt", "a\tb\t1\na\tb\n", "h.txt line 2: has 2 columns"),
+    ] {
+        let said = error(task, name, text);
+        assert!(said.contains(why), "{said}");
+    }
+    let error = |task: &str, data: &str| eval(&model, task, data, &[]).error();
+    assert!(error("blimp", "nowhere").contains("nowhere is not there"));
+    assert!(error("blimp", "lambada=x").contains("--data lambada=x is not for --task blimp"));
+    assert!(error("blimp", &format!("{tasks}/wikitext")).contains("holds no file that ends in .jsonl"));
+    // A vocabulary that is not the tokenizer's.
+    let small = fixture("inv_scale");
+    let said = eval(small.to_str().unwrap(), "blimp", &format!("{tasks}/blimp"), &[]).error();
+    assert!(said.contains("the tokenizer has 50257 ids, more than the model's vocabulary of 311"), "{said}");
+}
