@@ -75,6 +75,8 @@ fn texts_are_written_at_every_strength_and_measured() {
             assert_eq!(measured["strength"], strength);
             assert!((0.0..=1.0).contains(&number(&measured["success"])) && number(&measured["perplexity"]) > 1.0);
         }
+        let name = topic["topic"].as_str().unwrap();
+        assert_eq!(strengths[2]["words_of_all_topics"][name], strengths[2]["words_per_100_tokens"]);
         assert!(topic["highest"].as_array().unwrap().len() == 10);
     }
     assert_eq!(fight["strengths"][0]["perplexity"], about["strengths"][0]["perplexity"]);
@@ -102,6 +104,7 @@ fn texts_are_written_at_every_strength_and_measured() {
     assert_eq!(run(&[]).expect(0).stdout, table);
     assert_ne!(run(&["--seed", "1"]).expect(0).stdout, table);
     assert!(table.starts_with("| topic ") && table.contains("| fight "), "{table}");
+    assert!(table.contains("| texts on "), "{table}");
     let one = run(&["--strengths", "3", "--json"]).expect(0).json();
     assert_eq!(one["topics"][0]["strengths"], json!([fight["strengths"][0], fight["strengths"][3]]));
 }

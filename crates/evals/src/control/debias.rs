@@ -7,11 +7,11 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
-use model::{LanguageModel, Parameters, SenseChoice, SenseEdit, SenseOp};
-use tch::Kind;
+use model::{Kernels, LanguageModel, Parameters, Pass, SenseChoice, SenseEdit, SenseOp};
+use tch::{Kind, Tensor};
 
 use super::minimise::minimise;
-use crate::senses::{Reading, backpack_of};
+use crate::senses::backpack_of;
 
 /// How a prompt's next word leans.
 #[derive(Debug, Clone, PartialEq)]
@@ -35,16 +35,24 @@ impl Leaning {
 /// # Errors
 /// When the model is a GPT-2, the occupation is not in the prompt, or an id is outside the vocabulary.
 pub fn leaning(model: &LanguageModel, prompt: &[i64], occupation: i64, pair: [i64; 2]) -> Result<Leaning> {
-    let reading = Reading::of(model, prompt)?;
-    let (last, num_senses) = (prompt.len() - 1, model.config().num_senses);
-    let [first, second] = pair;
-    let difference = reading.contributions(last, first)? - reading.contributions(last, second)?;
-    let logit = |id: i64| reading.logits.double_value(&[last as i64, id]);
-    let ratio = logit(first) - logit(second);
+    let backpack = backpack_of(model)?;
+    model.check_ids(prompt)?;
+    model.check_ids(&pair)?;
     let places: Vec<usize> = (0..prompt.len()).filter(|&place| prompt[place] == occupation).collect();
     ensure!(!places.is_empty(), "token {occupation}, the occupation, is not in its prompt");
-    let of_sense = |sense| places.iter().map(|&place| difference.double_value(&[place as i64, sense])).sum();
-    Ok(Leaning { ratio, by_sense: (0..num_senses).map(of_sense).collect() })
+    // Logits are sums over words and senses, so that their difference needs no head.
+    let parts = tch::no_grad(|| {
+        let ids = Tensor::from_slice(prompt).unsqueeze(0).to_device(model.device());
+        let weights = backpack.contextualization(&ids, Pass::evaluation()).get(0).select(1, -1).to_kind(Kind::Double);
+        // By the definition: the fused path makes senses of sixty-four words at a time.
+        let plain = Pass { kernels: Kernels::Plain, ..Pass::evaluation() };
+        let senses = backpack.senses(&ids, plain).get(0).to_kind(Kind::Double);
+        let row = |id: i64| backpack.body().wte().get(id).to_kind(Kind::Double);
+        senses.matmul(&(row(pair[0]) - row(pair[1]))) * weights.tr() // [T, L]
+    });
+    let of_sense = |sense| places.iter().map(|&place| parts.double_value(&[place as i64, sense])).sum();
+    let by_sense = (0..model.config().num_senses).map(of_sense).collect();
+    Ok(Leaning { ratio: parts.sum(Kind::Double).double_value(&[]), by_sense })
 }
 
 /// The mean over prompts of max(p(first) / p(second), p(second) / p(first)), from their logarithms: 1 is none.
@@ -155,6 +163,9 @@ mod tests {
         let prompt = [7, 90, 12, 90, 3];
         let leaning_of = |model: &LanguageModel| leaning(model, &prompt, 90, PAIR).unwrap();
         let plain = leaning_of(&model);
+        let reading = crate::Reading::of(&model, &prompt).unwrap();
+        let logit = |id: i64| reading.logits.double_value(&[4, id]);
+        assert!((plain.ratio - (logit(30) - logit(41))).abs() < 1e-4);
         for sense in 0..4 {
             for factor in [0.0, 0.4, 1.0] {
                 let edits = debias_edits(&[90], sense, factor);
@@ -232,7 +243,7 @@ mod tests {
             assert!(before.get(word).dot(&direction).abs().double_value(&[]) > 1e-2);
             assert!(after.get(word).dot(&direction).abs().double_value(&[]) < 1e-5);
         }
-        let others = |rows: &tch::Tensor| rows.index_fill(0, &tch::Tensor::from_slice(&[90i64, 5]), 0.0);
+        let others = |rows: &Tensor| rows.index_fill(0, &Tensor::from_slice(&[90i64, 5]), 0.0);
         assert_eq!(others(&before), others(&after));
         // An edited word away from the projected ones has the same senses; a projected one has others.
         let senses = |model: &LanguageModel, id| crate::sense_vectors(model, &[id]).unwrap();

@@ -82,8 +82,8 @@ struct Outcome {
     strength: u8,
     /// Share of texts with more of the topic's words than the mean text of strength 0.
     success: f64,
-    /// The topic's words in 100 tokens.
-    rate: f64,
+    /// The words of each topic in 100 tokens.
+    rates: Vec<f64>,
     /// Share of a text's tokens that are different ones.
     distinct: f64,
     perplexity: f64,
@@ -96,15 +96,7 @@ impl Topic {
         self.strengths.dedup();
         self.sampling(0).validate()?;
         let folder = self.report.folder()?;
-        let mut listed = Vec::new();
-        for name in &self.topics {
-            listed.push((name.clone(), lists::topic(name)?));
-        }
-        for path in &self.words {
-            let name =
-                path.file_stem().map_or_else(|| path.display().to_string(), |s| s.to_string_lossy().into_owned());
-            listed.push((name, lists::lines_of(Some(path), "")?));
-        }
+        let listed = self.listed()?;
         let tokenizer = self.compute.tokenizer()?;
         let model = super::load(&self.compute)?;
         let prompt = self.prompt_ids(&model, &tokenizer)?;
@@ -117,23 +109,7 @@ impl Topic {
 
         let plain = self.write(&model, &prompt, tokens, None, "strength 0")?;
         for text in &self.about {
-            let ids = tokenizer.encode(text)?;
-            let is_word = |id: i64| {
-                let name = lists::name(&tokenizer, id);
-                let word = name.trim();
-                // Of letters alone, and the token that the word is inside a text.
-                word.chars().count() > 2
-                    && word.chars().all(char::is_alphabetic)
-                    && tokenizer.word(word).is_ok_and(|own| own == id)
-            };
-            let ids = words_about(&model, &ids, &plain, WORDS_ABOUT, is_word)
-                .with_context(|| format!("no topic can be made of --about \"{text}\""))?;
-            steered.push(Steered {
-                name: shorten(&format!("about: {text}"), 4),
-                ids,
-                cut: Vec::new(),
-                outcomes: Vec::new(),
-            });
+            steered.push(about(&model, &tokenizer, text, &plain)?);
         }
         let mut texts = Vec::new();
         let mut keep = |topic: Option<&str>, strength: u8, all: &[Vec<i64>]| -> Result<()> {
@@ -152,21 +128,31 @@ impl Topic {
         let scores = score_pairs(&model, &topics, &mut |done| {
             progress.say(|| format!("scored the senses of {done} of {all} words"));
         })?;
-        for (topic, scores) in steered.iter_mut().zip(&scores) {
+        for (own, (topic, scores)) in steered.iter_mut().zip(&scores).enumerate() {
             let usual = mean_count(&plain, &topic.ids);
-            topic.outcomes.push(Outcome::of(0, &plain, &topic.ids, usual, plain_perplexity));
+            topic.outcomes.push(Outcome::of(0, &plain, &topics, own, usual, plain_perplexity));
             for &strength in &self.strengths {
                 let multipliers = scores.multipliers(&model, usize::from(strength))?;
                 let what = format!("{}, strength {strength}", topic.name);
                 let written = self.write(&model, &prompt, tokens, Some(&multipliers), &what)?;
                 keep(Some(&topic.name), strength, &written)?;
                 let perplexity = perplexity(&model, &prompt, &written)?;
-                topic.outcomes.push(Outcome::of(strength, &written, &topic.ids, usual, perplexity));
+                topic.outcomes.push(Outcome::of(strength, &written, &topics, own, usual, perplexity));
             }
         }
         let json = self.json(&steered, &scores, &tokenizer, tokens)?;
         let report = Report { json, tables: tables(&steered), chart: chart(&steered), texts };
         self.report.write(folder, &report)
+    }
+
+    /// The topics that have a list of words: name and words.
+    fn listed(&self) -> Result<Vec<(String, Vec<String>)>> {
+        let shipped = self.topics.iter().map(|name| Ok((name.clone(), lists::topic(name)?)));
+        let own = self.words.iter().map(|path| {
+            let stem = path.file_stem().unwrap_or(path.as_os_str());
+            Ok((stem.to_string_lossy().into_owned(), lists::lines_of(Some(path), "")?))
+        });
+        shipped.chain(own).collect()
     }
 
     fn sampling(&self, number: u64) -> Sampling {
@@ -218,11 +204,13 @@ impl Topic {
     }
 
     fn json(&self, steered: &[Steered], scores: &[PairScores], tokenizer: &Tokenizer, tokens: usize) -> Result<Value> {
-        let topic = |(topic, scores): (&Steered, &PairScores)| -> Result<Value> {
+        let topic = |(own, (topic, scores)): (usize, (&Steered, &PairScores))| -> Result<Value> {
             let pairs = scores.highest(PAIRS_SHOWN)?;
             let pair = |&(id, sense): &(i64, i64)| json!({ "token": id, "word": lists::name(tokenizer, id), "sense": sense, "score": scores.score(id, sense) });
             let outcome = |o: &Outcome| {
-                json!({ "strength": o.strength, "success": o.success, "words_per_100_tokens": o.rate,
+                let all = steered.iter().zip(&o.rates).map(|(topic, rate)| (topic.name.clone(), json!(rate)));
+                json!({ "strength": o.strength, "success": o.success, "words_per_100_tokens": o.rates[own],
+                        "words_of_all_topics": all.collect::<serde_json::Map<_, _>>(),
                         "distinct": o.distinct, "perplexity": o.perplexity })
             };
             Ok(json!({
@@ -234,10 +222,25 @@ impl Topic {
                 "strengths": topic.outcomes.iter().map(outcome).collect::<Vec<_>>(),
             }))
         };
-        let topics = steered.iter().zip(scores).map(topic).collect::<Result<Vec<_>>>()?;
+        let topics = steered.iter().zip(scores).enumerate().map(topic).collect::<Result<Vec<_>>>()?;
         Ok(json!({ "recipe": "topic", "prompt": self.prompt, "texts": self.texts, "tokens": tokens,
                    "seed": self.seed, "topics": topics }))
     }
+}
+
+/// The topic that a text is about, of what the model expects in it more than in `plain`, its own texts.
+fn about(model: &LanguageModel, tokenizer: &Tokenizer, text: &str, plain: &[Vec<i64>]) -> Result<Steered> {
+    let is_word = |id: i64| {
+        let name = lists::name(tokenizer, id);
+        let word = name.trim();
+        // Of letters alone, and the token that the word is inside a text.
+        word.chars().count() > 2
+            && word.chars().all(char::is_alphabetic)
+            && tokenizer.word(word).is_ok_and(|own| own == id)
+    };
+    let ids = words_about(model, &tokenizer.encode(text)?, plain, WORDS_ABOUT, is_word)
+        .with_context(|| format!("no topic can be made of --about \"{text}\""))?;
+    Ok(Steered { name: shorten(&format!("about: {text}"), 4), ids, cut: Vec::new(), outcomes: Vec::new() })
 }
 
 fn count(text: &[i64], topic: &[i64]) -> f64 {
@@ -249,15 +252,16 @@ fn mean_count(texts: &[Vec<i64>], topic: &[i64]) -> f64 {
 }
 
 impl Outcome {
-    /// `usual` is the mean count of the topic's words in texts of strength 0.
-    fn of(strength: u8, texts: &[Vec<i64>], topic: &[i64], usual: f64, perplexity: f64) -> Self {
-        let more = texts.iter().filter(|text| count(text, topic) > usual).count();
+    /// Of texts on the topic `own` of all `topics`; `usual` is the mean count of its words in texts of strength 0.
+    fn of(strength: u8, texts: &[Vec<i64>], topics: &[Vec<i64>], own: usize, usual: f64, perplexity: f64) -> Self {
+        let more = texts.iter().filter(|text| count(text, &topics[own]) > usual).count();
         let tokens: usize = texts.iter().map(Vec::len).sum();
         let distinct: usize = texts.iter().map(|text| text.iter().collect::<HashSet<_>>().len()).sum();
+        let rate = |topic: &Vec<i64>| 100.0 * mean_count(texts, topic) * texts.len() as f64 / tokens as f64;
         Outcome {
             strength,
             success: more as f64 / texts.len() as f64,
-            rate: 100.0 * mean_count(texts, topic) * texts.len() as f64 / tokens as f64,
+            rates: topics.iter().map(rate).collect(),
             distinct: distinct as f64 / tokens as f64,
             perplexity,
         }
@@ -274,14 +278,17 @@ fn tables(steered: &[Steered]) -> String {
         "perplexity",
     ];
     let mut table = Table::of_figures(&columns);
-    for topic in steered {
+    for (own, topic) in steered.iter().enumerate() {
         for o in &topic.outcomes {
-            let (rate, perplexity) = (format!("{:.2}", o.rate), format!("{:.1}", o.perplexity));
+            let (rate, perplexity) = (format!("{:.2}", o.rates[own]), format!("{:.1}", o.perplexity));
             let strength = o.strength.to_string();
             table.row([topic.name.clone(), strength, percent(o.success), rate, percent(o.distinct), perplexity]);
         }
     }
     let mut text = table.to_string();
+    if steered.len() > 1 {
+        text += &format!("\nThe words of each topic in 100 tokens.\n\n{}", words_of_all(steered));
+    }
     for topic in steered.iter().filter(|topic| !topic.cut.is_empty()) {
         text += &format!(
             "\n{}: of {} only the first token counts, since they are several.\n",
@@ -292,12 +299,26 @@ fn tables(steered: &[Steered]) -> String {
     text
 }
 
+/// Whether a topic's texts are on it alone.
+fn words_of_all(steered: &[Steered]) -> Table {
+    let names = steered.iter().map(|topic| topic.name.as_str());
+    let mut table = Table::of_figures(&["texts on", "strength"].into_iter().chain(names).collect::<Vec<_>>());
+    for topic in steered {
+        for o in &topic.outcomes {
+            let rates = o.rates.iter().map(|rate| format!("{rate:.2}"));
+            table.row([topic.name.clone(), o.strength.to_string()].into_iter().chain(rates));
+        }
+    }
+    table
+}
+
 fn chart(steered: &[Steered]) -> Chart {
-    let legend =
-        |(i, topic): (usize, &Steered)| Entry { name: super::report::shorten(&topic.name, 4), style: Style::Dotted(i) };
-    let panel = |title: &str, value: fn(&Outcome) -> f64| {
-        let points = |t: &Steered| t.outcomes.iter().map(|o| (f64::from(o.strength), value(o))).collect();
-        let curve = |(i, topic): (usize, &Steered)| Curve { points: points(topic), style: Style::Dotted(i) };
+    let legend = |(i, topic): (usize, &Steered)| Entry { name: topic.name.clone(), style: Style::Dotted(i) };
+    let panel = |title: &str, value: fn(&Outcome, usize) -> f64| {
+        let curve = |(i, topic): (usize, &Steered)| Curve {
+            points: topic.outcomes.iter().map(|o| (f64::from(o.strength), value(o, i))).collect(),
+            style: Style::Dotted(i),
+        };
         Panel {
             title: title.to_owned(),
             x: Axis::of_names("strength", &["0", "1", "2", "3"].map(str::to_owned)),
@@ -305,11 +326,13 @@ fn chart(steered: &[Steered]) -> Chart {
             range: Range::FromZero,
         }
     };
-    let panels =
-        vec![panel("texts with more of it (%)", |o| 100.0 * o.success), panel("its words in 100 tokens", |o| o.rate)];
+    let panels = vec![
+        panel("texts with more of it (%)", |o, _| 100.0 * o.success),
+        panel("its words in 100 tokens", |o, own| o.rates[own]),
+    ];
     let below = vec![
-        panel("distinct tokens (%)", |o| 100.0 * o.distinct),
-        panel("perplexity under the model as it is", |o| o.perplexity),
+        panel("distinct tokens (%)", |o, _| 100.0 * o.distinct),
+        panel("perplexity under the model as it is", |o, _| o.perplexity),
     ];
     let rows = [panels, below].map(|panels| Row { height: 300, panels }).to_vec();
     Chart { legend: steered.iter().enumerate().map(legend).collect(), rows }
