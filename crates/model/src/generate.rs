@@ -54,8 +54,13 @@ impl Sampling {
                 order.into_iter().reduce(|best, id| if logits[id] > logits[best] { id } else { best }).unwrap_or(0)
             }
             Sampling::Random { temperature, top_k, top_p, seed } => {
-                order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
-                order.truncate(top_k.unwrap_or(usize::MAX));
+                let falling = |a: &usize, b: &usize| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b));
+                // A vocabulary takes milliseconds to sort, and a token hardly more to compute.
+                if let Some(k) = top_k.filter(|k| *k < order.len()) {
+                    order.select_nth_unstable_by(k - 1, falling);
+                    order.truncate(k);
+                }
+                order.sort_unstable_by(falling);
                 let Some(&first) = order.first() else { return 0 };
                 let weight = |id: usize| (f64::from(logits[id] - logits[first]) / temperature).exp();
                 let total: f64 = order.iter().map(|&id| weight(id)).sum();
