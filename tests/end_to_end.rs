@@ -18,6 +18,7 @@ mod pipeline;
 mod preparing;
 mod resuming;
 mod sensing;
+mod serving;
 mod signals;
 mod threads;
 mod watching;

@@ -43,6 +43,7 @@ enum Command {
     Dump(commands::dump::Dump),
     Senses(commands::senses::Senses),
     Control(commands::control::Control),
+    Serve(commands::serve::Serve),
     Plan(commands::plan::Plan),
     Plot(commands::plot::Plot),
     Status(commands::status::StatusOf),
@@ -79,9 +80,9 @@ fn main() -> ExitCode {
 }
 
 fn run(command: Command, stop: &Stop) -> Result<ExitCode> {
-    // Training alone stops at the end of a step, and the launcher hands signals on;
-    // everything else ends at once.
-    if !matches!(command, Command::Train(_) | Command::Launch(_)) {
+    // Training stops at the end of a step, the launcher hands signals on, and the explorer answers
+    // what was asked; everything else ends at once.
+    if !matches!(command, Command::Train(_) | Command::Launch(_) | Command::Serve(_)) {
         stop.exit_at_once()?;
     }
     match command {
@@ -97,6 +98,7 @@ fn run(command: Command, stop: &Stop) -> Result<ExitCode> {
         Command::Dump(c) => c.run(),
         Command::Senses(c) => c.run(),
         Command::Control(c) => c.run(),
+        Command::Serve(c) => c.run(stop),
         Command::Plan(c) => c.run(),
         Command::Plot(c) => c.run(),
         Command::Status(c) => c.run(),
@@ -119,15 +121,15 @@ fn one_line(text: &str) -> String {
 /// libtorch's refusals surface as panics of tch's short-hand methods; a lack of memory is
 /// the one that users meet. One line, like every other error.
 fn report_panic(info: &std::panic::PanicHookInfo<'_>) {
+    let _ = writeln!(io::stderr(), "{}{}", world::error_prefix(), panic_message(info));
+    std::process::exit(1);
+}
+
+pub(crate) fn panic_message(info: &std::panic::PanicHookInfo<'_>) -> String {
     let payload = info.payload();
     let message = payload.downcast_ref::<&str>().map(|s| (*s).to_owned()).or(payload.downcast_ref::<String>().cloned());
     let message = message.unwrap_or_default();
     let what = torch_ext::first_line(&message);
     let place = info.location().map(|l| format!(" ({}:{})", l.file(), l.line())).unwrap_or_default();
-    let _ = writeln!(
-        io::stderr(),
-        "{}internal failure: {what}{place}; if this is not a lack of memory, please report it with the command",
-        world::error_prefix()
-    );
-    std::process::exit(1);
+    format!("internal failure: {what}{place}; if this is not a lack of memory, please report it with the command")
 }

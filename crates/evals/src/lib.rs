@@ -27,7 +27,7 @@ pub use lambada::Lambada;
 pub use requests::Framing;
 pub use rows::{inputs_and_targets, read_rows};
 pub use scoring::Scorer;
-pub use senses::{Candidate, Reading, Scored, SenseView, sense_cosines, sense_vectors, senses_of};
+pub use senses::{Candidate, Reading, Scored, SenseView, TextContext, sense_cosines, sense_vectors, senses_of};
 pub use similarity::{Agreement, SenseAgreement, Similarity};
 pub use tokenizer::Tokenizer;
 pub use validation::{Sequences, Share, Validated, validate};

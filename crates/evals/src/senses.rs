@@ -105,36 +105,85 @@ fn rows_of(matrix: &Tensor) -> Result<Vec<Vec<f64>>> {
     (0..matrix.size()[0]).map(|row| Ok(Vec::try_from(matrix.get(row).to_kind(Kind::Double))?)).collect()
 }
 
+/// What of a reading no edit of senses changes, since the body sees embeddings alone.
+#[derive(Debug)]
+pub struct TextContext {
+    /// The text's ids `[T]`.
+    pub ids: Vec<i64>,
+    /// How much each sense of each word counts at each position, `[L, T, T]` fp32: row t is a distribution over
+    /// positions up to t.
+    pub weights: Tensor,
+}
+
+impl TextContext {
+    /// Of `ids`.
+    ///
+    /// # Errors
+    /// When the model is a GPT-2, or there are no ids, too many or one outside the vocabulary.
+    pub fn of(model: &LanguageModel, ids: &[i64]) -> Result<Self> {
+        model.check_ids(ids)?;
+        let backpack = backpack_of(model)?;
+        let input = Tensor::from_slice(ids).unsqueeze(0).to_device(model.device());
+        let weights = tch::no_grad(|| backpack.contextualization(&input, Pass::evaluation())).squeeze_dim(0);
+        Ok(TextContext { ids: ids.to_vec(), weights })
+    }
+}
+
 /// A text as a Backpack reads it.
 #[derive(Debug)]
 pub struct Reading<'m> {
     model: &'m LanguageModel,
     /// Its ids `[T]`.
     pub ids: Vec<i64>,
-    /// How much each sense of each word counts at each position, `[L, T, T]` fp32: row t is a distribution over
-    /// positions up to t.
+    /// As [`TextContext::weights`], `[L, T, T]`.
     pub weights: Tensor,
     /// The senses of its words, `[T, L, D]` fp32.
     pub senses: Tensor,
-    /// What follows each position, `[T, V]` fp32.
+    /// What follows each position, `[T, V]` fp32; the last one alone, `[1, V]`, of [`Reading::at`].
     pub logits: Tensor,
+    /// The position of its first row.
+    first: usize,
 }
 
 impl<'m> Reading<'m> {
     /// Reads `ids`.
     ///
     /// # Errors
-    /// When the model is a GPT-2, or there are no ids, too many or one outside the vocabulary.
+    /// As [`TextContext::of`].
     pub fn of(model: &'m LanguageModel, ids: &[i64]) -> Result<Self> {
-        model.check_ids(ids)?;
+        Self::from_position(model, &TextContext::of(model, ids)?, 0)
+    }
+
+    /// The text up to `position`, and what follows there alone.
+    ///
+    /// # Errors
+    /// When the model is a GPT-2 or the text has no such position.
+    pub fn at(model: &'m LanguageModel, context: &TextContext, position: usize) -> Result<Self> {
+        check_position(position, context.ids.len())?;
+        let (seen, ids) = (position as i64 + 1, context.ids[..=position].to_vec());
+        let weights = context.weights.narrow(1, 0, seen).narrow(2, 0, seen);
+        Self::from_position(model, &TextContext { ids, weights }, position)
+    }
+
+    fn from_position(model: &'m LanguageModel, context: &TextContext, first: usize) -> Result<Self> {
         let (backpack, pass) = (backpack_of(model)?, Pass::evaluation());
-        let input = Tensor::from_slice(ids).unsqueeze(0).to_device(model.device());
-        let (weights, senses, logits) = tch::no_grad(|| {
-            let (weights, senses) = (backpack.contextualization(&input, pass), backpack.senses(&input, pass));
-            let logits = model.head(&backpack.combine(&weights, &senses, pass), pass);
-            (weights.squeeze_dim(0), senses.squeeze_dim(0), logits.squeeze_dim(0))
+        let (ids, weights) = (context.ids.clone(), context.weights.shallow_clone());
+        let senses = sense_vectors(model, &ids)?;
+        let logits = tch::no_grad(|| {
+            let rows = weights.narrow(1, first as i64, (ids.len() - first) as i64);
+            model.head(&backpack.combine(&rows.unsqueeze(0), &senses.unsqueeze(0), pass), pass).squeeze_dim(0)
         });
-        Ok(Reading { model, ids: ids.to_vec(), weights, senses, logits })
+        Ok(Reading { model, ids, weights, senses, logits, first })
+    }
+
+    /// The logits of all ids after `position`, `[V]` fp32.
+    ///
+    /// # Errors
+    /// When there is no such position, or the reading is [`Reading::at`] a later one.
+    pub fn logits_after(&self, position: usize) -> Result<Tensor> {
+        check_position(position, self.ids.len())?;
+        ensure!(position >= self.first, "position {position} was not read: the reading is at {}", self.first);
+        Ok(self.logits.get((position - self.first) as i64))
     }
 
     /// The `top` most probable tokens after `position`.
@@ -142,8 +191,7 @@ impl<'m> Reading<'m> {
     /// # Errors
     /// When there is no such position.
     pub fn next(&self, position: usize, top: usize) -> Result<Vec<Candidate>> {
-        self.check_position(position)?;
-        let logits = self.logits.get(position as i64);
+        let logits = self.logits_after(position)?;
         let probabilities = logits.softmax(-1, Kind::Double);
         let best = ends(&words_only(self.model, &logits).unsqueeze(0), top, true)?.swap_remove(0);
         let candidate =
@@ -156,9 +204,8 @@ impl<'m> Reading<'m> {
     /// # Errors
     /// When there is no such position or token.
     pub fn candidate(&self, position: usize, id: i64) -> Result<Candidate> {
-        self.check_position(position)?;
         self.model.check_ids(&[id])?;
-        let logits = self.logits.get(position as i64);
+        let logits = self.logits_after(position)?;
         let probability = logits.softmax(-1, Kind::Double).double_value(&[id]);
         Ok(Candidate { id, logit: logits.double_value(&[id]), probability })
     }
@@ -169,7 +216,7 @@ impl<'m> Reading<'m> {
     /// # Errors
     /// When there is no such position or token.
     pub fn contributions(&self, position: usize, id: i64) -> Result<Tensor> {
-        self.check_position(position)?;
+        check_position(position, self.ids.len())?;
         self.model.check_ids(&[id])?;
         let (seen, row) = (position as i64 + 1, self.model.backpack().context("no Backpack")?.body().wte().get(id));
         let meant = self.senses.narrow(0, 0, seen).to_kind(Kind::Double).matmul(&row.detach().to_kind(Kind::Double));
@@ -192,15 +239,11 @@ impl<'m> Reading<'m> {
         let mean = sums.reduce(|a, b| a + b)? / later as f64;
         Vec::try_from(mean).ok()
     }
+}
 
-    fn check_position(&self, position: usize) -> Result<()> {
-        ensure!(
-            position < self.ids.len(),
-            "there is no position {position}: the text has {} tokens, from 0",
-            self.ids.len()
-        );
-        Ok(())
-    }
+fn check_position(position: usize, length: usize) -> Result<()> {
+    ensure!(position < length, "there is no position {position}: the text has {length} tokens, from 0");
+    Ok(())
 }
 
 #[cfg(test)]
@@ -277,6 +320,25 @@ mod tests {
         let (ab, ba) = (sense_cosines(&model, 5, 90).unwrap(), sense_cosines(&model, 90, 5).unwrap());
         assert!((ab[1][3] - ba[3][1]).abs() < 1e-12);
         assert!((sense_cosines(&model, 5, 5).unwrap()[2][2] - 1.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_reading_at_a_position_is_that_of_the_whole_text_there() {
+        let model = fixture("inv_scale");
+        let (whole, context) = (Reading::of(&model, &IDS).unwrap(), TextContext::of(&model, &IDS).unwrap());
+        for position in [0, 3, 5] {
+            let here = Reading::at(&model, &context, position).unwrap();
+            let off = (here.logits_after(position).unwrap() - whole.logits_after(position).unwrap())
+                .abs()
+                .max()
+                .double_value(&[]);
+            assert!(off < 1e-5, "{position}: {off}");
+            let parts = here.contributions(position, 7).unwrap() - whole.contributions(position, 7).unwrap();
+            assert!(parts.abs().max().double_value(&[]) < 1e-6);
+        }
+        let last = Reading::at(&model, &context, 5).unwrap();
+        assert_eq!(last.next(4, 1).unwrap_err().to_string(), "position 4 was not read: the reading is at 5");
+        assert!(Reading::at(&model, &context, 6).is_err());
     }
 
     #[test]

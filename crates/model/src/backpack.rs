@@ -182,12 +182,13 @@ impl Backpack {
         self.sense_weight_network.forward(&self.body.forward(ids, pass), ids.size()[0], pass)
     }
 
-    /// Weights `[B, L, T, T]` and senses `[B, T, L, D]` -> outputs `[B, T, D]`: one matrix
-    /// product over (position, sense) pairs, so that no sense's own output exists.
+    /// Weights `[B, L, R, T]` of R positions and senses `[B, T, L, D]` -> outputs `[B, R, D]`: one
+    /// matrix product over (position, sense) pairs, so that no sense's own output exists.
     pub fn combine(&self, weights: &Tensor, senses: &Tensor, pass: Pass) -> Tensor {
         let size = senses.size();
         let (b, t, l, d) = (size[0], size[1], size[2], size[3]);
-        let weights = weights.to_kind(pass.kind).permute([0, 2, 3, 1]).reshape([b, t, t * l]);
+        let rows = weights.size()[2];
+        let weights = weights.to_kind(pass.kind).permute([0, 2, 3, 1]).reshape([b, rows, t * l]);
         weights.matmul(&senses.reshape([b, t * l, d]))
     }
 

@@ -15,6 +15,7 @@ pub(crate) mod plan;
 pub(crate) mod plot;
 pub(crate) mod prepare_data;
 pub(crate) mod senses;
+pub(crate) mod serve;
 pub(crate) mod status;
 pub(crate) mod train;
 pub(crate) mod verify_data;

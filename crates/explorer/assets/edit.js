@@ -1,0 +1,230 @@
+// Edits of senses: sliders for a word, and what they do to the next word of a text.
+
+import { latest, Refused } from "./api.js";
+import { calm, h, percent, problem, shown, tokenButton } from "./elements.js";
+import { nameOf, wordQuestion } from "./state.js";
+import { afterWord, positionQuestion, textField, tokenStrip } from "./text.js";
+
+const NEXT = 14; // candidates shown before and after
+const HINTS = 5; // words that remind of what a sense says
+const MOST = 3; // of a slider; the number beside it takes any factor
+const PAUSE = 40; // milliseconds after a slider's last move
+
+/** The edits of a text as a file for --edit. */
+const editFile = (edits) => `{"edits": [\n${edits.map((edit) => `  ${JSON.stringify(edit)}`).join(",\n")}\n]}\n`;
+
+/** Whether an edit is what a slider does. */
+const isOurs = (edit) => (edit.op ?? "scale") === "scale" && Number.isInteger(edit.sense);
+
+/** How an edit names a token: by its word where that is what it is. */
+const subject = (token) => (nameOf(token).startsWith("#") ? { token: token.token } : { word: nameOf(token) });
+const names = (edit, token) => edit.token === token.token || (edit.word !== undefined && ` ${edit.word.trim()}` === token.word);
+
+export function createEdit(root, store) {
+  const ask = { senses: latest(), next: latest() };
+  const failure = problem();
+  const field = textField(store, "edit-text", "Text");
+  const strip = tokenStrip(store);
+  const input = h("input", { type: "text", id: "edit-word", autocomplete: "off", spellcheck: "false", required: true });
+  const form = h(
+    "form",
+    {
+      class: "row",
+      onsubmit: (event) => {
+        event.preventDefault();
+        store.set({ word: input.value.trim() }, { step: true });
+      },
+    },
+    h("label", { for: "edit-word" }, "Word"),
+    input,
+    h("button", { type: "submit" }, "Take this word"),
+  );
+  const slidersTitle = h("h2", {}, "Senses");
+  const sliders = h("div", { class: "sliders" });
+  const effectTitle = h("h2", {}, "Next word");
+  const effect = h("p", { class: "hint", "aria-live": "polite" });
+  const table = h("tbody");
+  const list = h("ul", { class: "edits" });
+  const json = h("textarea", { id: "edit-json", class: "json", rows: 6, spellcheck: "false", readonly: true });
+  const command = h("p", { class: "hint" });
+  const said = h("span", { class: "hint", role: "status" });
+  const file = h("input", { type: "file", id: "edit-file", accept: "application/json,.json", onchange: open });
+  root.append(
+    field.element,
+    failure.element,
+    strip.element,
+    h(
+      "div",
+      { class: "columns" },
+      h("div", { class: "panel" }, h("header", {}, slidersTitle, form),
+        h("p", { class: "hint" }, "A factor of 1 leaves a sense as it is, 0 removes it. Double-click a slider to set it back."), sliders),
+      h(
+        "div",
+        { class: "stack" },
+        h("div", { class: "panel" }, h("header", {}, effectTitle), effect,
+          h("table", { class: "effect" },
+            h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "word"), h("th", { scope: "col" }, "before"), h("th", { scope: "col" }, "after"))),
+            table)),
+        h("div", { class: "panel" }, h("header", {}, h("h2", {}, "Edits")), list,
+          h("label", { for: "edit-json" }, "As a file for --edit"), json,
+          h("div", { class: "row" },
+            h("button", { type: "button", onclick: copy }, "Copy"),
+            h("button", { type: "button", onclick: download }, "Download"),
+            h("button", { type: "button", class: "quiet", onclick: () => change([]) }, "Remove all"),
+            h("label", { class: "file", for: "edit-file" }, "Open a file ", file),
+            said),
+          command),
+      ),
+    ),
+  );
+  let senses;
+
+  const change = (edits) => store.set({ edits });
+
+  async function copy() {
+    try {
+      await navigator.clipboard.writeText(json.value);
+      said.textContent = "copied";
+    } catch {
+      json.select();
+      said.textContent = "selected: copy it by the keyboard";
+    }
+  }
+
+  function download() {
+    const url = URL.createObjectURL(new Blob([json.value], { type: "application/json" }));
+    h("a", { href: url, download: "edits.json" }).click();
+    setTimeout(() => URL.revokeObjectURL(url), 1000);
+  }
+
+  async function open() {
+    try {
+      const value = JSON.parse(await file.files[0].text());
+      const edits = Array.isArray(value) ? value : value.edits;
+      if (!Array.isArray(edits)) throw new SyntaxError();
+      change(edits);
+    } catch {
+      failure.show(`${file.files[0].name} holds no edits: it must be JSON as --edit takes it.`);
+    }
+    file.value = "";
+  }
+
+  /** Sets the factor of a sense of the chosen word. */
+  function scale(sense, factor) {
+    const others = store.state.edits.filter((edit) => !(isOurs(edit) && edit.sense === sense && names(edit, senses)));
+    change(factor === 1 ? others : [...others, { ...subject(senses), sense, op: "scale", factor }]);
+  }
+
+  const factorOf = (sense) =>
+    store.state.edits
+      .filter((edit) => isOurs(edit) && edit.sense === sense && names(edit, senses))
+      .reduce((product, edit) => product * edit.factor, 1);
+
+  function slider({ sense, raises }) {
+    const id = `sense-${sense}`;
+    const range = h("input", {
+      type: "range", id, min: 0, max: MOST, step: 0.05,
+      oninput: () => scale(sense, Number(range.value)),
+      ondblclick: () => scale(sense, 1),
+    });
+    const number = h("input", {
+      type: "number", step: 0.05, "aria-label": `factor of sense ${sense}`,
+      onchange: () => Number.isFinite(number.valueAsNumber) && scale(sense, number.valueAsNumber),
+    });
+    const hints = raises.slice(0, HINTS).map(shown).join(" \u00b7 ");
+    const row = h("div", { class: "slider" }, h("label", { for: id }, `Sense ${sense}`), range, number,
+      h("span", { class: "hint", title: "the words that it raises most" }, hints));
+    row.update = () => {
+      const factor = factorOf(sense);
+      if (document.activeElement !== number) number.value = factor;
+      if (Number(range.value) !== factor) range.value = factor;
+      row.classList.toggle("changed", factor !== 1);
+    };
+    return row;
+  }
+
+  async function loadSenses(word) {
+    input.value = word;
+    try {
+      const got = await ask.senses("senses", { ...wordQuestion(word), top: HINTS });
+      if (!got) return;
+      senses = got;
+      failure.show();
+      slidersTitle.replaceChildren("Senses of ", h("strong", {}, shown(got)));
+      sliders.replaceChildren(...got.senses.map(slider));
+      draw();
+      loadNext();
+    } catch (error) {
+      if (!(error instanceof Refused)) throw error;
+      failure.show(error.message);
+    }
+  }
+
+  async function loadNext() {
+    const { text, edits } = store.state;
+    try {
+      const got = await ask.next("next", { text, edits, top: NEXT, ...positionQuestion(store.state) });
+      if (!got) return;
+      failure.show();
+      drawEffect(got, edits);
+    } catch (error) {
+      if (!(error instanceof Refused)) throw error;
+      failure.show(error.message);
+    }
+  }
+
+  function drawEffect(got, edits) {
+    const isEdited = (token) => edits.some((edit) => names(edit, token));
+    strip.show(got.tokens, got.position, new Set(got.tokens.filter(isEdited).map((token) => token.token)));
+    effectTitle.textContent = `Next word ${afterWord(got.tokens, got.position)}`;
+    const seen = got.tokens.slice(0, got.position + 1);
+    if (edits.length === 0) effect.textContent = "Nothing is edited: move a slider.";
+    else if (!seen.some(isEdited)) effect.textContent = "No edited word stands here: the edits change nothing of this prediction.";
+    else effect.textContent = `The edits move the distribution by ${got.divergence.toFixed(4)} nats (Kullback-Leibler divergence).`;
+    const rows = got.words.sort((a, b) => Math.max(b.before.probability, b.after.probability) - Math.max(a.before.probability, a.after.probability));
+    const most = Math.max(rows[0].before.probability, rows[0].after.probability);
+    const cell = (side, { probability, logit }) =>
+      h("td", { title: `logit ${logit.toFixed(3)}` },
+        h("span", { class: `bar ${side}`, style: { width: `${(70 * probability) / most}%` } }),
+        h("span", { class: "number" }, percent(probability)));
+    table.replaceChildren(
+      ...rows.slice(0, NEXT).map((word) =>
+        h("tr", { class: word.after.probability > word.before.probability ? "up" : word.after.probability < word.before.probability ? "down" : null },
+          h("th", { scope: "row" }, tokenButton(word, () => store.set({ word: nameOf(word), view: "words" }, { step: true }))),
+          cell("before", word.before),
+          cell("after", word.after))));
+  }
+
+  function drawEdits() {
+    const { edits } = store.state;
+    const name = (edit) => edit.word ?? `#${edit.token}`;
+    const what = (edit) => ((edit.op ?? "scale") === "scale" ? `\u00d7 ${edit.factor}` : edit.op);
+    list.replaceChildren(
+      ...edits.map((edit, i) =>
+        h("li", {},
+          h("button", { type: "button", class: "token", onclick: () => store.set({ word: name(edit) }, { step: true }) }, name(edit)),
+          ` sense ${edit.sense} ${what(edit)} `,
+          h("button", { type: "button", class: "quiet", "aria-label": `remove the edit of ${name(edit)}, sense ${edit.sense}`,
+            onclick: () => change(edits.filter((_, at) => at !== i)) }, "remove"))));
+    json.value = editFile(edits);
+    command.replaceChildren("With it: ", h("code", {}, "backpack generate --model DIR --edit edits.json --prompt TEXT"));
+    said.textContent = "";
+  }
+
+  function draw() {
+    if (senses) [...sliders.children].forEach((row) => row.update());
+    drawEdits();
+  }
+
+  const soon = calm(loadNext, PAUSE);
+  let loaded, asked;
+  return () => {
+    field.update();
+    const { word, text, at, edits } = store.state;
+    draw();
+    const question = JSON.stringify([text, at, edits]);
+    if (loaded !== word) loadSenses((loaded = word));
+    else if (asked !== question) soon();
+    asked = question;
+  };
+}

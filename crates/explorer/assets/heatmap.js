@@ -1,0 +1,209 @@
+// A matrix as a heat map with labels, that pointer and arrow keys can read cell by cell.
+
+import { h } from "./elements.js";
+
+const FONT = "12px system-ui, sans-serif";
+const LARGEST = 26; // pixels of a cell
+const SMALLEST = 4;
+const LABEL = 13; // a label needs so many
+const SLANT = Math.PI / 3;
+
+const rgb = (hex) => [1, 3, 5].map((start) => parseInt(hex.slice(start, start + 2), 16));
+
+/** A colour between the `stops`, for `share` from 0 to 1. */
+function between(stops, share) {
+  const place = Math.min(Math.max(share, 0), 1) * (stops.length - 1);
+  const low = Math.min(Math.floor(place), stops.length - 2);
+  const mix = stops[low].map((from, channel) => from + (stops[low + 1][channel] - from) * (place - low));
+  return `rgb(${mix.map(Math.round).join(",")})`;
+}
+
+/** The colours of the style sheet, light or dark. */
+function palette() {
+  const style = getComputedStyle(document.documentElement);
+  const colour = (name) => rgb(style.getPropertyValue(name).trim());
+  const [paper, mid, deep, negative, positive] =
+    ["--heat-0", "--heat-1", "--heat-2", "--heat-negative", "--heat-positive"].map(colour);
+  const ink = style.getPropertyValue("--ink").trim();
+  const faint = style.getPropertyValue("--faint").trim();
+  return { sequential: [paper, mid, deep], diverging: [negative, paper, positive], ink, faint };
+}
+
+/** A canvas of so many CSS pixels, sharp on every screen. */
+function sized(canvas, width, height) {
+  const ratio = window.devicePixelRatio || 1;
+  canvas.width = Math.round(width * ratio);
+  canvas.height = Math.round(height * ratio);
+  canvas.style.width = `${width}px`;
+  canvas.style.height = `${height}px`;
+  const context = canvas.getContext("2d");
+  context.setTransform(ratio, 0, 0, ratio, 0, 0);
+  return context;
+}
+
+const extent = (rows) => rows.reduce((most, row) => row.reduce((m, x) => Math.max(m, Math.abs(x)), most), 0);
+
+/** The square root shows small weights; signs keep their side. */
+const share = (value, most, diverging) => {
+  const root = Math.sqrt(Math.abs(value) / (most || 1));
+  return diverging ? 0.5 + 0.5 * Math.sign(value) * root : root;
+};
+
+/** A small picture of a matrix, without labels. */
+export function thumbnail(rows, side) {
+  const canvas = h("canvas", { "aria-hidden": "true" });
+  const context = sized(canvas, side, side);
+  const { sequential } = palette();
+  const most = extent(rows);
+  const cell = side / rows.length;
+  context.fillStyle = between(sequential, 0);
+  context.fillRect(0, 0, side, side);
+  rows.forEach((row, y) =>
+    row.forEach((value, x) => {
+      context.fillStyle = between(sequential, share(value, most, false));
+      context.fillRect(x * cell, y * cell, cell + 0.5, cell + 0.5);
+    }));
+  return canvas;
+}
+
+/** A heat map; `describe(row, column)` says what a cell holds, `onpick(row, column)` hears of a chosen one. */
+export class HeatMap {
+  constructor({ label, describe, onpick = () => {}, diverging = false }) {
+    Object.assign(this, { describe, onpick, diverging, rows: [], rowLabels: [], columnLabels: [], cursor: null });
+    this.canvas = h("canvas", {
+      tabindex: "0",
+      role: "img",
+      "aria-label": `${label}: arrow keys read it cell by cell, Enter chooses`,
+      onpointermove: (event) => this.point(this.cellAt(event)),
+      onpointerleave: () => this.point(null),
+      onclick: (event) => this.pick(this.cellAt(event)),
+      onkeydown: (event) => this.key(event),
+      onfocus: () => this.point(this.cursor ?? this.first()),
+      onblur: () => this.point(null),
+    });
+    this.readout = h("output", { class: "readout", "aria-live": "polite" }, "\u00a0");
+    const scale = h("span", { class: diverging ? "scale diverging" : "scale", "aria-hidden": "true" });
+    this.low = h("span", { class: "number" });
+    this.high = h("span", { class: "number" });
+    this.element = h(
+      "div",
+      { class: "heatmap" },
+      h("div", { class: "scroll" }, this.canvas),
+      h("div", { class: "under" }, this.readout, h("span", { class: "legend", title: "colours follow the square root" }, this.low, scale, this.high)),
+    );
+    window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.draw());
+    new ResizeObserver(() => this.draw()).observe(this.element);
+  }
+
+  /** Rows of numbers, each as long as its cells are; `marked` is a row to point out. */
+  set({ rows, rowLabels, columnLabels, marked = null }) {
+    Object.assign(this, { rows, rowLabels, columnLabels, marked, cursor: null });
+    this.most = extent(rows);
+    this.low.textContent = this.diverging ? `\u2212${this.most.toFixed(2)}` : "0";
+    this.high.textContent = this.most.toFixed(2);
+    this.readout.textContent = "\u00a0";
+    this.draw();
+  }
+
+  first() {
+    return this.rows.length > 0 ? { row: this.marked ?? this.rows.length - 1, column: 0 } : null;
+  }
+
+  layout() {
+    const ruler = this.canvas.getContext("2d");
+    ruler.font = FONT;
+    const widest = (labels) => Math.max(0, ...labels.map((label) => ruler.measureText(label).width));
+    const left = Math.min(widest(this.rowLabels), 110) + 8;
+    const top = Math.min(widest(this.columnLabels), 90) * Math.sin(SLANT) + 14;
+    const columns = this.columnLabels.length;
+    // Slanted labels lean out to the right of the last column.
+    const lean = Math.min(widest(this.columnLabels), 90) * Math.cos(SLANT);
+    const room = this.element.clientWidth - left - lean - 4;
+    const cell = Math.max(SMALLEST, Math.min(LARGEST, Math.floor(room / Math.max(columns, 1))));
+    const height = this.rows.length === columns ? cell : Math.max(cell, Math.min(18, LARGEST));
+    return { left, top, cell, height, width: left + columns * cell + lean, tall: top + this.rows.length * height + 2 };
+  }
+
+  draw() {
+    if (this.rows.length === 0 || this.element.clientWidth === 0) return;
+    const { left, top, cell, height, width, tall } = (this.place = this.layout());
+    const colours = palette();
+    const stops = this.diverging ? colours.diverging : colours.sequential;
+    const context = sized(this.canvas, width, tall);
+    context.font = FONT;
+    context.textBaseline = "middle";
+    this.rows.forEach((row, y) =>
+      row.forEach((value, x) => {
+        context.fillStyle = between(stops, share(value, this.most, this.diverging));
+        context.fillRect(left + x * cell, top + y * height, cell - (cell > 8 ? 1 : 0), height - (height > 8 ? 1 : 0));
+      }));
+    const every = (step) => Math.max(1, Math.ceil(LABEL / step));
+    const bold = (is) => (context.font = is ? `bold ${FONT}` : FONT);
+    this.rowLabels.forEach((label, y) => {
+      const chosen = y === this.cursor?.row || y === this.marked;
+      if (y % every(height) !== 0 && !chosen) return;
+      context.fillStyle = chosen ? colours.ink : colours.faint;
+      bold(chosen);
+      context.textAlign = "right";
+      context.fillText(label, left - 6, top + (y + 0.5) * height, left - 8);
+    });
+    this.columnLabels.forEach((label, x) => {
+      const chosen = x === this.cursor?.column;
+      if (x % every(cell) !== 0 && !chosen) return;
+      context.save();
+      context.fillStyle = chosen ? colours.ink : colours.faint;
+      bold(chosen);
+      context.textAlign = "left";
+      context.translate(left + (x + 0.5) * cell, top - 6);
+      context.rotate(-SLANT);
+      context.fillText(label, 0, 0, 90);
+      context.restore();
+    });
+    context.strokeStyle = colours.ink;
+    if (this.marked !== null && this.rows[this.marked]) {
+      context.globalAlpha = 0.45;
+      context.strokeRect(left - 0.5, top + this.marked * height - 0.5, this.rows[this.marked].length * cell, height);
+      context.globalAlpha = 1;
+    }
+    if (this.cursor) {
+      const { row, column } = this.cursor;
+      context.lineWidth = 2;
+      context.strokeRect(left + column * cell - 0.5, top + row * height - 0.5, cell, height);
+      context.lineWidth = 1;
+    }
+  }
+
+  cellAt(event) {
+    if (!this.place) return null;
+    const box = this.canvas.getBoundingClientRect();
+    const column = Math.floor((event.clientX - box.left - this.place.left) / this.place.cell);
+    const row = Math.floor((event.clientY - box.top - this.place.top) / this.place.height);
+    return this.rows[row]?.[column] === undefined ? null : { row, column };
+  }
+
+  /** Reads a cell out, or none. */
+  point(cell) {
+    if (cell?.row === this.cursor?.row && cell?.column === this.cursor?.column) return;
+    this.cursor = cell;
+    this.readout.textContent = cell ? this.describe(cell.row, cell.column) : "\u00a0";
+    this.draw();
+  }
+
+  pick(cell) {
+    if (cell) this.onpick(cell.row, cell.column);
+  }
+
+  key(event) {
+    const steps = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
+    const at = this.cursor ?? this.first();
+    if (!at) return;
+    if (event.key === "Enter") this.pick(at);
+    else if (steps[event.key]) {
+      event.preventDefault();
+      const [down, right] = steps[event.key];
+      const row = Math.min(Math.max(at.row + down, 0), this.rows.length - 1);
+      const column = Math.min(Math.max(at.column + right, 0), this.rows[row].length - 1);
+      this.point({ row, column });
+    }
+  }
+}

@@ -1,0 +1,46 @@
+//! Why a request is not answered: a status and a sentence.
+
+use std::fmt;
+
+use hyper::StatusCode;
+use serde_json::{Value, json};
+
+/// What is sent instead of an answer.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Refusal {
+    pub(crate) status: StatusCode,
+    sentence: String,
+    /// Into what a word splits that is not one token.
+    pieces: Option<Value>,
+}
+
+impl Refusal {
+    pub(crate) fn new(status: StatusCode, sentence: impl fmt::Display) -> Self {
+        // Causes are part of an error's sentence: `{:#}` shows them.
+        Refusal { status, sentence: format!("{sentence:#}"), pieces: None }
+    }
+
+    /// The request is not as it must be.
+    pub(crate) fn bad(sentence: impl fmt::Display) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, sentence)
+    }
+
+    pub(crate) fn with_pieces(self, pieces: Value) -> Self {
+        Refusal { pieces: Some(pieces), ..self }
+    }
+
+    pub(crate) fn json(&self) -> Vec<u8> {
+        let mut answer = json!({ "error": self.sentence });
+        if let Some(pieces) = &self.pieces {
+            answer["pieces"] = pieces.clone();
+        }
+        answer.to_string().into_bytes()
+    }
+}
+
+/// An error of the model's about what it was asked.
+impl From<anyhow::Error> for Refusal {
+    fn from(error: anyhow::Error) -> Self {
+        Self::bad(error)
+    }
+}

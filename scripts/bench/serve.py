@@ -1,0 +1,138 @@
+"""Times every question of the sense explorer's API: by one client, and by 50 at once."""
+
+import http.client
+import json
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+
+ALONE = 30  # answers timed of each question
+CLIENTS = 50
+EACH = 6  # answers that each of them asks for
+WORDS = """It is a truth universally acknowledged , that a single man in possession of a good fortune must be in want
+of a wife . However little known the feelings or views of such a man may be""".split()
+TEXT = " ".join(WORDS).replace(" ,", ",").replace(" .", ".")
+EDITS = [{"word": "fortune", "sense": 3, "op": "scale", "factor": 2.0}]
+
+
+def question(name, n):
+    """Path and body of the n-th question of a kind; texts that were asked about before are kept by the server."""
+    new_text = f"{n} {TEXT}"
+    return {
+        "model": ("model", None),
+        "senses": ("senses", {"token": 300 + 7 * n}),
+        "reading, a new text": ("reading", {"text": new_text}),
+        "reading, another position": ("reading", {"text": TEXT, "position": n % 30}),
+        "weights of all senses": ("weights", {"text": TEXT}),
+        "contributions": ("contributions", {"text": TEXT, "token": 300 + n}),
+        "next under an edit": ("next", {"text": TEXT, "edits": [{**EDITS[0], "factor": n / 10}]}),
+        "generate 8 tokens": ("generate", {"text": TEXT, "max_new_tokens": 8, "seed": n}),
+        "generate 40 tokens": ("generate", {"text": TEXT, "max_new_tokens": 40, "seed": n}),
+    }[name]
+
+
+class Client:
+    """One connection that is kept."""
+
+    def __init__(self, address):
+        self.connection = http.client.HTTPConnection(address, timeout=120)
+
+    def ask(self, path, body):
+        """Seconds until the answer was there whole, and its status."""
+        start = time.perf_counter()
+        if body is None:
+            self.connection.request("GET", f"/api/v1/{path}")
+        else:
+            self.connection.request(
+                "POST", f"/api/v1/{path}", json.dumps(body), {"Content-Type": "application/json"}
+            )
+        response = self.connection.getresponse()
+        answer = response.read()
+        seconds = time.perf_counter() - start
+        if response.status not in (200, 503):
+            sys.exit(f"bench-serve: {path} was answered with {response.status}: {answer.decode()}")
+        return seconds, response.status
+
+
+def milliseconds(times, share):
+    return 1000 * sorted(times)[min(len(times) - 1, int(share * len(times)))]
+
+
+def alone(address, name):
+    client = Client(address)
+    for n in range(3):
+        client.ask(*question(name, 1000 + n))
+    return [client.ask(*question(name, n))[0] for n in range(ALONE)]
+
+
+def together(address, names):
+    """All clients at once, each with all kinds of questions: times by kind, busy answers, answers a second."""
+    times, busy, lock = {name: [] for name in names}, [], threading.Lock()
+    start_line = threading.Barrier(CLIENTS + 1)
+
+    def run(number):
+        client = Client(address)
+        start_line.wait()
+        for i in range(EACH):
+            name = names[(number + i) % len(names)]
+            seconds, status = client.ask(*question(name, number * EACH + i))
+            with lock:
+                times[name].append(seconds)
+                busy.extend([status] if status == 503 else [])
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(CLIENTS)]
+    for thread in threads:
+        thread.start()
+    start_line.wait()
+    start = time.perf_counter()
+    for thread in threads:
+        thread.join()
+    return times, len(busy), CLIENTS * EACH / (time.perf_counter() - start)
+
+
+def main():
+    server = subprocess.Popen(
+        [os.environ["BACKPACK_BINARY"], "serve", "--model", sys.argv[1], "--port", "0"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        line = server.stdout.readline()
+        if "http://" not in line:
+            sys.exit("bench-serve: the server did not start")
+        address = line.split("http://")[1].strip().rstrip("/")
+        names = list(question_names())
+        single = {name: alone(address, name) for name in names}
+        quick = [name for name in names if not name.startswith("generate 40")]
+        many, busy, rate = together(address, quick)
+    finally:
+        server.terminate()
+        server.wait()
+    print(f"| question ({len(WORDS)} words) | alone, median ms | alone, p99 ms | {CLIENTS} clients, median ms | p99 ms |")
+    print("|---|---|---|---|---|")
+    for name in names:
+        cells = [statistics.median(single[name]) * 1000, milliseconds(single[name], 0.99)]
+        if many.get(name):
+            cells += [statistics.median(many[name]) * 1000, milliseconds(many[name], 0.99)]
+        print(f"| {name} | " + " | ".join(f"{cell:.0f}" for cell in cells) + " |" + " |" * (4 - len(cells)))
+    print(f"\n{CLIENTS} clients at once, each with {EACH} questions of all kinds: {rate:.0f} answers a second, {busy} times busy (503)")
+
+
+def question_names():
+    yield from (
+        "model",
+        "senses",
+        "reading, a new text",
+        "reading, another position",
+        "weights of all senses",
+        "contributions",
+        "next under an edit",
+        "generate 8 tokens",
+        "generate 40 tokens",
+    )
+
+
+main()

@@ -1,0 +1,308 @@
+"""Every view of the page, clicked through as a user does; what it shows is held against the program's commands."""
+
+import http.server
+import json
+import threading
+import time
+import urllib.parse
+
+from conftest import MODEL, Server, backpack
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.keys import Keys
+
+TEXT = "She was very glad that the government of the United States"
+EDIT = {"word": "government", "sense": 3, "op": "scale", "factor": 2.5}
+
+
+def shown(word):
+    return word["word"].strip()
+
+
+def fragment(**state):
+    plain = {key: value if isinstance(value, str) else json.dumps(value) for key, value in state.items()}
+    return "#" + urllib.parse.urlencode(plain)
+
+
+def test_a_word_has_its_senses_as_clouds_and_as_bars(page):
+    page.open()
+    assert page.until(lambda: len(page.all("#words .card")) == 16)
+    page.type("#word", "house" + Keys.ENTER)
+    page.until(lambda: page.one("#words .about strong").text == "house")
+    said = backpack("senses", "--model", MODEL, "house", "--top", 12)
+    for sense, cloud in zip(said["senses"], page.all("#words .cloud")):
+        words = {button.text for button in cloud.find_elements("css selector", "button")}
+        raised = [shown(word) for word in sense["raises"]]
+        # Every strong word has room; a few of the weakest may have none.
+        assert len(words & set(raised)) >= 9, (sense["sense"], raised, words)
+    page.screenshot("word-clouds")
+
+    page.click("#words .choice button[data-value=bars]")
+    bars = [li.text.split("\n") for li in page.all("#words .card:first-child .bars.raised li")]
+    want = [[shown(word), f"{word['logit']:+.2f}"] for word in said["senses"][0]["raises"][:8]]
+    assert bars == want
+    assert page.texts("#words .norm")[5] == f"norm {said['senses'][5]['norm']:.2f}"
+    page.screenshot("word-bars")
+
+    # A click on a word goes there, and "back" comes back, bars and all.
+    first = page.one("#words .bars.raised .token")
+    goal = first.text
+    first.click()
+    page.until(lambda: page.one("#words .about strong").text == goal)
+    page.driver.back()
+    page.until(lambda: page.one("#words .about strong").text == "house")
+    assert page.one("#word").get_attribute("value") == "house"
+
+
+def test_a_word_of_several_tokens_is_explained_and_its_pieces_are_there(browser):
+    browser.open()
+    browser.type("#word", "antidisestablishmentarianism" + Keys.ENTER)
+    browser.until(lambda: "is not one token" in browser.one("#words .error").text)
+    pieces = browser.texts("#words .about .token")
+    assert "".join(pieces) == "antidisestablishmentarianism"
+    browser.click("#words .about .token:last-child")
+    browser.until(lambda: browser.one("#words .about strong").text == pieces[-1])
+    assert not browser.one("#words .error").is_displayed()
+    # The refusal itself is all that the console has.
+    complaints = browser.console()
+    assert len(complaints) == 1 and "422" in complaints[0], complaints
+
+
+def test_a_text_is_read_by_sense_and_by_position(page):
+    page.open("#view=sentence")
+    page.type("#sentence-text", TEXT)
+    page.until(lambda: page.texts("#sentence .strip .token") == TEXT.split())
+    weights = page.server.ask("weights", {"text": TEXT})["senses"]
+    page.until(lambda: len(page.all("#sentence .thumbnails canvas")) == 16)
+
+    # Sense 5, read out by the arrow keys: the last row's first cell, then one up and one to the right.
+    page.click("#sentence .thumbnails button[data-sense='5']")
+    page.until(lambda: "Sense 5:" in page.one("#sentence .panel .hint").text)
+    canvas = page.one("#sentence .heatmap canvas")
+    page.run("arguments[0].focus()", canvas)
+    canvas.send_keys(Keys.ARROW_UP, Keys.ARROW_RIGHT)
+    number = f"{weights[5]['weights'][9][1]:.4f}"
+    readout = page.one("#sentence .readout").text
+    assert readout == f'After "United", sense 5 of "was" counts {number}', readout
+    colours = "const c = arguments[0]; const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data; "
+    colours += "return new Set(new Uint32Array(d.buffer)).size"
+    assert page.run(colours, canvas) > 20
+    page.screenshot("sentence-by-sense")
+
+    # Another position, by its token: all senses of all words up to there.
+    page.click("#sentence .strip .token:nth-child(7)")
+    page.click("#sentence .choice button[data-value=word]")
+    page.until(lambda: 'After "government"' in page.one("#sentence .panel .hint").text)
+    reading = page.server.ask("reading", {"text": TEXT, "position": 6, "top": 12})
+    page.until(lambda: page.texts("#sentence .next .token") == [shown(word) for word in reading["next"]])
+    by_position = page.all("#sentence .heatmap canvas")[1]
+    ActionChains(page.driver).move_to_element(by_position).perform()
+    page.until(lambda: page.texts("#sentence .readout")[1].startswith('After "government", sense '))
+    said = page.texts("#sentence .readout")[1]
+    sense, word = int(said.split("sense ")[1].split(" ")[0]), said.split('"')[3]
+    column = TEXT.split().index(word)
+    assert said.endswith(f"counts {reading['weights'][sense][column]:.4f}"), said
+
+
+def test_a_prediction_is_taken_apart_exactly(page):
+    page.open(fragment(view="sentence", text=TEXT))
+    page.until(lambda: len(page.all("#sentence .next li")) == 12)
+    page.click("#sentence .next li:nth-child(2) .token")
+    page.until(lambda: page.one("#sentence .sum").is_displayed())
+    token = page.server.ask("reading", {"text": TEXT})["next"][1]
+    made = page.server.ask("contributions", {"text": TEXT, "token": token["token"]})
+    assert page.one("#sentence .stack .panel:nth-child(2) h2").text == f'What made "{shown(token)}"'
+    summed = page.one("#sentence .sum").text
+    logit = f"{token['logit']:.4f}"
+    assert summed.startswith(f"16 senses of 10 words sum to {logit}, the logit ({logit})"), summed
+    flat = [(part, sense, at) for sense, row in enumerate(made["contributions"]) for at, part in enumerate(row)]
+    largest, sense, at = max(flat, key=lambda part: abs(part[0]))
+    first = page.texts("#sentence .parts li")[0]
+    sign = "\u2212" if largest < 0 else "+"
+    assert first.startswith(f"{sign}{abs(largest):.3f} sense {sense} of {TEXT.split()[at]}"), first
+    page.screenshot("sentence-attribution")
+
+    page.type("#other-word", "house" + Keys.ENTER)
+    page.until(lambda: page.one("#sentence .stack .panel:nth-child(2) h2").text == 'What made "house"')
+    made = page.server.ask("contributions", {"text": TEXT, "word": "house"})
+    assert f"the logit ({made['next']['logit']:.4f})" in page.one("#sentence .sum").text
+
+
+def test_a_slider_changes_the_next_word_and_a_double_click_sets_it_back(page):
+    page.open(fragment(view="edit", text=TEXT, word="States"))
+    page.until(lambda: len(page.all("#edit .slider")) == 16)
+    page.until(lambda: "Nothing is edited" in page.one("#edit .effect.hint, #edit .panel .hint[aria-live]").text)
+    slider = page.one("#sense-5")
+    # Dragged from 1, a third of the way, to the right end.
+    ActionChains(page.driver).drag_and_drop_by_offset(slider, 200, 0).perform()
+    page.until(lambda: page.one("#edit .slider.changed input[type=number]").get_attribute("value") == "3")
+    page.until(lambda: "Kullback" in page.one("#edit .panel .hint[aria-live]").text)
+    edits = json.loads(page.one("#edit-json").get_attribute("value"))
+    assert edits == {"edits": [{"word": "States", "sense": 5, "op": "scale", "factor": 3}]}
+
+    def rows():
+        return [row.split("\t") for row in page.run(
+            "return [...document.querySelectorAll('#edit tbody tr')].map((row) => "
+            "[...row.children].map((cell) => cell.textContent).join('\\t'))")]
+
+    def percent(share):
+        return f"{100 * share:.1f}%" if share >= 0.0995 else f"{100 * share:.2f}%"
+
+    def expected():
+        words = page.server.ask("next", {"text": TEXT, "top": 14, **edits})["words"]
+        words.sort(key=lambda w: -max(w["before"]["probability"], w["after"]["probability"]))
+        sides = ("before", "after")
+        return [[shown(w), *(percent(w[side]["probability"]) for side in sides)] for w in words[:14]]
+
+    page.until(lambda: rows() == expected(), "the table is not the API's answer")
+    assert page.one("#edit .strip .token:last-child").get_attribute("class").endswith("edited")
+    page.screenshot("edit")
+
+    # A factor beyond the slider, by its number; then back by a double click.
+    number = page.one("#edit .slider.changed input[type=number]")
+    number.send_keys(Keys.CONTROL, "a")
+    number.send_keys("-2" + Keys.TAB)
+    edits["edits"][0]["factor"] = -2
+    page.until(lambda: json.loads(page.one("#edit-json").get_attribute("value")) == edits)
+    page.until(lambda: rows() == expected(), "the table is not the API's answer")
+    ActionChains(page.driver).double_click(slider).perform()
+    page.until(lambda: page.all("#edit .slider.changed") == [])
+    page.until(lambda: "Nothing is edited" in page.one("#edit .panel .hint[aria-live]").text)
+    assert json.loads(page.one("#edit-json").get_attribute("value")) == {"edits": []}
+
+
+def test_edits_leave_as_a_file_and_come_back(page):
+    page.open(fragment(view="edit", text=TEXT, word="government", edits=[EDIT]))
+    page.until(lambda: page.one("#edit .slider.changed input[type=number]").get_attribute("value") == "2.5")
+    buttons = {button.text: button for button in page.all("#edit .panel .row button")}
+    buttons["Download"].click()
+    file = page.downloads / "edits.json"
+    page.until(file.is_file)
+    assert json.loads(file.read_text()) == {"edits": [EDIT]}
+    buttons["Remove all"].click()
+    page.until(lambda: page.all("#edit .slider.changed") == [])
+    page.one("#edit-file").send_keys(str(file))
+    page.until(lambda: len(page.all("#edit .slider.changed")) == 1)
+    assert page.texts("#edit .edits li") == ["government sense 3 \u00d7 2.5 remove"]
+    # The address holds all of it.
+    page.driver.refresh()
+    page.until(lambda: page.texts("#edit .edits li") == ["government sense 3 \u00d7 2.5 remove"])
+    page.click("#edit .edits li button.quiet")
+    page.until(lambda: page.all("#edit .edits li") == [])
+
+
+def test_text_is_generated_with_the_edits_and_without(page, tmp_path):
+    page.open(fragment(view="generate", text=TEXT, edits=[EDIT], length=12, seed=3))
+    page.click("#generate button.main")
+    page.until(lambda: page.one("#edited .text mark").is_displayed())
+    file = tmp_path / "edits.json"
+    file.write_text(json.dumps({"edits": [EDIT]}))
+    command = ["generate", "--model", MODEL, "--prompt", TEXT, "--max-new-tokens", 12, "--seed", 3, "--top-k", 50]
+    assert page.texts("#original .text") == [backpack(*command)["text"]]
+    assert page.texts("#edited .text") == [backpack(*command, "--edit", file)["text"]]
+    page.screenshot("generate")
+    page.click("#generate-greedy")
+    page.click("#generate button.main")
+    greedy = backpack(*command[:-4], "--greedy")["text"]
+    page.until(lambda: page.texts("#original .text") == [greedy])
+
+
+def test_views_keep_their_state_and_a_dark_or_narrow_page_holds_together(page):
+    page.open(fragment(view="sentence", text=TEXT, at=6, lens="word"))
+    page.until(lambda: page.one("#sentence .strip .token:nth-child(7)").get_attribute("aria-pressed") == "true")
+    page.click("nav a[data-view=edit]")
+    page.until(lambda: page.one("#edit .strip .token:nth-child(7)").get_attribute("aria-pressed") == "true")
+    page.driver.back()
+    page.until(lambda: page.one("#sentence").is_displayed())
+    page.driver.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
+    )
+    page.screenshot("sentence-dark")
+    page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    for view in ["words", "sentence", "edit", "generate"]:
+        page.open(fragment(view=view, text=TEXT))
+        page.driver.set_window_size(520, 1000)
+        page.until(lambda: page.run("return !document.querySelector('[aria-busy]')"))
+        time.sleep(0.2)
+        wider = page.run("return document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        assert wider <= 0, f"{view} is {wider} pixels wider than the window"
+    page.screenshot("generate-narrow")
+    page.driver.set_window_size(1360, 1000)
+
+
+def test_every_control_has_a_name(page):
+    unnamed = """return [...document.querySelectorAll('button, input, textarea, canvas[tabindex]')].filter((element) =>
+        !(element.textContent.trim() || element.getAttribute('aria-label') || element.labels?.length))
+        .map((element) => element.outerHTML)"""
+    for view in ["words", "sentence", "edit", "generate"]:
+        page.open(fragment(view=view, text=TEXT))
+        page.until(lambda: len(page.all(f"#{view} button")) > 1)
+        assert page.run(unnamed) == [], view
+
+
+def test_too_much_is_refused_in_a_sentence(browser):
+    browser.open("#view=sentence")
+    browser.run(
+        "const area = document.getElementById('sentence-text'); area.value = arguments[0];"
+        "area.dispatchEvent(new Event('input'))",
+        "word " * 600,
+    )
+    browser.until(lambda: "more than the model's context" in browser.one("#sentence .error").text)
+    complaints = browser.console()
+    assert len(complaints) == 1 and "413" in complaints[0], complaints
+
+
+class OtherSite:
+    """A page of another origin on this machine."""
+
+    def __enter__(self):
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                self.send_response(200)
+                self.send_header("Content-Type", "text/html")
+                self.end_headers()
+                self.wfile.write(b"<!doctype html><title>another site</title>")
+
+            def log_message(self, *_):
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{self.server.server_port}/"
+
+    def __exit__(self, *_):
+        self.server.shutdown()
+
+
+def test_another_site_gets_nothing(browser):
+    fetched = """const [url, options, done] = arguments;
+        fetch(url, options).then((r) => r.text()).then((text) => done(`read: ${text}`), (e) => done(`refused: ${e}`))"""
+    url = f"{browser.server.url}api/v1/"
+    with OtherSite() as other:
+        browser.collect()
+        browser.driver.get(other)
+        for path, options in [
+            ("model", {}),
+            ("senses", {"method": "POST", "body": '{"token": 5}'}),
+            ("senses", {"method": "POST", "body": '{"token": 5}', "headers": {"content-type": "application/json"}}),
+        ]:
+            assert browser.driver.execute_async_script(fetched, url + path, options).startswith("refused: "), path
+        # Sent blindly it is refused too, though the page cannot see that.
+        blind = browser.driver.execute_async_script(fetched, url + "model", {"mode": "no-cors"})
+        assert blind in ("read: ", "refused: TypeError: Failed to fetch"), blind
+    # And a name of an attacker's that points to this machine.
+    browser.driver.get(f"http://evil.example:{browser.server.port}/")
+    assert "is not this server's" in browser.one("body").text
+    browser.console()
+
+
+def test_a_server_that_has_ended_is_told_of(browser):
+    server, own = browser.server, Server()
+    browser.server = own
+    try:
+        browser.open()
+        assert own.end() == 0
+        browser.type("#word", "house" + Keys.ENTER)
+        browser.until(lambda: "is backpack serve still running?" in browser.one("#words .error").text)
+    finally:
+        browser.server = server
+        browser.console()
