@@ -113,7 +113,7 @@ def test_a_prediction_is_taken_apart_exactly(page):
     assert page.one("#sentence .stack .panel:nth-child(2) h2").text == f'What made "{shown(token)}"'
     summed = page.one("#sentence .sum").text
     logit = f"{token['logit']:.4f}"
-    assert summed.startswith(f"16 senses of 10 words sum to {logit}, the logit ({logit})"), summed
+    assert summed.startswith(f"16 senses of {len(TEXT.split())} words sum to {logit}, the logit ({logit})"), summed
     flat = [(part, sense, at) for sense, row in enumerate(made["contributions"]) for at, part in enumerate(row)]
     largest, sense, at = max(flat, key=lambda part: abs(part[0]))
     first = page.texts("#sentence .parts li")[0]
