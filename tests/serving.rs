@@ -198,7 +198,8 @@ fn every_question_is_answered_with_what_the_model_says() {
     let next = server.ask("next", json!({ "text": TEXT, "top": 4, "edits": edits }));
     let edit = SenseEdit { token, sense: SenseChoice::All, op: SenseOp::Scale(0.0) };
     let last = ids.len() - 1;
-    let after = model.with_edits(&[edit.clone()], |model| evals::Reading::of(model, &ids)?.next(last, 4)).unwrap();
+    let after =
+        model.with_edits(std::slice::from_ref(&edit), |model| evals::Reading::of(model, &ids)?.next(last, 4)).unwrap();
     let before = evals::Reading::of(&model, &ids).unwrap().next(last, 4).unwrap();
     assert!(next["divergence"].as_f64().unwrap() > 1e-6, "{next}");
     for (side, want) in [("before", before), ("after", after)] {
