@@ -203,7 +203,8 @@ fn what_cannot_be_controlled_says_why() {
     assert!(error(&["topic", "--words", "none.txt"]).contains("none.txt cannot be read"));
     let unknown = error(&["topic", "--topic", "cookery"]);
     assert!(unknown.contains("no topic \"cookery\": there are family, law, money, music, sport, war"), "{unknown}");
-    assert!(error(&["topic", "--topic", "war", "--texts", "0"]).contains("--texts is 0"));
+    let none = control("topic", &model, &["--topic", "war", "--texts", "0"]).expect(2).stderr;
+    assert!(none.contains("it must be at least 1"), "{none}");
     let long = error(&["topic", "--topic", "war", "--tokens", "64"]);
     assert!(
         long.contains("--tokens is 64: after a prompt of 1 the model's context of 64 has room for 1 to 63"),
@@ -235,7 +236,10 @@ fn what_cannot_be_controlled_says_why() {
     // A model of another vocabulary than the tokenizer's, and one without senses.
     let fixture = fixture("inv_scale");
     let small = fixture.to_str().unwrap();
-    let outside = control("topic", small, &["--topic", "war", "--prompt", "!"]).error();
+    let foreign = control("topic", small, &["--topic", "war", "--prompt", "!"]).error();
+    assert!(foreign.contains("50257 ids, more than the model's vocabulary of 311"), "{foreign}");
+    let given = ["--topic", "war", "--prompt", "!", "--tokenizer", "data/gpt2/tokenizer.json"];
+    let outside = control("topic", small, &given).error();
     assert!(outside.contains("\"war\" is token 1175, outside the model's vocabulary of 311"), "{outside}");
     scratch.train("run", &["--set", "model.kind=gpt2", "--stop-after", "1"]).expect(85);
     let gpt2 = scratch.checkpoint("run", 1);

@@ -88,11 +88,18 @@ fn edits_that_cannot_be_made_are_refused_by_their_place() {
         error(r#"[{"token": 311, "sense": 0, "factor": 0}]"#).contains("token 311, but the model's ids are 0 to 310")
     );
     assert!(error(r#"[{"token": 1, "sense": 4, "factor": 0}]"#).contains("senses 0 to 3"));
-    let error = error(r#"[{"word": "antidisestablishmentarianism", "sense": 0, "factor": 0}]"#);
+    let word = r#"[{"word": "antidisestablishmentarianism", "sense": 0, "factor": 0}]"#;
+    let foreign = error(word);
+    assert!(foreign.contains("50257 ids, more than the model's vocabulary of 311"), "{foreign}");
+    let tokenizer = ["--tokenizer", "data/gpt2/tokenizer.json"];
+    let command = ["generate", "--model", model, "--prompt-ids", "1", "--edit", &edit];
+    let split = backpack(&[&command[..], &tokenizer].concat()).error();
     assert!(
-        error.contains("edit 1: \"antidisestablishmentarianism\" is not one token: it splits into \" ant\""),
-        "{error}"
+        split.contains("edit 1: \"antidisestablishmentarianism\" is not one token: it splits into \" ant\""),
+        "{split}"
     );
+    let large = r#"[{"token": 1, "sense": 0, "factor": 1e30}, {"token": 1, "sense": 0, "factor": 1e30}]"#;
+    assert!(error(large).contains("larger than a number can be"));
     let missing = backpack(&["generate", "--model", model, "--prompt-ids", "1", "--edit", "none.json"]).error();
     assert!(missing.contains("none.json cannot be read"), "{missing}");
 }

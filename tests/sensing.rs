@@ -86,10 +86,17 @@ fn words_and_texts_that_cannot_be_looked_into_say_why() {
     let long = "time ".repeat(80);
     assert!(error(&["--text", &long]).contains("more than the model's context of 64"));
     assert!(error(&["--token", "50264"]).contains("outside the model's vocabulary of 50264"));
-    assert!(error(&["time", "--top", "0"]).contains("--top is 0"));
+    assert!(error(&[""]).contains("the word is empty"));
+    let none = backpack(&["senses", "--model", &model, "time", "--top", "0"]).expect(2);
+    assert!(none.stderr.contains("it must be at least 1"), "{}", none.stderr);
+    backpack(&["senses", "--model", &model, "time", "--top", &u64::MAX.to_string()]).expect(0);
     backpack(&["senses", "--model", &model]).expect(2);
     backpack(&["senses", "--model", &model, "time", "--compare", "a", "b"]).expect(2);
     // Without a tokenizer of its own ids are shown.
     let fixture = fixture("inv_scale");
-    backpack(&["senses", "--model", fixture.to_str().unwrap(), "--token", "5"]).expect(0);
+    let shown = backpack(&["senses", "--model", fixture.to_str().unwrap(), "--token", "5"]).expect(0).stdout;
+    assert!(shown.starts_with("5 (token 5)"), "{shown}");
+    // The project's tokenizer is not the model's.
+    let foreign = backpack(&["senses", "--model", fixture.to_str().unwrap(), "time"]).error();
+    assert!(foreign.contains("50257 ids, more than the model's vocabulary of"), "{foreign}");
 }

@@ -1,11 +1,13 @@
 //! The arguments of every command that computes with a model.
 
+use std::num::ParseIntError;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
 use evals::Tokenizer;
-use model::{LanguageModel, SENSES_FILE};
+use model::{LanguageModel, ModelConfig, SENSES_FILE};
 use trainer::LocalRanks;
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -39,15 +41,15 @@ pub(crate) struct Text {
 }
 
 impl Text {
-    /// The tokenizer of the model in `folder`.
-    pub(crate) fn tokenizer(&self, folder: &Path) -> Result<Tokenizer> {
-        Tokenizer::of_model(self.tokenizer.as_deref(), folder)
+    /// The tokenizer of a model that came from `folder`.
+    fn tokenizer(&self, folder: &Path, config: &ModelConfig) -> Result<Tokenizer> {
+        Tokenizer::of_model(self.tokenizer.as_deref(), folder, config)
     }
 
     /// Edits the model that came from `folder`, where that is asked for.
     pub(crate) fn edit(&self, model: &mut LanguageModel, folder: &Path) -> Result<()> {
         let Some(path) = &self.edit else { return Ok(()) };
-        let edits = evals::read_edits(path, || self.tokenizer(folder))?;
+        let edits = evals::read_edits(path, || self.tokenizer(folder, model.config()))?;
         model.edit(&edits).with_context(|| format!("the edits of {} do not fit the model", path.display()))
     }
 }
@@ -81,9 +83,20 @@ impl Compute {
         Ok(model)
     }
 
-    /// The model's tokenizer.
-    pub(crate) fn tokenizer(&self) -> Result<Tokenizer> {
-        self.text.tokenizer(&self.model)
+    /// The tokenizer of the model that was loaded.
+    pub(crate) fn tokenizer(&self, model: &LanguageModel) -> Result<Tokenizer> {
+        self.text.tokenizer(&self.model, model.config())
+    }
+
+    /// The tokenizer to name ids by, where one is at hand.
+    pub(crate) fn tokenizer_for_names(&self, model: &LanguageModel) -> Result<Option<Tokenizer>> {
+        // Of the project's it does not matter why it is of no use.
+        Ok(self.own_tokenizer()?.or_else(|| self.tokenizer(model).ok()))
+    }
+
+    /// A tokenizer that is surely the model's, where there is one: ids may be another vocabulary's than the project's.
+    pub(crate) fn own_tokenizer(&self) -> Result<Option<Tokenizer>> {
+        Tokenizer::own(self.text.tokenizer.as_deref(), &self.model).map(|path| Tokenizer::open(&path)).transpose()
     }
 }
 
@@ -100,6 +113,16 @@ impl Machine {
         trainer::verify_model(folder)?;
         model::load_folder(folder, device)
     }
+}
+
+/// A count from a command line.
+///
+/// # Errors
+/// When it is none, or 0.
+pub(crate) fn at_least_one<T: FromStr<Err = ParseIntError> + Default + PartialEq>(text: &str) -> Result<T> {
+    let count = text.parse().context("it is no whole number")?;
+    ensure!(count != T::default(), "it must be at least 1");
+    Ok(count)
 }
 
 /// Ids from a command line: whole numbers with commas between them.

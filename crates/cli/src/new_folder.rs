@@ -14,10 +14,10 @@ pub(crate) struct NewFolder {
 }
 
 impl NewFolder {
-    /// Checks, before any work is done, that `path` can become a new folder.
+    /// Checks, before any work is done, that `path` can become a new folder; makes the one above it.
     ///
     /// # Errors
-    /// When something is there already, or `path` has no name.
+    /// When something is there already, `path` has no name, or the folder above it takes nothing.
     pub(crate) fn at(path: &Path) -> Result<Self> {
         let occupied = fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some());
         ensure!(!occupied && !path.is_file(), "{} already holds something: name another --output", path.display());
@@ -25,6 +25,9 @@ impl NewFolder {
             .file_name()
             .with_context(|| format!("--output {} has no name of its own: name a new folder", path.display()))?;
         let partial = path.with_file_name(format!(".{}.partial", name.to_string_lossy()));
+        fs::create_dir_all(&partial).with_context(|| format!("--output {} cannot be made", path.display()))?;
+        // Holds something where an earlier call was killed; filling clears it.
+        let _ = fs::remove_dir(&partial);
         Ok(NewFolder { path: path.to_owned(), partial })
     }
 

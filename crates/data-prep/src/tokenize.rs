@@ -63,8 +63,14 @@ impl Encoder {
                     // Without the added token a literal one is ordinary text.
                     json["added_tokens"] = Value::Array(Vec::new());
                 }
-                let definition = Tokenizer::from_bytes(json.to_string()).map_err(|e| anyhow!("{e}"));
-                (Engine::Definition(Box::new(definition.with_context(broken)?)), Some(format!("{why:#}")))
+                // Cutting and padding are of some batch before, not of documents.
+                let read = || {
+                    let mut tokenizer = Tokenizer::from_bytes(json.to_string())?;
+                    tokenizer.with_truncation(None)?.with_padding(None);
+                    Ok(tokenizer)
+                };
+                let definition = read().map_err(|e: tokenizers::Error| anyhow!("{e}")).with_context(broken)?;
+                (Engine::Definition(Box::new(definition)), Some(format!("{why:#}")))
             }
         };
         Ok(Encoder {

@@ -21,6 +21,7 @@ impl Request {
     pub(crate) fn of(before: Vec<i64>, after: Vec<i64>, context: usize) -> Result<Self> {
         let scored = after.len();
         ensure!(scored > 0, "there is no token to predict");
+        ensure!(!before.is_empty(), "its context has no token in this tokenizer");
         ensure!(
             scored <= context,
             "{scored} tokens are to be predicted, more than the model's context of {context} (n_positions): shorten the text"
@@ -53,7 +54,8 @@ impl Request {
 #[derive(Debug, Clone, Copy)]
 pub struct Framing<'a> {
     tokenizer: &'a Tokenizer,
-    end_of_text: i64,
+    /// None where the model does not say.
+    end_of_text: Option<i64>,
     context: usize,
 }
 
@@ -61,28 +63,32 @@ impl<'a> Framing<'a> {
     /// For a model of this shape.
     ///
     /// # Errors
-    /// When the tokenizer has ids that the model lacks, or the model does not say what its end-of-text id is.
+    /// When the tokenizer has ids that the model lacks, or the model's end-of-text id is none of its own.
     pub fn new(config: &ModelConfig, tokenizer: &'a Tokenizer) -> Result<Self> {
-        let (ids, vocab_size) = (tokenizer.vocab_size() as i64, config.vocab_size);
-        ensure!(
-            ids <= vocab_size,
-            "the tokenizer has {ids} ids, more than the model's vocabulary of {vocab_size}: give the one that the model was trained with"
-        );
+        tokenizer.check_fits(config)?;
+        let vocab_size = config.vocab_size;
         // A config.json without one is of data that does not say; GPT-2's where there is room for it.
         let assumed = (vocab_size > GPT2_END_OF_TEXT).then_some(GPT2_END_OF_TEXT);
-        let end_of_text = config.end_of_text.or(assumed).context(
-            "the model's config.json has no eos_token_id, which stands before a text without a context: add it there",
-        )?;
-        ensure!(
-            (0..vocab_size).contains(&end_of_text),
-            "the model's config.json has eos_token_id {end_of_text}, which is outside its vocabulary of {vocab_size}"
-        );
+        let end_of_text = config.end_of_text.or(assumed);
+        if let Some(id) = end_of_text {
+            ensure!(
+                (0..vocab_size).contains(&id),
+                "the model's config.json has eos_token_id {id}, which is outside its vocabulary of {vocab_size}"
+            );
+        }
         Ok(Framing { tokenizer, end_of_text, context: config.n_positions as usize })
     }
 
     /// The tokenizer.
     pub(crate) fn tokenizer(&self) -> &'a Tokenizer {
         self.tokenizer
+    }
+
+    /// What stands before a text without a context.
+    fn beginning(&self) -> Result<i64> {
+        self.end_of_text.context(
+            "the model's config.json has no eos_token_id, which stands before a text without a context: add it there",
+        )
     }
 
     /// A continuation after a context, which loses its beginning where both are longer than the
@@ -95,7 +101,7 @@ impl<'a> Framing<'a> {
         let bare = context.trim_end_matches(is_white_space);
         let continuation = format!("{}{continuation}", &context[bare.len()..]);
         if bare.is_empty() {
-            return Request::of(vec![self.end_of_text], self.tokenizer.encode(&continuation)?, self.context);
+            return Request::of(vec![self.beginning()?], self.tokenizer.encode(&continuation)?, self.context);
         }
         let before = self.tokenizer.encode(bare)?;
         let mut after = self.tokenizer.encode(&format!("{bare}{continuation}"))?;
@@ -109,9 +115,9 @@ impl<'a> Framing<'a> {
     /// is a whole one, too, so that its tokens have more before them.
     ///
     /// # Errors
-    /// When the tokenizer refuses.
+    /// When the tokenizer refuses, or the model does not say what its end-of-text id is.
     pub(crate) fn windows(&self, text: &str) -> Result<Vec<Request>> {
-        Ok(windows(&self.tokenizer.encode(text)?, self.end_of_text, self.context))
+        Ok(windows(&self.tokenizer.encode(text)?, self.beginning()?, self.context))
     }
 }
 
@@ -204,6 +210,6 @@ mod tests {
         assert!(error(ModelConfig { vocab_size: 311, ..config.clone() }).contains("50257 ids, more than the model's"));
         assert!(error(ModelConfig { end_of_text: Some(50_264), ..config.clone() }).contains("eos_token_id 50264"));
         let silent = ModelConfig { end_of_text: None, ..config };
-        assert_eq!(Framing::new(&silent, &tokenizer).unwrap().end_of_text, GPT2_END_OF_TEXT);
+        assert_eq!(Framing::new(&silent, &tokenizer).unwrap().end_of_text, Some(GPT2_END_OF_TEXT));
     }
 }

@@ -90,7 +90,7 @@ fn words_only(model: &LanguageModel, logits: &Tensor) -> Tensor {
 
 /// The `top` highest, or lowest, of each row of `[N, V]`.
 fn ends(logits: &Tensor, top: usize, highest: bool) -> Result<Vec<Vec<Scored>>> {
-    let top = (top as i64).min(logits.size()[1]);
+    let top = i64::try_from(top).unwrap_or(i64::MAX).min(logits.size()[1]);
     let (values, ids) = logits.topk(top, 1, highest, true);
     let (values, ids) = (rows_of(&values.to_kind(Kind::Double))?, ids);
     let row = |(row, values): (usize, Vec<f64>)| -> Result<Vec<Scored>> {

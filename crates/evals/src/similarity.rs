@@ -2,6 +2,7 @@
 //! by sense.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::path::Path;
 
 use anyhow::{Result, ensure};
@@ -10,7 +11,7 @@ use serde::Serialize;
 use tch::{Kind, Tensor};
 
 use crate::documents::files;
-use crate::scoring::Scorer;
+use crate::scoring::{NO_NUMBERS, Scorer};
 use crate::senses::sense_vectors;
 use crate::spearman::spearman;
 use crate::tokenizer::Tokenizer;
@@ -78,7 +79,9 @@ impl WordLists {
     pub(crate) fn open(path: &Path, most: usize, tokenizer: &Tokenizer) -> Result<Self> {
         let mut lists = BTreeMap::new();
         let mut files = files(path, &["txt", "csv", "tsv"])?;
-        files.retain(|file| !file.to_string_lossy().to_lowercase().contains("readme"));
+        if path.is_dir() {
+            files.retain(|file| !file.file_name().is_some_and(is_readme));
+        }
         for file in &files {
             let pairs = read_word_pairs(file, most)?;
             let mut list = WordList { pairs: pairs.len() as u64, kept: Vec::new(), ratings: Vec::new() };
@@ -108,7 +111,9 @@ impl WordLists {
             for pairs in list.kept.chunks(PAIRS) {
                 (scorer.progress)(done, all);
                 for (kind, values) in cosines.iter_mut().zip(cosines_of(scorer.model, pairs)?) {
-                    kind.extend(Vec::<f64>::try_from(&values)?);
+                    let values = Vec::<f64>::try_from(&values)?;
+                    ensure!(values.iter().all(|cosine| cosine.is_finite()), NO_NUMBERS);
+                    kind.extend(values);
                 }
                 done += pairs.len() as u64;
             }
@@ -134,6 +139,10 @@ impl WordList {
         };
         Agreement { pairs: self.pairs, kept: self.kept.len() as u64, embedding, senses }
     }
+}
+
+fn is_readme(name: &OsStr) -> bool {
+    name.to_string_lossy().to_lowercase().contains("readme")
 }
 
 /// Pairs whose vectors exist at once: the senses of 256 words of the published model are 25 MB in fp64.

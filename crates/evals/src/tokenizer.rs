@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use model::ModelConfig;
 
 /// A `tokenizer.json`, read.
 #[derive(Debug)]
@@ -12,19 +13,21 @@ impl Tokenizer {
     /// Where the project keeps GPT-2's, seen from its root.
     pub const DEFAULT: &str = "data/gpt2/tokenizer.json";
 
-    /// The tokenizer file of a model: the one given, the model folder's own, or the project's.
-    pub fn find(given: Option<&Path>, model: &Path) -> Option<PathBuf> {
-        match given {
-            Some(path) => Some(path.to_owned()),
-            None => [model.join("tokenizer.json"), PathBuf::from(Self::DEFAULT)].into_iter().find(|p| p.is_file()),
-        }
+    /// The tokenizer file that is surely a model's: the one given, or the model folder's own.
+    pub fn own(given: Option<&Path>, model: &Path) -> Option<PathBuf> {
+        given.map(PathBuf::from).or_else(|| Some(model.join("tokenizer.json")).filter(|path| path.is_file()))
     }
 
-    /// Loads the tokenizer of a model.
+    /// The tokenizer file of a model: its own, or the project's.
+    pub fn find(given: Option<&Path>, model: &Path) -> Option<PathBuf> {
+        Self::own(given, model).or_else(|| Some(PathBuf::from(Self::DEFAULT)).filter(|path| path.is_file()))
+    }
+
+    /// Loads the tokenizer of a model of this shape.
     ///
     /// # Errors
-    /// When there is none, or it cannot be read.
-    pub fn of_model(given: Option<&Path>, model: &Path) -> Result<Self> {
+    /// When there is none, it cannot be read, or it is the project's and has ids that the model lacks.
+    pub fn of_model(given: Option<&Path>, model: &Path, config: &ModelConfig) -> Result<Self> {
         let Some(path) = Self::find(given, model) else {
             bail!(
                 "no tokenizer found: {} holds none and {} is not below this folder; name one with --tokenizer, or give ids",
@@ -32,17 +35,37 @@ impl Tokenizer {
                 Self::DEFAULT
             );
         };
-        Self::open(&path)
+        let tokenizer = Self::open(&path)?;
+        if Self::own(given, model).is_none() {
+            tokenizer.check_fits(config).with_context(|| format!("{} holds no tokenizer", model.display()))?;
+        }
+        Ok(tokenizer)
     }
 
-    /// Reads a `tokenizer.json`.
+    /// Reads a `tokenizer.json`. What it says of cutting and padding is of some batch before, not of these texts.
     ///
     /// # Errors
     /// Naming the file.
     pub fn open(path: &Path) -> Result<Self> {
-        tokenizers::Tokenizer::from_file(path)
-            .map(Tokenizer)
-            .map_err(|e| anyhow!("the tokenizer {} cannot be read: {e}", path.display()))
+        let read = || {
+            let mut tokenizer = tokenizers::Tokenizer::from_file(path)?;
+            tokenizer.with_truncation(None)?.with_padding(None);
+            Ok(Tokenizer(tokenizer))
+        };
+        read().map_err(|e: tokenizers::Error| anyhow!("the tokenizer {} cannot be read: {e}", path.display()))
+    }
+
+    /// Checks that a model of this shape has all its ids.
+    ///
+    /// # Errors
+    /// When it lacks some.
+    pub fn check_fits(&self, config: &ModelConfig) -> Result<()> {
+        let (ids, vocab_size) = (self.vocab_size() as i64, config.vocab_size);
+        ensure!(
+            ids <= vocab_size,
+            "the tokenizer has {ids} ids, more than the model's vocabulary of {vocab_size}: name the one that the model was trained with (--tokenizer), or give ids"
+        );
+        Ok(())
     }
 
     /// Ids that it has, special ones included.
@@ -76,10 +99,11 @@ impl Tokenizer {
     /// When it is several tokens, saying into what it splits.
     pub fn word(&self, word: &str) -> Result<i64> {
         let bare = word.trim();
+        ensure!(!bare.is_empty(), "the word is empty: give one");
         let ids = self.encode(&format!(" {bare}"))?;
         match ids[..] {
             [id] => Ok(id),
-            [] => bail!("the word is empty: give one"),
+            [] => bail!("\"{bare}\" has no token in this tokenizer"),
             _ => {
                 let parts: Vec<String> =
                     ids.iter().map(|&id| Ok(format!("\"{}\"", self.decode(&[id])?))).collect::<Result<_>>()?;
@@ -89,5 +113,32 @@ impl Tokenizer {
                 )
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::testing;
+
+    #[test]
+    fn a_file_that_cuts_and_pads_gives_the_whole_text_and_no_more() {
+        let whole = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(Tokenizer::DEFAULT);
+        let mut file: serde_json::Value = serde_json::from_slice(&fs::read(whole).unwrap()).unwrap();
+        file["truncation"] = serde_json::json!({
+            "direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0
+        });
+        file["padding"] = serde_json::json!({
+            "strategy": { "Fixed": 8 }, "direction": "Right", "pad_to_multiple_of": null,
+            "pad_id": 50256, "pad_type_id": 0, "pad_token": "<|endoftext|>"
+        });
+        let folder = tempfile::tempdir().unwrap();
+        let path = testing::write(folder.path(), "tokenizer.json", &file.to_string());
+        let tokenizer = Tokenizer::open(&path).unwrap();
+        assert_eq!(tokenizer.encode(" a b c d").unwrap(), testing::tokenizer().encode(" a b c d").unwrap());
+        assert_eq!(tokenizer.word("time").unwrap(), testing::tokenizer().word(" time ").unwrap());
+        assert_eq!(tokenizer.word(" ").unwrap_err().to_string(), "the word is empty: give one");
     }
 }

@@ -37,7 +37,7 @@ pub(crate) fn list_name(file: &Path) -> String {
 
 /// The first `most` pairs of a list. Lines hold two words, perhaps their part of speech, and the rating, with
 /// tabs, semicolons, commas or blanks between them; what follows is left out. A first line that
-/// begins with "word" names the columns.
+/// begins with "word" and has no rating names the columns.
 ///
 /// # Errors
 /// Naming the file and the line that is not so.
@@ -49,7 +49,9 @@ pub(crate) fn read_word_pairs(file: &Path, most: usize) -> Result<Vec<WordPair>>
     let lines: Vec<(usize, &str)> = lines.collect();
     let separator = lines.first().and_then(|(_, line)| ['\t', ';', ','].into_iter().find(|&mark| line.contains(mark)));
     let rows: Vec<(usize, Vec<&str>)> = lines.iter().map(|(number, line)| (*number, fields(line, separator))).collect();
-    let names = rows.first().is_some_and(|(_, fields)| fields[0].to_lowercase().starts_with("word"));
+    let names = rows.first().is_some_and(|(_, fields)| {
+        fields[0].to_lowercase().starts_with("word") && [2, 3].iter().all(|&column| rating(fields, column).is_err())
+    });
     let rows = &rows[usize::from(names)..];
     // A part of speech stands before the rating in the files of SimLex-999 and SimVerb-3500.
     let column =
@@ -102,6 +104,7 @@ mod tests {
             "Word 1,Word 2,Human (mean)\nold,new,1.58\n\nJerusalem,Israel,8.46",
             "\u{feff}old;new;1.58  \r\nJerusalem;Israel;8.46 \r\n",
             "old new 1.580000\nJerusalem Israel 8.46\n",
+            "old new 1.58 word\nJerusalem Israel 8.46\n",
         ] {
             let got = read("x.txt", text).unwrap();
             let got: Vec<_> = got.iter().map(|p| (p.words[0].as_str(), p.words[1].as_str(), p.rating)).collect();

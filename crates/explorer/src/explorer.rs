@@ -37,11 +37,7 @@ impl Explorer {
             model.backpack().is_some(),
             "{name} is a GPT-2, which has no senses to explore: give a Backpack (generate and eval take both)"
         );
-        let (ids, rows) = (tokenizer.vocab_size() as i64, model.config().vocab_size);
-        ensure!(
-            ids <= rows,
-            "the tokenizer has {ids} ids and the model {name} {rows}: it is another model's; name the right one with --tokenizer"
-        );
+        tokenizer.check_fits(model.config())?;
         Ok(Explorer { model, tokenizer, name, contexts: VecDeque::new() })
     }
 

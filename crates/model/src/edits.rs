@@ -132,7 +132,8 @@ impl EditedSenses {
     /// had edited stay so.
     ///
     /// # Errors
-    /// When an edit names a token or a sense that the model lacks, or its vector has another length.
+    /// When an edit names a token or a sense that the model lacks, its vector has another length, or a sense
+    /// becomes infinite.
     pub(crate) fn compile(
         config: &ModelConfig,
         edits: &[SenseEdit],
@@ -164,6 +165,10 @@ impl EditedSenses {
                 SenseOp::Replace(vector) => chosen.copy_(&Tensor::from_slice(vector).expand_as(&chosen)),
             }
         }
+        ensure!(
+            vectors.isfinite().all().int64_value(&[]) == 1,
+            "the edits together make a sense larger than a number can be: give smaller factors"
+        );
         Ok(EditedSenses::new(tokens, &vectors, config))
     }
 }

@@ -43,7 +43,7 @@ impl Dump {
     pub(crate) fn run(self) -> Result<()> {
         let model = self.compute.load()?;
         let ids = match (&self.input.text, &self.input.ids, &self.input.ids_file) {
-            (Some(text), _, _) => self.compute.tokenizer()?.encode(text)?,
+            (Some(text), _, _) => self.compute.tokenizer(&model)?.encode(text)?,
             (_, Some(ids), _) => parse_ids(ids)?,
             (_, _, Some(path)) => read_ids(path, model.config().n_positions as u64)?,
             _ => Vec::new(),

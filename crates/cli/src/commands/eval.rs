@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use evals::{Benchmark, Extent, Framing, Report, Scorer, Task};
 use model::LanguageModel;
 
-use crate::compute::Compute;
+use crate::compute::{Compute, at_least_one};
 use crate::evaluation::{DataArgument, Measured, Results, Sources, details, summary};
 use crate::hugging_face::write_json;
 use crate::new_folder::NewFolder;
@@ -67,7 +67,7 @@ pub(crate) struct Eval {
     #[arg(long, value_name = "N")]
     sequence_length: Option<usize>,
     /// Sequences of the model's context computed at once, or as many tokens of shorter ones
-    #[arg(long, value_name = "N", default_value_t = 8)]
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = at_least_one::<usize>)]
     batch: usize,
     /// A quick look: only the first N sequences, passages or pages, or pairs of each file; 0 for all
     #[arg(long, value_name = "N", default_value_t = 0, alias = "max-sequences")]
@@ -79,7 +79,6 @@ pub(crate) struct Eval {
 
 impl Eval {
     pub(crate) fn run(self) -> Result<()> {
-        ensure!(self.batch > 0, "--batch is 0: it must be at least 1");
         let sources = match self.task.task() {
             Some(task) => Sources::of_one(task, &self.data)?,
             None => Sources::of_all(&self.data)?,
@@ -91,12 +90,7 @@ impl Eval {
             ([only], Some(_)) => only.json(self.limit)?,
             _ => results.json()?,
         };
-        if let Some(output) = &output {
-            output.fill(|folder| {
-                write_json(folder, "results.json", &json)?;
-                Ok(fs::write(folder.join("results.md"), results.markdown())?)
-            })?;
-        }
+        // Shown first: a disk that refuses the folder does not take the result with it.
         let mut out = io::stdout().lock();
         if self.json {
             writeln!(out, "{json}")?;
@@ -108,6 +102,12 @@ impl Eval {
                 write!(out, "{}", details(report).unwrap_or_default())?;
             }
         }
+        if let Some(output) = &output {
+            output.fill(|folder| {
+                write_json(folder, "results.json", &json)?;
+                Ok(fs::write(folder.join("results.md"), results.markdown())?)
+            })?;
+        }
         Ok(())
     }
 
@@ -115,6 +115,11 @@ impl Eval {
     fn measure(&self, model: &LanguageModel, sources: Sources) -> Result<Results> {
         let config = model.config();
         let context = config.n_positions as usize;
+        let has_val = sources.found.iter().any(|(task, _)| *task == Task::Val);
+        ensure!(
+            has_val || self.sequence_length.is_none(),
+            "--sequence-length is of the task val, which is not measured"
+        );
         let sequence_length = self.sequence_length.unwrap_or(context);
         ensure!(
             (1..=context).contains(&sequence_length),
@@ -122,7 +127,7 @@ impl Eval {
         );
         let extent = Extent { limit: self.limit, sequence_length };
         let has_texts = sources.found.iter().any(|(task, _)| *task != Task::Val);
-        let tokenizer = has_texts.then(|| self.compute.tokenizer()).transpose()?;
+        let tokenizer = has_texts.then(|| self.compute.tokenizer(model)).transpose()?;
         let framing = tokenizer.as_ref().map(|tokenizer| Framing::new(config, tokenizer)).transpose();
         let framing = framing.context("the texts cannot be tokenised for this model (--tokenizer names another)")?;
         let mut benchmarks = Vec::new();

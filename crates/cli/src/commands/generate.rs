@@ -1,9 +1,7 @@
 use std::io::{self, Write};
-use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
 use clap::Args;
-use evals::Tokenizer;
 use model::Sampling;
 use serde_json::json;
 
@@ -57,24 +55,19 @@ impl Generate {
             Sampling::Random { temperature, top_k: self.top_k, top_p: self.top_p, seed: self.seed }
         };
         sampling.validate()?;
-        let folder = &self.compute.model;
-        let given = self.compute.text.tokenizer.as_deref();
+        ensure!(self.prompt.as_deref() != Some(""), "the prompt is empty: give at least one word");
+        let model = self.compute.load_with_sense_table()?;
         let (prompt_ids, tokenizer) = match (self.prompt, self.prompt_ids) {
             (Some(text), _) => {
-                ensure!(!text.is_empty(), "the prompt is empty: give at least one word");
-                let tokenizer = self.compute.tokenizer()?;
+                let tokenizer = self.compute.tokenizer(&model)?;
                 (tokenizer.encode(&text)?, Some(tokenizer))
             }
             (None, ids) => {
-                // The ids may be another vocabulary's: only a tokenizer of the model's own tells.
-                let own =
-                    given.map(PathBuf::from).or_else(|| Some(folder.join("tokenizer.json")).filter(|p| p.is_file()));
                 let ids = parse_ids(&ids.unwrap_or_default())?;
                 ensure!(!ids.is_empty(), "the prompt is empty: give at least one id");
-                (ids, own.map(|path| Tokenizer::open(&path)).transpose()?)
+                (ids, self.compute.own_tokenizer()?)
             }
         };
-        let model = self.compute.load_with_sense_table()?;
         let new_ids = model::generate(&model, &prompt_ids, self.max_new_tokens, sampling)?;
         let all = [prompt_ids.as_slice(), new_ids.as_slice()].concat();
         let text = tokenizer.map(|t| t.decode(&all)).transpose()?;

@@ -1,13 +1,13 @@
 use std::io::{self, Write};
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use clap::Args;
 use evals::{Reading, Scored, SenseView, Tokenizer};
 use model::LanguageModel;
 use serde_json::{Value, json};
 use tch::Kind;
 
-use crate::compute::Compute;
+use crate::compute::{Compute, at_least_one};
 
 /// Look into a word's senses, or at what made a text's predictions
 ///
@@ -35,7 +35,7 @@ pub(crate) struct Senses {
     #[arg(long, value_name = "WORD", requires = "text", conflicts_with_all = ["word", "token"])]
     next: Option<String>,
     /// Words or contributions to show
-    #[arg(long, value_name = "N", default_value_t = 8)]
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = at_least_one::<usize>)]
     top: usize,
     /// Print one JSON object
     #[arg(long)]
@@ -44,10 +44,13 @@ pub(crate) struct Senses {
 
 impl Senses {
     pub(crate) fn run(self) -> Result<()> {
-        ensure!(self.top > 0, "--top is 0: it must be at least 1");
+        let model = self.compute.load_with_sense_table()?;
         let needs_tokenizer = self.word.is_some() || self.text.is_some() || self.compare.is_some();
-        // For an id alone words are shown where there is a tokenizer.
-        let tokenizer = if needs_tokenizer { Some(self.compute.tokenizer()?) } else { self.compute.tokenizer().ok() };
+        let tokenizer = if needs_tokenizer {
+            Some(self.compute.tokenizer(&model)?)
+        } else {
+            self.compute.tokenizer_for_names(&model)?
+        };
         let tokenizer = tokenizer.as_ref();
         let id_of = |word: &String| tokenizer.map_or(Ok(0), |tokenizer| tokenizer.word(word));
         let compared = self.compare.iter().flatten().map(id_of).collect::<Result<Vec<i64>>>()?;
@@ -57,7 +60,6 @@ impl Senses {
             (Some(text), Some(tokenizer)) => Some(tokenizer.encode(text)?),
             _ => None,
         };
-        let model = self.compute.load_with_sense_table()?;
         let names = Names(tokenizer);
         let reading = ids.map(|ids| Reading::of(&model, &ids)).transpose()?;
         let mut out = io::stdout().lock();
@@ -139,7 +141,7 @@ fn explain(reading: &Reading<'_>, next: Option<i64>, top: usize, names: &Names<'
         let parts = reading.contributions(position, predicted.id)?;
         let num_senses = parts.size()[1];
         let flat = parts.flatten(0, 1);
-        let (_, order) = flat.abs().topk((top as i64).min(flat.size()[0]), 0, true, true);
+        let (_, order) = flat.abs().topk(top.min(flat.numel()) as i64, 0, true, true);
         let order: Vec<i64> = Vec::try_from(order)?;
         let mut others = flat.sum(Kind::Double).double_value(&[]);
         let made_by: Vec<Value> = order

@@ -41,10 +41,11 @@ impl Serve {
             );
         }
         let load = move || {
-            let tokenizer = compute.tokenizer()?;
+            let model = compute.load_with_sense_table()?;
+            let tokenizer = compute.tokenizer(&model)?;
             let name = compute.model.canonicalize().ok().and_then(|path| Some(path.file_name()?.to_owned()));
             let name = name.unwrap_or_else(|| compute.model.clone().into_os_string());
-            Explorer::new(compute.load_with_sense_table()?, tokenizer, name.to_string_lossy().into_owned())
+            Explorer::new(model, tokenizer, name.to_string_lossy().into_owned())
         };
         let listening = |address| {
             let mut out = io::stdout().lock();

@@ -73,8 +73,8 @@ impl Debias {
         let listed = lists::lines_of(self.occupations.as_deref(), lists::OCCUPATIONS)?;
         let for_training = templates(self.prompts.as_deref(), lists::TRAINING_PROMPTS)?;
         let for_test = templates(self.test_prompts.as_deref(), lists::TEST_PROMPTS)?;
-        let tokenizer = self.compute.tokenizer()?;
         let model = super::load(&self.compute)?;
+        let tokenizer = self.compute.tokenizer(&model)?;
         let pair = [lists::word("he", &tokenizer, &model)?, lists::word("she", &tokenizer, &model)?];
         let occupations = Occupations::of(listed, &tokenizer, &model)?;
 

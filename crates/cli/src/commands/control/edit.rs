@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use charts::{Axis, Chart, Curve, Entry, Panel, Range, Row, Style};
 use clap::Args;
 use evals::control::{SenseShift, knowledge_edits, sense_shifts};
@@ -12,7 +12,7 @@ use tch::Tensor;
 use super::lists;
 use super::report::{Report, ReportArguments, percent, shorten};
 use super::table::Table;
-use crate::compute::Compute;
+use crate::compute::{Compute, at_least_one};
 
 /// Let a word call up one word in place of another, in every context
 ///
@@ -36,7 +36,7 @@ pub(super) struct Edit {
     #[arg(long = "prompt", value_name = "TEXT")]
     prompts: Vec<String>,
     /// Most probable next words to show
-    #[arg(long, value_name = "N", default_value_t = 5)]
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = at_least_one::<usize>)]
     top: usize,
     /// Write the edits, for --edit of any command
     #[arg(long, value_name = "FILE")]
@@ -66,10 +66,9 @@ struct Compared {
 
 impl Edit {
     pub(super) fn run(self) -> Result<()> {
-        ensure!(self.top > 0, "--top is 0: it must be at least 1");
         let folder = self.report.folder()?;
-        let tokenizer = self.compute.tokenizer()?;
         let mut model = super::load(&self.compute)?;
+        let tokenizer = self.compute.tokenizer(&model)?;
         let id = |word: &str| lists::word(word, &tokenizer, &model);
         let (word, old, new) = (id(&self.word)?, id(&self.old)?, id(&self.new)?);
         let prompts: Vec<(String, Vec<i64>)> = self

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::lists;
 use super::report::{Report, ReportArguments, percent, shorten};
 use super::table::Table;
-use crate::compute::Compute;
+use crate::compute::{Compute, at_least_one};
 use crate::progress::Plain;
 
 /// Generate texts on a topic, at several strengths
@@ -39,7 +39,7 @@ pub(super) struct Topic {
     #[arg(long, value_name = "TEXT")]
     prompt: Option<String>,
     /// Texts of each topic and strength; the paper has 500
-    #[arg(long, value_name = "N", default_value_t = 100)]
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = at_least_one::<u64>)]
     texts: u64,
     /// Tokens of a text, as in the paper [default: 100, or what the context has room for]
     #[arg(long, value_name = "N")]
@@ -91,14 +91,13 @@ struct Outcome {
 
 impl Topic {
     pub(super) fn run(mut self) -> Result<()> {
-        ensure!(self.texts > 0, "--texts is 0: it must be at least 1");
         self.strengths.sort_unstable();
         self.strengths.dedup();
         self.sampling(0).validate()?;
         let folder = self.report.folder()?;
         let listed = self.listed()?;
-        let tokenizer = self.compute.tokenizer()?;
         let model = super::load(&self.compute)?;
+        let tokenizer = self.compute.tokenizer(&model)?;
         let prompt = self.prompt_ids(&model, &tokenizer)?;
         let tokens = self.tokens_of(&model, &prompt)?;
         let mut steered = Vec::new();
