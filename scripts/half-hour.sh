@@ -36,7 +36,7 @@ step 'What it runs on'
   lscpu | grep -E '^(Model name|CPU\(s\)|Thread|Core)' || true
   grep MemTotal /proc/meminfo
   echo "load average before: $(cut -d ' ' -f 1-3 /proc/loadavg)"
-} | tee "$record/environment.txt"
+} | sed "s|$HOME/|~/|g" | tee "$record/environment.txt"
 
 step 'Train'
 # The time of a few steps by part goes into the log and into profile.json.

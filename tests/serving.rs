@@ -213,13 +213,13 @@ fn every_question_is_answered_with_what_the_model_says() {
     assert_eq!(server.ask("reading", json!({ "text": TEXT, "position": 4, "top": 3 })), read);
     assert_eq!(server.ask("next", json!({ "text": TEXT }))["divergence"], 0.0);
 
-    let question = json!({ "text": TEXT, "max_new_tokens": 40, "temperature": 0.7, "top_k": 50, "seed": 3 });
+    let question = json!({ "text": TEXT, "max_new_tokens": 20, "temperature": 0.7, "top_k": 50, "seed": 3 });
     let sampling = Sampling::Random { temperature: 0.7, top_k: Some(50), top_p: None, seed: 3 };
-    let plain = model::generate(&model, &ids, 40, sampling).unwrap();
+    let plain = model::generate(&model, &ids, 20, sampling).unwrap();
     assert_eq!(tokens(&server.ask("generate", question.clone())["new"]), plain);
     let mut edited = question;
     edited["edits"] = edits;
-    let want = model.with_edits(&[edit], |model| model::generate(model, &ids, 40, sampling)).unwrap();
+    let want = model.with_edits(&[edit], |model| model::generate(model, &ids, 20, sampling)).unwrap();
     assert_eq!(tokens(&server.ask("generate", edited)["new"]), want);
     assert_ne!(plain, want);
 }
@@ -243,6 +243,7 @@ fn what_cannot_be_answered_is_refused_in_a_sentence() {
         ("reading", json!({ "text": TEXT, "position": 8 }).to_string(), 400, "there is no position 8"),
         ("weights", json!({ "text": TEXT, "senses": [4] }).to_string(), 400, "there is no sense 4"),
         ("weights", json!({ "text": TEXT, "senses": vec![0; 6000] }).to_string(), 413, "ask for fewer senses"),
+        ("generate", json!({ "text": TEXT, "max_new_tokens": 30 }).to_string(), 413, "context of 32 has room for"),
         ("contributions", json!({ "text": TEXT }).to_string(), 400, "either a \"word\" or a \"token\""),
         (
             "next",
@@ -266,7 +267,7 @@ fn what_cannot_be_answered_is_refused_in_a_sentence() {
         ("generate", json!({ "text": TEXT, "temperature": 0 }).to_string(), 400, "the temperature is 0"),
         ("generate", json!({ "text": TEXT, "greedy": true, "top_k": 5 }).to_string(), 400, "without effect"),
         ("nothing", "{}".to_owned(), 404, "there is nothing at /api/v1/nothing"),
-        ("senses", format!("{{\"word\": \"{}\"}}", "a".repeat(70_000)), 413, "larger than 64 kB"),
+        ("senses", format!("{{\"word\": \"{}\"}}", "a".repeat(1_100_000)), 413, "larger than 1024 kB"),
     ] {
         let sentence = server.post(path, &question).refusal(status);
         assert!(sentence.contains(phrase), "{path} {question}: {sentence}");
@@ -295,6 +296,8 @@ fn other_sites_methods_and_hosts_are_turned_away() {
     assert!(untyped.refusal(415).contains("must be application/json"));
     let get = server.get("/api/v1/senses");
     assert!(get.refusal(405).contains("GET is not for") && get.header("allow") == Some("POST"));
+    let post = server.request("POST", "/api/v1/model", "", "{}");
+    assert!(post.refusal(405).contains("POST is not for") && post.header("allow") == Some("GET, HEAD"));
     let preflight = "Origin: http://evil.example\r\nAccess-Control-Request-Method: POST\r\n";
     let preflight = server.request("OPTIONS", "/api/v1/senses", preflight, "");
     assert!(preflight.status == 403 && !preflight.headers.to_lowercase().contains("access-control"));

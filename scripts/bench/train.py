@@ -191,6 +191,8 @@ def main() -> None:
     words = ["--peers DIR" if given.peers else ""]
     words += [f"--{name}" for name in ["memory-growth", "trend", "agreement"] if getattr(given, name.replace("-", "_"))]
     words += [f"--config {name}" for name in given.config or []]
+    if given.config:
+        words += [f"--rounds {given.rounds}", f"--steps {given.steps}"]
     about = {
         "date": str(datetime.date.today()),
         "machine": machine(os.cpu_count() or 1),

@@ -50,7 +50,7 @@ def comparison(config: str, result: dict) -> str:
         about(result, f"### {config}, {first['parameters'] / 1e6:.1f} million parameters"),
         f"A step is {first['accumulation']} x {first['micro_batch']} sequences of {first['sequence_length']} tokens on "
         f"{first['threads']} threads, without dropout: forward, backward, clipping and AdamW. Medians over "
-        f"{result['rounds']} rounds of {result['steps']} timed steps, with the range of all runs' medians; memory is the "
+        f"{result['rounds']} round{'s' if result['rounds'] > 1 else ''} of {result['steps']} timed steps, with the range of all runs' medians; memory is the "
         "process's most resident (10^9 bytes).\n\n",
         "| ours | tokens/s | GB | utilisation | of GFLOP/s | |\n|---|---|---|---|---|---|\n",
     ]
@@ -65,7 +65,8 @@ def comparison(config: str, result: dict) -> str:
     if theirs:
         lines.append(
             "\nYardsticks: the same model in PyTorch, each run right after one of ours; a ratio is the median of the pairs'. "
-            "Raised: with malloc's thresholds raised, as ours does by itself.\n\n"
+            "Raised: with malloc's thresholds raised, as ours does by itself. What each of them is, and what holds what is not "
+            "met: `docs/speed.md`.\n\n"
             "| yardstick | tokens/s | ours | ours / it | | GB | ours / it | |\n|---|---|---|---|---|---|---|---|\n"
         )
     for name, its in theirs.items():

@@ -18,8 +18,8 @@
 : "${MAX_RESTARTS:=50}"
 
 # Least free space, in GB, where the run folder lies: the published run's checkpoints have 2 GB
-# each, of which up to 7 are kept.
-: "${MIN_FREE_GB:=20}"
+# each, of which up to 9 are there at once.
+: "${MIN_FREE_GB:=25}"
 
 # A folder on a disk of each node's own, where there is one (/tmp, /scratch/$SLURM_JOB_ID, ...).
 # Where it is set, the shards in the folder STAGE_DATA are copied there before training, once a node.

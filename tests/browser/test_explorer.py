@@ -190,7 +190,8 @@ def test_edits_leave_as_a_file_and_come_back(page):
     page.one("#edit-file").send_keys(str(file))
     page.until(lambda: len(page.all("#edit .slider.changed")) == 1)
     assert page.texts("#edit .edits li") == ["government sense 3 \u00d7 2.5 remove"]
-    # The address holds all of it.
+    # The address holds all of it, a moment later.
+    page.until(lambda: "2.5" in page.run("return location.hash"))
     page.driver.refresh()
     page.until(lambda: page.texts("#edit .edits li") == ["government sense 3 \u00d7 2.5 remove"])
     page.click("#edit .edits li button.quiet")
@@ -211,6 +212,30 @@ def test_text_is_generated_with_the_edits_and_without(page, tmp_path):
     page.click("#generate button.main")
     greedy = backpack(*command[:-4], "--greedy")["text"]
     page.until(lambda: page.texts("#original .text") == [greedy])
+
+
+def test_characters_of_several_tokens_are_whole(page):
+    text = "\u201cIt\u2019s a truth universally acknowledged,\u201d she said"
+    page.open(fragment(view="generate", text=text, length=8, greedy=True))
+    page.click("#generate button.main")
+    said = backpack("generate", "--model", MODEL, "--prompt", text, "--max-new-tokens", 8, "--greedy")["text"]
+    page.until(lambda: page.texts("#original .text") == [said])
+    assert page.texts("#original .prompt") == [text]
+
+
+def test_sliders_show_what_edits_of_other_kinds_do(page):
+    zero = {"word": "States", "sense": 3, "op": "zero"}
+    page.open(fragment(view="edit", text=TEXT, word="States", edits=[zero]))
+    page.until(lambda: page.one("#edit .slider.changed input[type=number]").get_attribute("value") == "0")
+    everything = {"word": "States", "sense": "all", "op": "scale", "factor": 0.5}
+    page.open(fragment(view="edit", text=TEXT, word="States", edits=[everything]))
+    page.until(lambda: len(page.all("#edit .slider input[type=range]:disabled")) == 16)
+    page.click("#edit .edits li button.quiet")
+    page.until(lambda: page.all("#edit .slider input[type=range]:disabled") == [])
+    # What is no edit is left out of an address.
+    page.open(fragment(view="edit", text=TEXT, word="States", edits=[None]))
+    page.until(lambda: len(page.all("#edit .slider")) == 16)
+    assert page.texts("#edit .edits li") == []
 
 
 def test_views_keep_their_state_and_a_dark_or_narrow_page_holds_together(page):

@@ -70,12 +70,19 @@ pub enum Range {
     Fit,
     /// 0 and all heights, none of which is below it.
     FromZero,
-    /// 0 and all heights but the highest hundredth, where that would flatten the others: the first steps' gradient
-    /// norms would.
+    /// 0 and, of each curve, all heights but the highest hundredth, where that would flatten the others: the first
+    /// steps' gradient norms would.
     FromZeroUsual,
 }
 
 impl Range {
+    /// Of all curves together, each by its heights.
+    fn of_all(self, curves: &[Curve]) -> (f64, f64) {
+        let heights = |curve: &Curve| curve.points.iter().map(|point| point.1).collect();
+        let ranges = curves.iter().filter(|curve| !curve.points.is_empty()).map(|curve| self.of(heights(curve)));
+        ranges.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1))).unwrap_or((0.0, 1.0))
+    }
+
     fn of(self, mut heights: Vec<f64>) -> (f64, f64) {
         heights.sort_by(f64::total_cmp);
         let (Some(&low), Some(&high)) = (heights.first(), heights.last()) else { return (0.0, 1.0) };
@@ -83,7 +90,8 @@ impl Range {
             let margin = ((high - low) * 0.05).max(0.05);
             return (low - margin, high + margin);
         }
-        let usual = heights[(heights.len() - 1) * 99 / 100];
+        // Fewer than a hundred heights have no highest hundredth.
+        let usual = heights[(heights.len() * 99).div_ceil(100) - 1];
         let high = if self == Range::FromZeroUsual && high > 2.0 * usual { 1.3 * usual } else { 1.05 * high };
         (0.0, if high > 0.0 { high } else { 1.0 })
     }
@@ -134,7 +142,7 @@ impl Panel {
     where
         B::ErrorType: 'static,
     {
-        let (low, high) = self.range.of(self.curves.iter().flat_map(|c| &c.points).map(|point| point.1).collect());
+        let (low, high) = self.range.of_all(&self.curves);
         let horizontal = Horizontal {
             numbers: (self.x.low..self.x.high).into(),
             places: self.x.ticks.iter().map(|(place, _)| *place).collect(),
@@ -224,6 +232,17 @@ mod tests {
         assert_eq!(Range::FromZero.of(heights.clone()), (0.0, 525.0));
         assert!(Range::Fit.of(heights).1 > 500.0);
         assert_eq!(Range::FromZero.of(Vec::new()), (0.0, 1.0));
+        // Of a few none is wild.
+        assert_eq!(Range::FromZeroUsual.of(vec![0.0, 10.0]), (0.0, 10.5));
+        assert_eq!(Range::FromZeroUsual.of([vec![1.0; 98], vec![10.0]].concat()), (0.0, 10.5));
+    }
+
+    #[test]
+    fn a_short_curve_beside_a_long_one_is_whole() {
+        let curve = |n: usize, height: f64| Curve { points: vec![(0.0, height); n], style: Style::Line(0) };
+        let curves = [curve(1_000, 1_000.0), curve(8, 5_000.0), curve(0, 0.0)];
+        assert_eq!(Range::FromZeroUsual.of_all(&curves), (0.0, 5_250.0));
+        assert_eq!(Range::FromZero.of_all(&[]), (0.0, 1.0));
     }
 
     #[test]

@@ -21,7 +21,7 @@ const END_OF_TEXT: &str = "<|endoftext|>";
 /// What makes ids of text without its special token.
 enum Engine {
     Fast(Box<ByteLevelBpe>),
-    /// Any other tokenizer, at a twentieth of the speed. Under the recipe `backpack` it
+    /// Any other tokenizer, at a thirtieth of the speed. Under the recipe `backpack` it
     /// recognises the special token itself.
     Definition(Box<Tokenizer>),
 }

@@ -118,6 +118,10 @@ fn edit_of(row: Row, tokenizer: Option<&Tokenizer>) -> Result<SenseEdit> {
 
 /// The JSON that gives these edits.
 pub fn edits_json(edits: &[SenseEdit]) -> Value {
+    // As few digits as give the same fp32 again.
+    let numbers = |vector: &[f32]| -> Vec<f64> {
+        vector.iter().map(|x| x.to_string().parse().unwrap_or(f64::from(*x))).collect()
+    };
     let row = |edit: &SenseEdit| {
         let sense = match edit.sense {
             SenseChoice::One(sense) => json!(sense),
@@ -125,9 +129,11 @@ pub fn edits_json(edits: &[SenseEdit]) -> Value {
         };
         match &edit.op {
             SenseOp::Scale(factor) => json!({ "token": edit.token, "sense": sense, "op": "scale", "factor": factor }),
-            SenseOp::Add(vector) => json!({ "token": edit.token, "sense": sense, "op": "add", "vector": vector }),
+            SenseOp::Add(vector) => {
+                json!({ "token": edit.token, "sense": sense, "op": "add", "vector": numbers(vector) })
+            }
             SenseOp::Replace(vector) => {
-                json!({ "token": edit.token, "sense": sense, "op": "replace", "vector": vector })
+                json!({ "token": edit.token, "sense": sense, "op": "replace", "vector": numbers(vector) })
             }
         }
     };

@@ -173,6 +173,10 @@ impl<'m> Reading<'m> {
             let rows = weights.narrow(1, first as i64, (ids.len() - first) as i64);
             model.head(&backpack.combine(&rows.unsqueeze(0), &senses.unsqueeze(0), pass), pass).squeeze_dim(0)
         });
+        ensure!(
+            logits.isfinite().all().int64_value(&[]) == 1,
+            "the logits are not finite: an edit's factor is too large, or the weights are broken"
+        );
         Ok(Reading { model, ids, weights, senses, logits, first })
     }
 

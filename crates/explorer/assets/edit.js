@@ -2,7 +2,7 @@
 
 import { latest, Refused } from "./api.js";
 import { calm, h, percent, problem, shown, tokenButton } from "./elements.js";
-import { nameOf, wordQuestion } from "./state.js";
+import { isEdit, nameOf, wordQuestion } from "./state.js";
 import { afterWord, positionQuestion, textField, tokenStrip } from "./text.js";
 
 const NEXT = 14; // candidates shown before and after
@@ -13,8 +13,9 @@ const PAUSE = 40; // milliseconds after a slider's last move
 /** The edits of a text as a file for --edit. */
 const editFile = (edits) => `{"edits": [\n${edits.map((edit) => `  ${JSON.stringify(edit)}`).join(",\n")}\n]}\n`;
 
-/** Whether an edit is what a slider does. */
-const isOurs = (edit) => (edit.op ?? "scale") === "scale" && Number.isInteger(edit.sense);
+/** Whether an edit is what a slider does, and its factor. */
+const isOurs = (edit) => ["scale", "zero"].includes(edit.op ?? "scale") && Number.isInteger(edit.sense);
+const scaleOf = (edit) => (edit.op === "zero" ? 0 : edit.factor);
 
 /** How an edit names a token: by its word where that is what it is. */
 const subject = (token) => (nameOf(token).startsWith("#") ? { token: token.token } : { word: nameOf(token) });
@@ -101,7 +102,7 @@ export function createEdit(root, store) {
     try {
       const value = JSON.parse(await file.files[0].text());
       const edits = Array.isArray(value) ? value : value.edits;
-      if (!Array.isArray(edits)) throw new SyntaxError();
+      if (!Array.isArray(edits) || !edits.every(isEdit)) throw new SyntaxError();
       change(edits);
     } catch {
       failure.show(`${file.files[0].name} holds no edits: it must be JSON as --edit takes it.`);
@@ -118,7 +119,11 @@ export function createEdit(root, store) {
   const factorOf = (sense) =>
     store.state.edits
       .filter((edit) => isOurs(edit) && edit.sense === sense && names(edit, senses))
-      .reduce((product, edit) => product * edit.factor, 1);
+      .reduce((product, edit) => product * scaleOf(edit), 1);
+
+  /** Whether another kind of edit has the sense, which a slider would only seem to change. */
+  const isTaken = (sense) =>
+    store.state.edits.some((edit) => !isOurs(edit) && names(edit, senses) && (edit.sense === sense || edit.sense === "all"));
 
   function slider({ sense, raises }) {
     const id = `sense-${sense}`;
@@ -139,6 +144,8 @@ export function createEdit(root, store) {
       if (document.activeElement !== number) number.value = factor;
       if (Number(range.value) !== factor) range.value = factor;
       row.classList.toggle("changed", factor !== 1);
+      range.disabled = number.disabled = isTaken(sense);
+      range.title = range.disabled ? "Another edit of the list changes this sense: remove it to use the slider." : "";
     };
     return row;
   }

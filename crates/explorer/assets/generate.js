@@ -73,7 +73,7 @@ export function createGenerate(root, store, model) {
       ]);
       if (original !== undefined && edited !== undefined) {
         failure.show();
-        show(original, edited);
+        show(asked.text, original, edited);
       }
     } catch (error) {
       if (!(error instanceof Refused)) throw error;
@@ -84,17 +84,19 @@ export function createGenerate(root, store, model) {
     root.removeAttribute("aria-busy");
   }
 
-  function show(original, edited) {
+  /** A token may be part of a character: only whole texts are shown, which part where their characters do. */
+  function show(prompt, original, edited) {
     const other = edited?.new ?? original.new;
     const same = original.new.findIndex((token, i) => token.token !== other[i]?.token);
-    const until = same < 0 ? original.new.length : same;
-    const fill = (element, { prompt, new: tokens }) => {
-      const text = (part) => part.map(({ word }) => word).join("");
-      element.replaceChildren(
-        h("span", { class: "prompt" }, text(prompt)),
-        text(tokens.slice(0, until)),
-        h("mark", {}, text(tokens.slice(until))),
-      );
+    const characters = Array.from(original.text);
+    const others = Array.from(edited?.text ?? original.text);
+    const given = Array.from(prompt).length;
+    const parted = characters.findIndex((character, i) => character !== others[i]);
+    const until = Math.max(given, parted < 0 ? Math.min(characters.length, others.length) : parted);
+    const fill = (element, { text }) => {
+      const all = Array.from(text);
+      const part = (from, to) => all.slice(from, to).join("");
+      element.replaceChildren(h("span", { class: "prompt" }, part(0, given)), part(given, until), h("mark", {}, part(until)));
     };
     fill(texts.original, original);
     if (edited) fill(texts.edited, edited);

@@ -18,12 +18,21 @@ const DEFAULTS = {
   greedy: false,
 };
 
+/** Whether this may be an edit; the server says what else is wrong with one. */
+export const isEdit = (value) =>
+  value !== null && typeof value === "object" &&
+  (typeof value.word === "string" || Number.isInteger(value.token)) &&
+  (Number.isInteger(value.sense) || value.sense === "all");
+
+/** Vectors are too long for an address: such an edit stays until it is removed, and no link has it. */
+const isLong = (edit) => edit.vector !== undefined;
+
 function parse(text, like) {
   if (typeof like === "string") return text;
   try {
     const value = JSON.parse(text);
     // An address is anybody's to write: what does not fit is left at its default.
-    if (Array.isArray(like)) return Array.isArray(value) ? value : like;
+    if (Array.isArray(like)) return Array.isArray(value) && value.every(isEdit) ? value : like;
     if (typeof like === "boolean") return value === true;
     return typeof value === "number" ? value : like;
   } catch {
@@ -42,28 +51,51 @@ function fromAddress() {
 
 function toAddress(state) {
   const given = new URLSearchParams();
+  const short = { ...state, edits: state.edits.filter((edit) => !isLong(edit)) };
   for (const [key, like] of Object.entries(DEFAULTS)) {
-    const value = typeof like === "string" ? state[key] : JSON.stringify(state[key]);
+    const value = typeof like === "string" ? short[key] : JSON.stringify(short[key]);
     const usual = typeof like === "string" ? like : JSON.stringify(like);
     if (value !== usual || key === "view") given.set(key, value);
   }
   return `#${given}`;
 }
 
+const BETWEEN_WRITES = 300; // milliseconds: a slider moves more often than browsers let an address change
+
 /** The state, and who hears of its changes. */
 export class Store {
   constructor() {
     this.state = fromAddress();
     this.listeners = [];
-    window.addEventListener("hashchange", () => this.take(fromAddress()));
+    this.written = 0;
+    window.addEventListener("hashchange", () => {
+      clearTimeout(this.later);
+      const state = fromAddress();
+      this.take({ ...state, edits: [...this.state.edits.filter(isLong), ...state.edits] });
+    });
   }
 
   /** Changes part of the state; with `step`, "back" undoes it. */
   set(changes, { step = false } = {}) {
-    const next = { ...this.state, ...changes };
-    const address = toAddress(next);
-    if (address !== location.hash) history[step ? "pushState" : "replaceState"](null, "", address);
-    this.take(next);
+    if (step) this.write("replaceState"); // what "back" goes back to
+    this.take({ ...this.state, ...changes });
+    const wait = step ? 0 : this.written + BETWEEN_WRITES - Date.now();
+    clearTimeout(this.later);
+    if (wait > 0) this.later = setTimeout(() => this.write("replaceState"), wait);
+    else this.write(step ? "pushState" : "replaceState");
+  }
+
+  /** The state into the address. */
+  write(how) {
+    clearTimeout(this.later);
+    const address = toAddress(this.state);
+    if (address === location.hash) return;
+    this.written = Date.now();
+    try {
+      history[how](null, "", address);
+    } catch {
+      // Some browsers refuse the hundredth change of a few seconds: the next one has it all.
+    }
   }
 
   take(next) {
@@ -83,4 +115,4 @@ export class Store {
 export const wordQuestion = (word) => (/^#\d+$/.test(word.trim()) ? { token: Number(word.trim().slice(1)) } : { word });
 
 /** How a token is written so that it is found again: the word, where that is what it is. */
-export const nameOf = ({ token, word }) => (/^ [^\s#]+$/u.test(word) ? word.slice(1) : `#${token}`);
+export const nameOf = ({ token, word }) => (/^ [^\s#\uFFFD]+$/u.test(word) ? word.slice(1) : `#${token}`);

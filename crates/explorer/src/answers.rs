@@ -149,6 +149,14 @@ pub(crate) fn generate(explorer: &mut Explorer, asked: Generate) -> Result<Value
     sampling.validate()?;
     let edits = explorer.edits(asked.edits.as_ref())?;
     let ids = explorer.ids(asked.text, asked.ids)?;
+    let (length, context) = (ids.len(), explorer.model.config().n_positions as usize);
+    // Past the context the window slides and nothing that is kept can be used: each token would take a whole pass.
+    if length + asked.max_new_tokens > context {
+        return Err(too_large(format!(
+            "the text has {length} tokens, after which the model's context of {context} has room for {}: shorten it, or ask for fewer new tokens",
+            context - length
+        )));
+    }
     let new =
         explorer.model.with_edits(&edits, |model| model::generate(model, &ids, asked.max_new_tokens, sampling))?;
     Ok(json!({

@@ -7,13 +7,15 @@ use serde_json::{Value, json};
 
 use crate::refusal::Refusal;
 
-/// Bytes of a request: a context of 512 tokens is some 3 kB, an edit by a vector of 768 numbers 16 kB.
-pub(crate) const MOST_BYTES: usize = 64 << 10;
+/// Bytes of a request: a context of 512 tokens is some 3 kB, an edit by a vector of 768 numbers 10 kB, and
+/// `control edit` writes one for each sense of a word.
+pub(crate) const MOST_BYTES: usize = 1 << 20;
 /// Words of a list.
 pub(crate) const MOST_WORDS: usize = 100;
 /// Edits at once; each may want the senses of another word.
 pub(crate) const MOST_EDITS: usize = 64;
-/// New tokens of one request: nobody else is served while they are made, half a second of a micro model's.
+/// New tokens of one request, of the model's context: nobody else is served while they are made, half a second of a
+/// micro model's.
 pub(crate) const MOST_NEW_TOKENS: usize = 64;
 /// Weights of one answer, about 1 MB of JSON: one sense of 512 tokens, or 16 of 150.
 pub(crate) const MOST_WEIGHTS: usize = 200_000;

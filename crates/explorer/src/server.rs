@@ -15,6 +15,7 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
+use rustix::net::sockopt::set_tcp_user_timeout;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
@@ -107,6 +108,8 @@ async fn accept(listener: TcpListener, site: Arc<Site>, mut ended: Ended, is_ove
             result = &mut ended => return result.unwrap_or(Ok(())),
             (place, accepted) = next => match accepted {
                 Ok((stream, _)) => {
+                    // One that takes no answer is let go of; nothing depends on the system's knowing this.
+                    let _ = set_tcp_user_timeout(&stream, PATIENCE.as_millis() as u32);
                     let site = Arc::clone(&site);
                     let service = service_fn(move |request| {
                         let site = Arc::clone(&site);
@@ -136,7 +139,7 @@ struct Site {
 
 impl Site {
     async fn respond(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
-        let is_api = request.uri().path().starts_with("/api/");
+        let is_question = Kind::at(request.uri().path()).is_some_and(|kind| kind != Kind::Model);
         let (status, content_type, body) = match self.answer(request).await {
             Ok((content_type, body)) => (StatusCode::OK, content_type, body),
             Err(refusal) => (refusal.status, JSON, Bytes::from(refusal.json())),
@@ -152,7 +155,7 @@ impl Site {
             headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }
         if status == StatusCode::METHOD_NOT_ALLOWED {
-            headers.insert(ALLOW, HeaderValue::from_static(if is_api { "POST" } else { "GET, HEAD" }));
+            headers.insert(ALLOW, HeaderValue::from_static(if is_question { "POST" } else { "GET, HEAD" }));
         }
         response
     }

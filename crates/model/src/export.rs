@@ -1,5 +1,6 @@
 //! A model as others read it: the tensors and the config of a published folder.
 
+use anyhow::{Result, ensure};
 use tch::{Kind, Tensor};
 
 use crate::config::{self, ModelConfig};
@@ -10,7 +11,10 @@ use crate::language_model::LanguageModel;
 /// A GPT-2's inverse-layer scale is folded into its query weights and biases and the flag
 /// turned off: several `transformers` releases leave the scale out under their default
 /// attention. (A Backpack comes with a modelling file that applies it.)
-pub fn export_tensors(model: &LanguageModel, kind: Kind) -> (ModelConfig, Vec<(String, Tensor)>) {
+///
+/// # Errors
+/// Naming the tensor that holds a number too large for `kind`.
+pub fn export_tensors(model: &LanguageModel, kind: Kind) -> Result<(ModelConfig, Vec<(String, Tensor)>)> {
     let mut config = model.config().clone();
     let fold = config.kind == config::Kind::Gpt2 && config.scale_attn_by_inverse_layer_idx;
     config.scale_attn_by_inverse_layer_idx &= !fold;
@@ -28,7 +32,11 @@ pub fn export_tensors(model: &LanguageModel, kind: Kind) -> (ModelConfig, Vec<(S
         let tensor = if tensor.is_floating_point() { tensor.to_kind(kind) } else { tensor };
         tensors.push((name.to_owned(), tensor));
     }
-    (config, tensors)
+    for (name, tensor) in &tensors {
+        let fits = !tensor.is_floating_point() || tensor.isfinite().all().int64_value(&[]) == 1;
+        ensure!(fits, "tensor {name} holds a number too large for {kind:?}: export with --dtype fp32");
+    }
+    Ok((config, tensors))
 }
 
 /// The block whose attention's first linear this parameter is of.
@@ -61,7 +69,7 @@ mod tests {
             let mut parameter = parameter.shallow_clone();
             tch::no_grad(|| parameter *= 8.0);
         }
-        let (config, tensors) = export_tensors(&model, Kind::Float);
+        let (config, tensors) = export_tensors(&model, Kind::Float).unwrap();
         assert!(!config.scale_attn_by_inverse_layer_idx);
         let parameters = Parameters::from_tensors(&config, tensors.into_iter().collect(), Device::Cpu).unwrap();
         let folded = LanguageModel::new(config.clone(), parameters);

@@ -119,8 +119,8 @@ pub fn generate_scaled(
         new = ids.len();
         let logits: Vec<f32> = Vec::try_from(logits)?;
         ensure!(
-            logits.iter().any(|l| l.is_finite()),
-            "the logits of new token {step} are not finite: the weights are broken"
+            logits.iter().all(|l| l.is_finite()),
+            "the logits of new token {step} are not finite: an edit's factor is too large, or the weights are broken"
         );
         ids.push(sampling.choose(&logits, step as u64) as i64);
     }

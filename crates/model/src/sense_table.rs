@@ -91,9 +91,10 @@ impl LanguageModel {
         let kept = table.rows(&sample).to_device(device).to_kind(Kind::Float);
         let scale = made.abs().max().double_value(&[]);
         let off = (made - kept).abs().max().double_value(&[]);
-        // bf16 keeps eight bits.
+        // What another machine's sums, or the eight bits of bf16, are off by.
+        let tolerance = if table.place.kind == Kind::Float { 1e-4 } else { 4e-3 };
         ensure!(
-            off <= 0.01 * scale,
+            off <= tolerance * scale,
             "{} holds the senses of other weights than this model's: export it again with --senses, or remove it",
             path.display()
         );

@@ -216,7 +216,7 @@ fn edits_are_done_in_their_order_and_travel_with_the_model() {
     let removed = loaded.with_edits(&[all(SenseOp::Scale(0.0))], |model| Ok(senses(model).get(0).abs().max())).unwrap();
     assert_eq!(removed.double_value(&[]), 0.0);
     assert_close("loaded, after a passing edit", &senses(&loaded), &after, 0.0);
-    let (_, exported) = model::export_tensors(&loaded, Kind::BFloat16);
+    let (_, exported) = model::export_tensors(&loaded, Kind::BFloat16).unwrap();
     let kinds: Vec<Kind> =
         exported.iter().filter(|(n, _)| n.contains("edited_senses")).map(|(_, t)| t.kind()).collect();
     assert_eq!(kinds, [Kind::Int64, Kind::BFloat16]);

@@ -101,6 +101,7 @@ fn find(
 ) -> Result<Option<Found>> {
     let store = Store::new(run_dir, &config.checkpoint);
     let folder = RunFolder::open(run_dir)?;
+    store.restore_replaced()?;
     let mut notes = Vec::new();
     let checkpoint = find_checkpoint(&store, resume, &mut notes)?;
     if let Some((_, saved)) = &checkpoint
@@ -114,17 +115,21 @@ fn find(
     for line in notes {
         recorder.line(&line);
     }
-    recorder.store().remove_partial()?;
-    // What cannot be gone on from is kept, under a name that no run takes up.
-    for folder in recorder.store().set_aside_after(checkpoint.as_ref().map(|(_, saved)| saved.step))? {
-        recorder.line(&format!("set aside   {}", folder.display()));
-    }
     let manifest = data.train.manifest_sha256().map(str::to_owned);
     let fresh = State { world_size, ..State::new(config, manifest, data.train.tokens())? };
-    Ok(Some(match checkpoint {
+    let from = checkpoint.as_ref().map(|(from, saved)| (saved.step, from.clone()));
+    let mut found = match checkpoint {
         Some((from, saved)) => take_up(config, &from, saved, fresh, device, recorder)?,
         None => Found { model: fresh_model(config, data, device)?, moments: None, state: fresh, recorder },
-    }))
+    };
+    // Only now: where the start is refused the folder stays as it was.
+    let recorder = &mut found.recorder;
+    recorder.store().remove_partial()?;
+    // What cannot be gone on from is kept, under a name that no run takes up.
+    for folder in recorder.store().set_aside(from.as_ref().map(|(step, from)| (*step, from.as_path())))? {
+        recorder.line(&format!("set aside   {}", folder.display()));
+    }
+    Ok(Some(found))
 }
 
 /// The checkpoint to resume from, verified; `notes` gets a line for each that is not.

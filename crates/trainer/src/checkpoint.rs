@@ -71,6 +71,7 @@ const STATE_FILE: &str = "state.json";
 const OPTIMIZER_FILE: &str = "optimizer.safetensors";
 const NAME_PREFIX: &str = "step-";
 const ASIDE_PREFIX: &str = "aside-";
+const REPLACED_SUFFIX: &str = ".replaced";
 
 fn sha256_of(path: &Path) -> Result<String> {
     let mut file = File::open(path)?;
@@ -210,23 +211,50 @@ impl Store {
         Ok(())
     }
 
-    /// Renames the checkpoints past `step` (all for `None`), so that no later resume takes
-    /// them for this run's. Gives their new names.
+    /// Puts back what a save was about to replace when it was killed. Only the holder of the run
+    /// folder's lock may call it.
+    ///
+    /// # Errors
+    /// When it cannot be renamed.
+    pub(crate) fn restore_replaced(&self) -> Result<()> {
+        let Ok(entries) = fs::read_dir(&self.folder) else { return Ok(()) };
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let Some(name) = name.to_str().and_then(|n| n.strip_prefix('.')?.strip_suffix(REPLACED_SUFFIX)) else {
+                continue;
+            };
+            let complete = self.folder.join(name);
+            if !complete.exists() {
+                let renamed = fs::rename(entry.path(), &complete);
+                renamed.with_context(|| format!("{} cannot be renamed", entry.path().display()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Renames the checkpoints that a run which goes on from this step and folder (or afresh, for `None`) did not
+    /// come by, so that no later resume takes them for its own. Gives their new names.
     ///
     /// # Errors
     /// When one cannot be renamed.
-    pub(crate) fn set_aside_after(&self, step: Option<u64>) -> Result<Vec<PathBuf>> {
+    pub(crate) fn set_aside(&self, from: Option<(u64, &Path)>) -> Result<Vec<PathBuf>> {
+        let same = |a: &Path, b: &Path| a.canonicalize().ok().is_some_and(|a| Some(a) == b.canonicalize().ok());
         let mut moved = Vec::new();
-        for (later, folder) in self.list()? {
-            if step.is_none_or(|step| later > step) {
-                let aside = self.folder.join(format!("{ASIDE_PREFIX}{NAME_PREFIX}{later:08}"));
-                // Set aside twice: the newer one counts.
-                if aside.exists() {
-                    remove(&aside)?;
-                }
-                fs::rename(&folder, &aside).with_context(|| format!("{} cannot be renamed", folder.display()))?;
-                moved.push(aside);
+        for (at, folder) in self.list()? {
+            if from.is_some_and(|(step, from)| at < step || (at == step && same(&folder, from))) {
+                continue;
             }
+            let name = format!("{ASIDE_PREFIX}{NAME_PREFIX}{at:08}");
+            let mut aside = self.folder.join(&name);
+            if from.is_some_and(|(_, from)| same(&aside, from)) {
+                aside = self.folder.join(name + "-again");
+            }
+            // Set aside twice: the newer one counts.
+            if aside.exists() {
+                remove(&aside)?;
+            }
+            fs::rename(&folder, &aside).with_context(|| format!("{} cannot be renamed", folder.display()))?;
+            moved.push(aside);
         }
         Ok(moved)
     }
@@ -258,11 +286,19 @@ impl Store {
                 sync(&partial.join(name))?;
             }
             sync(&partial)?;
-            if complete.exists() {
-                // A damaged one that the resume passed over.
-                fs::rename(&complete, self.folder.join(format!(".{name}.replaced")))?;
+            if !complete.exists() {
+                fs::rename(&partial, &complete)?;
+                return sync(&self.folder);
             }
-            fs::rename(&partial, &complete)?;
+            // The one that the run went on from, saved once more. Killed between the two, it is put back.
+            let replaced = self.folder.join(format!(".{name}{REPLACED_SUFFIX}"));
+            if replaced.exists() {
+                remove(&replaced)?;
+            }
+            fs::rename(&complete, &replaced)?;
+            fs::rename(&partial, &complete).inspect_err(|_| {
+                let _ = fs::rename(&replaced, &complete);
+            })?;
             sync(&self.folder)
         };
         if let Err(error) = write() {
@@ -389,6 +425,41 @@ mod tests {
             Store { folder: folder.path().join("checkpoints/step-00000010/state.json/x"), policy: store.policy };
         assert!(blocked.save(&snapshot, state(20, None)).is_err());
         verify(&folder.path().join("checkpoints/step-00000010")).unwrap();
+    }
+
+    #[test]
+    fn one_that_was_to_be_replaced_when_its_save_was_killed_is_put_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let (snapshot, store) = (tiny(), store(folder.path()));
+        let path = store.save(&snapshot, state(10, Some(2.0))).unwrap().path;
+        store.save(&snapshot, state(10, Some(3.0))).unwrap();
+        assert_eq!(verify(&path).unwrap().val_loss, Some(3.0));
+        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+        // As a kill between its two renames leaves it.
+        fs::rename(&path, path.with_file_name(".step-00000010.replaced")).unwrap();
+        fs::create_dir(path.with_file_name(".step-00000010")).unwrap();
+        store.restore_replaced().unwrap();
+        store.remove_partial().unwrap();
+        assert_eq!(verify(&path).unwrap().val_loss, Some(3.0));
+    }
+
+    #[test]
+    fn what_a_run_did_not_come_by_is_set_aside() {
+        let folder = tempfile::tempdir().unwrap();
+        let (snapshot, store) = (tiny(), store(folder.path()));
+        let store = Store { policy: Policy { last: 9, ..store.policy }, ..store };
+        let save = |step| store.save(&snapshot, state(step, None)).unwrap().path;
+        let [first, second, third] = [10, 20, 30].map(save);
+        let steps = || store.list().unwrap().iter().map(|(step, _)| *step).collect::<Vec<u64>>();
+        let moved = store.set_aside(Some((20, &second))).unwrap();
+        assert_eq!((steps(), &moved), (vec![10, 20], &vec![third.with_file_name("aside-step-00000030")]));
+        // Going on from the one set aside, its step taken by another since then.
+        save(30);
+        let again = store.set_aside(Some((30, &moved[0]))).unwrap();
+        assert_eq!((steps(), again), (vec![10, 20], vec![third.with_file_name("aside-step-00000030-again")]));
+        verify(&moved[0]).unwrap();
+        assert_eq!(store.set_aside(None).unwrap().len(), 2);
+        assert!(steps().is_empty() && !first.exists());
     }
 
     #[test]

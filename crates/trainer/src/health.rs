@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use crate::metrics::Line;
 
-/// Fewer lines with a loss than this say nothing of where it goes.
+/// Fewer lines than this say nothing of where the loss or the rate goes.
 const FEWEST: usize = 20;
 /// Lines in each of the two windows that are compared, at most.
 const WIDEST: usize = 200;
@@ -42,7 +42,7 @@ pub struct Health {
     pub spikes: u64,
     /// Median tokens per second of the last lines.
     pub tokens_per_s: Option<f64>,
-    /// The best median of as many lines.
+    /// The best median of as many lines, where there are enough to hold the last ones against.
     pub best_tokens_per_s: Option<f64>,
     /// Median utilisation of the last lines, a fraction.
     pub mfu: Option<f64>,
@@ -77,7 +77,7 @@ impl Health {
             bad_steps: most(&|line| line.skipped).max(lines.iter().filter(|line| line.bad).count() as u64),
             spikes: most(&|line| line.spikes),
             tokens_per_s: recent,
-            best_tokens_per_s: best,
+            best_tokens_per_s: best.filter(|_| rates.len() >= FEWEST),
             mfu: uses.rchunks(width).next().map(median),
         }
     }
@@ -153,6 +153,8 @@ mod tests {
         let health = Health::of(&slowing, 0);
         assert_eq!((health.tokens_per_s, health.best_tokens_per_s), (Some(50.0), Some(100.0)));
         assert!(health.is_slow() && !Health::of(&slowing, 60).is_slow());
+        // One line says nothing.
+        assert!(!Health::of(&lines(4, |_| 5.0, |step| if step == 4 { 50.0 } else { 100.0 }), 0).is_slow());
         assert_eq!(health.mfu, Some(0.4));
     }
 

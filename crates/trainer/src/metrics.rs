@@ -63,6 +63,9 @@ pub(crate) struct Training {
     /// Steps skipped so far in the run, where there were any.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub skipped: u64,
+    /// With fp16: of these, the steps that only searched for the loss scale.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub searched: u64,
     /// Loss spikes so far in the run, where there were any.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub spikes: u64,
@@ -157,9 +160,10 @@ pub(crate) struct Line {
     pub tokens_per_s: Option<f64>,
     pub mfu: Option<f64>,
     pub val_loss: Option<f64>,
-    /// Its loss or gradient norm is no finite number (`null` in JSON).
+    /// Its loss or gradient norm is no finite number (`null` in JSON); with fp16 the loss alone tells, for the
+    /// search for its scale overflows gradients.
     pub bad: bool,
-    /// Steps skipped so far in the run.
+    /// Steps skipped so far in the run, but for that search.
     pub skipped: u64,
     /// Loss spikes so far in the run.
     pub spikes: u64,
@@ -177,6 +181,7 @@ fn parse(line: &str) -> Option<Line> {
     let json: Value = serde_json::from_str(line).ok()?;
     let number = |key: &str| json.get(key).and_then(Value::as_f64).filter(|value| value.is_finite());
     let count = |key: &str| json.get(key).and_then(Value::as_u64).unwrap_or(0);
+    let is_null = |key: &str| json.get(key).is_some_and(Value::is_null);
     Some(Line {
         step: json.get("step")?.as_u64()?,
         loss: number("loss"),
@@ -185,8 +190,8 @@ fn parse(line: &str) -> Option<Line> {
         tokens_per_s: number("tokens_per_s"),
         mfu: number("mfu"),
         val_loss: number("val_loss"),
-        bad: ["loss", "grad_norm"].iter().any(|key| json.get(key).is_some_and(Value::is_null)),
-        skipped: count("skipped"),
+        bad: is_null("loss") || (is_null("grad_norm") && json.get("loss_scale").is_none()),
+        skipped: count("skipped").saturating_sub(count("searched")),
         spikes: count("spikes"),
     })
 }
@@ -203,6 +208,7 @@ mod tests {
             tokens_per_s: 100.0,
             mfu: 0.25,
             skipped: 0,
+            searched: 0,
             spikes: 0,
             loss_scale: None,
         };
@@ -260,6 +266,9 @@ mod tests {
         assert_eq!(line, Line { step: 7, grad_norm: Some(2.5), bad: true, ..Line::default() });
         let counts = parse(r#"{"step":7,"loss":3.0,"skipped":2,"spikes":1}"#).unwrap();
         assert_eq!((counts.bad, counts.skipped, counts.spikes), (false, 2, 1));
+        let search = r#"{"step":7,"loss":3.0,"grad_norm":null,"skipped":3,"searched":2,"loss_scale":64.0}"#;
+        let search = parse(search).unwrap();
+        assert_eq!((search.bad, search.skipped), (false, 1));
         assert_eq!(parse(r#"{"step":7,"val_loss":3.0}"#).unwrap().val_loss, Some(3.0));
         assert_eq!((parse(r#"{"step":7,"lo"#), parse(r#"{"loss":1.0}"#), parse("3")), (None, None, None));
     }

@@ -35,7 +35,7 @@ impl Default for DistributedConfig {
     fn default() -> Self {
         DistributedConfig {
             start_timeout: 900, // nodes of a cluster start minutes apart
-            timeout: 600,       // the slowest checkpoint or validation batch of another rank
+            timeout: 600,       // the slowest pass or validation batch of another rank
             interface: String::new(),
             bucket_mb: 25, // DistributedDataParallel's
             overlap: true,
@@ -140,9 +140,10 @@ impl Ranks {
     }
 
     /// How long a rank may do something else before it has to meet those that wait for it: well
-    /// below the time of an exchange.
+    /// below the time of an exchange, and of the silence after which a run counts as stalled.
     pub(crate) fn pause(&self) -> Duration {
-        if self.group.is_some() { self.timeout / 4 } else { Duration::from_secs(60) }
+        const MOST: Duration = Duration::from_secs(20);
+        if self.group.is_some() { MOST.min(self.timeout / 4) } else { MOST }
     }
 
     /// For each flag, whether any rank raises it.

@@ -69,6 +69,13 @@ impl Recorder {
         }
     }
 
+    /// The same of a run that is where it was.
+    pub(crate) fn still(&mut self, phase: &str) {
+        if let Some(session) = &mut self.session {
+            session.still(&self.folder, phase);
+        }
+    }
+
     /// Tells it, and the log, how the session ended.
     pub(crate) fn end(&mut self, step: u64, end: End, error: Option<String>) {
         self.events(EventWriter::flush);

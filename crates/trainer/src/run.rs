@@ -377,7 +377,7 @@ impl<'a> Run<'a> {
         let mfu = tokens_per_s * self.plan.flops_per_token / self.peak;
         self.restart_clock();
         let Some(recorder) = &mut self.recorder else { return Ok(()) };
-        let Seen { loss, grad_norm, skipped, spikes, loss_scale, .. } = seen;
+        let Seen { loss, grad_norm, skipped, searched, spikes, loss_scale, .. } = seen;
         let finite = |value: f64| value.is_finite().then_some(value);
         let training = Training {
             loss: finite(loss),
@@ -386,6 +386,7 @@ impl<'a> Run<'a> {
             tokens_per_s,
             mfu,
             skipped,
+            searched,
             spikes,
             loss_scale,
         };

@@ -3,7 +3,7 @@
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
 
@@ -19,6 +19,11 @@ const BETWEEN_TRIES: Duration = Duration::from_millis(50);
 pub(crate) fn is_held(path: &Path) -> bool {
     // Shared, and let go at once: two who ask do not see one another.
     File::open(path.join(LOCK_FILE)).is_ok_and(|lock| matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock)))
+}
+
+/// When the process that has the folder took it; None where the file system does not say.
+pub(crate) fn taken_at(path: &Path) -> Option<SystemTime> {
+    path.join(LOCK_FILE).metadata().and_then(|lock| lock.modified()).ok()
 }
 
 /// The folder, locked for as long as this lives.
@@ -49,7 +54,11 @@ impl RunFolder {
             locked = lock.try_lock();
         }
         match locked {
-            Ok(()) => Ok(RunFolder { path: path.to_owned(), _lock: lock }),
+            Ok(()) => {
+                // For `taken_at`; of no other use.
+                let _ = lock.set_modified(SystemTime::now());
+                Ok(RunFolder { path: path.to_owned(), _lock: lock })
+            }
             Err(TryLockError::WouldBlock) => {
                 bail!(
                     "the run folder {} is in use by another process: wait for it, or use another --run-dir",

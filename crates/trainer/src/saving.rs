@@ -22,7 +22,7 @@ pub(crate) struct Saving<'a> {
     /// Time without a checkpoint after which one is due.
     patience: Option<Duration>,
     begun: Instant,
-    /// Step of the newest one that was begun or that the run goes on from.
+    /// Step of the newest one that is complete, on rank 0.
     newest: Option<u64>,
     /// Why the newest one was not written.
     failed: Option<anyhow::Error>,
@@ -46,7 +46,9 @@ impl<'a> Saving<'a> {
     /// For all ranks of a run that begins at this step; `writer` on rank 0.
     pub(crate) fn new(config: &CheckpointConfig, ranks: &'a Ranks, writer: Option<Writer>, step: u64) -> Self {
         let patience = (config.every_minutes > 0).then(|| Duration::from_secs(60 * config.every_minutes));
-        Saving { ranks, writer, patience, begun: Instant::now(), newest: (step > 0).then_some(step), failed: None }
+        // Of a run that goes on from another run's there is none yet.
+        let newest = writer.as_ref().filter(|writer| writer.has(step)).map(|_| step);
+        Saving { ranks, writer, patience, begun: Instant::now(), newest, failed: None }
     }
 
     /// Whether one is due because of the time; rank 0's clock counts, and only while nothing
@@ -56,9 +58,14 @@ impl<'a> Saving<'a> {
         due && self.writer.as_ref().is_some_and(Writer::is_idle)
     }
 
-    /// Step of the newest one, complete or in flight.
-    pub(crate) fn newest(&self) -> Option<u64> {
-        self.newest
+    /// Step of the newest one that is complete, on all ranks, after the one in flight.
+    ///
+    /// # Errors
+    /// When another rank is gone.
+    pub(crate) fn newest(&mut self, heard: &mut Heard<'_>) -> Result<Option<u64>> {
+        self.settle(heard, true)?;
+        let newest = self.ranks.first_says(|| Ok(serde_json::to_string(&self.newest)?))?;
+        serde_json::from_str(&newest).context("what rank 0 says of its checkpoints is no JSON")
     }
 
     /// How long it may take from now on until one more is complete, by what this rank has seen.
@@ -83,7 +90,7 @@ impl<'a> Saving<'a> {
         match writer.wait(at_most) {
             Progress::Idle => return false,
             Progress::Busy => return true,
-            Progress::Done(Ok(Written { saved, copying, writing })) => {
+            Progress::Done(Ok(Written { step, saved, copying, writing })) => {
                 let (copying, writing) = (copying.as_secs_f64(), writing.as_secs_f64());
                 say(format!(
                     "checkpoint  {} (copied in {copying:.3} s, written in {writing:.1} s)",
@@ -92,8 +99,8 @@ impl<'a> Saving<'a> {
                 if let Some(error) = saved.untidied {
                     say(format!("warning     older checkpoints stay: {error:#}"));
                 }
-                // One at a time: it is the one that was begun last.
-                if let (Some(recorder), Some(step)) = (recorder.as_mut(), self.newest) {
+                self.newest = Some(step);
+                if let Some(recorder) = recorder.as_mut() {
                     recorder.saved(step);
                 }
             }
@@ -115,8 +122,13 @@ impl<'a> Saving<'a> {
     /// All ranks wait for the one in flight. However long rank 0 takes, no exchange of the
     /// others is out of time; only the watchdog ends a wait.
     fn settle(&mut self, heard: &mut Heard<'_>, goes_on: bool) -> Result<()> {
-        heard.watchdog.progress("waiting for a checkpoint to be written");
-        while self.ranks.any([self.wait(self.ranks.pause(), heard.recorder, goes_on)])?[0] {}
+        const WAITING: &str = "waiting for a checkpoint to be written";
+        heard.watchdog.progress(WAITING);
+        while self.ranks.any([self.wait(self.ranks.pause(), heard.recorder, goes_on)])?[0] {
+            if let Some(recorder) = heard.recorder {
+                recorder.still(WAITING);
+            }
+        }
         Ok(())
     }
 
@@ -139,7 +151,7 @@ impl<'a> Saving<'a> {
             let started = flushed.and_then(|()| writer.start(trained.model, trained.optimizer, trained.state.clone()));
             self.failed = started.err();
         }
-        (self.begun, self.newest) = (Instant::now(), Some(trained.state.step));
+        self.begun = Instant::now();
         Ok(())
     }
 
@@ -216,13 +228,38 @@ mod tests {
                 return saving.save_last(saved, &mut heard);
             }
             saving.save(saved, &mut heard)?;
-            assert_eq!(saving.newest(), Some(step));
             // The copy is what is written, whatever becomes of the weights.
             tch::no_grad(|| model.parameters().iter().for_each(|(_, p)| drop(p.shallow_clone().zero_())));
         }
         let error = saving.close(anyhow!("the network is gone"), &mut heard).to_string();
         assert!(error.starts_with("the network is gone"), "{error}");
         Err(anyhow!(error))
+    }
+
+    #[test]
+    fn the_newest_is_one_that_is_there() {
+        let (model, optimizer) = tiny();
+        let (config, ranks) = (CheckpointConfig::default(), Ranks::alone());
+        let watchdog = Watchdog::start(&World::alone(), Duration::ZERO).unwrap();
+        let newest = |run_dir: &Path, begun_at: u64, step: Option<u64>| {
+            let writer = Writer::new(Store::new(run_dir, &config), &model, &optimizer).unwrap();
+            let mut saving = Saving::new(&config, &ranks, Some(writer), begun_at);
+            let folder = crate::run_folder::RunFolder::open(run_dir).unwrap();
+            let mut recorder = Some(Recorder::new(folder, Store::new(run_dir, &config)).unwrap());
+            let mut heard = Heard { recorder: &mut recorder, watchdog: &watchdog };
+            if let Some(step) = step {
+                let state = State { step, ..State::new(&Config::example(), None, 10).unwrap() };
+                saving.save(Saved { model: &model, optimizer: &optimizer, state: &state }, &mut heard).unwrap();
+            }
+            saving.newest(&mut heard).unwrap()
+        };
+        let (there, blocked) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        assert_eq!(newest(there.path(), 0, Some(7)), Some(7));
+        assert_eq!(newest(there.path(), 7, None), Some(7));
+        // Resumed at another run's step, or not written for want of room.
+        assert_eq!(newest(there.path(), 9, None), None);
+        fs::write(blocked.path().join("checkpoints"), "a file").unwrap();
+        assert_eq!(newest(blocked.path(), 0, Some(7)), None);
     }
 
     #[test]

@@ -127,6 +127,13 @@ impl Record {
         }
     }
 
+    /// The same of a session that is where it was.
+    pub(crate) fn still(&mut self, folder: &RunFolder, phase: &str) {
+        if let Some(step) = self.file.sessions.last().map(|session| session.step) {
+            self.beat(folder, step, phase, false);
+        }
+    }
+
     /// How the session ended.
     pub(crate) fn end(&mut self, folder: &RunFolder, step: u64, end: End, error: Option<String>) {
         if let Some(session) = self.file.sessions.last_mut() {

@@ -35,6 +35,12 @@ impl Snapshot {
         })
     }
 
+    /// What the copies take.
+    pub(crate) fn bytes(&self) -> u64 {
+        let bytes = |(_, tensor): &(String, Tensor)| (tensor.numel() * tensor.kind().elt_size_in_bytes()) as u64;
+        self.weights.iter().chain(&self.moments).map(bytes).sum()
+    }
+
     /// Copies weights and moments as they are, by all threads of the process; from a GPU this
     /// waits for the step.
     ///

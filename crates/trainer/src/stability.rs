@@ -77,6 +77,54 @@ pub struct StabilityState {
     /// With fp16.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub loss_scale: Option<LossScale>,
+    /// With fp16: of the skipped steps, those that only searched for the scale.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub searched: u64,
+    /// Within a row of skipped steps: what it was before them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub before_row: Option<Gauge>,
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
+}
+
+/// What steps are judged by, which those that are skipped change too.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Gauge {
+    /// Spikes so far.
+    pub spikes: u64,
+    /// The newest finite losses, the oldest first.
+    pub losses: Vec<f64>,
+    /// With fp16.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loss_scale: Option<LossScale>,
+    /// Steps that only searched for the scale.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub searched: u64,
+}
+
+impl StabilityState {
+    /// As it was before the row of skipped steps that the run is in.
+    pub(crate) fn before_row(self) -> Self {
+        let Gauge { spikes, losses, loss_scale, searched } = self.before_row.unwrap_or(Gauge {
+            spikes: self.spikes,
+            losses: self.losses,
+            loss_scale: self.loss_scale,
+            searched: self.searched,
+        });
+        StabilityState {
+            skipped: self.skipped - self.since_update,
+            since_update: 0,
+            bad_in_row: 0,
+            spikes,
+            losses,
+            loss_scale,
+            searched,
+            before_row: None,
+        }
+    }
 }
 
 /// What the host sees of a step, by one wait for the device.
@@ -97,6 +145,8 @@ pub struct Seen {
     pub bad_in_row: u64,
     /// Spikes so far.
     pub spikes: u64,
+    /// Of the skipped steps, those that only searched for the loss scale.
+    pub searched: u64,
     /// What the next loss is multiplied by.
     pub loss_scale: Option<f64>,
 }
@@ -111,8 +161,14 @@ pub struct Stability {
     since_update: Tensor,
     bad_in_row: Tensor,
     spikes: Tensor,
+    searched: Tensor,
     scaler: Option<LossScaler>,
+    /// [`Stability::gauge`] after the newest update.
+    at_update: [Tensor; GAUGE],
 }
+
+/// Tensors that a [`Gauge`] is read from.
+const GAUGE: usize = 5;
 
 /// What is known of a step before its update.
 #[derive(Debug)]
@@ -146,15 +202,31 @@ impl Stability {
         losses.extend(known.iter().map(|loss| f64::from(*loss as f32)));
         let fresh = LossScale { scale: config.initial_loss_scale, good_steps: 0 };
         let scale = state.loss_scale.unwrap_or(fresh);
-        Ok(Stability {
+        let none = || Tensor::f_zeros([0], (Kind::Double, device));
+        let mut stability = Stability {
             losses: Tensor::f_from_slice(&losses)?.f_to_device(device)?,
             skipped: number(state.skipped)?,
             since_update: number(state.since_update)?,
             bad_in_row: number(state.bad_in_row)?,
             spikes: number(state.spikes)?,
+            searched: number(state.searched)?,
             scaler: scaled.then(|| LossScaler::new(scale, device)).transpose()?,
             config: config.clone(),
-        })
+            at_update: [none()?, none()?, none()?, none()?, none()?],
+        };
+        stability.at_update = match &state.before_row {
+            None => stability.gauge()?,
+            Some(_) => Self::resume(config, scaled, device, &state.clone().before_row())?.gauge()?,
+        }
+        .map(|tensor| tensor.copy());
+        Ok(stability)
+    }
+
+    /// What skipped steps change, but for counts of them.
+    fn gauge(&self) -> Result<[Tensor; GAUGE]> {
+        let none = self.spikes.f_zeros_like()?;
+        let (scale, good_steps) = self.scaler.as_ref().map_or((&none, &none), LossScaler::tensors);
+        Ok([&self.losses, &self.spikes, &self.searched, scale, good_steps].map(Tensor::shallow_clone))
     }
 
     /// What the loss is to be multiplied by before the backward pass.
@@ -207,9 +279,14 @@ impl Stability {
                 // large: the search for it counts as no bad step.
                 let searching = update.overflow.f_logical_and(&verdict.finite)?.f_logical_and(&scaler.can_fall()?)?;
                 scaler.update(&update.overflow)?;
+                self.searched = self.searched.f_add(&searching)?;
                 self.bad_in_row.f_where_self(&searching, &row)?
             }
         };
+        let now = self.gauge()?;
+        for (at_update, now) in self.at_update.iter_mut().zip(now) {
+            *at_update = at_update.f_where_self(&skipped, &now)?;
+        }
         Ok(())
     }
 
@@ -219,12 +296,21 @@ impl Stability {
     /// When libtorch refuses.
     pub fn look(&self, loss: &Tensor, grad_norm: &Tensor, z_score: &Tensor) -> Result<Seen> {
         let scale = self.loss_scale().map_or_else(|| grad_norm.f_zeros_like(), Tensor::f_detach)?;
-        let numbers =
-            [loss, grad_norm, z_score, &self.skipped, &self.since_update, &self.bad_in_row, &self.spikes, &scale];
+        let numbers = [
+            loss,
+            grad_norm,
+            z_score,
+            &self.skipped,
+            &self.since_update,
+            &self.bad_in_row,
+            &self.spikes,
+            &scale,
+            &self.searched,
+        ];
         let numbers: Vec<Tensor> = numbers.iter().map(|n| n.f_to_kind(Kind::Double)).collect::<Result<_, _>>()?;
-        let mut values = [0f64; 8];
-        Tensor::f_stack(&numbers, 0)?.f_to_device(Device::Cpu)?.f_copy_data(&mut values, 8)?;
-        let [loss, grad_norm, z_score, skipped, since_update, bad_in_row, spikes, scale] = values;
+        let mut values = [0f64; 9];
+        Tensor::f_stack(&numbers, 0)?.f_to_device(Device::Cpu)?.f_copy_data(&mut values, 9)?;
+        let [loss, grad_norm, z_score, skipped, since_update, bad_in_row, spikes, scale, searched] = values;
         Ok(Seen {
             loss,
             grad_norm,
@@ -233,25 +319,42 @@ impl Stability {
             since_update: since_update as u64,
             bad_in_row: bad_in_row as u64,
             spikes: spikes as u64,
+            searched: searched as u64,
             loss_scale: self.scaler.is_some().then_some(scale),
         })
     }
 
     /// For a checkpoint.
     pub(crate) fn state(&self) -> Result<StabilityState> {
-        let count = |tensor: &Tensor| -> Result<u64> { Ok(tensor.f_double_value(&[])? as u64) };
-        let mut losses = vec![0f64; self.losses.numel()];
-        self.losses.f_to_device(Device::Cpu)?.f_copy_data(&mut losses, self.losses.numel())?;
-        losses.retain(|loss| loss.is_finite());
+        let now = self.read(&self.gauge()?)?;
+        let since_update = count(&self.since_update)?;
+        let before_row = (since_update > 0).then(|| self.read(&self.at_update)).transpose()?;
         Ok(StabilityState {
             skipped: count(&self.skipped)?,
-            since_update: count(&self.since_update)?,
+            since_update,
             bad_in_row: count(&self.bad_in_row)?,
-            spikes: count(&self.spikes)?,
-            losses,
-            loss_scale: self.scaler.as_ref().map(LossScaler::state).transpose()?,
+            spikes: now.spikes,
+            losses: now.losses,
+            loss_scale: now.loss_scale,
+            searched: now.searched,
+            before_row,
         })
     }
+
+    fn read(&self, [losses, spikes, searched, scale, good_steps]: &[Tensor; GAUGE]) -> Result<Gauge> {
+        let mut known = vec![0f64; losses.numel()];
+        losses.f_to_device(Device::Cpu)?.f_copy_data(&mut known, losses.numel())?;
+        known.retain(|loss| loss.is_finite());
+        let scale = || -> Result<LossScale> {
+            Ok(LossScale { scale: scale.f_double_value(&[])?, good_steps: good_steps.f_int64_value(&[])? })
+        };
+        let loss_scale = self.scaler.as_ref().map(|_| scale()).transpose()?;
+        Ok(Gauge { spikes: count(spikes)?, losses: known, loss_scale, searched: count(searched)? })
+    }
+}
+
+fn count(tensor: &Tensor) -> Result<u64> {
+    Ok(tensor.f_double_value(&[])? as u64)
 }
 
 #[cfg(test)]
@@ -314,7 +417,31 @@ mod tests {
         assert_eq!((scale(&stability), stability.state().unwrap().bad_in_row), (1.0, 0));
         assert!(step(&mut stability, 3.0, true));
         let state = stability.state().unwrap();
-        assert_eq!((state.bad_in_row, state.since_update, state.skipped), (1, 3, 3));
+        assert_eq!((state.bad_in_row, state.since_update, state.skipped, state.searched), (1, 3, 3, 2));
+    }
+
+    #[test]
+    fn before_a_row_of_skipped_steps_all_is_as_it_was() {
+        let config = config(3, true);
+        let mut whole = Stability::new(&config, true, Device::Cpu).unwrap();
+        assert_eq!(whole.state().unwrap().before_row, None);
+        for loss in [2.0, 2.1, 1.9] {
+            step(&mut whole, loss, false);
+        }
+        let before = whole.state().unwrap();
+        // A spike, an overflow and a NaN, the middle one after a resume from within the row.
+        assert!(step(&mut whole, 9.0, false));
+        let text = serde_json::to_string(&whole.state().unwrap()).unwrap();
+        let read = serde_json::from_str(&text).unwrap();
+        let mut resumed = Stability::resume(&config, true, Device::Cpu, &read).unwrap();
+        for stability in [&mut whole, &mut resumed] {
+            assert!(step(stability, 2.0, true) && step(stability, f32::NAN, false));
+            let after = stability.state().unwrap();
+            assert_eq!((after.since_update, after.spikes, after.loss_scale.unwrap().scale), (3, 1, 32_768.0));
+            assert_eq!(after.before_row(), before);
+            assert!(!step(stability, 2.0, false));
+            assert_eq!(stability.state().unwrap().before_row, None);
+        }
     }
 
     #[test]

@@ -96,8 +96,7 @@ impl State {
         before.sequences -= steps * batch_sequences;
         before.tokens -= steps * batch_tokens;
         (before.val_loss, before.by_time) = (None, false);
-        before.stability.skipped -= steps;
-        (before.stability.since_update, before.stability.bad_in_row) = (0, 0);
+        before.stability = before.stability.before_row();
         before
     }
 

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
 
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
@@ -13,12 +14,18 @@ use crate::console::human_duration;
 use crate::cost::{Cost, Rates};
 use crate::health::{Health, Trend};
 use crate::metrics::{self, Line};
-use crate::run_folder::is_held;
+use crate::run_folder::{is_held, taken_at};
 use crate::sessions::{self, End, Session, unix_seconds};
 
 /// Without a sign for this long, and for [`MISSED_STEPS`] steps, a run counts as stalled.
 const SILENCE: f64 = 60.0;
 const MISSED_STEPS: f64 = 10.0;
+/// The same where it is not known how long a step takes.
+const SILENCE_OF_UNKNOWN: f64 = 1_800.0;
+/// What a file system's clock may be ahead of a process's.
+const CLOCKS_APART: f64 = 1.0;
+/// Looks at a checkpoint that is let go of meanwhile.
+const LOOKS: usize = 3;
 
 /// What a run's folder says of its process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -106,29 +113,49 @@ impl Status {
         let config = Config::load(&file, &[]).context("what the run was started with cannot be read")?;
         // Before all else: what is read later is at least as new.
         let held = is_held(run_dir);
+        let taken = taken_at(run_dir).and_then(|at| at.duration_since(UNIX_EPOCH).ok()).map(|at| at.as_secs_f64());
         let sessions = sessions::read(run_dir)?;
         let lines = metrics::read(run_dir)?;
         let checkpoint = newest(&Store::new(run_dir, &config.checkpoint))?;
-        Ok(Status::judge(run_dir, &config, &Seen { held, sessions, lines, checkpoint, now: unix_seconds() }, rates))
+        Ok(Status::judge(
+            run_dir,
+            &config,
+            &Seen { held, taken, sessions, lines, checkpoint, now: unix_seconds() },
+            rates,
+        ))
     }
 
     fn judge(run_dir: &Path, config: &Config, seen: &Seen, rates: &Rates) -> Self {
-        let (lines, last) = (&seen.lines, seen.sessions.last());
+        let lines = &seen.lines;
+        // A process that has just taken the folder has no session yet: it reads, and checks, what it goes on from.
+        let starting = seen.held
+            && seen.sessions.last().is_some_and(|last| {
+                last.end.is_some() || seen.taken.is_some_and(|taken| taken > last.updated + CLOCKS_APART)
+            });
+        let last = seen.sessions.last();
+        let current = last.filter(|_| seen.held && !starting);
         let max_steps = config.schedule.max_steps;
         let logged = lines.last().map_or(0, |line| line.step);
         let saved = seen.checkpoint.as_ref().map_or(0, |saved| saved.step);
         let activity = activity(seen, saved >= max_steps);
-        let step = match last {
+        let step = match current {
+            Some(session) => session.step.max(if session.step > 0 { logged } else { 0 }),
             // What a killed process had done since its last checkpoint is lost.
-            Some(session) if seen.held => session.step.max(if session.step > 0 { logged } else { 0 }),
-            _ => saved.min(max_steps),
+            None => saved.min(max_steps),
         };
         let health = Health::of(lines, last.map_or(0, |session| session.first_step));
         let seconds_left = seconds_left(lines, last, config.batch.tokens, max_steps.saturating_sub(step), &health);
         let validations: Vec<(u64, f64)> = lines.iter().filter_map(|line| Some((line.step, line.val_loss?))).collect();
-        let silent_seconds = last.filter(|_| seen.held).map(|session| (seen.now - session.updated).max(0.0));
-        let each = seconds_left.map_or(0.0, |left| left / max_steps.saturating_sub(step).max(1) as f64);
-        let stalled = silent_seconds.is_some_and(|silent| silent > SILENCE.max(MISSED_STEPS * each));
+        let silent_seconds = if starting {
+            seen.taken.map(|taken| (seen.now - taken).max(0.0))
+        } else {
+            current.map(|session| (seen.now - session.updated).max(0.0))
+        };
+        // Of the first step of a session it is not known, nor how long a start takes.
+        let rate = health.tokens_per_s.filter(|_| !starting);
+        let patience =
+            rate.map_or(SILENCE_OF_UNKNOWN, |rate| SILENCE.max(MISSED_STEPS * config.batch.tokens as f64 / rate));
+        let stalled = silent_seconds.is_some_and(|silent| silent > patience);
         let hours = |session: &Session| session.seconds / 3_600.0 * session.processes as f64;
         let process_hours = seen.sessions.iter().map(hours).sum();
         let on_gpu = last.is_some_and(|session| session.device == "cuda");
@@ -137,7 +164,7 @@ impl Status {
         let mut status = Status {
             run_dir: run_dir.to_owned(),
             activity,
-            phase: last.filter(|_| seen.held).map(|session| session.phase.clone()),
+            phase: if starting { Some("starting".to_owned()) } else { current.map(|session| session.phase.clone()) },
             silent_seconds,
             stalled,
             error: last.filter(|_| activity == Activity::Failed).and_then(|session| session.error.clone()),
@@ -197,6 +224,8 @@ impl Status {
 /// What is found in a run folder.
 struct Seen {
     held: bool,
+    /// Seconds since 1970 when the folder was taken.
+    taken: Option<f64>,
     sessions: Vec<Session>,
     lines: Vec<Line>,
     checkpoint: Option<Saved>,
@@ -238,8 +267,18 @@ fn seconds_left(lines: &[Line], session: Option<&Session>, tokens: u64, steps: u
 
 /// The newest checkpoint, with every file checked.
 fn newest(store: &Store) -> Result<Option<Saved>> {
-    let Some((step, path)) = store.list()?.pop() else { return Ok(None) };
-    let checked = checkpoint::verify(&path);
+    let Some((mut step, mut path)) = store.list()?.pop() else { return Ok(None) };
+    let mut checked = checkpoint::verify(&path);
+    for _ in 1..LOOKS {
+        match store.list()?.pop() {
+            // A newer one came while this one was looked at, which may have been let go of.
+            Some((newer, newer_path)) if checked.is_err() && newer != step => {
+                (step, path) = (newer, newer_path);
+                checked = checkpoint::verify(&path);
+            }
+            _ => break,
+        }
+    }
     let age = path.metadata().and_then(|metadata| metadata.modified()).ok().and_then(|time| time.elapsed().ok());
     Ok(Some(Saved {
         step,

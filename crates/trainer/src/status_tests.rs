@@ -41,7 +41,8 @@ fn saved(step: u64) -> Option<Saved> {
 }
 
 fn seen(held: bool, end: Option<End>) -> Seen {
-    Seen { held, sessions: vec![session(0, 50, end)], lines: lines(50), checkpoint: saved(40), now: NOW }
+    let taken = Some(NOW - 1_000.0);
+    Seen { held, taken, sessions: vec![session(0, 50, end)], lines: lines(50), checkpoint: saved(40), now: NOW }
 }
 
 fn judge(seen: &Seen) -> Status {
@@ -112,6 +113,29 @@ fn a_run_that_has_just_begun_says_that_it_is_too_early() {
     assert_eq!((status.step, status.seconds_left), (0, None));
     let text = status.to_string();
     assert!(text.contains("too early") && text.contains("checkpoint  none yet") && text.lines().count() == 5, "{text}");
+}
+
+#[test]
+fn a_run_that_is_resumed_is_starting_and_not_its_last_session() {
+    for end in [Some(End::Stopped), None] {
+        let mut resumed = seen(true, end);
+        (resumed.sessions[0].updated, resumed.taken) = (NOW - 200_000.0, Some(NOW - 90.0));
+        let status = judge(&resumed);
+        assert_eq!((status.activity, status.step, status.stalled), (Activity::Running, 40, false));
+        assert_eq!((status.phase.as_deref(), status.silent_seconds), (Some("starting"), Some(90.0)));
+        assert_eq!(status.problems, [""; 0]);
+        resumed.taken = Some(NOW - 7_200.0);
+        assert!(judge(&resumed).problems[0].contains("no sign for 2h 00m while starting"));
+    }
+    // No step is done yet: who knows how long one takes.
+    let mut first = seen(true, None);
+    (first.lines, first.sessions[0].step, first.sessions[0].updated) = (Vec::new(), 0, NOW - 300.0);
+    assert!(!judge(&first).stalled);
+    // All steps are done, and the last checkpoint is written.
+    let mut last = seen(true, None);
+    (last.lines, last.sessions[0].step) = (lines(100), 100);
+    last.sessions[0].updated = NOW - 50.0;
+    assert!(!judge(&last).stalled);
 }
 
 #[test]

@@ -26,6 +26,8 @@ pub(crate) enum Progress {
 /// A complete checkpoint, and what it cost.
 #[derive(Debug)]
 pub(crate) struct Written {
+    /// Steps that its run had done.
+    pub(crate) step: u64,
     pub(crate) saved: Saved,
     /// The copy, for which training waited.
     pub(crate) copying: Duration,
@@ -40,13 +42,24 @@ pub(crate) struct Writer {
     /// What the next one is copied into; away while one is written.
     room: Option<Snapshot>,
     in_flight: Option<InFlight>,
-    /// From a copy's begin to its checkpoint's end.
-    longest: Duration,
+    /// From a copy's begin to its checkpoint's end: the longest so far, or before the first a guess.
+    longest: Longest,
 }
+
+/// How long checkpoints take.
+#[derive(Debug, Clone, Copy)]
+enum Longest {
+    Guessed(Duration),
+    Seen(Duration),
+}
+
+/// Bytes a second of a disk that writes, and reads again for the hashes, slowly.
+const CAUTIOUS_RATE: f64 = 50e6;
 
 #[derive(Debug)]
 struct InFlight {
     folder: PathBuf,
+    step: u64,
     begun: Instant,
     copying: Duration,
     ended: Receiver<(Snapshot, Result<(Saved, Duration)>)>,
@@ -58,8 +71,14 @@ impl Writer {
     /// # Errors
     /// When memory is short.
     pub(crate) fn new(store: Store, model: &LanguageModel, optimizer: &Optimizer) -> Result<Self> {
-        let room = Some(Snapshot::room_for(model, optimizer)?);
-        Ok(Writer { store, room, in_flight: None, longest: Duration::ZERO })
+        let room = Snapshot::room_for(model, optimizer)?;
+        let longest = Longest::Guessed(Duration::from_secs_f64(room.bytes() as f64 / CAUTIOUS_RATE));
+        Ok(Writer { store, room: Some(room), in_flight: None, longest })
+    }
+
+    /// Whether there is a checkpoint of this step.
+    pub(crate) fn has(&self, step: u64) -> bool {
+        self.store.folder_of(step).is_dir()
     }
 
     /// Copies weights and moments and begins to write the copy; the one before has to be done.
@@ -76,7 +95,8 @@ impl Writer {
         snapshot.take(model, optimizer)?;
         let copying = begun.elapsed();
         let (tell, ended) = mpsc::channel();
-        let (store, folder) = (self.store.clone(), self.store.folder_of(state.step));
+        let (store, step) = (self.store.clone(), state.step);
+        let folder = store.folder_of(step);
         let write = move || {
             yield_to_training();
             let begun = Instant::now();
@@ -87,7 +107,7 @@ impl Writer {
         std::thread::Builder::new().name("checkpoint".to_owned()).spawn(write).with_context(|| {
             format!("the checkpoint {} cannot be written: the system starts no thread", folder.display())
         })?;
-        self.in_flight = Some(InFlight { folder, begun, copying, ended });
+        self.in_flight = Some(InFlight { folder, step, begun, copying, ended });
         Ok(())
     }
 
@@ -99,7 +119,7 @@ impl Writer {
         } else {
             in_flight.ended.recv_timeout(at_most).map_err(|error| error == RecvTimeoutError::Timeout)
         };
-        let copying = in_flight.copying;
+        let (copying, step) = (in_flight.copying, in_flight.step);
         let written = match ended {
             Err(true) => return Progress::Busy,
             Err(false) => {
@@ -108,10 +128,14 @@ impl Writer {
             }
             Ok((snapshot, saved)) => {
                 self.room = Some(snapshot);
-                saved.map(|(saved, writing)| Written { saved, copying, writing })
+                saved.map(|(saved, writing)| Written { step, saved, copying, writing })
             }
         };
-        self.longest = self.longest.max(in_flight.begun.elapsed());
+        let took = in_flight.begun.elapsed();
+        self.longest = Longest::Seen(match self.longest {
+            Longest::Guessed(_) => took,
+            Longest::Seen(longest) => longest.max(took),
+        });
         self.in_flight = None;
         Progress::Done(written)
     }
@@ -119,7 +143,8 @@ impl Writer {
     /// How long one more checkpoint may take from now on until it is complete, after the one
     /// in flight.
     pub(crate) fn reckoned(&self) -> Duration {
-        if self.in_flight.is_some() { 2 * self.longest } else { self.longest }
+        let (Longest::Guessed(longest) | Longest::Seen(longest)) = self.longest;
+        if self.in_flight.is_some() { 2 * longest } else { longest }
     }
 
     /// Whether nothing is in flight.

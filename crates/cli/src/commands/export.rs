@@ -63,7 +63,7 @@ impl Export {
 
     /// Weights, configs, modelling files and card.
     fn write_model(&self, model: &LanguageModel, folder: &Path, has_tokenizer: bool) -> Result<()> {
-        let (config, tensors) = model::export_tensors(model, self.dtype.kind());
+        let (config, tensors) = model::export_tensors(model, self.dtype.kind())?;
         write_tensors(&folder.join(WEIGHTS_FILE), tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)))?;
         let edited = model.backpack().and_then(Backpack::edited).map_or(0, |edited| edited.parts().0.len());
         write_json(folder, CONFIG_FILE, &hugging_face::config_json(&config, self.dtype, has_tokenizer, edited))?;

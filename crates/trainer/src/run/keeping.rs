@@ -61,13 +61,22 @@ impl<'a> Run<'a> {
         if before.step == 0 {
             return Ok("start again: no step before them was good".to_owned());
         }
-        let newest = self.saving.newest().max(Some(before.step)).unwrap_or_default();
-        if newest == before.step && self.saving.newest() != Some(newest) {
-            self.state = before;
-            let (saving, trained, mut heard) = self.parts();
-            saving.save_last(trained, &mut heard)?;
-        }
-        Ok(format!("go on with --resume auto from step {newest}, whose weights are those from before them"))
+        let (saving, _, mut heard) = self.parts();
+        // One that was saved since then has the same weights.
+        let from = match saving.newest(&mut heard)?.filter(|newest| *newest >= before.step) {
+            Some(newest) => newest,
+            None => {
+                self.state = before;
+                let (saving, trained, mut heard) = self.parts();
+                if let Err(error) = saving.save_last(trained, &mut heard) {
+                    return Ok(format!(
+                        "go on from the newest checkpoint, since there is none from before them: {error:#}"
+                    ));
+                }
+                self.state.step
+            }
+        };
+        Ok(format!("go on with --resume auto from step {from}, whose weights are those from before them"))
     }
 
     /// Begins to save a checkpoint.
