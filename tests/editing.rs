@@ -100,6 +100,13 @@ fn edits_that_cannot_be_made_are_refused_by_their_place() {
     );
     let large = r#"[{"token": 1, "sense": 0, "factor": 1e30}, {"token": 1, "sense": 0, "factor": 1e30}]"#;
     assert!(error(large).contains("larger than a number can be"));
+    // A number that fp32 has and fp16 has not.
+    fs::write(&edit, r#"[{"token": 1, "sense": 0, "factor": 1e9}]"#).unwrap();
+    let out = scratch.text("out");
+    let command = ["export", "--checkpoint", model, "--output", &out, "--edit", &edit, "--dtype"];
+    let small = backpack(&[&command[..], &["fp16"]].concat()).error();
+    assert!(small.contains("a number too large for Half: export with --dtype fp32"), "{small}");
+    backpack(&[&command[..], &["fp32"]].concat()).expect(0);
     let missing = backpack(&["generate", "--model", model, "--prompt-ids", "1", "--edit", "none.json"]).error();
     assert!(missing.contains("none.json cannot be read"), "{missing}");
 }
