@@ -34,7 +34,7 @@ if [ -z "${BACKPACK_BINARY:-}" ]; then
 fi
 export BACKPACK_BINARY BACKPACK_ROOT=$PWD MIN_FREE_GB=1
 
-work=$(mktemp -d /tmp/backpack-slurm.XXXXXX)
+work=$(mktemp -d -t backpack-slurm.XXXXXX)
 at_end() {
   jobs -p | xargs -r kill 2>/dev/null
   tests/slurm/stop.sh "$work/slurm"
