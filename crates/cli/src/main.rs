@@ -12,6 +12,7 @@ mod new_folder;
 mod progress;
 mod rates;
 mod run_config;
+mod sampling;
 mod world;
 
 use std::io::{self, Write};

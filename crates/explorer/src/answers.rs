@@ -9,7 +9,7 @@ use tch::{Kind, Tensor};
 use crate::explorer::{Explorer, word};
 use crate::refusal::Refusal;
 use crate::requests::{
-    Contributions, Generate, MOST_NEW_TOKENS, MOST_WEIGHTS, MOST_WORDS, Next, Reading, Senses, Weights, check_number,
+    Contributions, Generate, MOST_NEW_TOKENS, MOST_WEIGHTS, MOST_WORDS, Position, Senses, Weights, check_number,
     too_large,
 };
 
@@ -34,17 +34,16 @@ pub(crate) fn senses(explorer: &mut Explorer, asked: Senses) -> Result<Value, Re
     Ok(answer)
 }
 
-pub(crate) fn reading(explorer: &mut Explorer, asked: Reading) -> Result<Value, Refusal> {
+pub(crate) fn reading(explorer: &mut Explorer, asked: Position) -> Result<Value, Refusal> {
     check_number("top", asked.top, MOST_WORDS)?;
     let edits = explorer.edits(asked.edits.as_ref())?;
-    let ids = explorer.ids(asked.text, asked.ids)?;
-    let position = asked.position.unwrap_or(ids.len() - 1);
-    let context = explorer.context(&ids)?;
+    let context = explorer.context(asked.text, asked.ids)?;
+    let position = asked.position.unwrap_or(context.ids.len() - 1);
     let next = explorer
         .model
         .with_edits(&edits, |model| evals::Reading::at(model, &context, position)?.next(position, asked.top))?;
     Ok(json!({
-        "tokens": words(&explorer.tokenizer, &ids),
+        "tokens": words(&explorer.tokenizer, &context.ids),
         "position": position,
         "next": next.into_iter().map(|next| candidate(&explorer.tokenizer, next)).collect::<Vec<_>>(),
         "weights": rows(&weights_at(&context, position), 4)?,
@@ -57,17 +56,16 @@ pub(crate) fn weights(explorer: &mut Explorer, asked: Weights) -> Result<Value, 
     if let Some(sense) = senses.iter().find(|sense| **sense >= num_senses) {
         return Err(Refusal::bad(format!("there is no sense {sense}: the model has 0 to {}", num_senses - 1)));
     }
-    let ids = explorer.ids(asked.text, asked.ids)?;
-    let each = ids.len() * (ids.len() + 1) / 2;
+    let context = explorer.context(asked.text, asked.ids)?;
+    let length = context.ids.len();
+    let each = length * (length + 1) / 2;
     if senses.len() * each > MOST_WEIGHTS {
         return Err(too_large(format!(
-            "{} senses of {} tokens have {} weights, more than the {MOST_WEIGHTS} of one answer: ask for fewer senses",
+            "{} senses of {length} tokens have {} weights, more than the {MOST_WEIGHTS} of one answer: ask for fewer senses",
             senses.len(),
-            ids.len(),
             senses.len() * each
         )));
     }
-    let context = explorer.context(&ids)?;
     let one = |sense: usize| -> Result<Value, Refusal> {
         // The triangle of positions that a word can see.
         let mut square = rows(&context.weights.get(sense as i64), 4)?;
@@ -75,21 +73,20 @@ pub(crate) fn weights(explorer: &mut Explorer, asked: Weights) -> Result<Value, 
         Ok(json!({ "sense": sense, "weights": square }))
     };
     let senses = senses.into_iter().map(one).collect::<Result<Vec<_>, _>>()?;
-    Ok(json!({ "tokens": words(&explorer.tokenizer, &ids), "senses": senses }))
+    Ok(json!({ "tokens": words(&explorer.tokenizer, &context.ids), "senses": senses }))
 }
 
 pub(crate) fn contributions(explorer: &mut Explorer, asked: Contributions) -> Result<Value, Refusal> {
     let edits = explorer.edits(asked.edits.as_ref())?;
     let token = explorer.token(asked.word, asked.token)?;
-    let ids = explorer.ids(asked.text, asked.ids)?;
-    let position = asked.position.unwrap_or(ids.len() - 1);
-    let context = explorer.context(&ids)?;
+    let context = explorer.context(asked.text, asked.ids)?;
+    let position = asked.position.unwrap_or(context.ids.len() - 1);
     let (next, parts) = explorer.model.with_edits(&edits, |model| {
         let reading = evals::Reading::at(model, &context, position)?;
         Ok((reading.candidate(position, token)?, reading.contributions(position, token)?))
     })?;
     Ok(json!({
-        "tokens": words(&explorer.tokenizer, &ids),
+        "tokens": words(&explorer.tokenizer, &context.ids),
         "position": position,
         "next": candidate(&explorer.tokenizer, next),
         "weights": rows(&weights_at(&context, position), 4)?,
@@ -97,12 +94,11 @@ pub(crate) fn contributions(explorer: &mut Explorer, asked: Contributions) -> Re
     }))
 }
 
-pub(crate) fn next(explorer: &mut Explorer, asked: Next) -> Result<Value, Refusal> {
+pub(crate) fn next(explorer: &mut Explorer, asked: Position) -> Result<Value, Refusal> {
     check_number("top", asked.top, MOST_WORDS)?;
     let edits = explorer.edits(asked.edits.as_ref())?;
-    let ids = explorer.ids(asked.text, asked.ids)?;
-    let position = asked.position.unwrap_or(ids.len() - 1);
-    let context = explorer.context(&ids)?;
+    let context = explorer.context(asked.text, asked.ids)?;
+    let position = asked.position.unwrap_or(context.ids.len() - 1);
     let logits = |model: &_| evals::Reading::at(model, &context, position)?.logits_after(position);
     let before = logits(&explorer.model)?;
     let after = explorer.model.with_edits(&edits, logits)?;
@@ -127,7 +123,7 @@ pub(crate) fn next(explorer: &mut Explorer, asked: Next) -> Result<Value, Refusa
         word
     };
     Ok(json!({
-        "tokens": words(&explorer.tokenizer, &ids),
+        "tokens": words(&explorer.tokenizer, &context.ids),
         "position": position,
         "words": chosen.iter().map(word_of).collect::<Vec<_>>(),
         // Rounding can leave a little less than nothing.

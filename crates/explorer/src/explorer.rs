@@ -126,12 +126,13 @@ impl Explorer {
         Ok(edits)
     }
 
-    /// The contextualization of a text, kept or made.
-    pub(crate) fn context(&mut self, ids: &[i64]) -> Result<Rc<TextContext>, Refusal> {
+    /// The contextualization of a text that fits the model, kept or made.
+    pub(crate) fn context(&mut self, text: Option<String>, ids: Option<Vec<i64>>) -> Result<Rc<TextContext>, Refusal> {
+        let ids = self.ids(text, ids)?;
         let kept = self.contexts.iter().position(|context| context.ids == ids);
         let context = match kept.and_then(|place| self.contexts.remove(place)) {
             Some(context) => context,
-            None => Rc::new(TextContext::of(&self.model, ids)?),
+            None => Rc::new(TextContext::of(&self.model, &ids)?),
         };
         self.contexts.push_front(Rc::clone(&context));
         self.contexts.truncate(KEPT_CONTEXTS);

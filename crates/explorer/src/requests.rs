@@ -58,10 +58,10 @@ pub(crate) struct Senses {
     pub(crate) edits: Option<Value>,
 }
 
-/// What a text's words and senses count at one position, and what follows it.
+/// One position of a text: what its words and senses count there, or what follows it.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Reading {
+pub(crate) struct Position {
     pub(crate) text: Option<String>,
     pub(crate) ids: Option<Vec<i64>>,
     pub(crate) position: Option<usize>,
@@ -88,18 +88,6 @@ pub(crate) struct Contributions {
     pub(crate) position: Option<usize>,
     pub(crate) word: Option<String>,
     pub(crate) token: Option<i64>,
-    pub(crate) edits: Option<Value>,
-}
-
-/// What follows, before and after edits.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Next {
-    pub(crate) text: Option<String>,
-    pub(crate) ids: Option<Vec<i64>>,
-    pub(crate) position: Option<usize>,
-    #[serde(default = "twelve")]
-    pub(crate) top: usize,
     pub(crate) edits: Option<Value>,
 }
 

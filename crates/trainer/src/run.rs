@@ -179,7 +179,7 @@ fn train_with(ranks: &Ranks, config: &Config, request: &Request, means: Means<'_
         pass: config.pass(),
         model,
         optimizer,
-        told: (state.stability.skipped, state.stability.spikes),
+        told: (state.stability.skipped, state.stability.gauge.spikes),
         stability,
         state,
         batches,

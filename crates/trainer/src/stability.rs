@@ -70,16 +70,9 @@ pub struct StabilityState {
     pub since_update: u64,
     /// Bad steps in a row so far.
     pub bad_in_row: u64,
-    /// Spikes so far.
-    pub spikes: u64,
-    /// The newest finite losses, the oldest first.
-    pub losses: Vec<f64>,
-    /// With fp16.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub loss_scale: Option<LossScale>,
-    /// With fp16: of the skipped steps, those that only searched for the scale.
-    #[serde(skip_serializing_if = "is_zero")]
-    pub searched: u64,
+    /// What steps are judged by.
+    #[serde(flatten)]
+    pub gauge: Gauge,
     /// Within a row of skipped steps: what it was before them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub before_row: Option<Gauge>,
@@ -100,7 +93,7 @@ pub struct Gauge {
     /// With fp16.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub loss_scale: Option<LossScale>,
-    /// Steps that only searched for the scale.
+    /// With fp16: of the skipped steps, those that only searched for the scale.
     #[serde(skip_serializing_if = "is_zero")]
     pub searched: u64,
 }
@@ -108,21 +101,10 @@ pub struct Gauge {
 impl StabilityState {
     /// As it was before the row of skipped steps that the run is in.
     pub(crate) fn before_row(self) -> Self {
-        let Gauge { spikes, losses, loss_scale, searched } = self.before_row.unwrap_or(Gauge {
-            spikes: self.spikes,
-            losses: self.losses,
-            loss_scale: self.loss_scale,
-            searched: self.searched,
-        });
         StabilityState {
             skipped: self.skipped - self.since_update,
-            since_update: 0,
-            bad_in_row: 0,
-            spikes,
-            losses,
-            loss_scale,
-            searched,
-            before_row: None,
+            gauge: self.before_row.unwrap_or(self.gauge),
+            ..StabilityState::default()
         }
     }
 }
@@ -196,20 +178,21 @@ impl Stability {
     /// When libtorch refuses.
     pub fn resume(config: &StabilityConfig, scaled: bool, device: Device, state: &StabilityState) -> Result<Self> {
         let number = |value: u64| Tensor::f_from_slice(&[value as f64])?.f_to_device(device)?.f_view([] as [i64; 0]);
-        let known = &state.losses[state.losses.len().saturating_sub(config.spike_window)..];
+        let Gauge { spikes, losses, loss_scale, searched } = &state.gauge;
+        let known = &losses[losses.len().saturating_sub(config.spike_window)..];
         let mut losses = vec![f64::NAN; config.spike_window - known.len()];
         // Losses are fp32: what reading decimals may be off by is rounded away.
         losses.extend(known.iter().map(|loss| f64::from(*loss as f32)));
         let fresh = LossScale { scale: config.initial_loss_scale, good_steps: 0 };
-        let scale = state.loss_scale.unwrap_or(fresh);
+        let scale = loss_scale.unwrap_or(fresh);
         let none = || Tensor::f_zeros([0], (Kind::Double, device));
         let mut stability = Stability {
             losses: Tensor::f_from_slice(&losses)?.f_to_device(device)?,
             skipped: number(state.skipped)?,
             since_update: number(state.since_update)?,
             bad_in_row: number(state.bad_in_row)?,
-            spikes: number(state.spikes)?,
-            searched: number(state.searched)?,
+            spikes: number(*spikes)?,
+            searched: number(*searched)?,
             scaler: scaled.then(|| LossScaler::new(scale, device)).transpose()?,
             config: config.clone(),
             at_update: [none()?, none()?, none()?, none()?, none()?],
@@ -326,17 +309,13 @@ impl Stability {
 
     /// For a checkpoint.
     pub(crate) fn state(&self) -> Result<StabilityState> {
-        let now = self.read(&self.gauge()?)?;
         let since_update = count(&self.since_update)?;
         let before_row = (since_update > 0).then(|| self.read(&self.at_update)).transpose()?;
         Ok(StabilityState {
             skipped: count(&self.skipped)?,
             since_update,
             bad_in_row: count(&self.bad_in_row)?,
-            spikes: now.spikes,
-            losses: now.losses,
-            loss_scale: now.loss_scale,
-            searched: now.searched,
+            gauge: self.read(&self.gauge()?)?,
             before_row,
         })
     }
@@ -399,12 +378,12 @@ mod tests {
             for loss in [2.0, 2.1, f32::NAN, 1.9, 2.0, 2.1] {
                 step(&mut stability, loss, false);
             }
-            assert_eq!(stability.state().unwrap().spikes, 0);
+            assert_eq!(stability.state().unwrap().gauge.spikes, 0);
             assert_eq!(step(&mut stability, 4.0, false), skip);
-            assert_eq!(stability.state().unwrap().spikes, 1);
+            assert_eq!(stability.state().unwrap().gauge.spikes, 1);
             // It is among the window now: a level that stays up is none for long.
             assert!(!step(&mut stability, 4.0, false));
-            assert_eq!(stability.state().unwrap().losses, [2.0f32, 2.1, 4.0, 4.0].map(f64::from));
+            assert_eq!(stability.state().unwrap().gauge.losses, [2.0f32, 2.1, 4.0, 4.0].map(f64::from));
         }
     }
 
@@ -412,12 +391,12 @@ mod tests {
     fn a_search_for_the_loss_scale_is_skipped_but_no_bad_step() {
         let tiny = StabilityConfig { initial_loss_scale: 4.0, ..config(0, false) };
         let mut stability = Stability::new(&tiny, true, Device::Cpu).unwrap();
-        let scale = |stability: &Stability| stability.state().unwrap().loss_scale.unwrap().scale;
+        let scale = |stability: &Stability| stability.state().unwrap().gauge.loss_scale.unwrap().scale;
         assert!(step(&mut stability, 3.0, true) && step(&mut stability, 3.0, true));
         assert_eq!((scale(&stability), stability.state().unwrap().bad_in_row), (1.0, 0));
         assert!(step(&mut stability, 3.0, true));
         let state = stability.state().unwrap();
-        assert_eq!((state.bad_in_row, state.since_update, state.skipped, state.searched), (1, 3, 3, 2));
+        assert_eq!((state.bad_in_row, state.since_update, state.skipped, state.gauge.searched), (1, 3, 3, 2));
     }
 
     #[test]
@@ -437,7 +416,10 @@ mod tests {
         for stability in [&mut whole, &mut resumed] {
             assert!(step(stability, 2.0, true) && step(stability, f32::NAN, false));
             let after = stability.state().unwrap();
-            assert_eq!((after.since_update, after.spikes, after.loss_scale.unwrap().scale), (3, 1, 32_768.0));
+            assert_eq!(
+                (after.since_update, after.gauge.spikes, after.gauge.loss_scale.unwrap().scale),
+                (3, 1, 32_768.0)
+            );
             assert_eq!(after.before_row(), before);
             assert!(!step(stability, 2.0, false));
             assert_eq!(stability.state().unwrap().before_row, None);
@@ -451,7 +433,9 @@ mod tests {
             step(&mut whole, 2.0 + 0.1 * i as f32, i == 3);
         }
         let text = serde_json::to_string(&whole.state().unwrap()).unwrap();
-        let read = serde_json::from_str(&text).unwrap();
+        // In the file the gauge's values stand beside the counts.
+        assert!(text.contains("\"spikes\":") && !text.contains("gauge"), "{text}");
+        let read: StabilityState = serde_json::from_str(&text).unwrap();
         let mut resumed = Stability::resume(&config(5, true), true, Device::Cpu, &read).unwrap();
         for loss in [2.5, 9.0, f32::NAN, 2.4] {
             assert_eq!(step(&mut whole, loss, false), step(&mut resumed, loss, false));
@@ -459,6 +443,6 @@ mod tests {
         }
         // Another window takes what it has room for.
         let narrow = Stability::resume(&config(2, true), true, Device::Cpu, &read).unwrap();
-        assert_eq!(narrow.state().unwrap().losses, read.losses[3..]);
+        assert_eq!(narrow.state().unwrap().gauge.losses, read.gauge.losses[3..]);
     }
 }

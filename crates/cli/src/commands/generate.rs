@@ -6,6 +6,7 @@ use model::Sampling;
 use serde_json::json;
 
 use crate::compute::{Compute, parse_ids};
+use crate::sampling::SamplingArguments;
 
 /// Continue a text
 ///
@@ -23,18 +24,8 @@ pub(crate) struct Generate {
     /// How many tokens to add
     #[arg(long, value_name = "N", default_value_t = 100)]
     max_new_tokens: usize,
-    /// Divides the logits before sampling [default: 1]
-    #[arg(long, value_name = "X", allow_negative_numbers = true)]
-    temperature: Option<f64>,
-    /// Sample among the K most probable tokens only
-    #[arg(long, value_name = "K")]
-    top_k: Option<usize>,
-    /// Sample among the most probable tokens that together reach this probability only
-    #[arg(long, value_name = "P", allow_negative_numbers = true)]
-    top_p: Option<f64>,
-    /// The same seed gives the same text
-    #[arg(long, value_name = "S", default_value_t = 0)]
-    seed: u64,
+    #[command(flatten)]
+    sampling: SamplingArguments,
     /// Always take the most probable token
     #[arg(long)]
     greedy: bool,
@@ -46,13 +37,12 @@ pub(crate) struct Generate {
 impl Generate {
     pub(crate) fn run(self) -> Result<()> {
         let sampling = if self.greedy {
-            if self.temperature.is_some() || self.top_k.is_some() || self.top_p.is_some() {
+            if self.sampling.are_given() {
                 eprintln!("warning: --greedy leaves --temperature, --top-k and --top-p without effect");
             }
             Sampling::Greedy
         } else {
-            let temperature = self.temperature.unwrap_or(1.0);
-            Sampling::Random { temperature, top_k: self.top_k, top_p: self.top_p, seed: self.seed }
+            self.sampling.with_seed(self.sampling.seed)
         };
         sampling.validate()?;
         ensure!(self.prompt.as_deref() != Some(""), "the prompt is empty: give at least one word");

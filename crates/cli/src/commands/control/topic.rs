@@ -14,13 +14,15 @@ use super::report::{Report, ReportArguments, percent, shorten};
 use super::table::Table;
 use crate::compute::{Compute, at_least_one};
 use crate::progress::Plain;
+use crate::sampling::SamplingArguments;
 
 /// Generate texts on a topic, at several strengths
 ///
 /// The senses that speak of the topic's words count more, the more so near the end of the text, and no more once what
 /// they say has been said. Reported for each strength, 0 being the model as it is: the share of texts in which the
 /// topic's words are more frequent than in the mean text of strength 0, how frequent they are, how many of a text's
-/// tokens are different ones, and the perplexity of the texts under the model as it is.
+/// tokens are different ones, and the perplexity of the texts under the model as it is. Text i draws alike at every
+/// strength.
 /// Example: backpack control topic --model runs/quickstart-model --topic war --topic family --texts 20
 #[derive(Debug, Args)]
 pub(super) struct Topic {
@@ -47,18 +49,8 @@ pub(super) struct Topic {
     /// Strengths, from 1 to 3
     #[arg(long, value_name = "1,2,3", value_delimiter = ',', default_values_t = [1, 2, 3], value_parser = clap::value_parser!(u8).range(1..=3))]
     strengths: Vec<u8>,
-    /// Divides the logits before sampling
-    #[arg(long, value_name = "X", default_value_t = 1.0, allow_negative_numbers = true)]
-    temperature: f64,
-    /// Sample among the K most probable tokens only
-    #[arg(long, value_name = "K")]
-    top_k: Option<usize>,
-    /// Sample among the most probable tokens that together reach this probability only
-    #[arg(long, value_name = "P", allow_negative_numbers = true)]
-    top_p: Option<f64>,
-    /// The same seed gives the same texts; text i draws alike at every strength
-    #[arg(long, value_name = "S", default_value_t = 0)]
-    seed: u64,
+    #[command(flatten)]
+    sampling: SamplingArguments,
     #[command(flatten)]
     report: ReportArguments,
 }
@@ -155,8 +147,7 @@ impl Topic {
     }
 
     fn sampling(&self, number: u64) -> Sampling {
-        let Topic { temperature, top_k, top_p, .. } = *self;
-        Sampling::Random { temperature, top_k, top_p, seed: derive_seed(self.seed, &[number]) }
+        self.sampling.with_seed(derive_seed(self.sampling.seed, &[number]))
     }
 
     fn prompt_ids(&self, model: &LanguageModel, tokenizer: &Tokenizer) -> Result<Vec<i64>> {
@@ -223,7 +214,7 @@ impl Topic {
         };
         let topics = steered.iter().zip(scores).enumerate().map(topic).collect::<Result<Vec<_>>>()?;
         Ok(json!({ "recipe": "topic", "prompt": self.prompt, "texts": self.texts, "tokens": tokens,
-                   "seed": self.seed, "topics": topics }))
+                   "seed": self.sampling.seed, "topics": topics }))
     }
 }
 
