@@ -153,6 +153,7 @@ fn every_question_is_answered_with_what_the_model_says() {
     let senses = server.ask("senses", json!({ "word": "house", "top": 5 }));
     let token = senses["token"].as_i64().unwrap();
     assert_eq!(senses["word"], " house");
+    assert_eq!(senses["senses"].as_array().unwrap().len(), 4);
     for (got, want) in senses["senses"].as_array().unwrap().iter().zip(evals::senses_of(&model, token, 5).unwrap()) {
         assert!(close(&got["norm"], want.norm));
         assert_eq!(tokens(&got["raises"]), want.raises.iter().map(|w| w.id).collect::<Vec<_>>());
@@ -162,6 +163,7 @@ fn every_question_is_answered_with_what_the_model_says() {
     let read = server.ask("reading", json!({ "text": TEXT, "position": 4, "top": 3 }));
     let ids = tokens(&read["tokens"]);
     let reading = evals::Reading::of(&model, &ids).unwrap();
+    assert_eq!((read["next"].as_array().unwrap().len(), read["weights"].as_array().unwrap().len()), (3, 4));
     for (got, want) in read["next"].as_array().unwrap().iter().zip(reading.next(4, 3).unwrap()) {
         assert_eq!(got["token"], want.id);
         assert!(close(&got["logit"], want.logit) && close(&got["probability"], want.probability));
@@ -174,7 +176,7 @@ fn every_question_is_answered_with_what_the_model_says() {
     let weights = server.ask("weights", json!({ "ids": ids, "senses": [2, 0] }));
     for (place, sense) in [2i64, 0].into_iter().enumerate() {
         let one = &weights["senses"][place];
-        assert_eq!(one["sense"], sense);
+        assert_eq!((&one["sense"], one["weights"].as_array().unwrap().len()), (&json!(sense), ids.len()));
         for (position, row) in one["weights"].as_array().unwrap().iter().enumerate() {
             let row: Vec<f64> = row.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect();
             assert!(row.len() == position + 1 && (row.iter().sum::<f64>() - 1.0).abs() < 1e-3, "{row:?}");

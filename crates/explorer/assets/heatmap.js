@@ -4,6 +4,7 @@ import { h } from "./elements.js";
 
 const FONT = "12px system-ui, sans-serif";
 const LARGEST = 26; // pixels of a cell
+const FLAT = 18; // least height of a row where the map is no square
 const SMALLEST = 4;
 const LABEL = 13; // a label needs so many
 const SLANT = Math.PI / 3;
@@ -120,7 +121,7 @@ export class HeatMap {
     const lean = Math.min(widest(this.columnLabels), 90) * Math.cos(SLANT);
     const room = this.element.clientWidth - left - lean - 4;
     const cell = Math.max(SMALLEST, Math.min(LARGEST, Math.floor(room / Math.max(columns, 1))));
-    const height = this.rows.length === columns ? cell : Math.max(cell, Math.min(18, LARGEST));
+    const height = this.rows.length === columns ? cell : Math.max(cell, FLAT);
     return { left, top, cell, height, width: left + columns * cell + lean, tall: top + this.rows.length * height + 2 };
   }
 

@@ -101,9 +101,8 @@ export class Store {
   take(next) {
     const before = this.state;
     this.state = next;
-    const changed = (key) => JSON.stringify(before[key]) !== JSON.stringify(next[key]);
-    const keys = new Set(Object.keys(DEFAULTS).filter(changed));
-    if (keys.size > 0) this.listeners.forEach((listener) => listener(keys));
+    const isChanged = (key) => JSON.stringify(before[key]) !== JSON.stringify(next[key]);
+    if (Object.keys(DEFAULTS).some(isChanged)) this.listeners.forEach((listener) => listener());
   }
 
   hear(listener) {

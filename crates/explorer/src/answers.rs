@@ -1,12 +1,12 @@
 //! What each question of the API is answered with. Weights are rounded to four decimals,
-//! contributions to seven: a shorter answer, and their sum is still the logit to a millionth.
+//! contributions to seven: a shorter answer, whose parts still sum to the logit but for that rounding.
 
-use evals::{Candidate, Scored, SenseView, TextContext, Tokenizer};
+use evals::{Candidate, Scored, SenseView, TextContext};
 use model::Sampling;
 use serde_json::{Value, json};
 use tch::{Kind, Tensor};
 
-use crate::explorer::{Explorer, word};
+use crate::explorer::Explorer;
 use crate::refusal::Refusal;
 use crate::requests::{
     Contributions, Generate, MOST_NEW_TOKENS, MOST_WEIGHTS, MOST_WORDS, Position, Senses, Weights, check_number,
@@ -43,9 +43,9 @@ pub(crate) fn reading(explorer: &mut Explorer, asked: Position) -> Result<Value,
         .model
         .with_edits(&edits, |model| evals::Reading::at(model, &context, position)?.next(position, asked.top))?;
     Ok(json!({
-        "tokens": words(&explorer.tokenizer, &context.ids),
+        "tokens": words(explorer, &context.ids),
         "position": position,
-        "next": next.into_iter().map(|next| candidate(&explorer.tokenizer, next)).collect::<Vec<_>>(),
+        "next": next.into_iter().map(|next| candidate(explorer, next)).collect::<Vec<_>>(),
         "weights": rows(&weights_at(&context, position), 4)?,
     }))
 }
@@ -56,8 +56,8 @@ pub(crate) fn weights(explorer: &mut Explorer, asked: Weights) -> Result<Value, 
     if let Some(sense) = senses.iter().find(|sense| **sense >= num_senses) {
         return Err(Refusal::bad(format!("there is no sense {sense}: the model has 0 to {}", num_senses - 1)));
     }
-    let context = explorer.context(asked.text, asked.ids)?;
-    let length = context.ids.len();
+    let ids = explorer.ids(asked.text, asked.ids)?;
+    let length = ids.len();
     let each = length * (length + 1) / 2;
     if senses.len() * each > MOST_WEIGHTS {
         return Err(too_large(format!(
@@ -66,6 +66,7 @@ pub(crate) fn weights(explorer: &mut Explorer, asked: Weights) -> Result<Value, 
             senses.len() * each
         )));
     }
+    let context = explorer.context(None, Some(ids))?;
     let one = |sense: usize| -> Result<Value, Refusal> {
         // The triangle of positions that a word can see.
         let mut square = rows(&context.weights.get(sense as i64), 4)?;
@@ -73,7 +74,7 @@ pub(crate) fn weights(explorer: &mut Explorer, asked: Weights) -> Result<Value, 
         Ok(json!({ "sense": sense, "weights": square }))
     };
     let senses = senses.into_iter().map(one).collect::<Result<Vec<_>, _>>()?;
-    Ok(json!({ "tokens": words(&explorer.tokenizer, &context.ids), "senses": senses }))
+    Ok(json!({ "tokens": words(explorer, &context.ids), "senses": senses }))
 }
 
 pub(crate) fn contributions(explorer: &mut Explorer, asked: Contributions) -> Result<Value, Refusal> {
@@ -86,9 +87,9 @@ pub(crate) fn contributions(explorer: &mut Explorer, asked: Contributions) -> Re
         Ok((reading.candidate(position, token)?, reading.contributions(position, token)?))
     })?;
     Ok(json!({
-        "tokens": words(&explorer.tokenizer, &context.ids),
+        "tokens": words(explorer, &context.ids),
         "position": position,
-        "next": candidate(&explorer.tokenizer, next),
+        "next": candidate(explorer, next),
         "weights": rows(&weights_at(&context, position), 4)?,
         "contributions": rows(&parts.tr(), 7)?,
     }))
@@ -99,16 +100,14 @@ pub(crate) fn next(explorer: &mut Explorer, asked: Position) -> Result<Value, Re
     let edits = explorer.edits(asked.edits.as_ref())?;
     let context = explorer.context(asked.text, asked.ids)?;
     let position = asked.position.unwrap_or(context.ids.len() - 1);
-    let logits = |model: &_| evals::Reading::at(model, &context, position)?.logits_after(position);
-    let before = logits(&explorer.model)?;
-    let after = explorer.model.with_edits(&edits, logits)?;
-    // Padding has its share of the probability, and is no word.
-    let num_tokens = explorer.model.config().num_tokens();
-    let best = |logits: &Tensor| -> Result<Vec<i64>, anyhow::Error> {
-        Ok(Vec::try_from(logits.narrow(0, 0, num_tokens).topk((asked.top as i64).min(num_tokens), 0, true, true).1)?)
+    let read = |model: &_| {
+        let reading = evals::Reading::at(model, &context, position)?;
+        let best = reading.next(position, asked.top)?.into_iter().map(|next| next.id).collect::<Vec<i64>>();
+        Ok((best, reading.logits_after(position)?))
     };
-    let mut chosen = best(&after)?;
-    for id in best(&before)? {
+    let (best_before, before) = read(&explorer.model)?;
+    let (mut chosen, after) = explorer.model.with_edits(&edits, read)?;
+    for id in best_before {
         if !chosen.contains(&id) {
             chosen.push(id);
         }
@@ -123,7 +122,7 @@ pub(crate) fn next(explorer: &mut Explorer, asked: Position) -> Result<Value, Re
         word
     };
     Ok(json!({
-        "tokens": words(&explorer.tokenizer, &context.ids),
+        "tokens": words(explorer, &context.ids),
         "position": position,
         "words": chosen.iter().map(word_of).collect::<Vec<_>>(),
         // Rounding can leave a little less than nothing.
@@ -156,18 +155,18 @@ pub(crate) fn generate(explorer: &mut Explorer, asked: Generate) -> Result<Value
     let new =
         explorer.model.with_edits(&edits, |model| model::generate(model, &ids, asked.max_new_tokens, sampling))?;
     Ok(json!({
-        "prompt": words(&explorer.tokenizer, &ids),
-        "new": words(&explorer.tokenizer, &new),
+        "prompt": words(explorer, &ids),
+        "new": words(explorer, &new),
         "text": explorer.tokenizer.decode(&[ids, new].concat())?,
     }))
 }
 
-fn words(tokenizer: &Tokenizer, ids: &[i64]) -> Vec<Value> {
-    ids.iter().map(|&id| word(tokenizer, id)).collect()
+fn words(explorer: &Explorer, ids: &[i64]) -> Vec<Value> {
+    ids.iter().map(|&id| explorer.word(id)).collect()
 }
 
-fn candidate(tokenizer: &Tokenizer, Candidate { id, logit, probability }: Candidate) -> Value {
-    with(word(tokenizer, id), [("logit", logit), ("probability", probability)])
+fn candidate(explorer: &Explorer, Candidate { id, logit, probability }: Candidate) -> Value {
+    with(explorer.word(id), [("logit", logit), ("probability", probability)])
 }
 
 fn with<const N: usize>(mut word: Value, numbers: [(&str, f64); N]) -> Value {

@@ -76,7 +76,8 @@ impl Explorer {
 
     /// A token as every answer shows it: its id, and its text with the space that belongs to it.
     pub(crate) fn word(&self, id: i64) -> Value {
-        word(&self.tokenizer, id)
+        // The model's ids past the tokenizer's have no text.
+        json!({ "token": id, "word": self.tokenizer.decode(&[id]).unwrap_or_default() })
     }
 
     /// The ids of a text that fits the model.
@@ -138,10 +139,4 @@ impl Explorer {
         self.contexts.truncate(KEPT_CONTEXTS);
         Ok(context)
     }
-}
-
-/// [`Explorer::word`] where the model is busy.
-pub(crate) fn word(tokenizer: &Tokenizer, id: i64) -> Value {
-    // The model's ids past the tokenizer's have no text.
-    json!({ "token": id, "word": tokenizer.decode(&[id]).unwrap_or_default() })
 }

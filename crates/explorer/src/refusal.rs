@@ -12,17 +12,24 @@ pub(crate) struct Refusal {
     sentence: String,
     /// Into what a word splits that is not one token.
     pieces: Option<Value>,
+    /// The methods there are instead.
+    pub(crate) allow: Option<&'static str>,
 }
 
 impl Refusal {
     pub(crate) fn new(status: StatusCode, sentence: impl fmt::Display) -> Self {
         // Causes are part of an error's sentence: `{:#}` shows them.
-        Refusal { status, sentence: format!("{sentence:#}"), pieces: None }
+        Refusal { status, sentence: format!("{sentence:#}"), pieces: None, allow: None }
     }
 
     /// The request is not as it must be.
     pub(crate) fn bad(sentence: impl fmt::Display) -> Self {
         Self::new(StatusCode::BAD_REQUEST, sentence)
+    }
+
+    /// The method is none of those that the path takes.
+    pub(crate) fn method(sentence: impl fmt::Display, allow: &'static str) -> Self {
+        Refusal { allow: Some(allow), ..Self::new(StatusCode::METHOD_NOT_ALLOWED, sentence) }
     }
 
     pub(crate) fn with_pieces(self, pieces: Value) -> Self {

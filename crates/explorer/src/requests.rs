@@ -14,8 +14,8 @@ pub(crate) const MOST_BYTES: usize = 1 << 20;
 pub(crate) const MOST_WORDS: usize = 100;
 /// Edits at once; each may want the senses of another word.
 pub(crate) const MOST_EDITS: usize = 64;
-/// New tokens of one request, of the model's context: nobody else is served while they are made, half a second of a
-/// micro model's.
+/// New tokens of one request, where the model's context has room for them: nobody else is served while they are made,
+/// three quarters of a second of a micro model's.
 pub(crate) const MOST_NEW_TOKENS: usize = 64;
 /// Weights of one answer, about 1 MB of JSON: one sense of 512 tokens, or 16 of 150.
 pub(crate) const MOST_WEIGHTS: usize = 200_000;

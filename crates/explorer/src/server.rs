@@ -139,10 +139,9 @@ struct Site {
 
 impl Site {
     async fn respond(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
-        let is_question = Kind::at(request.uri().path()).is_some_and(|kind| kind != Kind::Model);
-        let (status, content_type, body) = match self.answer(request).await {
-            Ok((content_type, body)) => (StatusCode::OK, content_type, body),
-            Err(refusal) => (refusal.status, JSON, Bytes::from(refusal.json())),
+        let (status, allow, content_type, body) = match self.answer(request).await {
+            Ok((content_type, body)) => (StatusCode::OK, None, content_type, body),
+            Err(refusal) => (refusal.status, refusal.allow, JSON, Bytes::from(refusal.json())),
         };
         let mut response = Response::new(Full::new(body));
         *response.status_mut() = status;
@@ -154,8 +153,8 @@ impl Site {
         if status == StatusCode::SERVICE_UNAVAILABLE {
             headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }
-        if status == StatusCode::METHOD_NOT_ALLOWED {
-            headers.insert(ALLOW, HeaderValue::from_static(if is_question { "POST" } else { "GET, HEAD" }));
+        if let Some(allow) = allow {
+            headers.insert(ALLOW, HeaderValue::from_static(allow));
         }
         response
     }
@@ -169,7 +168,7 @@ impl Site {
             return if is_read {
                 Ok((content_type, Bytes::from_static(text.as_bytes())))
             } else {
-                Err(wrong_method(&request))
+                Err(wrong_method(&request, READ))
             };
         }
         let kind = Kind::at(path).ok_or_else(|| {
@@ -178,12 +177,12 @@ impl Site {
         check_origin(request.headers())?;
         let body = if kind == Kind::Model {
             if !is_read {
-                return Err(wrong_method(&request));
+                return Err(wrong_method(&request, READ));
             }
             Bytes::new()
         } else {
             if request.method() != Method::POST {
-                return Err(wrong_method(&request));
+                return Err(wrong_method(&request, "POST"));
             }
             check_json(request.headers())?;
             body(request.into_body()).await?
@@ -195,9 +194,11 @@ impl Site {
 
 const JSON: &str = "application/json";
 
-fn wrong_method(request: &Request<Incoming>) -> Refusal {
+const READ: &str = "GET, HEAD";
+
+fn wrong_method(request: &Request<Incoming>, allow: &'static str) -> Refusal {
     let (method, path) = (request.method(), request.uri().path());
-    Refusal::new(StatusCode::METHOD_NOT_ALLOWED, format!("{method} is not for {path}: the header Allow says what is"))
+    Refusal::method(format!("{method} is not for {path}: the header Allow says what is"), allow)
 }
 
 async fn body(body: Incoming) -> Result<Bytes, Refusal> {

@@ -140,6 +140,19 @@ impl LanguageModel {
         self.backpack().and_then(Backpack::edited).map(|edited| edited.tensors().into()).unwrap_or_default()
     }
 
+    /// The same model, edits of its senses included, with another value of one parameter.
+    ///
+    /// # Errors
+    /// When there is no such parameter, or it has another shape.
+    pub fn with_parameter(&self, name: &str, value: Tensor) -> Result<Self> {
+        ensure!(self.parameters.iter().any(|(own, _)| own == name), "the model has no parameter {name}");
+        let mut tensors: BTreeMap<String, Tensor> =
+            self.parameters.iter().map(|(name, tensor)| (name.to_owned(), tensor.detach())).collect();
+        tensors.extend(self.edited_tensors().into_iter().map(|(name, tensor)| (name.to_owned(), tensor)));
+        tensors.insert(name.to_owned(), value);
+        Self::from_tensors(self.config.clone(), tensors, self.device())
+    }
+
     /// What `f` makes of the model under further edits, which are gone after it.
     ///
     /// # Errors

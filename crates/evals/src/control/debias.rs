@@ -4,10 +4,8 @@
 //! The factor of a sense enters a logit linearly, and the ratio of two probabilities is that of their exponentials: one
 //! pass a prompt gives the ratio at every factor of every sense, exactly.
 
-use std::collections::BTreeMap;
-
 use anyhow::{Context, Result, ensure};
-use model::{Kernels, LanguageModel, Parameters, Pass, SenseChoice, SenseEdit, SenseOp};
+use model::{Kernels, LanguageModel, Pass, SenseChoice, SenseEdit, SenseOp};
 use tch::{Kind, Tensor};
 
 use super::minimise::minimise;
@@ -116,7 +114,7 @@ pub fn debias_edits(words: &[i64], sense: usize, factor: f64) -> Vec<SenseEdit> 
 /// # Errors
 /// When the model is a GPT-2, an id is outside the vocabulary, or the pair has one embedding.
 pub fn project_out(model: &LanguageModel, words: &[i64], pair: [i64; 2]) -> Result<LanguageModel> {
-    let backpack = backpack_of(model)?;
+    backpack_of(model)?;
     for &id in words.iter().chain(&pair) {
         model.check_ids(&[id])?;
     }
@@ -130,24 +128,8 @@ pub fn project_out(model: &LanguageModel, words: &[i64], pair: [i64; 2]) -> Resu
         let share = row(word).dot(&direction).double_value(&[]) / square;
         wte.get(word).copy_(&(row(word) - &direction * share));
     }
-    let mut tensors: BTreeMap<_, _> =
-        model.parameters().iter().map(|(name, tensor)| (name.to_owned(), tensor.detach())).collect();
-    tensors.insert(name, wte);
-    let parameters = Parameters::from_tensors(model.config(), tensors, model.device())?;
-    let mut projected = LanguageModel::new(model.config().clone(), parameters);
     // Edited senses are what they were edited to, whatever the embedding.
-    if let Some(edited) = backpack.edited() {
-        let (tokens, vectors) = edited.parts();
-        let mut edits = Vec::new();
-        for (row, &token) in tokens.iter().enumerate() {
-            for sense in 0..model.config().num_senses {
-                let vector = Vec::try_from(vectors.get(row as i64).get(sense))?;
-                edits.push(SenseEdit { token, sense: SenseChoice::One(sense), op: SenseOp::Replace(vector) });
-            }
-        }
-        projected.edit(&edits)?;
-    }
-    Ok(projected)
+    model.with_parameter(&name, wte)
 }
 
 #[cfg(test)]

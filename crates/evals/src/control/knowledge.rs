@@ -116,11 +116,7 @@ mod tests {
         let [from, to] = embeddings(&model, [OLD, NEW]).unwrap();
         let right = &to - &from * (to.dot(&from).double_value(&[]) / square(&from));
         wte.get(NEW).copy_(&right.to_kind(Kind::Float));
-        let mut tensors: std::collections::BTreeMap<_, _> =
-            model.parameters().iter().map(|(name, tensor)| (name.to_owned(), tensor.detach())).collect();
-        tensors.insert(name.to_owned(), wte);
-        let parameters = model::Parameters::from_tensors(model.config(), tensors, model.device()).unwrap();
-        let mut model = LanguageModel::new(model.config().clone(), parameters);
+        let mut model = model.with_parameter(name, wte).unwrap();
         let before = sense_shifts(&model, WORD, OLD, NEW).unwrap();
         model.edit(&knowledge_edits(&model, WORD, OLD, NEW).unwrap()).unwrap();
         for (before, after) in before.iter().zip(sense_shifts(&model, WORD, OLD, NEW).unwrap()) {

@@ -11,7 +11,7 @@ mod topic;
 pub use debias::{Found, Leaning, SenseTrial, bias, debias_edits, find_factor, leaning, project_out};
 pub use knowledge::{SenseShift, knowledge_edits, sense_shifts};
 pub use steering::Steering;
-pub use texts::{TextRequest, perplexity, words_about, write_text};
+pub use texts::{TextRequest, mean_probabilities, perplexity, words_about, write_text};
 pub use topic::{Multipliers, PairScores, score_pairs};
 
 #[cfg(test)]

@@ -59,18 +59,18 @@ pub fn perplexity(model: &LanguageModel, prompt: &[i64], texts: &[Vec<i64>]) -> 
 const LEAST_EXPECTED: f64 = 5.0;
 
 /// The `most` words that a text is most about: those with the highest p / q, of what the model expects in it (p) and in
-/// `others` (q), each a mean over all positions. `is_word` says which ids may be among them.
+/// other texts (q, their [`mean_probabilities`]). `is_word` says which ids may be among them.
 ///
 /// # Errors
 /// When a text is empty or longer than the context, or no word is expected more in it than in the others.
 pub fn words_about(
     model: &LanguageModel,
     text: &[i64],
-    others: &[Vec<i64>],
+    elsewhere: &[f64],
     most: usize,
     is_word: impl Fn(i64) -> bool,
 ) -> Result<Vec<i64>> {
-    let (here, elsewhere) = (expected(model, &[text.to_vec()])?, expected(model, others)?);
+    let here = mean_probabilities(model, &[text.to_vec()])?;
     let num_tokens = model.config().num_tokens() as usize;
     let least = LEAST_EXPECTED / num_tokens as f64;
     let stands_out = |id: &usize| here[*id] >= least && here[*id] > elsewhere[*id] && is_word(*id as i64);
@@ -82,7 +82,10 @@ pub fn words_about(
 }
 
 /// The mean probability of each id over all positions of texts, `[V]`.
-fn expected(model: &LanguageModel, texts: &[Vec<i64>]) -> Result<Vec<f64>> {
+///
+/// # Errors
+/// When a text is empty or longer than the context.
+pub fn mean_probabilities(model: &LanguageModel, texts: &[Vec<i64>]) -> Result<Vec<f64>> {
     let mut sum = Tensor::zeros([model.config().vocab_size], (Kind::Double, model.device()));
     let mut count = 0;
     for text in texts {
@@ -151,7 +154,8 @@ mod tests {
         let model = fixture("inv_scale");
         let (text, others) = (vec![7, 5, 90], vec![vec![1, 2, 3], vec![4, 5]]);
         let is_word = |id: i64| id % 7 != 0;
-        let words = words_about(&model, &text, &others, 3, is_word).unwrap();
+        let usual = mean_probabilities(&model, &others).unwrap();
+        let words = words_about(&model, &text, &usual, 3, is_word).unwrap();
         // The same by single positions.
         let mean = |texts: &[Vec<i64>]| {
             let starts = texts.iter().flat_map(|text| (1..=text.len()).map(|end| text[..end].to_vec()));
@@ -163,6 +167,6 @@ mod tests {
         let mut want: Vec<i64> = (0..311).filter(|id| is_word(*id) && p.double_value(&[*id]) >= 5.0 / 311.0).collect();
         want.sort_by(|&a, &b| ratio[b as usize].total_cmp(&ratio[a as usize]));
         assert_eq!(words, want[..3]);
-        assert!(words_about(&model, &text, &others, 5, |_| false).is_err());
+        assert!(words_about(&model, &text, &usual, 5, |_| false).is_err());
     }
 }

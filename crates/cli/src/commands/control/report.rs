@@ -9,6 +9,7 @@ use charts::Chart;
 use clap::Args;
 use serde_json::Value;
 
+use crate::hugging_face::write_json;
 use crate::new_folder::NewFolder;
 
 #[derive(Debug, Args)]
@@ -41,10 +42,17 @@ impl ReportArguments {
     }
 
     pub(super) fn write(&self, folder: Option<NewFolder>, report: &Report) -> Result<()> {
+        // Shown first: a disk that refuses the folder does not take the result with it.
+        let mut out = io::stdout().lock();
+        if self.json {
+            writeln!(out, "{}", report.json)?
+        } else {
+            write!(out, "{}", report.tables)?
+        }
         if let Some(folder) = &folder {
             folder.fill(|folder| {
                 fs::write(folder.join("table.md"), &report.tables)?;
-                fs::write(folder.join("report.json"), serde_json::to_string_pretty(&report.json)? + "\n")?;
+                write_json(folder, "report.json", &report.json)?;
                 if !report.texts.is_empty() {
                     let lines: Vec<String> = report.texts.iter().map(|text| format!("{text}\n")).collect();
                     fs::write(folder.join("texts.jsonl"), lines.concat())?;
@@ -52,12 +60,6 @@ impl ReportArguments {
                 report.chart.write(&folder.join("plot.svg"))?;
                 report.chart.write(&folder.join("plot.png"))
             })?;
-        }
-        let mut out = io::stdout().lock();
-        if self.json {
-            writeln!(out, "{}", report.json)?
-        } else {
-            write!(out, "{}", report.tables)?
         }
         Ok(())
     }

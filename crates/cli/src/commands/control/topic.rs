@@ -1,11 +1,13 @@
 use std::collections::HashSet;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use charts::{Axis, Chart, Curve, Entry, Panel, Range, Row, Style};
 use clap::Args;
 use evals::Tokenizer;
-use evals::control::{Multipliers, PairScores, TextRequest, perplexity, score_pairs, words_about, write_text};
+use evals::control::{
+    Multipliers, PairScores, TextRequest, mean_probabilities, perplexity, score_pairs, words_about, write_text,
+};
 use model::{LanguageModel, Sampling, derive_seed};
 use serde_json::{Value, json};
 
@@ -99,8 +101,15 @@ impl Topic {
         }
 
         let plain = self.write(&model, &prompt, tokens, None, "strength 0")?;
-        for text in &self.about {
-            steered.push(about(&model, &tokenizer, text, &plain)?);
+        if !self.about.is_empty() {
+            let usual = mean_probabilities(&model, &plain)?;
+            for text in &self.about {
+                steered.push(about(&model, &tokenizer, text, &usual)?);
+            }
+        }
+        let mut names = HashSet::new();
+        if let Some(topic) = steered.iter().find(|topic| !names.insert(topic.name.as_str())) {
+            bail!("two topics are called \"{}\": ask for one of them, or rename its file of words", topic.name);
         }
         let mut texts = Vec::new();
         let mut keep = |topic: Option<&str>, strength: u8, all: &[Vec<i64>]| -> Result<()> {
@@ -218,8 +227,8 @@ impl Topic {
     }
 }
 
-/// The topic that a text is about, of what the model expects in it more than in `plain`, its own texts.
-fn about(model: &LanguageModel, tokenizer: &Tokenizer, text: &str, plain: &[Vec<i64>]) -> Result<Steered> {
+/// The topic that a text is about, of what the model expects in it more than in its own texts, `usual`.
+fn about(model: &LanguageModel, tokenizer: &Tokenizer, text: &str, usual: &[f64]) -> Result<Steered> {
     let is_word = |id: i64| {
         let name = lists::name(tokenizer, id);
         let word = name.trim();
@@ -228,9 +237,9 @@ fn about(model: &LanguageModel, tokenizer: &Tokenizer, text: &str, plain: &[Vec<
             && word.chars().all(char::is_alphabetic)
             && tokenizer.word(word).is_ok_and(|own| own == id)
     };
-    let ids = words_about(model, &tokenizer.encode(text)?, plain, WORDS_ABOUT, is_word)
+    let ids = words_about(model, &tokenizer.encode(text)?, usual, WORDS_ABOUT, is_word)
         .with_context(|| format!("no topic can be made of --about \"{text}\""))?;
-    Ok(Steered { name: shorten(&format!("about: {text}"), 4), ids, cut: Vec::new(), outcomes: Vec::new() })
+    Ok(Steered { name: format!("about: {text}"), ids, cut: Vec::new(), outcomes: Vec::new() })
 }
 
 fn count(text: &[i64], topic: &[i64]) -> f64 {
@@ -239,6 +248,13 @@ fn count(text: &[i64], topic: &[i64]) -> f64 {
 
 fn mean_count(texts: &[Vec<i64>], topic: &[i64]) -> f64 {
     texts.iter().map(|text| count(text, topic)).sum::<f64>() / texts.len() as f64
+}
+
+impl Steered {
+    /// For tables and legends; what is data has the whole of it.
+    fn short_name(&self) -> String {
+        shorten(&self.name, 4)
+    }
 }
 
 impl Outcome {
@@ -272,7 +288,7 @@ fn tables(steered: &[Steered]) -> String {
         for o in &topic.outcomes {
             let (rate, perplexity) = (format!("{:.2}", o.rates[own]), format!("{:.1}", o.perplexity));
             let strength = o.strength.to_string();
-            table.row([topic.name.clone(), strength, percent(o.success), rate, percent(o.distinct), perplexity]);
+            table.row([topic.short_name(), strength, percent(o.success), rate, percent(o.distinct), perplexity]);
         }
     }
     let mut text = table.to_string();
@@ -291,19 +307,20 @@ fn tables(steered: &[Steered]) -> String {
 
 /// Whether a topic's texts are on it alone.
 fn words_of_all(steered: &[Steered]) -> Table {
-    let names = steered.iter().map(|topic| topic.name.as_str());
+    let names: Vec<String> = steered.iter().map(Steered::short_name).collect();
+    let names = names.iter().map(String::as_str);
     let mut table = Table::of_figures(&["texts on", "strength"].into_iter().chain(names).collect::<Vec<_>>());
     for topic in steered {
         for o in &topic.outcomes {
             let rates = o.rates.iter().map(|rate| format!("{rate:.2}"));
-            table.row([topic.name.clone(), o.strength.to_string()].into_iter().chain(rates));
+            table.row([topic.short_name(), o.strength.to_string()].into_iter().chain(rates));
         }
     }
     table
 }
 
 fn chart(steered: &[Steered]) -> Chart {
-    let legend = |(i, topic): (usize, &Steered)| Entry { name: topic.name.clone(), style: Style::Dotted(i) };
+    let legend = |(i, topic): (usize, &Steered)| Entry { name: topic.short_name(), style: Style::Dotted(i) };
     let panel = |title: &str, value: fn(&Outcome, usize) -> f64| {
         let curve = |(i, topic): (usize, &Steered)| Curve {
             points: topic.outcomes.iter().map(|o| (f64::from(o.strength), value(o, i))).collect(),
