@@ -198,3 +198,21 @@ fn a_backpacks_body_starts_from_a_gpt2() {
     let error = scratch.train("other", &narrow).error();
     assert!(error.contains("the body cannot start from") && error.contains("n_head is 2 here and 4 there"), "{error}");
 }
+
+#[test]
+fn a_resume_that_is_refused_leaves_the_checkpoints_where_they_are() {
+    let scratch = Scratch::new();
+    scratch.train("run", &[]).expect(0);
+    assert_eq!(scratch.checkpoints("run"), [8, 12]);
+    let first = scratch.checkpoint("run", 8);
+    let from = ["--resume", first.to_str().unwrap()];
+    let refused = scratch.train("run", &[&from[..], &["--set", "run.seed=7"]].concat()).error();
+    assert!(refused.contains("run.seed is 7, but the checkpoint was made with"), "{refused}");
+    assert_eq!(scratch.checkpoints("run"), [8, 12]);
+    // Another kind of model has other moments.
+    let refused = scratch.train("run", &[&from[..], &["--set", "model.kind=gpt2"]].concat()).error();
+    assert!(refused.contains("step-00000008"), "{refused}");
+    assert_eq!(scratch.checkpoints("run"), [8, 12]);
+    scratch.train("run", &[&from[..], &["--stop-after", "9"]].concat()).expect(85);
+    assert_eq!(scratch.checkpoints("run"), [8, 9]);
+}

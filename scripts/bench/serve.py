@@ -18,8 +18,8 @@ TEXT = " ".join(WORDS).replace(" ,", ",").replace(" .", ".")
 EDITS = [{"word": "fortune", "sense": 3, "op": "scale", "factor": 2.0}]
 
 
-def question(name, n):
-    """Path and body of the n-th question of a kind; texts that were asked about before are kept by the server."""
+def questions(n):
+    """Path and body of the n-th question of each kind; texts that were asked about before are kept by the server."""
     new_text = f"{n} {TEXT}"
     return {
         "model": ("model", None),
@@ -31,7 +31,7 @@ def question(name, n):
         "next under an edit": ("next", {"text": TEXT, "edits": [{**EDITS[0], "factor": n / 10}]}),
         "generate 8 tokens": ("generate", {"text": TEXT, "max_new_tokens": 8, "seed": n}),
         "generate 40 tokens": ("generate", {"text": TEXT, "max_new_tokens": 40, "seed": n}),
-    }[name]
+    }
 
 
 class Client:
@@ -64,8 +64,8 @@ def milliseconds(times, share):
 def alone(address, name):
     client = Client(address)
     for n in range(3):
-        client.ask(*question(name, 1000 + n))
-    return [client.ask(*question(name, n))[0] for n in range(ALONE)]
+        client.ask(*questions(1000 + n)[name])
+    return [client.ask(*questions(n)[name])[0] for n in range(ALONE)]
 
 
 def together(address, names):
@@ -78,7 +78,7 @@ def together(address, names):
         start_line.wait()
         for i in range(EACH):
             name = names[(number + i) % len(names)]
-            seconds, status = client.ask(*question(name, number * EACH + i))
+            seconds, status = client.ask(*questions(number * EACH + i)[name])
             with lock:
                 times[name].append(seconds)
                 busy.extend([status] if status == 503 else [])
@@ -104,7 +104,7 @@ def main():
         if "http://" not in line:
             sys.exit("bench-serve: the server did not start")
         address = line.split("http://")[1].strip().rstrip("/")
-        names = list(question_names())
+        names = list(questions(0))
         single = {name: alone(address, name) for name in names}
         quick = [name for name in names if not name.startswith("generate 40")]
         many, busy, rate = together(address, quick)
@@ -119,20 +119,6 @@ def main():
             cells += [statistics.median(many[name]) * 1000, milliseconds(many[name], 0.99)]
         print(f"| {name} | " + " | ".join(f"{cell:.0f}" for cell in cells) + " |" + " |" * (4 - len(cells)))
     print(f"\n{CLIENTS} clients at once, each with {EACH} questions of all kinds: {rate:.0f} answers a second, {busy} times busy (503)")
-
-
-def question_names():
-    yield from (
-        "model",
-        "senses",
-        "reading, a new text",
-        "reading, another position",
-        "weights of all senses",
-        "contributions",
-        "next under an edit",
-        "generate 8 tokens",
-        "generate 40 tokens",
-    )
 
 
 main()

@@ -12,10 +12,24 @@ const COLUMNS: usize = 3;
 /// Of one row, in pixels.
 const ROW: u32 = 24;
 
+/// Characters of an entry's name: more would run into the next one.
+pub const LEGEND_CHARACTERS: usize = 45;
+
+/// A text of at most so many characters (4 or more): its middle is left out, since names differ at their ends.
+pub fn shorten(text: &str, most: usize) -> String {
+    let characters: Vec<char> = text.chars().collect();
+    if characters.len() <= most {
+        return text.to_owned();
+    }
+    let half = most.saturating_sub(3) / 2;
+    let part = |from: &[char]| from.iter().collect::<String>();
+    format!("{}...{}", part(&characters[..half]), part(&characters[characters.len() - half..]))
+}
+
 /// A curve's name.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Entry {
-    /// At most some 45 characters: more would run into the next entry.
+    /// At most [`LEGEND_CHARACTERS`].
     pub name: String,
     /// That of the curves that it names.
     pub style: Style,
@@ -54,4 +68,16 @@ where
         area.draw_text(name, &text, (x + 36, y))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_name_keeps_both_ends() {
+        let short = shorten(&format!("begin-{}-end", "x".repeat(80)), 32);
+        assert!(short.starts_with("begin-") && short.ends_with("-end") && short.len() <= 32, "{short}");
+        assert_eq!(shorten("run", 32), "run");
+    }
 }

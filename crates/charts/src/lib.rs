@@ -12,7 +12,7 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::{FontStyle, register_font};
 
-pub use legend::Entry;
+pub use legend::{Entry, LEGEND_CHARACTERS, shorten};
 pub use panel::{Axis, Curve, Panel, Range, Style};
 
 /// DejaVu Sans, so that a picture is the same on every machine; its licence lies beside it.

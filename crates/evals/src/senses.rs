@@ -174,7 +174,7 @@ impl<'m> Reading<'m> {
             model.head(&backpack.combine(&rows.unsqueeze(0), &senses.unsqueeze(0), pass), pass).squeeze_dim(0)
         });
         ensure!(
-            logits.isfinite().all().int64_value(&[]) == 1,
+            model::is_finite(&logits),
             "the logits are not finite: an edit's factor is too large, or the weights are broken"
         );
         Ok(Reading { model, ids, weights, senses, logits, first })

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use tch::{Device, Kind, Tensor};
 
 use crate::config::ModelConfig;
+use crate::layers::is_finite;
 
 /// A change of one token's senses, wherever the token occurs.
 #[derive(Debug, Clone, PartialEq)]
@@ -108,7 +109,7 @@ impl EditedSenses {
             check_token(id, config)?;
         }
         let vectors = vectors.f_to_device(device)?.f_to_kind(Kind::Float)?;
-        ensure!(vectors.isfinite().all().int64_value(&[]) == 1, "tensor {EDITED_VECTORS} holds NaN or infinity");
+        ensure!(is_finite(&vectors), "tensor {EDITED_VECTORS} holds NaN or infinity");
         Ok(Some(EditedSenses::new(ids, &vectors, config)))
     }
 
@@ -166,7 +167,7 @@ impl EditedSenses {
             }
         }
         ensure!(
-            vectors.isfinite().all().int64_value(&[]) == 1,
+            is_finite(&vectors),
             "the edits together make a sense larger than a number can be: give smaller factors"
         );
         Ok(EditedSenses::new(tokens, &vectors, config))

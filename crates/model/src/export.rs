@@ -5,6 +5,7 @@ use tch::{Kind, Tensor};
 
 use crate::config::{self, ModelConfig};
 use crate::language_model::LanguageModel;
+use crate::layers::is_finite;
 
 /// Config and tensors for a Hugging Face folder, the tensors in `kind`. Edited senses come as tensors of their own.
 ///
@@ -33,7 +34,7 @@ pub fn export_tensors(model: &LanguageModel, kind: Kind) -> Result<(ModelConfig,
         tensors.push((name.to_owned(), tensor));
     }
     for (name, tensor) in &tensors {
-        let fits = !tensor.is_floating_point() || tensor.isfinite().all().int64_value(&[]) == 1;
+        let fits = !tensor.is_floating_point() || is_finite(tensor);
         ensure!(fits, "tensor {name} holds a number too large for {kind:?}: export with --dtype fp32");
     }
     Ok((config, tensors))

@@ -46,13 +46,11 @@ impl Sampling {
         Ok(())
     }
 
-    /// Chooses from the logits of the `step`-th new token. NaN is never chosen.
+    /// Chooses from the logits of the `step`-th new token: at least one, none of them NaN.
     fn choose(self, logits: &[f32], step: u64) -> usize {
-        let mut order: Vec<usize> = (0..logits.len()).filter(|&id| !logits[id].is_nan()).collect();
+        let mut order: Vec<usize> = (0..logits.len()).collect();
         match self {
-            Sampling::Greedy => {
-                order.into_iter().reduce(|best, id| if logits[id] > logits[best] { id } else { best }).unwrap_or(0)
-            }
+            Sampling::Greedy => order.into_iter().fold(0, |best, id| if logits[id] > logits[best] { id } else { best }),
             Sampling::Random { temperature, top_k, top_p, seed } => {
                 let falling = |a: &usize, b: &usize| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b));
                 // A vocabulary takes milliseconds to sort, and a token hardly more to compute.
@@ -61,7 +59,7 @@ impl Sampling {
                     order.truncate(k);
                 }
                 order.sort_unstable_by(falling);
-                let Some(&first) = order.first() else { return 0 };
+                let first = order[0];
                 let weight = |id: usize| (f64::from(logits[id] - logits[first]) / temperature).exp();
                 let total: f64 = order.iter().map(|&id| weight(id)).sum();
                 // The fewest ids that reach top_p; the draw is over their sum.
@@ -131,7 +129,7 @@ pub fn generate_scaled(
 mod tests {
     use super::*;
 
-    const LOGITS: [f32; 5] = [0.0, 2.0, f32::NAN, 1.0, 2.0];
+    const LOGITS: [f32; 5] = [0.0, 2.0, f32::NEG_INFINITY, 1.0, 2.0];
 
     fn random(top_k: Option<usize>, top_p: Option<f64>) -> Vec<usize> {
         let sampling = Sampling::Random { temperature: 1.0, top_k, top_p, seed: 5 };

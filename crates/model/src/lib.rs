@@ -33,7 +33,7 @@ pub use generate::{Sampling, generate, generate_scaled};
 pub use graft::graft_body;
 pub use import::{Imported, import};
 pub use language_model::LanguageModel;
-pub use layers::{Kernels, Pass};
+pub use layers::{Kernels, Pass, is_finite};
 pub use parameters::{Init, ParameterSpec, Parameters};
 pub use safetensors_file::{read_tensors, write_tensors};
 pub use seed::derive_seed;

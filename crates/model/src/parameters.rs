@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use tch::{Device, Tensor};
 
 use crate::config::{Kind, ModelConfig};
+use crate::layers::is_finite;
 
 /// What a parameter holds before training.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -159,11 +160,7 @@ impl Parameters {
                 spec.name,
                 tensor.kind()
             );
-            ensure!(
-                tensor.isfinite().all().int64_value(&[]) == 1,
-                "tensor {} holds NaN or infinity: the weights are broken",
-                spec.name
-            );
+            ensure!(is_finite(&tensor), "tensor {} holds NaN or infinity: the weights are broken", spec.name);
             let own = tensor.to_device(device).to_kind(tch::Kind::Float).contiguous();
             by_name.insert(spec.name, own.set_requires_grad(true));
         }

@@ -128,13 +128,13 @@ pub(crate) fn write_rows(
     name: &str,
     shape: &[i64],
     kind: Kind,
-    chunks: impl Iterator<Item = Tensor>,
+    chunks: impl Iterator<Item = Result<Tensor>>,
 ) -> Result<()> {
     let write = || -> Result<()> {
         let described = [(dtype_of(name, kind)?, name, shape.to_vec())];
         let mut file = begin(path, &described)?;
         for chunk in chunks {
-            write_bytes(&mut file, &chunk)?;
+            write_bytes(&mut file, &chunk?)?;
         }
         finish(file)
     };

@@ -9,7 +9,7 @@ use torch_ext::MappedFile;
 
 use crate::config::ModelConfig;
 use crate::language_model::LanguageModel;
-use crate::layers::Pass;
+use crate::layers::{Pass, is_finite};
 use crate::safetensors_file::{TensorPlace, place_of, write_rows};
 
 /// The table's file in a model folder.
@@ -69,7 +69,9 @@ impl LanguageModel {
             progress(first);
             let words =
                 Tensor::arange_start(first, (first + WORDS).min(config.vocab_size), (Kind::Int64, self.device()));
-            tch::no_grad(|| backpack.word_senses(&words, Pass::evaluation())).to_kind(kind)
+            let senses = tch::no_grad(|| backpack.word_senses(&words, Pass::evaluation())).to_kind(kind);
+            ensure!(is_finite(&senses), "a sense is too large for {kind:?}: export with --dtype fp32");
+            Ok(senses)
         });
         write_rows(path, TENSOR, &shape, kind, chunks)
     }

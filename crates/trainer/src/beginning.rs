@@ -34,6 +34,8 @@ struct Found {
     moments: Option<BTreeMap<String, Tensor>>,
     state: State,
     recorder: Recorder,
+    /// The step and folder of a checkpoint.
+    from: Option<(u64, PathBuf)>,
 }
 
 /// What it tells the others of it; nothing of a run that is finished.
@@ -69,8 +71,8 @@ pub(crate) fn begin(
     })?;
     let told: Option<Told> = serde_json::from_str(&told).context("what rank 0 says of the start is no JSON")?;
     let Some(Told { shape, state, has_moments }) = told else { return Ok(None) };
-    let (model, moments, state, recorder) = match found {
-        Some(Found { model, moments, state, recorder }) => (model, moments, state, Some(recorder)),
+    let (model, moments, state, recorded) = match found {
+        Some(Found { model, moments, state, recorder, from }) => (model, moments, state, Some((recorder, from))),
         None => {
             let shape = ModelConfig::from_hugging_face(&shape)?;
             (LanguageModel::initialise(shape, config.run.seed, device)?, None, state, None)
@@ -87,7 +89,18 @@ pub(crate) fn begin(
         ranks.broadcast(optimizer.state().into_iter().map(|(_, moment)| moment))?;
         optimizer.resume_at(state.updates())?;
     }
-    Ok(Some(Beginning { model, optimizer, state, recorder }))
+    // Only now: where the start is refused, checkpoints stay as they were.
+    let tidied = recorded.map(|(recorder, from)| tidy(recorder, from.as_ref())).transpose();
+    Ok(Some(Beginning { model, optimizer, state, recorder: ranks.all(tidied)? }))
+}
+
+/// Sets aside what cannot be gone on from, under a name that no run takes up.
+fn tidy(mut recorder: Recorder, from: Option<&(u64, PathBuf)>) -> Result<Recorder> {
+    recorder.store().remove_partial()?;
+    for folder in recorder.store().set_aside(from.map(|(step, from)| (*step, from.as_path())))? {
+        recorder.line(&format!("set aside   {}", folder.display()));
+    }
+    Ok(recorder)
 }
 
 /// Rank 0's part; `None` for a run that is finished.
@@ -117,19 +130,10 @@ fn find(
     }
     let manifest = data.train.manifest_sha256().map(str::to_owned);
     let fresh = State { world_size, ..State::new(config, manifest, data.train.tokens())? };
-    let from = checkpoint.as_ref().map(|(from, saved)| (saved.step, from.clone()));
-    let mut found = match checkpoint {
+    Ok(Some(match checkpoint {
         Some((from, saved)) => take_up(config, &from, saved, fresh, device, recorder)?,
-        None => Found { model: fresh_model(config, data, device)?, moments: None, state: fresh, recorder },
-    };
-    // Only now: where the start is refused the folder stays as it was.
-    let recorder = &mut found.recorder;
-    recorder.store().remove_partial()?;
-    // What cannot be gone on from is kept, under a name that no run takes up.
-    for folder in recorder.store().set_aside(from.as_ref().map(|(step, from)| (*step, from.as_path())))? {
-        recorder.line(&format!("set aside   {}", folder.display()));
-    }
-    Ok(Some(found))
+        None => Found { model: fresh_model(config, data, device)?, moments: None, state: fresh, recorder, from: None },
+    }))
 }
 
 /// The checkpoint to resume from, verified; `notes` gets a line for each that is not.
@@ -179,7 +183,8 @@ fn take_up(
     recorder.line(&format!("resuming    {} at step {}", from.display(), saved.step));
     let State { config: now, config_sha256, versions, world_size, .. } = fresh;
     let state = State { config: now, config_sha256, versions, world_size, ..saved };
-    Ok(Found { model, moments: Some(moments), state, recorder })
+    let from = Some((state.step, from.to_owned()));
+    Ok(Found { model, moments: Some(moments), state, recorder, from })
 }
 
 /// Fresh weights, or those of `checkpoint.init_from`.

@@ -232,8 +232,8 @@ impl Store {
         Ok(())
     }
 
-    /// Renames the checkpoints that a run which goes on from this step and folder (or afresh, for `None`) did not
-    /// come by, so that no later resume takes them for its own. Gives their new names.
+    /// Renames the checkpoints past the step that a run goes on from, and another one of that step than its folder (all,
+    /// for `None`), so that no later resume takes them for its own. Gives their new names.
     ///
     /// # Errors
     /// When one cannot be renamed.

@@ -74,7 +74,7 @@ pub(crate) struct Training {
     pub loss_scale: Option<f64>,
 }
 
-fn is_zero(count: &u64) -> bool {
+pub(crate) fn is_zero(count: &u64) -> bool {
     *count == 0
 }
 

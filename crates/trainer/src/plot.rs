@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow, ensure};
-use charts::{Axis, Chart, Curve, Entry, Format, Panel, Range, Row, Style};
+use charts::{Axis, Chart, Curve, Entry, Format, LEGEND_CHARACTERS, Panel, Range, Row, Style, shorten};
 
 use crate::metrics::{self, Line};
 
@@ -12,8 +12,8 @@ const PANEL_HEIGHT: u32 = 300;
 const LOSS_HEIGHT: u32 = 460;
 /// Points drawn of one line: more are not seen at this width.
 const MOST_POINTS: usize = 1_000;
-/// Characters of a name: more would run into the legend's next entry.
-const NAME_CHARACTERS: usize = 32;
+/// Characters of a name, to which the legend adds what a curve is of.
+const NAME_CHARACTERS: usize = LEGEND_CHARACTERS - ": validation".len();
 
 /// A line that the user draws across the losses.
 #[derive(Debug, Clone, PartialEq)]
@@ -68,12 +68,12 @@ fn read(run_dir: &Path) -> Result<Run> {
 fn chart(runs: &[Run], references: &[Reference]) -> Chart {
     let mut legend = Vec::new();
     for (i, run) in runs.iter().enumerate() {
-        let name = shorten(&run.name);
+        let name = shorten(&run.name, NAME_CHARACTERS);
         legend.push(Entry { name: format!("{name}: training"), style: Style::Faint(i) });
         legend.push(Entry { name: format!("{name}: validation"), style: Style::Dotted(i) });
     }
     for (i, Reference { name, loss }) in references.iter().enumerate() {
-        legend.push(Entry { name: format!("{}: {loss}", shorten(name)), style: Style::Level(i) });
+        legend.push(Entry { name: format!("{}: {loss}", shorten(name, NAME_CHARACTERS)), style: Style::Level(i) });
     }
     let last = runs.iter().flat_map(|run| run.lines.last()).map(|line| line.step).max().unwrap_or(1).max(1) as f64;
     let lines = |value: fn(&Line) -> Option<f64>, style: fn(usize) -> Style| {
@@ -129,17 +129,6 @@ fn thin(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     points.chunks(stretch).map(mean).collect()
 }
 
-/// Its middle is left out: runs differ at their ends.
-fn shorten(name: &str) -> String {
-    let characters: Vec<char> = name.chars().collect();
-    if characters.len() <= NAME_CHARACTERS {
-        return name.to_owned();
-    }
-    let half = (NAME_CHARACTERS - 3) / 2;
-    let part = |from: &[char]| from.iter().collect::<String>();
-    format!("{}...{}", part(&characters[..half]), part(&characters[characters.len() - half..]))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -191,12 +180,5 @@ mod tests {
         let thinned = thin(&points);
         assert_eq!(thinned.len(), 1_000);
         assert!(thinned.iter().all(|p| p.1 == 2.0));
-    }
-
-    #[test]
-    fn a_long_name_keeps_both_ends() {
-        let short = shorten(&format!("begin-{}-end", "x".repeat(80)));
-        assert!(short.starts_with("begin-") && short.ends_with("-end") && short.len() <= NAME_CHARACTERS, "{short}");
-        assert_eq!(shorten("run"), "run");
     }
 }

@@ -14,6 +14,9 @@ use crate::state::State;
 use crate::watchdog::Watchdog;
 use crate::writer::{Progress, Writer, Written};
 
+/// What the process does meanwhile.
+const WAITING: &str = "waiting for a checkpoint to be written";
+
 /// When checkpoints are saved, and what became of them.
 pub(crate) struct Saving<'a> {
     ranks: &'a Ranks,
@@ -82,22 +85,30 @@ impl<'a> Saving<'a> {
     /// Whether it is still being written after so long.
     fn wait(&mut self, at_most: Duration, recorder: &mut Option<Recorder>, goes_on: bool) -> bool {
         let Some(writer) = &mut self.writer else { return false };
-        let mut say = |text: String| {
+        let say = |recorder: &mut Option<Recorder>, text: String| {
             if let Some(recorder) = recorder {
                 recorder.line(&text);
             }
         };
         match writer.wait(at_most) {
             Progress::Idle => return false,
-            Progress::Busy => return true,
+            Progress::Busy => {
+                if let Some(recorder) = recorder.as_mut().filter(|_| !at_most.is_zero()) {
+                    recorder.still(WAITING);
+                }
+                return true;
+            }
             Progress::Done(Ok(Written { step, saved, copying, writing })) => {
                 let (copying, writing) = (copying.as_secs_f64(), writing.as_secs_f64());
-                say(format!(
-                    "checkpoint  {} (copied in {copying:.3} s, written in {writing:.1} s)",
-                    saved.path.display()
-                ));
+                say(
+                    recorder,
+                    format!(
+                        "checkpoint  {} (copied in {copying:.3} s, written in {writing:.1} s)",
+                        saved.path.display()
+                    ),
+                );
                 if let Some(error) = saved.untidied {
-                    say(format!("warning     older checkpoints stay: {error:#}"));
+                    say(recorder, format!("warning     older checkpoints stay: {error:#}"));
                 }
                 self.newest = Some(step);
                 if let Some(recorder) = recorder.as_mut() {
@@ -122,13 +133,8 @@ impl<'a> Saving<'a> {
     /// All ranks wait for the one in flight. However long rank 0 takes, no exchange of the
     /// others is out of time; only the watchdog ends a wait.
     fn settle(&mut self, heard: &mut Heard<'_>, goes_on: bool) -> Result<()> {
-        const WAITING: &str = "waiting for a checkpoint to be written";
         heard.watchdog.progress(WAITING);
-        while self.ranks.any([self.wait(self.ranks.pause(), heard.recorder, goes_on)])?[0] {
-            if let Some(recorder) = heard.recorder {
-                recorder.still(WAITING);
-            }
-        }
+        while self.ranks.any([self.wait(self.ranks.pause(), heard.recorder, goes_on)])?[0] {}
         Ok(())
     }
 
@@ -168,7 +174,7 @@ impl<'a> Saving<'a> {
     /// Waits for the one in flight after an error that ends the run, without the other ranks,
     /// which may be gone: the error, and that of the checkpoint if it fails too.
     pub(crate) fn close(&mut self, error: anyhow::Error, heard: &mut Heard<'_>) -> anyhow::Error {
-        heard.watchdog.progress("waiting for a checkpoint to be written");
+        heard.watchdog.progress(WAITING);
         while self.wait(self.ranks.pause(), heard.recorder, false) {}
         match self.failed.take() {
             Some(failed) => anyhow!("{error:#}; besides, {failed:#}"),

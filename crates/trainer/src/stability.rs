@@ -8,6 +8,7 @@ use tch::{Device, Kind, Tensor};
 use torch_ext::{Conditions, Update};
 
 use crate::loss_scaler::{LossScale, LossScaler};
+use crate::metrics::is_zero;
 
 /// The `[stability]` section.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -78,10 +79,6 @@ pub struct StabilityState {
     pub before_row: Option<Gauge>,
 }
 
-fn is_zero(count: &u64) -> bool {
-    *count == 0
-}
-
 /// What steps are judged by, which those that are skipped change too.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -133,24 +130,57 @@ pub struct Seen {
     pub loss_scale: Option<f64>,
 }
 
-/// Counts and the window of losses, as fp64 tensors on the device.
+/// Counts and what steps are judged by, as fp64 tensors on the device.
 #[derive(Debug)]
 pub struct Stability {
     config: StabilityConfig,
-    /// `[spike_window]`; NaN where there was no loss yet.
-    losses: Tensor,
     skipped: Tensor,
     since_update: Tensor,
     bad_in_row: Tensor,
-    spikes: Tensor,
-    searched: Tensor,
-    scaler: Option<LossScaler>,
-    /// [`Stability::gauge`] after the newest update.
+    gauge: DeviceGauge,
+    /// [`DeviceGauge::tensors`] after the newest update.
     at_update: [Tensor; GAUGE],
+}
+
+/// A [`Gauge`] on the device.
+#[derive(Debug)]
+struct DeviceGauge {
+    spikes: Tensor,
+    /// `[spike_window]`; NaN where there was no loss yet.
+    losses: Tensor,
+    scaler: Option<LossScaler>,
+    searched: Tensor,
 }
 
 /// Tensors that a [`Gauge`] is read from.
 const GAUGE: usize = 5;
+
+fn number(value: u64, device: Device) -> Result<Tensor> {
+    Ok(Tensor::f_from_slice(&[value as f64])?.f_to_device(device)?.f_view([] as [i64; 0])?)
+}
+
+impl DeviceGauge {
+    fn of(gauge: &Gauge, config: &StabilityConfig, scaled: bool, device: Device) -> Result<Self> {
+        let known = &gauge.losses[gauge.losses.len().saturating_sub(config.spike_window)..];
+        let mut losses = vec![f64::NAN; config.spike_window - known.len()];
+        // Losses are fp32: what reading decimals may be off by is rounded away.
+        losses.extend(known.iter().map(|loss| f64::from(*loss as f32)));
+        let fresh = LossScale { scale: config.initial_loss_scale, good_steps: 0 };
+        let scale = gauge.loss_scale.unwrap_or(fresh);
+        Ok(DeviceGauge {
+            spikes: number(gauge.spikes, device)?,
+            losses: Tensor::f_from_slice(&losses)?.f_to_device(device)?,
+            scaler: scaled.then(|| LossScaler::new(scale, device)).transpose()?,
+            searched: number(gauge.searched, device)?,
+        })
+    }
+
+    fn tensors(&self) -> Result<[Tensor; GAUGE]> {
+        let none = self.spikes.f_zeros_like()?;
+        let (scale, good_steps) = self.scaler.as_ref().map_or((&none, &none), LossScaler::tensors);
+        Ok([&self.losses, &self.spikes, &self.searched, scale, good_steps].map(Tensor::shallow_clone))
+    }
+}
 
 /// What is known of a step before its update.
 #[derive(Debug)]
@@ -177,44 +207,20 @@ impl Stability {
     /// # Errors
     /// When libtorch refuses.
     pub fn resume(config: &StabilityConfig, scaled: bool, device: Device, state: &StabilityState) -> Result<Self> {
-        let number = |value: u64| Tensor::f_from_slice(&[value as f64])?.f_to_device(device)?.f_view([] as [i64; 0]);
-        let Gauge { spikes, losses, loss_scale, searched } = &state.gauge;
-        let known = &losses[losses.len().saturating_sub(config.spike_window)..];
-        let mut losses = vec![f64::NAN; config.spike_window - known.len()];
-        // Losses are fp32: what reading decimals may be off by is rounded away.
-        losses.extend(known.iter().map(|loss| f64::from(*loss as f32)));
-        let fresh = LossScale { scale: config.initial_loss_scale, good_steps: 0 };
-        let scale = loss_scale.unwrap_or(fresh);
-        let none = || Tensor::f_zeros([0], (Kind::Double, device));
-        let mut stability = Stability {
-            losses: Tensor::f_from_slice(&losses)?.f_to_device(device)?,
-            skipped: number(state.skipped)?,
-            since_update: number(state.since_update)?,
-            bad_in_row: number(state.bad_in_row)?,
-            spikes: number(*spikes)?,
-            searched: number(*searched)?,
-            scaler: scaled.then(|| LossScaler::new(scale, device)).transpose()?,
+        let before = state.before_row.as_ref().unwrap_or(&state.gauge);
+        Ok(Stability {
+            skipped: number(state.skipped, device)?,
+            since_update: number(state.since_update, device)?,
+            bad_in_row: number(state.bad_in_row, device)?,
+            gauge: DeviceGauge::of(&state.gauge, config, scaled, device)?,
+            at_update: DeviceGauge::of(before, config, scaled, device)?.tensors()?,
             config: config.clone(),
-            at_update: [none()?, none()?, none()?, none()?, none()?],
-        };
-        stability.at_update = match &state.before_row {
-            None => stability.gauge()?,
-            Some(_) => Self::resume(config, scaled, device, &state.clone().before_row())?.gauge()?,
-        }
-        .map(|tensor| tensor.copy());
-        Ok(stability)
-    }
-
-    /// What skipped steps change, but for counts of them.
-    fn gauge(&self) -> Result<[Tensor; GAUGE]> {
-        let none = self.spikes.f_zeros_like()?;
-        let (scale, good_steps) = self.scaler.as_ref().map_or((&none, &none), LossScaler::tensors);
-        Ok([&self.losses, &self.spikes, &self.searched, scale, good_steps].map(Tensor::shallow_clone))
+        })
     }
 
     /// What the loss is to be multiplied by before the backward pass.
     pub(crate) fn loss_scale(&self) -> Option<&Tensor> {
-        self.scaler.as_ref().map(LossScaler::scale)
+        self.gauge.scaler.as_ref().map(LossScaler::scale)
     }
 
     /// Before the update, from the loss of the whole batch: an fp32 scalar.
@@ -223,11 +229,14 @@ impl Stability {
         let finite = loss.f_isfinite()?;
         let (z_score, spike) = if self.config.spike_window > 0 {
             // 1e-6: losses that are all the same have no spikes, only rounding.
-            let deviation = self.losses.f_std(true)?.f_clamp_min(1e-6)?;
-            let z_score = loss.f_sub(&self.losses.f_mean(Kind::Double)?)?.f_div(&deviation)?;
+            let deviation = self.gauge.losses.f_std(true)?.f_clamp_min(1e-6)?;
+            let z_score = loss.f_sub(&self.gauge.losses.f_mean(Kind::Double)?)?.f_div(&deviation)?;
             let spike = z_score.f_gt(self.config.spike_z_score)?.f_logical_and(&finite)?;
-            let newer = Tensor::f_cat(&[self.losses.f_narrow(0, 1, self.losses.size()[0] - 1)?, loss.f_view([1])?], 0)?;
-            self.losses = newer.f_where_self(&finite, &self.losses)?;
+            let newer = Tensor::f_cat(
+                &[self.gauge.losses.f_narrow(0, 1, self.gauge.losses.size()[0] - 1)?, loss.f_view([1])?],
+                0,
+            )?;
+            self.gauge.losses = newer.f_where_self(&finite, &self.gauge.losses)?;
             (z_score, spike)
         } else {
             (loss.f_full_like(f64::NAN)?, finite.f_zeros_like()?)
@@ -252,21 +261,21 @@ impl Stability {
     pub(crate) fn count(&mut self, verdict: &Verdict, update: &Update) -> Result<()> {
         let skipped = verdict.veto.f_logical_or(&update.overflow)?;
         self.skipped = self.skipped.f_add(&skipped)?;
-        self.spikes = self.spikes.f_add(&verdict.spike)?;
+        self.gauge.spikes = self.gauge.spikes.f_add(&verdict.spike)?;
         self.since_update = self.since_update.f_add_scalar(1)?.f_mul(&skipped)?;
         let row = self.bad_in_row.f_add_scalar(1)?.f_mul(&skipped)?;
-        self.bad_in_row = match &mut self.scaler {
+        self.bad_in_row = match &mut self.gauge.scaler {
             None => row,
             Some(scaler) => {
                 // A gradient that overflows at a large scale says nothing but that the scale is too
                 // large: the search for it counts as no bad step.
                 let searching = update.overflow.f_logical_and(&verdict.finite)?.f_logical_and(&scaler.can_fall()?)?;
                 scaler.update(&update.overflow)?;
-                self.searched = self.searched.f_add(&searching)?;
+                self.gauge.searched = self.gauge.searched.f_add(&searching)?;
                 self.bad_in_row.f_where_self(&searching, &row)?
             }
         };
-        let now = self.gauge()?;
+        let now = self.gauge.tensors()?;
         for (at_update, now) in self.at_update.iter_mut().zip(now) {
             *at_update = at_update.f_where_self(&skipped, &now)?;
         }
@@ -286,9 +295,9 @@ impl Stability {
             &self.skipped,
             &self.since_update,
             &self.bad_in_row,
-            &self.spikes,
+            &self.gauge.spikes,
             &scale,
-            &self.searched,
+            &self.gauge.searched,
         ];
         let numbers: Vec<Tensor> = numbers.iter().map(|n| n.f_to_kind(Kind::Double)).collect::<Result<_, _>>()?;
         let mut values = [0f64; 9];
@@ -303,7 +312,7 @@ impl Stability {
             bad_in_row: bad_in_row as u64,
             spikes: spikes as u64,
             searched: searched as u64,
-            loss_scale: self.scaler.is_some().then_some(scale),
+            loss_scale: self.gauge.scaler.is_some().then_some(scale),
         })
     }
 
@@ -315,7 +324,7 @@ impl Stability {
             skipped: count(&self.skipped)?,
             since_update,
             bad_in_row: count(&self.bad_in_row)?,
-            gauge: self.read(&self.gauge()?)?,
+            gauge: self.read(&self.gauge.tensors()?)?,
             before_row,
         })
     }
@@ -327,7 +336,7 @@ impl Stability {
         let scale = || -> Result<LossScale> {
             Ok(LossScale { scale: scale.f_double_value(&[])?, good_steps: good_steps.f_int64_value(&[])? })
         };
-        let loss_scale = self.scaler.as_ref().map(|_| scale()).transpose()?;
+        let loss_scale = self.gauge.scaler.as_ref().map(|_| scale()).transpose()?;
         Ok(Gauge { spikes: count(spikes)?, losses: known, loss_scale, searched: count(searched)? })
     }
 }

@@ -131,10 +131,12 @@ fn a_run_that_is_resumed_is_starting_and_not_its_last_session() {
     let mut first = seen(true, None);
     (first.lines, first.sessions[0].step, first.sessions[0].updated) = (Vec::new(), 0, NOW - 300.0);
     assert!(!judge(&first).stalled);
-    // All steps are done, and the last checkpoint is written.
+    // All steps are done, of 20 s each, and the last checkpoint is written.
     let mut last = seen(true, None);
-    (last.lines, last.sessions[0].step) = (lines(100), 100);
-    last.sessions[0].updated = NOW - 50.0;
+    (last.lines, last.sessions[0].step, last.sessions[0].updated) = (lines(100), 100, NOW - 100.0);
+    for line in &mut last.lines {
+        line.tokens_per_s = line.tokens_per_s.map(|rate| rate / 20.0);
+    }
     assert!(!judge(&last).stalled);
 }
 

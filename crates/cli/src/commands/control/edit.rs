@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tch::Tensor;
 
 use super::lists;
-use super::report::{Report, ReportArguments, percent, shorten};
+use super::report::{Report, ReportArguments, percent, room_for_each};
 use super::table::Table;
 use crate::compute::{Compute, at_least_one};
 
@@ -189,7 +189,8 @@ impl Edit {
             legend.push(Entry { name, style });
             curves.push(Curve { points, style });
         }
-        let names: Vec<String> = compared.iter().map(|c| shorten(&c.prompt, compared.len())).collect();
+        let names: Vec<String> =
+            compared.iter().map(|c| charts::shorten(&c.prompt, room_for_each(compared.len()))).collect();
         let panel = Panel {
             title: "probability of the next word (%)".to_owned(),
             x: Axis::of_names("", &names),

@@ -70,12 +70,8 @@ pub(super) fn percent(share: f64) -> String {
     format!("{:.1}", 100.0 * share)
 }
 
-/// So short that `count` of them stand side by side under a plot of its full width.
-pub(super) fn shorten(text: &str, count: usize) -> String {
+/// Characters of each of `count` names that stand side by side under a plot of its full width.
+pub(super) fn room_for_each(count: usize) -> usize {
     // Some 8 pixels a character at the plot's size of letters.
-    let room = (charts::WIDTH as usize / 8 / count.max(1)).max(8);
-    if text.chars().count() <= room {
-        return text.to_owned();
-    }
-    format!("{}...", text.chars().take(room - 3).collect::<String>())
+    (charts::WIDTH as usize / 8 / count.max(1)).max(8)
 }

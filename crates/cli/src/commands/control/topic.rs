@@ -12,7 +12,7 @@ use model::{LanguageModel, Sampling, derive_seed};
 use serde_json::{Value, json};
 
 use super::lists;
-use super::report::{Report, ReportArguments, percent, shorten};
+use super::report::{Report, ReportArguments, percent};
 use super::table::Table;
 use crate::compute::{Compute, at_least_one};
 use crate::progress::Plain;
@@ -253,7 +253,7 @@ fn mean_count(texts: &[Vec<i64>], topic: &[i64]) -> f64 {
 impl Steered {
     /// For tables and legends; what is data has the whole of it.
     fn short_name(&self) -> String {
-        shorten(&self.name, 4)
+        charts::shorten(&self.name, charts::LEGEND_CHARACTERS)
     }
 }
 
