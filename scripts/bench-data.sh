@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# How fast text becomes shards: each stage by itself, the whole, and nanoGPT's recipe in
-# Python (`datasets` and `tokenizers`) on the same file in the same run.
+# Measures data preparation: each stage alone, the whole command, and nanoGPT's recipe in Python
+# (`datasets` and `tokenizers`) on the same file.
 #
-#   scripts/bench-data.sh FILE.parquet    measures, compares the output byte for byte, and
-#                                         writes its part of docs/benchmarks.md
+#   scripts/bench-data.sh FILE.parquet    measures, checks that both outputs are the same bytes, and
+#                                         writes the data section of docs/measurements/benchmarks.md
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 if [ $# -ne 1 ] || [ "$1" = -h ] || [ "$1" = --help ]; then sed -n '2,6s/^# \{0,1\}//p' "$0"; [ $# -eq 1 ]; exit; fi
 file=$(realpath "$1") tokenizer=$PWD/data/gpt2/tokenizer.json cores=$(nproc)
-[ -f "$file" ] || { echo "bench-data: $1 is not there." >&2; exit 1; }
+[ -f "$file" ] || { echo "bench-data: $1 does not exist." >&2; exit 1; }
 
 scripts/setup.sh
 cargo build --release --locked
@@ -23,7 +23,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
 stages=$(cargo bench --quiet --locked -p data-prep --bench stages -- "$file" "$tokenizer" | grep '^{')
-# Seconds and peak resident bytes of a command.
+# Prints the seconds and the peak resident bytes of a command.
 cat >"$work/measure.py" <<'END'
 import resource, subprocess, sys, time
 start = time.monotonic()
@@ -51,4 +51,4 @@ for split in train val; do
 done
 
 OURS="${ours[*]}" MANY="${repeats[*]}" THEIRS=$theirs STAGES=$stages CORES=$cores MEMORY=$memory \
-  NAME=$(basename "$file") python3 -B scripts/bench/write_data_section.py docs/benchmarks.md
+  NAME=$(basename "$file") python3 -B scripts/bench/write_data_section.py docs/measurements/benchmarks.md

@@ -1,17 +1,16 @@
 #!/usr/bin/env bash
-# What a second process gives: training steps of one rank and of two, each of one thread, in
-# turns; gradients reduced during the backward pass and after it; how soon a rank's death is
-# noticed. Writes the measured part of docs/scaling.md.
+# Measures training with two processes on one machine: the throughput of one rank and of two ranks
+# with one thread each, gradient reduction during and after the backward pass, and how soon a rank
+# detects that the other one was killed. Writes docs/measurements/scaling-gloo.md.
 #
-#   scripts/bench-distributed.sh [--rounds N]     turns (2)
-#   scripts/bench-distributed.sh --quick          a smoke run, which leaves docs/scaling.md alone
+#   scripts/bench-distributed.sh [--rounds N]     number of alternating rounds (2)
+#   scripts/bench-distributed.sh --quick          smoke test: few steps, prints, writes no document
 #
-# Needs two cores that have nothing else to do. BACKPACK_BINARY names the binary to measure;
-# unset, one is built.
+# Needs two idle cores. Set BACKPACK_BINARY to measure an existing binary; otherwise one is built.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 for argument in "$@"; do
-  case "$argument" in -h | --help) sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 0 ;; esac
+  case "$argument" in -h | --help) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 0 ;; esac
 done
 
 if [ -z "${BACKPACK_BINARY:-}" ]; then

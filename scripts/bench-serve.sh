@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# How fast the sense explorer answers: each question of its API by one client, then by 50 at once.
+# Measures the latency of the sense explorer: each request of its API from one client, then from
+# 50 concurrent clients.
 #
-#   scripts/bench-serve.sh [MODEL]   a model folder; without one, a fresh model of the shapes of
-#                                    configs/owt/micro.toml is made in runs/bench-serve
+#   scripts/bench-serve.sh [MODEL]   model directory. Without it, the script creates a model with
+#                                    the shapes of configs/owt/micro.toml in runs/bench-serve.
 #
-# Prints a Markdown table. Give the machine nothing else to do. BACKPACK_BINARY names the binary
-# to measure; unset, one is built.
+# Prints a Markdown table. Needs an idle machine. Set BACKPACK_BINARY to measure an existing binary;
+# otherwise one is built.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-if [ "${1:-}" = -h ] || [ "${1:-}" = --help ]; then sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 0; fi
+if [ "${1:-}" = -h ] || [ "${1:-}" = --help ]; then sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 0; fi
 
 if [ -z "${BACKPACK_BINARY:-}" ]; then
   scripts/setup.sh
@@ -18,11 +19,11 @@ fi
 export BACKPACK_BINARY
 model=${1:-runs/bench-serve/run/checkpoints/step-00000001}
 if [ $# -eq 0 ] && [ ! -f "$model/config.json" ]; then
-  # How fast it answers does not depend on what the weights are: one step is enough.
+  # The latency does not depend on the values of the weights, so one step is enough.
   rm -rf runs/bench-serve
   "$BACKPACK_BINARY" prepare-data --input data/demo.jsonl --output runs/bench-serve/data --val-fraction 0.05 >&2
   "$BACKPACK_BINARY" train --config configs/owt/micro.toml --run-dir runs/bench-serve/run \
     --set data.path=runs/bench-serve/data --set schedule.warmup_steps=1 --set schedule.max_steps=1 \
-    --set batch.tokens=512 --set batch.micro_batch=1 --set validation.max_sequences=1 >&2
+    --set batch.tokens_per_step=512 --set batch.micro_batch_size=1 --set validation.max_sequences=1 >&2
 fi
 exec python3 -B scripts/bench/serve.py "$model"

@@ -1,20 +1,21 @@
 #!/usr/bin/env bash
-# How fast training is: our step, in turns with the same model in PyTorch. Writes its part of
-# docs/benchmarks.md.
+# Measures training steps and writes the training section of docs/measurements/benchmarks.md.
 #
-#   scripts/bench-train.sh [--config micro|small]...   throughput, memory, utilisation, time by part
-#   scripts/bench-train.sh --memory-growth             memory for each token more in a pass
-#   scripts/bench-train.sh --trend                     whether 500 steps stay as fast as they began
-#   scripts/bench-train.sh --agreement                 the losses of both kernels over 100 steps
+#   scripts/bench-train.sh [--config micro|small]...   throughput, memory, MFU, time by part
+#   scripts/bench-train.sh --memory-growth             peak memory by micro-batch size
+#   scripts/bench-train.sh --trend                     drift of the step time over 500 steps
+#   scripts/bench-train.sh --agreement                 losses of both kernels over 100 steps
 #
-#   --peers DIR   a folder with bench_torch.py (its tokens are ours then, too); without it
-#                 nothing is compared. Runs in the Python environment of scripts/test-interop.sh
-#   --rounds N    turns of a comparison (3); --steps N timed steps of each turn (5)
-#   --quick       a smoke run: few steps, one peer, docs/benchmarks.md left alone
+#   --peers DIR   also time the same model in PyTorch, in alternating runs on the same tokens. DIR is
+#                 not part of the repository; docs/benchmarks.md describes its files. It runs in the
+#                 Python environment of scripts/test-interop.sh.
+#   --rounds N    rounds of a comparison (3)
+#   --steps N     timed steps per round (5)
+#   --quick       smoke test: few steps, one PyTorch variant, prints, writes no document
 #
-# Give the machine nothing else to do. BACKPACK_BINARY names the binary to measure; unset, one
-# is built. Every figure goes to runs/bench/training.json, which keeps the newest of each kind;
-# the section is written from it.
+# Needs an idle machine. Set BACKPACK_BINARY to measure an existing binary; otherwise one is built.
+# All results go to runs/bench/training.json, which keeps the newest result of each kind. The
+# section is generated from that file.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 for argument in "$@"; do
