@@ -1,8 +1,9 @@
-"""nanoGPT's preparation of OpenWebText as its users run it, with `datasets` and `tokenizers`:
-nanogpt_prepare.py FILE.parquet tokenizer.json FOLDER PROCESSES
+"""Prepares a corpus by nanoGPT's recipe with the Python packages `datasets` and `tokenizers`:
+nanogpt_prepare.py FILE.parquet tokenizer.json DIRECTORY PROCESSES
 
-Split 0.0005 with seed 2357, ordinary ids of each text, 50256 after it, train.bin and val.bin
-as uint16. Written for the comparison; the recipe is nanoGPT's data/openwebtext/prepare.py.
+Holds out a share of 0.0005 for validation with seed 2357. Encodes each text without special tokens,
+appends 50256, and writes train.bin and val.bin as uint16. Written for the comparison in
+scripts/bench-data.sh, after nanoGPT's data/openwebtext/prepare.py.
 """
 import json
 import os
@@ -13,10 +14,10 @@ from datasets import load_dataset
 from tokenizers import Tokenizer
 
 END_OF_TEXT = 50256
-source, tokenizer_file, folder, processes = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
+source, tokenizer_file, directory, processes = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
 with open(tokenizer_file) as file:
     definition = json.load(file)
-definition["added_tokens"] = []  # a literal <|endoftext|> is ordinary text
+definition["added_tokens"] = []  # a literal <|endoftext|> in a text is encoded as ordinary text
 tokenizer = Tokenizer.from_str(json.dumps(definition))
 
 
@@ -26,12 +27,12 @@ def encode(batch):
 
 
 def main():
-    data = load_dataset("parquet", data_files=source, cache_dir=os.path.join(folder, "cache"))["train"]
+    data = load_dataset("parquet", data_files=source, cache_dir=os.path.join(directory, "cache"))["train"]
     split = data.train_test_split(test_size=0.0005, seed=2357, shuffle=True)
     split["val"] = split.pop("test")
     encoded = split.map(encode, batched=True, remove_columns=["text"], num_proc=processes)
     for name, part in encoded.items():
-        ids = np.memmap(os.path.join(folder, f"{name}.bin"), np.uint16, "w+", shape=(sum(part["length"]),))
+        ids = np.memmap(os.path.join(directory, f"{name}.bin"), np.uint16, "w+", shape=(sum(part["length"]),))
         at = 0
         for number in range(min(1024, len(part))):
             piece = part.shard(min(1024, len(part)), number, contiguous=True).with_format("numpy")["ids"]
@@ -42,6 +43,6 @@ def main():
 
 
 if __name__ == "__main__":
-    os.makedirs(folder, exist_ok=True)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its processes are the parallelism
+    os.makedirs(directory, exist_ok=True)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # `datasets` starts one process per core instead
     main()

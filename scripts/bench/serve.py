@@ -1,5 +1,7 @@
-"""Times every question of the sense explorer's API: by one client, and by 50 at once."""
+"""Times every request of the sense explorer's API, from one client and from 50 concurrent clients.
 
+scripts/bench-serve.sh runs it with a model directory as its argument.
+"""
 import http.client
 import json
 import os
@@ -9,39 +11,39 @@ import sys
 import threading
 import time
 
-ALONE = 30  # answers timed of each question
+ALONE = 30  # timed responses per request
 CLIENTS = 50
-EACH = 6  # answers that each of them asks for
+EACH = 6  # requests per client
 WORDS = """It is a truth universally acknowledged , that a single man in possession of a good fortune must be in want
 of a wife . However little known the feelings or views of such a man may be""".split()
 TEXT = " ".join(WORDS).replace(" ,", ",").replace(" .", ".")
 EDITS = [{"word": "fortune", "sense": 3, "op": "scale", "factor": 2.0}]
 
 
-def questions(n):
-    """Path and body of the n-th question of each kind; texts that were asked about before are kept by the server."""
+def requests(n):
+    """Returns path and body of the n-th request of each kind. The server caches the analysis of a text."""
     new_text = f"{n} {TEXT}"
     return {
         "model": ("model", None),
         "senses": ("senses", {"token": 300 + 7 * n}),
-        "reading, a new text": ("reading", {"text": new_text}),
-        "reading, another position": ("reading", {"text": TEXT, "position": n % 30}),
+        "reading, new text": ("reading", {"text": new_text}),
+        "reading, new position": ("reading", {"text": TEXT, "position": n % 30}),
         "weights of all senses": ("weights", {"text": TEXT}),
         "contributions": ("contributions", {"text": TEXT, "token": 300 + n}),
-        "next under an edit": ("next", {"text": TEXT, "edits": [{**EDITS[0], "factor": n / 10}]}),
+        "next, with an edit": ("next", {"text": TEXT, "edits": [{**EDITS[0], "factor": n / 10}]}),
         "generate 8 tokens": ("generate", {"text": TEXT, "max_new_tokens": 8, "seed": n}),
         "generate 40 tokens": ("generate", {"text": TEXT, "max_new_tokens": 40, "seed": n}),
     }
 
 
 class Client:
-    """One connection that is kept."""
+    """A client that keeps one connection open."""
 
     def __init__(self, address):
         self.connection = http.client.HTTPConnection(address, timeout=120)
 
-    def ask(self, path, body):
-        """Seconds until the answer was there whole, and its status."""
+    def send(self, path, body):
+        """Sends a request; returns the seconds until the complete response arrived, and its status."""
         start = time.perf_counter()
         if body is None:
             self.connection.request("GET", f"/api/v1/{path}")
@@ -53,7 +55,7 @@ class Client:
         answer = response.read()
         seconds = time.perf_counter() - start
         if response.status not in (200, 503):
-            sys.exit(f"bench-serve: {path} was answered with {response.status}: {answer.decode()}")
+            sys.exit(f"bench-serve: {path} failed with status {response.status}: {answer.decode()}")
         return seconds, response.status
 
 
@@ -64,12 +66,12 @@ def milliseconds(times, share):
 def alone(address, name):
     client = Client(address)
     for n in range(3):
-        client.ask(*questions(1000 + n)[name])
-    return [client.ask(*questions(n)[name])[0] for n in range(ALONE)]
+        client.send(*requests(1000 + n)[name])
+    return [client.send(*requests(n)[name])[0] for n in range(ALONE)]
 
 
 def together(address, names):
-    """All clients at once, each with all kinds of questions: times by kind, busy answers, answers a second."""
+    """Runs all clients at once; returns the times by request, the number of 503 responses, and responses per second."""
     times, busy, lock = {name: [] for name in names}, [], threading.Lock()
     start_line = threading.Barrier(CLIENTS + 1)
 
@@ -78,7 +80,7 @@ def together(address, names):
         start_line.wait()
         for i in range(EACH):
             name = names[(number + i) % len(names)]
-            seconds, status = client.ask(*questions(number * EACH + i)[name])
+            seconds, status = client.send(*requests(number * EACH + i)[name])
             with lock:
                 times[name].append(seconds)
                 busy.extend([status] if status == 503 else [])
@@ -104,21 +106,21 @@ def main():
         if "http://" not in line:
             sys.exit("bench-serve: the server did not start")
         address = line.split("http://")[1].strip().rstrip("/")
-        names = list(questions(0))
+        names = list(requests(0))
         single = {name: alone(address, name) for name in names}
         quick = [name for name in names if not name.startswith("generate 40")]
         many, busy, rate = together(address, quick)
     finally:
         server.terminate()
         server.wait()
-    print(f"| question ({len(WORDS)} words) | alone, median ms | alone, p99 ms | {CLIENTS} clients, median ms | p99 ms |")
+    print(f"| request ({len(WORDS)} words) | 1 client, median ms | p99 ms | {CLIENTS} clients, median ms | p99 ms |")
     print("|---|---|---|---|---|")
     for name in names:
         cells = [statistics.median(single[name]) * 1000, milliseconds(single[name], 0.99)]
         if many.get(name):
             cells += [statistics.median(many[name]) * 1000, milliseconds(many[name], 0.99)]
         print(f"| {name} | " + " | ".join(f"{cell:.0f}" for cell in cells) + " |" + " |" * (4 - len(cells)))
-    print(f"\n{CLIENTS} clients at once, each with {EACH} questions of all kinds: {rate:.0f} answers a second, {busy} times busy (503)")
+    print(f"\n{CLIENTS} concurrent clients with {EACH} requests each: {rate:.0f} responses per second, {busy} responses with status 503 (busy)")
 
 
 main()

@@ -1,4 +1,5 @@
-"""Measures training steps; scripts/bench-train.sh says how it is called. Runs from the root."""
+"""Measures training steps. scripts/bench-train.sh runs it from the root of the repository and
+describes its options."""
 import argparse
 import datetime
 import json
@@ -14,51 +15,52 @@ from pathlib import Path
 import training_section
 from section import machine, write_section
 
-# 4 x 512 tokens a step, as the yardsticks; their rate, too.
+# The PyTorch side takes 4 x 512 tokens per step and the same learning rate.
 THREADS = 2
 SETTINGS = {
     "run.threads": THREADS,
     "run.device": "cpu",
     "model.dropout": 0,
     "data.sequence_length": 512,
-    "batch.tokens": 2048,
-    "batch.micro_batch": 4,
+    "batch.tokens_per_step": 2048,
+    "batch.micro_batch_size": 4,
     "optimizer.learning_rate": 1e-4,
 }
-# malloc keeps what is freed, which our program asks for itself.
+# Make malloc keep freed memory. `backpack` sets these thresholds itself.
 RAISED = {"MALLOC_MMAP_THRESHOLD_": "8589934592", "MALLOC_TRIM_THRESHOLD_": "17179869184"}
 
 
 @dataclass(frozen=True)
-class Yardstick:
-    """A variant of bench_torch.py, and which of ours is measured in turns with it."""
+class Baseline:
+    """A PyTorch version of the model, and the `backpack` variant that it is compared with."""
 
-    name: str
-    variant: str
+    name: str  # printed into the document
+    argument: str  # the name that bench_torch.py takes
     ours: str
-    raised: bool = False
+    raised: bool = False  # with malloc's thresholds raised
 
     def environment(self) -> dict:
         return {**(RAISED if self.raised else {}), "TH": str(THREADS)}
 
 
-YARDSTICKS = [
-    Yardstick("a_pyvene", "a_pyvene", "bf16 fused"),
-    Yardstick("b_ref", "b_ref", "fp32 fused"),
-    Yardstick("c_ref_ac", "c_ref_ac", "bf16 fused"),
-    Yardstick("d_compile_ac", "d_compile_ac", "bf16 fused"),
-    Yardstick("c_ref_ac, raised", "c_ref_ac", "bf16 fused", raised=True),
-    Yardstick("d_compile_ac, raised", "d_compile_ac", "bf16 fused", raised=True),
+# The arguments are the names that the program in --peers gives its variants.
+BASELINES = [
+    Baseline("published code, fp32", "a_pyvene", "bf16 fused"),
+    Baseline("SDPA, fp32", "b_ref", "fp32 fused"),
+    Baseline("SDPA, autocast to bf16", "c_ref_ac", "bf16 fused"),
+    Baseline("torch.compile, autocast to bf16", "d_compile_ac", "bf16 fused"),
+    Baseline("SDPA, autocast to bf16, malloc thresholds raised", "c_ref_ac", "bf16 fused", raised=True),
+    Baseline("torch.compile, autocast to bf16, malloc thresholds raised", "d_compile_ac", "bf16 fused", raised=True),
 ]
-OURS = ["bf16 fused", "fp32 fused", "bf16 plain"]
+OURS = ["bf16 fused", "fp32 fused", "bf16 reference"]
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
 def run(command: list, **environment: str) -> str:
-    """The standard output of a command; its words when it fails."""
+    """Returns the standard output of a command. Exits with its output when it fails."""
     done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"bench-train: {' '.join(map(str, command))} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
@@ -76,132 +78,136 @@ class Bench:
             self.torch = version_of(environments / "torch", "torch")
             self.tokens = ["--tokens-file", peers / "bench_tokens.bin"]
 
-    def ours(self, which: str, config: str, steps: int, warmup: int = 2, part_steps: int = 2, **settings) -> dict:
+    def ours(self, which: str, config: str, steps: int, warmup: int = 2, profile_steps: int = 2, **settings) -> dict:
+        """Runs `backpack bench` and returns its report."""
         precision, kernels = which.split()
         keys = {**SETTINGS, "run.precision": precision, "run.kernels": kernels, **settings}
         command = [self.binary, "bench", "--json", "--config", f"configs/owt/{config}.toml", *self.tokens]
-        command += ["--steps", steps, "--warmup", warmup, "--part-steps", part_steps]
+        command += ["--steps", steps, "--warmup", warmup, "--profile-steps", profile_steps]
         for key, value in keys.items():
             command += ["--set", f"{key}={value}"]
         report = json.loads(run([str(part) for part in command]))
-        say(f"  ours, {which}: {report['tokens_per_s']:.0f} tok/s, mfu {report['mfu']:.3f}")
+        log(f"  backpack, {which}: {report['tokens_per_s']:.0f} tokens/s, MFU {report['mfu']:.3f}")
         return report
 
-    def theirs(self, yardstick: Yardstick, config: str, mode: str, *arguments) -> str:
+    def theirs(self, baseline: Baseline, config: str, mode: str, *arguments) -> str:
+        """Runs the PyTorch program and returns its standard output."""
         command = [self.python, self.peers / "bench_torch.py", mode, config, *map(str, arguments)]
-        return run(command, PYTHONDONTWRITEBYTECODE="1", **yardstick.environment())
+        return run(command, PYTHONDONTWRITEBYTECODE="1", **baseline.environment())
 
-    def tokens_per_s(self, yardstick: Yardstick, config: str, steps: int) -> float:
-        out = self.theirs(yardstick, config, "time", steps, yardstick.variant)
+    def tokens_per_s(self, baseline: Baseline, config: str, steps: int) -> float:
+        out = self.theirs(baseline, config, "time", steps, baseline.argument)
         line = next(line for line in out.splitlines() if line.startswith("JSON "))
-        rate = json.loads(line.removeprefix("JSON "))["res"][yardstick.variant]["tok_s"]
-        say(f"  {yardstick.name}: {rate:.0f} tok/s")
+        rate = json.loads(line.removeprefix("JSON "))["res"][baseline.argument]["tok_s"]
+        log(f"  PyTorch, {baseline.name}: {rate:.0f} tokens/s")
         return rate
 
-    def memory_bytes(self, yardstick: Yardstick, config: str) -> float:
-        # A compiled variant compiles in its first step: the third is like all later ones.
-        steps = 3 if "compile" in yardstick.variant else 2
-        out = self.theirs(yardstick, config, "rss", yardstick.variant, steps)
+    def memory_bytes(self, baseline: Baseline, config: str) -> float:
+        # A compiled variant compiles in its first step. From the third step on, all steps are alike.
+        steps = 3 if "compile" in baseline.argument else 2
+        out = self.theirs(baseline, config, "rss", baseline.argument, steps)
         found = re.search(r"peak ([\d.]+) GiB", out)
         if not found:
-            sys.exit(f"bench-train: no peak in what bench_torch.py rss said:\n{out[-2000:]}")
+            sys.exit(f"bench-train: bench_torch.py rss printed no peak:\n{out[-2000:]}")
         return float(found[1]) * 2**30
 
 
-def version_of(folder: Path, package: str) -> str:
-    found: Distribution = next(iter(distributions(name=package, path=[str(folder)])))
+def version_of(directory: Path, package: str) -> str:
+    found: Distribution = next(iter(distributions(name=package, path=[str(directory)])))
     return found.version
 
 
-def compare(bench: Bench, config: str, rounds: int, steps: int, yardsticks: list) -> dict:
-    """Rounds of pairs: ours, then the yardstick, each alone on the machine."""
+def compare(bench: Bench, config: str, rounds: int, steps: int, baselines: list) -> dict:
+    """Measures rounds of pairs, `backpack` first and then the baseline, one process at a time."""
     ours = {which: [] for which in OURS}
-    theirs = {y.name: {"ours": y.ours, "tokens_per_s": [], "ratios": []} for y in yardsticks}
-    for turn in range(rounds):
-        say(f"{config}, round {turn + 1} of {rounds}")
-        for yardstick in yardsticks:
-            report = bench.ours(yardstick.ours, config, steps)
-            ours[yardstick.ours].append(report)
-            rate = bench.tokens_per_s(yardstick, config, steps)
-            theirs[yardstick.name]["tokens_per_s"].append(rate)
-            theirs[yardstick.name]["ratios"].append(report["tokens_per_s"] / rate)
+    theirs = {b.name: {"ours": b.ours, "tokens_per_s": [], "ratios": []} for b in baselines}
+    for number in range(rounds):
+        log(f"{config}, round {number + 1} of {rounds}")
+        for baseline in baselines:
+            report = bench.ours(baseline.ours, config, steps)
+            ours[baseline.ours].append(report)
+            rate = bench.tokens_per_s(baseline, config, steps)
+            theirs[baseline.name]["tokens_per_s"].append(rate)
+            theirs[baseline.name]["ratios"].append(report["tokens_per_s"] / rate)
         for which in OURS:
-            if len(ours[which]) <= turn:
+            if len(ours[which]) <= number:
                 ours[which].append(bench.ours(which, config, steps))
-    for yardstick in yardsticks:
-        memory = bench.memory_bytes(yardstick, config)
-        theirs[yardstick.name]["peak_memory_bytes"] = memory
-        own = statistics.median(report["peak_memory_bytes"] for report in ours[yardstick.ours])
-        theirs[yardstick.name]["memory_ratio"] = own / memory
+    for baseline in baselines:
+        memory = bench.memory_bytes(baseline, config)
+        theirs[baseline.name]["peak_memory_bytes"] = memory
+        own = statistics.median(report["peak_memory_bytes"] for report in ours[baseline.ours])
+        theirs[baseline.name]["memory_ratio"] = own / memory
     return {"rounds": rounds, "steps": steps, "ours": ours, "theirs": theirs}
 
 
 def memory_growth(bench: Bench, sizes: list) -> dict:
-    """Peak memory at several sizes of a pass; the step is one pass."""
-    say("memory growth")
+    """Measures peak memory at several micro-batch sizes. A step is one micro-batch."""
+    log("memory growth")
     peaks = {}
     for which in ["bf16 fused", "fp32 fused"]:
         peaks[which] = {}
         for size in sizes:
-            settings = {"batch.micro_batch": size, "batch.tokens": 512 * size}
-            report = bench.ours(which, "micro", steps=1, warmup=1, part_steps=0, **settings)
+            settings = {"batch.micro_batch_size": size, "batch.tokens_per_step": 512 * size}
+            report = bench.ours(which, "micro", steps=1, warmup=1, profile_steps=0, **settings)
             peaks[which][size] = report["peak_memory_bytes"]
     return {"peak_memory_bytes": peaks}
 
 
 def trend(bench: Bench, steps: int, window: int) -> dict:
-    """Medians of windows of steps, in order."""
-    say(f"trend over {steps} steps")
-    seconds = bench.ours("bf16 fused", "micro", steps, part_steps=0)["step_seconds"]
+    """Measures the median step time of consecutive windows of steps."""
+    log(f"trend over {steps} steps")
+    seconds = bench.ours("bf16 fused", "micro", steps, profile_steps=0)["step_seconds"]
     windows = [statistics.median(seconds[i : i + window]) for i in range(0, len(seconds), window)]
     return {"steps": steps, "window": window, "window_seconds": windows, "step_seconds": seconds}
 
 
 def agreement(bench: Bench, steps: int) -> dict:
-    """The losses of both kernels on the same steps."""
-    say(f"agreement over {steps} steps")
+    """Returns the losses of fused and reference kernels over the same steps."""
+    log(f"agreement over {steps} steps")
     losses = {}
     for precision in ["fp32", "bf16"]:
         losses[precision] = {
-            kernels: bench.ours(f"{precision} {kernels}", "micro", steps, warmup=0, part_steps=0)["losses"]
-            for kernels in ["fused", "plain"]
+            kernels: bench.ours(f"{precision} {kernels}", "micro", steps, warmup=0, profile_steps=0)["losses"]
+            for kernels in ["fused", "reference"]
         }
     return {"steps": steps, "losses": losses}
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="bench-train", add_help=False)
-    parser.add_argument("--peers", type=Path)
-    parser.add_argument("--config", action="append", choices=["micro", "small"])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=5)
-    for check in ["--memory-growth", "--trend", "--agreement", "--quick"]:
-        parser.add_argument(check, action="store_true")
+    parser = argparse.ArgumentParser(prog="bench-train", description=__doc__)
+    parser.add_argument("--peers", type=Path, help="directory with the PyTorch side of the comparison")
+    parser.add_argument("--config", action="append", choices=["micro", "small"], help="model size [default: micro]")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of a comparison [default: 3]")
+    parser.add_argument("--steps", type=int, default=5, help="timed steps per round [default: 5]")
+    parser.add_argument("--memory-growth", action="store_true", help="measure peak memory by micro-batch size")
+    parser.add_argument("--trend", action="store_true", help="measure the drift of the step time over 500 steps")
+    parser.add_argument("--agreement", action="store_true", help="compare the losses of both kernels over 100 steps")
+    parser.add_argument("--quick", action="store_true", help="smoke test: few steps, prints, writes no document")
     given = parser.parse_args()
     if given.rounds < 1 or given.steps < 1:
         parser.error("--rounds and --steps must be at least 1")
     if given.peers and not (given.peers / "bench_torch.py").is_file():
-        parser.error(f"--peers {given.peers} holds no bench_torch.py")
+        parser.error(f"--peers: {given.peers} has no file bench_torch.py")
     return given
 
 
 def main() -> None:
     given = arguments()
     bench = Bench(given.peers)
-    words = ["--peers DIR" if given.peers else ""]
-    words += [f"--{name}" for name in ["memory-growth", "trend", "agreement"] if getattr(given, name.replace("-", "_"))]
-    words += [f"--config {name}" for name in given.config or []]
+    options = ["--peers DIR" if given.peers else ""]
+    options += [f"--{name}" for name in ["memory-growth", "trend", "agreement"] if getattr(given, name.replace("-", "_"))]
+    options += [f"--config {name}" for name in given.config or []]
     if given.config:
-        words += [f"--rounds {given.rounds}", f"--steps {given.steps}"]
+        options += [f"--rounds {given.rounds}", f"--steps {given.steps}"]
     about = {
         "date": str(datetime.date.today()),
         "machine": machine(os.cpu_count() or 1),
-        "command": " ".join(["scripts/bench-train.sh", *filter(None, words)]),
+        "command": " ".join(["scripts/bench-train.sh", *filter(None, options)]),
         "load_before": os.getloadavg()[0],
         "torch": bench.torch if given.peers else None,
     }
     if about["load_before"] > 0.5:
-        say(f"bench-train: warning: the load average is {about['load_before']:.1f}: something else runs here")
+        log(f"bench-train: warning: the load average is {about['load_before']:.1f}; another process is using the CPU")
     path = Path("runs/bench") / ("quick.json" if given.quick else "training.json")
     path.parent.mkdir(parents=True, exist_ok=True)
     results = json.loads(path.read_text()) if path.exists() and not given.quick else {}
@@ -210,7 +216,7 @@ def main() -> None:
         results[kind] = {**about, **measured}
         path.write_text(json.dumps(results, indent=1))
 
-    # A smoke run shows that everything runs, and measures nothing.
+    # A smoke test runs every part with too few steps for a measurement.
     quick = given.quick
     if given.memory_growth:
         keep("memory growth", memory_growth(bench, [4, 8] if quick else [4, 8, 16]))
@@ -219,15 +225,15 @@ def main() -> None:
     if given.agreement:
         keep("agreement", agreement(bench, 2 if quick else 100))
     if not (given.memory_growth or given.trend or given.agreement):
-        yardsticks = YARDSTICKS if given.peers else []
-        turns = (1, 1, yardsticks[:1]) if quick else (given.rounds, given.steps, yardsticks)
+        baselines = BASELINES if given.peers else []
+        size = (1, 1, baselines[:1]) if quick else (given.rounds, given.steps, baselines)
         for config in given.config or ["micro"]:
-            keep(config, compare(bench, config, *turns))
+            keep(config, compare(bench, config, *size))
     text = training_section.text(json.loads(path.read_text()))
     if quick:
         print(text)
     else:
-        write_section("docs/benchmarks.md", "training", "scripts/bench-train.sh", text)
+        write_section("docs/measurements/benchmarks.md", "training", "scripts/bench-train.sh", text)
 
 
 main()
