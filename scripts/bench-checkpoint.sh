@@ -5,19 +5,19 @@
 #
 #   scripts/bench-checkpoint.sh [CHECKPOINTS]     number of checkpoints (8)
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-if [ "${1:-}" = -h ] || [ "${1:-}" = --help ]; then sed -n '2,6s/^# \{0,1\}//p' "$0"; exit 0; fi
+# shellcheck source=scripts/lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+help_if_asked "$@"
 
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+use_backpack_binary
+make_work_folder
 python3 - "$work" <<'PYTHON'
 import array, random, sys
 random.seed(1)
 for name, ids in [("train", 200_000), ("val", 2_000)]:
     array.array("H", (random.randrange(50_257) for _ in range(ids))).tofile(open(f"{sys.argv[1]}/{name}.bin", "wb"))
 PYTHON
-binary=${BACKPACK_BINARY:-$(realpath "${CARGO_TARGET_DIR:-target}")/release/backpack}
-"$binary" train --config configs/owt/micro.toml --run-dir "$work/run" --set data.path="$work" --set run.device=cpu \
+"$BACKPACK_BINARY" train --config configs/owt/micro.toml --run-dir "$work/run" --set data.path="$work" --set run.device=cpu \
   --set batch.tokens_per_step=1024 --set batch.micro_batch_size=2 --set schedule.max_steps="${1:-8}" --set schedule.warmup_steps=1 \
   --set checkpoint.every_steps=1 --set validation.every_steps=0 --set validation.max_sequences=1 2>"$work/log" || { cat "$work/log"; exit 1; }
 python3 - "$work/log" "$work/run/checkpoints" <<'PYTHON'

@@ -5,22 +5,17 @@
 #   scripts/bench-data.sh FILE.parquet    measures, checks that both outputs are the same bytes, and
 #                                         writes the data section of docs/measurements/benchmarks.md
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-if [ $# -ne 1 ] || [ "$1" = -h ] || [ "$1" = --help ]; then sed -n '2,6s/^# \{0,1\}//p' "$0"; [ $# -eq 1 ]; exit; fi
+# shellcheck source=scripts/lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+help_if_asked "$@"
+[ $# -eq 1 ] || usage_error "it takes one Parquet file"
+[ -f "$1" ] || fail "$1 does not exist."
 file=$(realpath "$1") tokenizer=$PWD/data/gpt2/tokenizer.json cores=$(nproc)
-[ -f "$file" ] || { echo "bench-data: $1 does not exist." >&2; exit 1; }
 
-scripts/setup.sh
-cargo build --release --locked
-backpack=$PWD/${CARGO_TARGET_DIR:-target}/release/backpack
-environment=${XDG_CACHE_HOME:-$HOME/.cache}/backpack/bench-data
-if ! cmp -s scripts/bench/requirements.txt "$environment/requirements.txt"; then
-  python3 -m venv --clear "$environment"
-  "$environment/bin/pip" install --quiet --disable-pip-version-check -r scripts/bench/requirements.txt
-  cp scripts/bench/requirements.txt "$environment/requirements.txt"
-fi
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+build_backpack
+backpack=$(realpath "$backpack")
+make_python_environment bench-data scripts/bench/requirements.txt
+make_work_folder
 
 stages=$(cargo bench --quiet --locked -p data-prep --bench stages -- "$file" "$tokenizer" | grep '^{')
 # Prints the seconds and the peak resident bytes of a command.

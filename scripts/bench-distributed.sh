@@ -8,15 +8,9 @@
 #
 # Needs two idle cores. Set BACKPACK_BINARY to measure an existing binary; otherwise one is built.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-for argument in "$@"; do
-  case "$argument" in -h | --help) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 0 ;; esac
-done
+# shellcheck source=scripts/lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+help_if_asked "$@"
 
-if [ -z "${BACKPACK_BINARY:-}" ]; then
-  scripts/setup.sh
-  cargo build --release --locked
-  BACKPACK_BINARY=$(realpath "${CARGO_TARGET_DIR:-target}")/release/backpack
-fi
-export BACKPACK_BINARY
+use_backpack_binary
 exec python3 -B scripts/bench/distributed.py "$@"

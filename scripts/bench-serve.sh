@@ -8,15 +8,11 @@
 # Prints a Markdown table. Needs an idle machine. Set BACKPACK_BINARY to measure an existing binary;
 # otherwise one is built.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-if [ "${1:-}" = -h ] || [ "${1:-}" = --help ]; then sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 0; fi
+# shellcheck source=scripts/lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+help_if_asked "$@"
 
-if [ -z "${BACKPACK_BINARY:-}" ]; then
-  scripts/setup.sh
-  cargo build --release --locked
-  BACKPACK_BINARY=$(realpath "${CARGO_TARGET_DIR:-target}")/release/backpack
-fi
-export BACKPACK_BINARY
+use_backpack_binary
 model=${1:-runs/bench-serve/run/checkpoints/step-00000001}
 if [ $# -eq 0 ] && [ ! -f "$model/config.json" ]; then
   # The latency does not depend on the values of the weights, so one step is enough.

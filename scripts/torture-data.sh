@@ -1,31 +1,38 @@
 #!/usr/bin/env bash
-# Prepares a synthetic corpus of several shapes (2 GB by default), once undisturbed and once
-# killed with SIGKILL at random moments, and holds the results against each other; then a
-# full disk, a second process, changed arguments. Prints a table; exits with 1 when anything
-# was lost or memory went past 2 GB.
+# Fault-injection test of prepare-data. Prepares a synthetic corpus of several file formats (2 GB by
+# default), once undisturbed and once killed with SIGKILL at random moments, and compares the
+# results. Then tests a full disk, a second process and changed arguments. Prints a table. Exits
+# with 1 if anything was lost or the memory exceeded 2 GB.
 #
-#   scripts/torture-data.sh [MEGABYTES] [KILLS]     default: 2000 20; some minutes, 4 GB of disk
+#   scripts/torture-data.sh [MEGABYTES] [KILLS]     default: 2000 20
+#
+# Takes some minutes and 4 GB of disk.
+
+# Functions are called by name through row_if.
+# shellcheck disable=SC2329
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-case "${1:-}" in -h | --help) sed -n '2,7s/^# \{0,1\}//p' "$0"; exit 0 ;; esac
+# shellcheck source=scripts/lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+help_if_asked "${1:-}"
 megabytes=${1:-2000} kills=${2:-20}
 
-scripts/setup.sh
-cargo build --release --locked
-backpack=${CARGO_TARGET_DIR:-target}/release/backpack
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+build_backpack
+make_work_folder
 failed=0
 row() { printf '%-44s %s\n' "$1" "$2"; case "$2" in LOST*) failed=1 ;; esac; }
-# An array, not a function: what runs in the background must be the process that is killed.
+# row_if NAME OUTCOME LOST COMMAND...: prints OUTCOME if the command succeeds, else LOST.
+row_if() { if "${@:4}"; then row "$1" "$2"; else row "$1" "$3"; fi; }
+# An array and not a function, so that the process ID of a background job is the program's.
 prepare=("$backpack" prepare-data --input "$work/corpus" --val-fraction 0.01 --shard-tokens 20000000 --output)
+# run_prepare ARGUMENT...: writes the output to $work/log and sets `code` to the exit code.
+run_prepare() { code=0; "${prepare[@]}" "$@" >"$work/log" 2>&1 || code=$?; }
 same() { diff -r "$work/whole" "$1" >/dev/null && echo "the same bytes" || echo "LOST: other bytes"; }
 now() { date +%s.%N; }
 
-echo "making $megabytes MB of text"
+echo "writing $megabytes MB of text"
 python3 scripts/bench/synthetic_corpus.py "$work/corpus" "$megabytes"
 
-# Undisturbed, with its peak memory and the disk it needs on the way.
+# Undisturbed: measures the peak memory and the size of the temporary file.
 start=$(now)
 "${prepare[@]}" "$work/whole" 2>"$work/log" &
 pid=$! memory=0 spool=0
@@ -39,12 +46,13 @@ wait $pid
 seconds=$(python3 -c "print(f'{$(now) - $start:.2f}')")
 output=$(cat "$work"/whole/*.bin | wc -c)
 row "undisturbed" "$seconds s, $((output / 1000000)) MB of shards"
-[ "$memory" -lt 2000000 ] && row "peak memory (VmHWM)" "$((memory / 1000)) MB" || row "peak memory (VmHWM)" "LOST: $((memory / 1000)) MB"
-[ "$spool" -le "$output" ] && row "temporary file" "$((spool / 1000000)) MB" || row "temporary file" "LOST: $((spool / 1000000)) MB"
-"$backpack" verify-data "$work/whole" >/dev/null && row "verify-data" "holds"
+row_if "peak memory (VmHWM)" "$((memory / 1000)) MB" "LOST: $((memory / 1000)) MB" [ "$memory" -lt 2000000 ]
+row_if "temporary file" "$((spool / 1000000)) MB" "LOST: $((spool / 1000000)) MB" [ "$spool" -le "$output" ]
+verify() { "$backpack" verify-data "$1" >/dev/null; }
+row_if "verify-data" "passes" "LOST" verify "$work/whole"
 
-# Killed again and again; a preparation that got to its end is held against the undisturbed
-# one and begun anew.
+# Killed repeatedly. A finished preparation is compared with the undisturbed one, then deleted, and
+# the next one starts from the beginning.
 resumed=0 ended=0 result="the same bytes"
 finish() {
   ended=$((ended + 1))
@@ -61,36 +69,39 @@ for _ in $(seq "$kills"); do
 done
 "${prepare[@]}" "$work/killed" >"$work/log" 2>&1
 finish
-row "$kills kills at random moments" "$resumed went on where they were, $ended preparations ended, $result"
-"${prepare[@]}" "$work/killed" 2>/dev/null | grep -q 'was there already' && row "a finished folder" "is recognised and left alone" || row "a finished folder" "LOST"
+row "$kills kills at random moments" "$resumed resumed, $ended preparations finished, $result"
+already_complete() { "${prepare[@]}" "$1" 2>/dev/null | grep -q 'was there already'; }
+row_if "a finished output directory" "is recognized and not changed" "LOST" already_complete "$work/killed"
 
-# A full disk: a file-size limit stands for it where tmpfs cannot be mounted.
+# A full disk. Where tmpfs cannot be mounted, a file-size limit replaces it.
 mkdir "$work/small"
 if mount -t tmpfs -o size=$((output / 2)) tmpfs "$work/small" 2>/dev/null; then
   how="a full disk (tmpfs)"
-  "${prepare[@]}" "$work/small/out" >"$work/log" 2>&1 && code=0 || code=$?
-  said=$(grep '^error' "$work/log" || true)
+  run_prepare "$work/small/out"
   umount "$work/small"
 else
   how="a full disk (file-size limit)"
-  (ulimit -f $((output / 2048)); "${prepare[@]}" "$work/small/out") >"$work/log" 2>&1 && code=0 || code=$?
-  said=$(grep '^error' "$work/log" || true)
+  code=0
+  (ulimit -f $((output / 2048)); "${prepare[@]}" "$work/small/out") >"$work/log" 2>&1 || code=$?
 fi
-case "$code $said" in "1 error: "*"cannot be written"*) row "$how" "one line, exit code 1" ;; *) row "$how" "LOST: exit code $code: $said" ;; esac
-(ulimit -f $((output / 4096)); "${prepare[@]}" "$work/limited") >"$work/log" 2>&1 && code=0 || code=$?
+message=$(grep '^error' "$work/log" || true)
+case "$code $message" in "1 error: "*"cannot be written"*) row "$how" "one line, exit code 1" ;; *) row "$how" "LOST: exit code $code: $message" ;; esac
+code=0
+(ulimit -f $((output / 4096)); "${prepare[@]}" "$work/limited") >"$work/log" 2>&1 || code=$?
 "${prepare[@]}" "$work/limited" >/dev/null 2>&1
 row "after a limit (exit code $code), the same command" "$(same "$work/limited")"
 
-# Two at once, and other arguments for what was begun.
+# Two processes with one output directory, and other arguments for a preparation that has begun.
 "${prepare[@]}" "$work/two" >/dev/null 2>&1 &
 pid=$!
 sleep 1
-"${prepare[@]}" "$work/two" >"$work/log" 2>&1 && code=0 || code=$?
-grep -q 'another process' "$work/log" && row "two at once" "the second is refused (exit code $code)" || row "two at once" "LOST"
-kill -KILL $pid; wait $pid 2>/dev/null || true
-"${prepare[@]}" "$work/two" --split-seed 7 >"$work/log" 2>&1 && code=0 || code=$?
-grep -q 'split_seed is 7 now' "$work/log" && row "other arguments" "refused (exit code $code)" || row "other arguments" "LOST"
+run_prepare "$work/two"
+row_if "two processes" "the second is refused (exit code $code)" "LOST" grep -q 'another process' "$work/log"
+kill -KILL $pid
+wait $pid 2>/dev/null || true
+run_prepare "$work/two" --split-seed 7
+row_if "other arguments" "refused (exit code $code)" "LOST" grep -q 'split_seed is 7 now' "$work/log"
 touch "$work/corpus/a-passages.jsonl"
-"${prepare[@]}" "$work/two" >"$work/log" 2>&1 && code=0 || code=$?
-row "an input whose time changed" "$(grep -o 'has changed since it was read' "$work/log" || same "$work/two")"
+run_prepare "$work/two"
+row "an input with a new modification time" "$(grep -o 'has changed since it was read' "$work/log" || same "$work/two")"
 exit $failed

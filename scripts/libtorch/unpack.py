@@ -1,18 +1,18 @@
-"""Unpack libtorch from PyPI wheels: unpack.py cpu|cu13 FOLDER WHEEL...
+"""Unpacks libtorch from PyPI wheels: unpack.py cpu|cu13 DIRECTORY WHEEL...
 
-FOLDER/torch/{lib,include} and FOLDER/nvidia/ keep the wheels' own layout, because
-libtorch_cpu.so finds its dependencies by paths relative to itself. FOLDER/lib and
-FOLDER/include are what LIBTORCH names at build time: links to the CPU libraries, and
-a libtorch.so that stands for libtorch_cpu.so alone (the wheel's own would make every
-binary load CUDA at start). CUDA is loaded at run time where it is there.
+DIRECTORY/torch/{lib,include} and DIRECTORY/nvidia/ keep the layout of the wheels, because
+libtorch_cpu.so finds its dependencies by paths relative to its own. The build uses DIRECTORY/lib and
+DIRECTORY/include, which hold links to the CPU libraries and a linker script libtorch.so that names
+only libtorch_cpu.so. With the libtorch.so of the wheel, every binary would load CUDA at start. CUDA
+is loaded at run time if it is available.
 """
 import os
 import sys
 import zipfile
 
-variant, folder, wheels = sys.argv[1], sys.argv[2], sys.argv[3:]
+variant, directory, wheels = sys.argv[1], sys.argv[2], sys.argv[3:]
 CPU_LIBRARIES = ("libtorch_cpu.so", "libc10.so", "libgomp.so.1")
-CPU_CUDA_LIBRARIES = ("libcudart.so.13", "libcupti.so.13")  # libtorch_cpu.so needs these two
+CPU_CUDA_LIBRARIES = ("libcudart.so.13", "libcupti.so.13")  # dependencies of libtorch_cpu.so
 
 
 def wanted(name):
@@ -32,14 +32,14 @@ for wheel in wheels:
     with zipfile.ZipFile(wheel) as archive:
         for member in archive.infolist():
             if wanted(member.filename):
-                archive.extract(member, folder)
+                archive.extract(member, directory)
 
-os.mkdir(os.path.join(folder, "lib"))
+os.mkdir(os.path.join(directory, "lib"))
 for library in CPU_LIBRARIES:
-    os.symlink(os.path.join("..", "torch", "lib", library), os.path.join(folder, "lib", library))
-os.symlink("libgomp.so.1", os.path.join(folder, "lib", "libgomp.so"))
-with open(os.path.join(folder, "lib", "libtorch.so"), "w") as script:
+    os.symlink(os.path.join("..", "torch", "lib", library), os.path.join(directory, "lib", library))
+os.symlink("libgomp.so.1", os.path.join(directory, "lib", "libgomp.so"))
+with open(os.path.join(directory, "lib", "libtorch.so"), "w") as script:
     script.write("INPUT(-ltorch_cpu)\n")
-os.symlink(os.path.join("torch", "include"), os.path.join(folder, "include"))
-with open(os.path.join(folder, "build-version"), "w") as version:
-    version.write("2.13.0\n")  # torch-sys checks it
+os.symlink(os.path.join("torch", "include"), os.path.join(directory, "include"))
+with open(os.path.join(directory, "build-version"), "w") as version:
+    version.write("2.13.0\n")  # torch-sys checks this file

@@ -1,43 +1,45 @@
-# What differs from one cluster to another; read by every script of this folder. Edit it once
-# for yours. A value that is set in the environment already wins over the one here.
+# Settings that differ between clusters; every script in this folder reads them. Edit this file once
+# for your cluster. A variable that is already set in the environment overrides the value here.
 # shellcheck shell=bash
 #
-# Partition, account, quality of service and the kind of GPU cannot stand here, because sbatch
-# reads its options before any line runs. Give them to sbatch (`sbatch --partition=gpu
-# --account=lab ...`), or once and for all in your ~/.bashrc, as sbatch's own variables:
+# Partition, account, quality of service and GPU type cannot be set here, because sbatch reads its
+# options before it runs any line. Pass them to sbatch (`sbatch --partition=gpu --account=lab ...`),
+# or set the variables of sbatch in your ~/.bashrc:
 #
 #     export SBATCH_PARTITION=gpu SBATCH_ACCOUNT=lab
 #
-# The checkout is where sbatch is called; BACKPACK_ROOT in the environment names it elsewhere.
+# The checkout is the directory in which sbatch is called. To use another one, set BACKPACK_ROOT in
+# the environment.
 
-# The program, which has to be visible from every node.
+# The program. Every node must be able to read this path.
 : "${BACKPACK_BINARY:=$BACKPACK_ROOT/target/release/backpack}"
 
-# How often a training may be requeued, whoever asks for it: a day's limit on a four-day run
-# needs 4, preemption many more. The cap ends what would go round in circles.
+# Maximum number of times that a training is requeued, for any reason. A limit of one day for a run
+# of four days needs 4; preemption needs many more. The limit ends an endless loop of restarts.
 : "${MAX_RESTARTS:=50}"
 
-# Least free space, in GB, where the run folder lies: the published run's checkpoints have 2 GB
-# each, of which up to 9 are there at once.
+# Minimum free space, in GB, on the disk of the run directory. Each checkpoint of the published run
+# has 2 GB, and up to 9 exist at the same time.
 : "${MIN_FREE_GB:=25}"
 
-# A folder on a disk of each node's own, where there is one (/tmp, /scratch/$SLURM_JOB_ID, ...).
-# Where it is set, the shards in the folder STAGE_DATA are copied there before training, once a node.
+# A directory on the local disk of each node (/tmp, /scratch/$SLURM_JOB_ID, ...), if there is one.
+# If it is set, the shards in the directory STAGE_DATA are copied there before training, once per
+# node.
 : "${LOCAL_SCRATCH:=}"
 
-# The network interface over which ranks on CPUs, and the start of ranks on GPUs, talk (ib0,
-# eth0); empty: the one that leads to rank 0's node by its name, which may be the slow one.
+# The network interface (ib0, eth0, ...) for the collectives of CPU ranks and for the start of GPU
+# ranks. Empty: the interface that leads to the host name of rank 0, which may be a slow one.
 : "${BACKPACK_INTERFACE:=}"
 
-# NCCL finds its interfaces by itself. Name one only where `NCCL_DEBUG=INFO` shows a wrong choice.
+# NCCL selects its interfaces itself. Set one only if `NCCL_DEBUG=INFO` shows a wrong selection.
 : "${NCCL_DEBUG:=WARN}"
 export NCCL_DEBUG
 # export NCCL_SOCKET_IFNAME==ib0
 # export NCCL_IB_HCA=mlx5
 
-# Where nodes cannot find each other by the names that Slurm has for them: rank 0's address.
+# The address of rank 0, for clusters whose nodes cannot resolve the node names of Slurm.
 # export MASTER_ADDR=10.0.0.1
 
-# Modules, where the driver, gcc's runtime or Python come from one.
+# Environment modules, if they provide the GPU driver, the runtime of gcc, or Python.
 # module purge
 # module load gcc/12

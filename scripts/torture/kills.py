@@ -1,4 +1,4 @@
-"""SIGKILL at random moments: wherever the training is, and on purpose where it is rarely."""
+"""SIGKILL at random moments, and during phases that random moments rarely hit."""
 
 import os
 import random
@@ -10,92 +10,92 @@ from pathlib import Path
 
 from training import STEPS, Training, difference, kill, metrics, wait_for
 
-VALIDATION_EVERY = 9
-# Four of ten wherever it is, and the rest where a random moment seldom falls.
-PLACES = ["anywhere", "save", "anywhere", "rename", "validation", "anywhere", "save", "start", "anywhere", "rename"]
+VALIDATION_EVERY_STEPS = 9
+# Four of ten at any moment, the others in phases that random moments rarely hit.
+PHASES = ["anywhere", "save", "anywhere", "rename", "validation", "anywhere", "save", "start", "anywhere", "rename"]
 
 
-def names(run: Path) -> list[str]:
+def checkpoint_names(run: Path) -> list[str]:
     try:
         return sorted(os.listdir(run / "checkpoints"))
     except FileNotFoundError:
         return []
 
 
-def partial(run: Path) -> bool:
-    return any(name.startswith(".step-") for name in names(run))
+def has_partial(run: Path) -> bool:
+    return any(name.startswith(".step-") for name in checkpoint_names(run))
 
 
-def complete(run: Path) -> set[str]:
-    return {name for name in names(run) if name.startswith("step-")}
+def complete_names(run: Path) -> set[str]:
+    return {name for name in checkpoint_names(run) if name.startswith("step-")}
 
 
 def is_validating(run: Path) -> bool:
-    """A step's line is there and its validation's is not."""
+    """Whether the line of a step is written and the line of its validation is not."""
     lines = metrics(run)
-    return bool(lines) and "loss" in lines[-1] and lines[-1]["step"] % VALIDATION_EVERY == 0
+    return bool(lines) and "loss" in lines[-1] and lines[-1]["step"] % VALIDATION_EVERY_STEPS == 0
 
 
-def phase(run: Path, lines_before: int, killed_at: float) -> str:
-    """Where a process was, by what it left."""
-    found = names(run)
+def phase_at_kill(run: Path, lines_before: int, killed_at: float) -> str:
+    """Returns the phase in which a process was killed, judged by the files that it left."""
+    found = checkpoint_names(run)
     renamed = [(run / "checkpoints" / name).stat().st_ctime for name in found if name.startswith("step-")]
     if any(name.endswith(".replaced") for name in found) or any(abs(killed_at - at) < 0.02 for at in renamed):
-        return "rename or clean-up"
+        return "rename or cleanup"
     if len(metrics(run)) <= lines_before and not any(name.startswith(".step-") for name in found):
         return "start"
     inside = "validation" if is_validating(run) else "step"
-    return f"{inside}, beside a save" if any(name.startswith(".step-") for name in found) else inside
+    return f"{inside}, during a save" if any(name.startswith(".step-") for name in found) else inside
 
 
-def wait_for_place(place: str, run: Path, draw: random.Random, process, seconds: float) -> None:
-    """Until the training is about there, or has ended."""
+def wait_for_phase(phase: str, run: Path, rng: random.Random, process, seconds: float) -> None:
+    """Waits until the training is approximately in this phase, or has ended."""
     ended = lambda: process.poll() is not None
-    before = complete(run)
-    if place == "anywhere":
-        time.sleep(draw.uniform(0.0, 1.2 * seconds))
-    elif place == "start":
-        time.sleep(draw.uniform(0.0, 0.4 * seconds))
-    elif place == "save":
-        wait_for(lambda: partial(run) or ended(), pause=0.0005)
-        time.sleep(draw.uniform(0.0, 0.15))
-    elif place == "rename":
-        wait_for(lambda: complete(run) - before or ended(), pause=0.0002)
-        time.sleep(draw.uniform(0.0, 0.004))
+    before = complete_names(run)
+    if phase == "anywhere":
+        time.sleep(rng.uniform(0.0, 1.2 * seconds))
+    elif phase == "start":
+        time.sleep(rng.uniform(0.0, 0.4 * seconds))
+    elif phase == "save":
+        wait_for(lambda: has_partial(run) or ended(), pause=0.0005)
+        time.sleep(rng.uniform(0.0, 0.15))
+    elif phase == "rename":
+        wait_for(lambda: complete_names(run) - before or ended(), pause=0.0002)
+        time.sleep(rng.uniform(0.0, 0.004))
     else:
         lines = len(metrics(run))
         wait_for(lambda: (len(metrics(run)) > lines and is_validating(run)) or ended(), pause=0.001)
-        time.sleep(draw.uniform(0.0, 0.03))
+        time.sleep(rng.uniform(0.0, 0.03))
 
 
-def kills(training: Training, expected, count: int, draw: random.Random, seconds: float, say) -> tuple[Counter, list]:
-    """Kills by phase, and what was lost. A run that has come to its end is held against the
-    undisturbed one and begun anew."""
+def kills(training: Training, expected, count: int, rng: random.Random, seconds: float, log) -> tuple[Counter, list]:
+    """Returns the number of kills by phase, and what was lost. A finished run is compared with the
+    undisturbed run, and then a new run is started."""
     phases, lost, of_this_run, done, number = Counter(), [], 0, 0, 0
     run = training.work / "killed-0"
     while done < count or of_this_run:
         last = done >= count
         lines = len(metrics(run))
-        place = PLACES[done % len(PLACES)]
+        phase = PHASES[done % len(PHASES)]
         if not last:
             process = training.start(run)
-            wait_for_place(place, run, draw, process, seconds)
+            wait_for_phase(phase, run, rng, process, seconds)
             killed_at = time.time()
             kill(process)
-            code, said = process.wait(), training.said()
+            code, output = process.wait(), training.log()
         else:
-            code, said = training.run(run)
+            code, output = training.run(run)
         if code == -signal.SIGKILL and not last:
             done, of_this_run = done + 1, of_this_run + 1
-            where = phase(run, lines, killed_at)
+            where = phase_at_kill(run, lines, killed_at)
             phases[where] += 1
             step = max((line["step"] for line in metrics(run)), default=0)
-            say(f"kill {done}/{count}: {where}, at step {step} of {STEPS}")
+            log(f"kill {done}/{count}: {where}, at step {step} of {STEPS}")
             continue
-        wrong = f"exit code {code}: {said.strip()[-300:]}" if code != 0 else difference(run, expected)
+        wrong = f"exit code {code}: {output.strip()[-300:]}" if code != 0 else difference(run, expected)
         if wrong:
             lost.append(f"after {of_this_run} kills: {wrong}")
-            say(f"LOST: {lost[-1]}")
+            log(f"LOST: {lost[-1]}")
         else:
             shutil.rmtree(run)
         number, of_this_run = number + 1, 0

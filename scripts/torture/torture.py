@@ -1,4 +1,4 @@
-"""See scripts/torture.sh."""
+"""Runs the fault-injection test of training; scripts/torture.sh --help describes it."""
 
 import argparse
 import os
@@ -24,9 +24,9 @@ def main() -> int:
     options = parser.parse_args()
     count = options.kills if options.kills is not None else 10 if options.quick else 50
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(1 << 32)
-    draw = random.Random(seed)
-    say = lambda text: print(text, flush=True)
-    say(f"torture: seed {seed}")
+    rng = random.Random(seed)
+    log = lambda text: print(text, flush=True)
+    log(f"torture: seed {seed}")
 
     work = Path(tempfile.mkdtemp(prefix="torture-"))
     training = Training(os.environ["BACKPACK_BINARY"], work)
@@ -35,20 +35,20 @@ def main() -> int:
     begun = time.monotonic()
     try:
         training.prepare()
-        code, said = training.run(work / "whole")
+        code, output = training.run(work / "whole")
         seconds = time.monotonic() - begun
         if code != 0:
-            say(f"torture: the undisturbed run failed: {said.strip()[-500:]}")
+            log(f"torture: the undisturbed run failed: {output.strip()[-500:]}")
             return 1
         expected = result(work / "whole")
         skipped = metrics(work / "whole")[-1].get("skipped", 0) or expected[0][-2].get("skipped", 0)
-        say(f"undisturbed: {seconds:.1f} s, {len(expected[0])} lines of metrics, {skipped} steps skipped as spikes")
+        log(f"undisturbed: {seconds:.1f} s, {len(expected[0])} lines of metrics, {skipped} steps skipped as loss spikes")
 
-        phases, wrong = kills(training, expected, count, draw, seconds, say)
+        phases, wrong = kills(training, expected, count, rng, seconds, log)
         lost += wrong
         for name, number in sorted(phases.items()):
             rows.append((f"SIGKILL during: {name}", str(number), "", ""))
-        # Which of a lost run's kills it was that did it cannot be told.
+        # If a run is lost, the kill that caused it is unknown.
         rows.append(("SIGKILL, all", str(count), str(count if not wrong else "?"), str(len(wrong))))
 
         def tried(name: str, tests: list) -> None:
@@ -57,42 +57,42 @@ def main() -> int:
                 try:
                     problem = test()
                 except Skipped as reason:
-                    rows.append((name, "0", "-", f"left out: {reason}"))
-                    say(f"{name}: left out: {reason}")
+                    rows.append((name, "0", "-", f"skipped: {reason}"))
+                    log(f"{name}: skipped: {reason}")
                     return
-                except Exception as error:  # noqa: BLE001: the table is to be printed in any case
+                except Exception as error:  # noqa: BLE001: the table must be printed in any case
                     problem = f"the test itself failed: {error!r}"
                 survived += problem is None
                 failures += [problem] if problem else []
             for failure in failures:
-                say(f"LOST: {name}: {failure}")
+                log(f"LOST: {name}: {failure}")
             lost.extend(failures)
             rows.append((name, str(len(tests)), str(survived), str(len(failures))))
-            say(f"{name}: {survived} of {len(tests)}")
+            log(f"{name}: {survived} of {len(tests)}")
 
         tried("disk full at a save", [lambda: faults.full_disk(training, expected)])
         tried("disk full for a while", [lambda: faults.disk_full_for_a_while(training, expected)])
         tried("file-size limit at a save", [lambda: faults.file_size_limit(training, expected)])
-        tried("read-only run folder", [lambda: faults.read_only_folder(training, expected)])
-        damaged = list(faults.damages(draw, options.quick))
+        tried("read-only run directory", [lambda: faults.read_only_directory(training, expected)])
+        damaged = list(faults.damages(rng, options.quick))
         tried(
-            "damaged checkpoint (bit, missing, cut, empty)",
+            "damaged checkpoint (bit, missing, truncated, empty)",
             [lambda n=name, d=damage: faults.damaged_checkpoint(training, expected, d, n) for name, damage in damaged],
         )
         tried("clock that jumps", [lambda: faults.jumping_clock(training, expected)])
-        tried("two trainers on one folder", [lambda: faults.two_trainers(training, expected)])
+        tried("two trainers in one run directory", [lambda: faults.two_trainers(training, expected)])
         tried("suspended longer than the watchdog", [lambda: faults.suspended(training, expected)])
     finally:
         if options.keep:
-            say(f"torture: the run folders are in {work}")
+            log(f"torture: the run directories are in {work}")
         else:
             shutil.rmtree(work, ignore_errors=True)
 
-    say("")
-    say(f"{'fault':<48} {'tried':>6} {'survived':>9} {'lost':>6}")
+    log("")
+    log(f"{'fault':<48} {'tried':>6} {'survived':>9} {'lost':>6}")
     for name, number, survived, wrong in rows:
-        say(f"{name:<48} {number:>6} {survived:>9} {wrong:>6}")
-    say(f"{time.monotonic() - begun:.0f} s; repeat the moments with --seed {seed}")
+        log(f"{name:<48} {number:>6} {survived:>9} {wrong:>6}")
+    log(f"{time.monotonic() - begun:.0f} s; use --seed {seed} to repeat the random moments")
     return 1 if lost else 0
 
 

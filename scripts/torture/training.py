@@ -1,4 +1,4 @@
-"""A small training to disturb, and what must come out of it."""
+"""A small training for fault injection, and the check of its result."""
 
 import array
 import json
@@ -9,8 +9,8 @@ import subprocess
 import time
 from pathlib import Path
 
-# A step of some tens of milliseconds, and a checkpoint of 35 MB that takes longer to write than a
-# step does. Dropout, spikes that are skipped and their window are all part of what has to go on.
+# A step takes some tens of milliseconds. A checkpoint has 35 MB and takes longer to write than a
+# step. The state that must survive a resume includes dropout, skipped loss spikes and their window.
 CONFIG = """
 [run]
 precision = "fp32"
@@ -29,40 +29,40 @@ path = "{data}"
 sequence_length = 32
 [optimizer]
 learning_rate = 2e-3
-[stability]
+[step_guard]
 spike_window = 8
 spike_z_score = 1.5
 skip_spikes = true
-max_bad_steps = 0
+max_consecutive_bad_steps = 0
 [schedule]
 warmup_steps = 4
 max_steps = {steps}
 [batch]
-tokens = 128
-micro_batch = 4
+tokens_per_step = 128
+micro_batch_size = 4
 [validation]
-every = 9
+every_steps = 9
 [checkpoint]
-every = 7
+every_steps = 7
 """
 
 STEPS = 50
-# What must not depend on how often a run was disturbed.
+# Keys of metrics.jsonl whose values must not depend on the faults.
 EXACT = ["step", "tokens", "loss", "lr", "grad_norm", "val_loss", "skipped", "spikes"]
 FILES = ["model.safetensors", "optimizer.safetensors", "config.json"]
 
 
-def make_data(folder: Path) -> None:
-    folder.mkdir()
-    draw = random.Random(1)
+def make_data(directory: Path) -> None:
+    directory.mkdir()
+    rng = random.Random(1)
     for name, ids in [("train", 40_001), ("val", 2_001)]:
-        # Skewed, so that there is something to learn.
-        skewed = array.array("H", (int(311 * draw.random() ** 2) for _ in range(ids)))
-        (folder / f"{name}.bin").write_bytes(skewed.tobytes())
+        # Skewed, so that the model can learn the frequencies.
+        skewed = array.array("H", (int(311 * rng.random() ** 2) for _ in range(ids)))
+        (directory / f"{name}.bin").write_bytes(skewed.tobytes())
 
 
 class Training:
-    """The binary on one run folder."""
+    """Runs the binary's `train` on run directories below one work directory."""
 
     def __init__(self, binary: str, work: Path):
         self.binary, self.work = binary, work
@@ -84,24 +84,24 @@ class Training:
             self.arguments(run, *more), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors, **how
         )
 
-    def said(self) -> str:
-        """What the newest that was started without a pipe said."""
+    def log(self) -> str:
+        """Returns the standard error of the newest process that start() ran without a pipe."""
         return (self.work / "stderr.txt").read_text(errors="replace")
 
     def run(self, run: Path, *more: str, **how) -> tuple[int, str]:
-        """To its end: exit code and what it said."""
+        """Runs a training to its end; returns the exit code and the standard error."""
         process = self.start(run, *more, stderr=subprocess.PIPE, **how)
         try:
-            _, said = process.communicate(timeout=240)
+            _, output = process.communicate(timeout=240)
         except subprocess.TimeoutExpired:
             process.kill()
-            _, said = process.communicate()
-            return -9, "it did not end in 240 s"
-        return process.returncode, said.decode(errors="replace")
+            _, output = process.communicate()
+            return -9, "it did not exit within 240 s"
+        return process.returncode, output.decode(errors="replace")
 
 
 def metrics(run: Path) -> list[dict]:
-    """Whole lines of the metrics so far."""
+    """Returns the complete lines of metrics.jsonl so far."""
     try:
         text = (run / "metrics.jsonl").read_text()
     except FileNotFoundError:
@@ -110,30 +110,32 @@ def metrics(run: Path) -> list[dict]:
 
 
 def result(run: Path) -> tuple[list[dict], dict[str, bytes]]:
+    """Returns what must be reproduced exactly: metrics, and the files of the last checkpoint."""
     lines = [{key: line[key] for key in EXACT if key in line} for line in metrics(run)]
     last = run / "checkpoints" / f"step-{STEPS:08}"
     return lines, {name: (last / name).read_bytes() for name in FILES}
 
 
 def difference(run: Path, expected: tuple[list[dict], dict[str, bytes]]) -> str | None:
-    """What is not as it should be."""
+    """Returns the first difference from the expected result, or None."""
     try:
         lines, files = result(run)
     except OSError as error:
-        return f"the run is not whole: {error}"
+        return f"the run is incomplete: {error}"
     for name in FILES:
         if files[name] != expected[1][name]:
-            return f"{name} of the last checkpoint is another"
+            return f"{name} of the last checkpoint differs"
     for got, want in zip(lines, expected[0]):
         if got != want:
-            return f"a line of the metrics is {got}, not {want}"
+            return f"a line of the metrics is {got}, expected {want}"
     if len(lines) != len(expected[0]):
-        return f"{len(lines)} lines of metrics, not {len(expected[0])}"
+        return f"{len(lines)} lines of metrics, expected {len(expected[0])}"
     left = [name for name in os.listdir(run / "checkpoints") if name.startswith(".")]
-    return f"{left} is left behind" if left else None
+    return f"temporary files were not deleted: {left}" if left else None
 
 
 def wait_for(condition, seconds: float = 60.0, pause: float = 0.002) -> bool:
+    """Polls until the condition is true; returns False after a timeout."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if condition():
@@ -143,6 +145,6 @@ def wait_for(condition, seconds: float = 60.0, pause: float = 0.002) -> bool:
 
 
 def kill(process: subprocess.Popen, with_signal: int = signal.SIGKILL) -> None:
-    """Only ever a process that this program started and has not waited for."""
+    """Sends a signal to a process that this program started, unless it has exited."""
     if process.poll() is None:
         process.send_signal(with_signal)
