@@ -1,5 +1,5 @@
-//! The build script of the binary: what all packages need, and the revision of the sources, where
-//! they are a git checkout of this project.
+//! The build script of the binary. Sets the rpath and BACKPACK_VERSION, which includes the git
+//! revision if the sources are a checkout of this project.
 
 use std::path::Path;
 use std::process::Command;
@@ -10,7 +10,7 @@ mod rpath;
 fn main() {
     rpath::main();
     println!("cargo:rerun-if-changed=../../build");
-    // Git's list of what HEAD has been: it changes with each commit and checkout, and only then.
+    // The log of HEAD changes with each commit and checkout, and only then.
     if let Some(log) =
         git(&["rev-parse", "--path-format=absolute", "--git-path", "logs/HEAD"]).filter(|log| Path::new(log).is_file())
     {
@@ -19,19 +19,20 @@ fn main() {
     let version = std::env::var("CARGO_PKG_VERSION").unwrap_or_default();
     let described = match revision() {
         Some(revision) => format!("{version} ({revision})"),
-        // An archive of the sources has none.
+        // A source archive has no revision.
         None => version,
     };
     println!("cargo:rustc-env=BACKPACK_VERSION={described}");
 }
 
-/// The commit, if the checkout is of this project and not of one around it.
+/// Returns the commit, unless the git checkout belongs to an enclosing project.
 fn revision() -> Option<String> {
     let root = Path::new("../..").canonicalize().ok()?;
     let top = Path::new(&git(&["rev-parse", "--show-toplevel"])?).canonicalize().ok()?;
     if top != root { None } else { git(&["rev-parse", "--short=12", "HEAD"]) }
 }
 
+/// Runs git and returns its trimmed output, if it succeeds and prints anything.
 fn git(arguments: &[&str]) -> Option<String> {
     let output = Command::new("git").args(arguments).output().ok()?;
     let text = String::from_utf8(output.stdout).ok()?.trim().to_owned();

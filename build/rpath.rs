@@ -1,6 +1,6 @@
-//! The build script of every package that links libtorch: puts libtorch's folder into
-//! the rpath of its binaries and tests, so that they start without any environment
-//! variable. (Cargo does not hand link arguments on from a library to its users.)
+//! The build script of every package that links libtorch. Adds the directory of libtorch to the
+//! rpath of its binaries and tests, so that they start without an environment variable. (Cargo does
+//! not pass link arguments from a library to its dependents.)
 
 use std::path::Path;
 
@@ -11,12 +11,12 @@ pub(crate) fn main() {
     };
     let library = Path::new(&libtorch).join("lib/libtorch_cpu.so");
     let Ok(library) = library.canonicalize() else {
-        panic!("{} is not there: run scripts/setup.sh first", library.display());
+        panic!("{} does not exist: run scripts/setup.sh first", library.display());
     };
-    // The folder where the libraries themselves lie, not the one of links to them:
-    // libtorch_cpu.so finds its own dependencies relative to where it is found. First as the
-    // set-up's link names it, so that a binary follows a later `scripts/setup.sh --cuda`;
-    // then where it is now, so that it still starts when the checkout has moved.
+    // The rpath must name the directory of the libraries, not a directory of links to them, because
+    // libtorch_cpu.so finds its dependencies relative to its own path. The first entry goes through
+    // the link .libtorch, so that a binary follows a later `scripts/setup.sh --cuda`. The second is
+    // the resolved path, so that a binary still starts after the checkout has been moved.
     let by_link = Path::new(&libtorch).join("torch/lib");
     for folder in [Some(by_link.as_path()).filter(|f| f.is_dir()), library.parent()].into_iter().flatten() {
         println!("cargo:rustc-link-arg=-Wl,-rpath,{}", folder.display());

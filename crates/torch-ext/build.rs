@@ -1,5 +1,5 @@
-//! Compiles the C++ shim against the libtorch that torch-sys found, and sets the rpath
-//! of this crate's own tests (shared with the other crates: build/rpath.rs).
+//! Compiles the C++ shim against the libtorch that torch-sys found, and sets the rpath of the tests
+//! of this crate (build/rpath.rs, shared with the other crates).
 
 use std::path::{Path, PathBuf};
 
@@ -25,17 +25,19 @@ const SHIM: [&str; 13] = [
 
 fn main() {
     rpath::main();
-    // torch-sys declares `links = "tch"` and hands its library folder to direct dependants.
+    // torch-sys declares `links = "tch"`, so cargo passes its library directory to direct
+    // dependents.
     let Ok(lib) = std::env::var("DEP_TCH_LIBTORCH_LIB") else {
         panic!(
-            "torch-sys did not say where libtorch lies (DEP_TCH_LIBTORCH_LIB): this crate is written for torch-sys 0.26"
+            "torch-sys did not set DEP_TCH_LIBTORCH_LIB, the directory of libtorch: this crate needs torch-sys 0.26"
         );
     };
     let libtorch = PathBuf::from(lib).join("..");
     let include = libtorch.join("include");
     println!("cargo:rerun-if-changed=cpp");
-    // scripts/setup.sh touches it when another libtorch takes this one's place: named by way of
-    // the link to it, which then leads there. (What is not there counts as changed, at every build.)
+    // scripts/setup.sh touches this file when it links another libtorch. The path goes through the
+    // link, so that it then names the new file. (Cargo rebuilds every time if a listed file is
+    // missing, hence the check.)
     let version = libtorch.join("build-version");
     if version.is_file() {
         println!("cargo:rerun-if-changed={}", version.display());
@@ -45,12 +47,12 @@ fn main() {
     shim.cpp(true)
         .std("c++20")
         .pic(true)
-        .warnings(false) // libtorch's headers are not ours to mend
-        .flag("-fopenmp") // at::parallel_for is a header: without this it runs on one thread
+        .warnings(false) // the headers of libtorch cause warnings
+        .flag("-fopenmp") // without it, the header-only at::parallel_for runs on one thread
         .include(&include)
         .include(include.join("torch/csrc/api/include"))
         .include("cpp/distributed/gloo_headers")
-        // Without these the headers of c10d are silently empty.
+        // Without these definitions, the headers of c10d are silently empty.
         .define("USE_DISTRIBUTED", None)
         .define("USE_C10D_GLOO", None)
         .define("_GLIBCXX_USE_CXX11_ABI", "1");
@@ -61,8 +63,9 @@ fn main() {
     }
 }
 
-/// NCCL's backend as a library of its own, where `scripts/setup.sh --cuda` has put the headers
-/// and libraries of CUDA. It links them, and the programs, which load it, do not.
+/// Builds the NCCL backend as a separate shared library, if `scripts/setup.sh --cuda` has installed
+/// the headers and libraries of CUDA. Only this library links CUDA. The programs load it at run
+/// time.
 fn build_nccl_plugin(shim: &cc::Build, libtorch: &Path) {
     let (cuda, nccl) = (libtorch.join("nvidia/cu13/include"), libtorch.join("nvidia/nccl/include"));
     let lib = libtorch.join("torch/lib");
@@ -73,30 +76,31 @@ fn build_nccl_plugin(shim: &cc::Build, libtorch: &Path) {
     let mut command =
         shim.clone().include(cuda).include(nccl).define("USE_C10D_NCCL", None).get_compiler().to_command();
     command.args(["-shared", "-o"]).arg(&out).arg("cpp/distributed/nccl_plugin.cpp").arg("-L").arg(lib);
-    // libtorch_cuda's own dependencies are found where it is, when it is loaded.
+    // The dependencies of libtorch_cuda are resolved relative to it when it is loaded.
     command.args(["-Wl,--allow-shlib-undefined", "-ltorch_cuda", "-lc10_cuda", "-ltorch_cpu", "-lc10"]);
     let built = command.status().is_ok_and(|status| status.success());
-    assert!(built, "the NCCL plug-in does not build: {command:?}");
-    // Found from where the executable is, so that a checkout may be moved: OUT_DIR is
-    // build/NAME/out below the folder of executables.
+    assert!(built, "cannot build the NCCL plug-in: {command:?}");
+    // The path is relative to the executable, so that a checkout can be moved. OUT_DIR is
+    // build/NAME/out below the directory of the executables.
     let from_executable: PathBuf = out.components().rev().take(4).collect::<Vec<_>>().into_iter().rev().collect();
     println!("cargo:rustc-env=BACKPACK_NCCL_BUILT={}", from_executable.display());
 }
 
-/// The kernels once for each instruction set, and the choice between them. They include no
-/// header of libtorch's: see cpp/kernels/table.h.
+/// Compiles the kernels once per instruction set, and the dispatch between them. They include no
+/// header of libtorch; cpp/kernels/table.h explains why.
 fn compile_kernels() {
     let out = PathBuf::from(std::env::var_os("OUT_DIR").unwrap_or_default());
     let x86 = std::env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|arch| arch == "x86_64");
     let build = |name: &str, file: &str, flags: &[&str]| {
         let mut build = cc::Build::new();
         build.cpp(true).std("c++20").pic(true).opt_level(3).define("BPX_ISA", name).file(file);
-        // Vectors wider than a register are passed by the compiler's own rules: all is inlined.
+        // -Wno-psabi: GCC warns that vectors wider than a register have no stable calling
+        // convention. This does not matter, because every function that takes one is inlined.
         build.flag("-fno-math-errno").flag("-Wno-psabi").flag_if_supported("-Wno-maybe-uninitialized");
         for flag in flags {
             build.flag(flag);
         }
-        // Objects are named after their source: each set gets its own folder.
+        // Object files are named after their source file, so each instruction set gets a directory.
         build.out_dir(out.join(name)).compile(&format!("backpack_kernels_{name}"));
     };
     build("dispatch", "cpp/kernels/dispatch.cpp", &[]);
