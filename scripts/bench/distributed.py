@@ -80,8 +80,9 @@ def text(one: list, two: list, after: list, detected: list) -> str:
     buckets = parts[0]["bucket_bytes"]
     return f"""{datetime.date.today()}, {machine(os.cpu_count() or 1)}, `scripts/bench-distributed.sh`, Gloo over loopback.
 
-The model is micro in {one[0]["precision"]}. A step is 8,192 tokens in micro-batches of 4 sequences, with one thread per rank.
-The figures are medians over {len(one)} rounds, with their range. The two ranks share the memory bandwidth.
+The model is micro in {one[0]["precision"]}. A step is 8,192 tokens in micro-batches of 4 sequences, with one
+thread per rank. The figures are medians over {len(one)} rounds, with their range. The two ranks share the
+memory bandwidth.
 
 | | tokens/s |
 |---|---|
@@ -91,9 +92,9 @@ The figures are medians over {len(one)} rounds, with their range. The two ranks 
 
 Two ranks are {speedup:.2f} times as fast as one. With overlap they are {overlapped:.3f} times as fast as without it.
 
-The gradients of a step are {sum(buckets) / 1e6:.0f} MB in {len(buckets)} buckets. The largest bucket is {max(buckets) / 1e6:.0f} MB. Times are means over the steps
-that libtorch times: the reduction takes {mean("communication_seconds"):.2f} s from the start of the first bucket to the end of the last,
-and {mean("overlap_seconds"):.2f} s of that fall into the backward pass of {mean("backward_seconds"):.2f} s.
+The gradients of a step are {sum(buckets) / 1e6:.0f} MB in {len(buckets)} buckets. The largest bucket is {max(buckets) / 1e6:.0f} MB. Times are means
+over the steps that libtorch times. The reduction takes {mean("communication_seconds"):.2f} s from the start of the first bucket
+to the end of the last. {mean("overlap_seconds"):.2f} s of that are within the backward pass of {mean("backward_seconds"):.2f} s.
 
 After one rank was killed with SIGKILL, the other one exited with an error after {", ".join(f"{s * 1000:.0f}" for s in detected)} ms."""
 

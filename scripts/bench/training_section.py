@@ -37,9 +37,9 @@ def comparison(config: str, result: dict) -> str:
         )
     if theirs:
         lines.append(
-            "\nEach PyTorch run directly follows a run of `backpack`. The speed ratio is the median of the ratios of\n"
-            "these pairs. Both ratios are `backpack` divided by PyTorch. The PyTorch programs are not part of this\n"
-            "repository (`docs/benchmarks.md`).\n\n"
+            "\nEach PyTorch run directly follows a run of `backpack`. The speed ratio is the median of the ratios\n"
+            "of these pairs. Both ratios are `backpack` divided by PyTorch. The PyTorch programs are not part of\n"
+            "this repository (`docs/benchmarks.md`).\n\n"
             "| PyTorch | tokens/s | compared with | speed ratio | GB | memory ratio |\n|---|---|---|---|---|---|\n"
         )
     for name, its in theirs.items():
