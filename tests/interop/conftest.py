@@ -1,12 +1,12 @@
-"""Drives the binary that BACKPACK_BINARY names, as a user does, and reads what it writes."""
+"""Fixtures that run the binary named by BACKPACK_BINARY, as a user would, and read its output."""
 
 import os
 import subprocess
 import tempfile
 from pathlib import Path
 
-# transformers copies a model's Python files into its cache: this one is the run's own, and
-# nothing is asked of the network. Both are read at import.
+# transformers copies the Python files of a model into its cache, so this run uses a temporary
+# cache. The network is not used. These variables are read when transformers is imported.
 CACHE = tempfile.TemporaryDirectory(prefix="backpack-interop-")
 os.environ.update(HF_HOME=CACHE.name, HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 
@@ -19,7 +19,7 @@ torch.set_num_threads(1)
 
 
 class Backpack:
-    """The binary. Paths and numbers may be given as they are."""
+    """Runs the binary. Arguments may be paths and numbers as well as strings."""
 
     def __call__(self, *arguments, code=0) -> str:
         command = [os.environ["BACKPACK_BINARY"], *map(str, arguments)]
@@ -32,12 +32,12 @@ class Backpack:
         return output
 
     def dump(self, model, ids) -> dict[str, torch.Tensor]:
-        """What the model computes for one sequence: logits, contextualization, senses, ids."""
+        """Returns `backpack dump` of one sequence: logits, contextualization, senses, ids."""
         return self.dump_input(model, "--ids", ",".join(map(str, ids)))
 
     def dump_input(self, model, *options) -> dict[str, torch.Tensor]:
-        with tempfile.TemporaryDirectory() as folder:
-            output = Path(folder) / "dump.safetensors"
+        with tempfile.TemporaryDirectory() as directory:
+            output = Path(directory) / "dump.safetensors"
             self("dump", "--model", model, *options, "--output", output)
             return load_file(output)
 
@@ -49,10 +49,10 @@ def backpack() -> Backpack:
 
 @pytest.fixture(scope="session")
 def run():
-    """A program, the binary by default, in a folder of its own choice."""
+    """Returns a function that runs a program (by default the binary) in a directory."""
 
-    def run_in(arguments, folder, program=os.environ["BACKPACK_BINARY"]) -> str:
-        done = subprocess.run([program, *arguments], cwd=folder, capture_output=True, text=True)
+    def run_in(arguments, directory, program=os.environ["BACKPACK_BINARY"]) -> str:
+        done = subprocess.run([program, *arguments], cwd=directory, capture_output=True, text=True)
         assert done.returncode == 0, f"{arguments}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
@@ -66,7 +66,7 @@ def seeded():
 
 @pytest.fixture(scope="session", params=["inv_scale", "no_inv_scale", "one_sense"])
 def fixture_model(request) -> Path:
-    """Random models that PyTorch made, with what they compute: see the folder's README."""
+    """Random models with reference outputs from PyTorch: see tests/fixtures/backpack/README.md."""
     return ROOT / "tests/fixtures/backpack" / request.param
 
 

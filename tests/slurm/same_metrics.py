@@ -1,4 +1,4 @@
-"""same_metrics.py A B: exits with 1 when two metrics.jsonl differ in more than speed."""
+"""same_metrics.py A B: exits with 1 if two metrics.jsonl differ, except in throughput."""
 
 import json
 import sys
@@ -14,6 +14,6 @@ def lines(path):
 a, b = (list(lines(path)) for path in sys.argv[1:3])
 for number, (left, right) in enumerate(zip(a, b), 1):
     if left != right:
-        sys.exit(print(f"FAILED: line {number} of the metrics is {right}, undisturbed {left}") or 1)
+        sys.exit(print(f"FAILED: line {number} of the metrics is {right}, in the undisturbed run {left}") or 1)
 if len(a) != len(b):
-    sys.exit(print(f"FAILED: {len(b)} lines of metrics, undisturbed {len(a)}") or 1)
+    sys.exit(print(f"FAILED: {len(b)} lines of metrics, in the undisturbed run {len(a)}") or 1)

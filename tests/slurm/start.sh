@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Starts a real Slurm on this machine for tests: munged, slurmctld and a slurmd for each of
-# two "nodes" of 16 CPUs, as background processes that listen on loopback alone and keep
-# every file under DIR. No systemd, no cgroups, no root.
+# Starts a real Slurm on this machine for tests: munged, slurmctld, and one slurmd for each of two
+# "nodes" with 16 CPUs. They are background processes that listen only on the loopback interface and
+# keep all files under DIR. Needs no systemd, cgroups or root.
 #
-#   tests/slurm/start.sh DIR    then `. DIR/env.sh` and use sbatch, squeue, scontrol, ...
+#   tests/slurm/start.sh DIR    then run `. DIR/env.sh` and use sbatch, squeue, scontrol, ...
 #   tests/slurm/stop.sh DIR
 #
-# Partitions: `normal`, and `low`, whose jobs are requeued when one of `high` needs their place.
+# Partitions: `normal`, `low` and `high`. A job in `high` preempts jobs in `low`, which are
+# requeued.
 set -euo pipefail
 [ $# -eq 1 ] || { echo "usage: tests/slurm/start.sh DIR" >&2; exit 2; }
 mkdir -p "$1"
@@ -14,17 +15,18 @@ dir=$(cd "$1" && pwd)
 PATH=$PATH:/usr/sbin:/sbin
 fail() { echo "slurm: $*" >&2; exit 1; }
 for tool in munged mungekey slurmctld slurmd sinfo; do
-  command -v $tool >/dev/null || fail "$tool is missing: apt-get install --no-install-recommends slurmctld slurmd slurm-client munge"
+  command -v "$tool" >/dev/null || fail "$tool is missing: apt-get install --no-install-recommends slurmctld slurmd slurm-client munge"
 done
-# Slurm keeps paths of its sockets in 108 characters, the system's limit.
+# The system limits the path of a socket to 108 characters.
 [ ${#dir} -lt 80 ] || fail "the path $dir is too long for a socket: use a shorter one"
 
-# slurmctld listens on the first port, the nodes on the next two, srun on 100 to 199 after it.
+# slurmctld listens on the first port, the nodes on the next two, and srun on ports 100 to 199 above
+# the first.
 taken() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 port=16817
-while taken $port || taken $((port + 1)) || taken $((port + 2)); do
+while taken "$port" || taken $((port + 1)) || taken $((port + 2)); do
   port=$((port + 300))
-  [ $port -lt 30000 ] || fail "no free ports between 16817 and 30000"
+  [ "$port" -lt 30000 ] || fail "no free ports between 16817 and 30000"
 done
 
 me=$(id -un) host=$(hostname -s)
@@ -42,7 +44,7 @@ SlurmUser=$me
 SlurmdUser=$me
 AuthType=auth/munge
 CredType=cred/munge
-# cred_expire is also how long a requeued job waits before it may start again: 120 s by default, 5 at least.
+# cred_expire is also the delay before a requeued job may start: 120 s by default, at least 5 s.
 AuthInfo=socket=$dir/run/munge.sock,cred_expire=5
 StateSaveLocation=$dir/state/ctld
 SlurmdSpoolDir=$dir/state/%n
@@ -50,7 +52,8 @@ SlurmctldPidFile=$dir/run/slurmctld.pid
 SlurmdPidFile=$dir/run/slurmd-%n.pid
 SlurmctldLogFile=$dir/log/slurmctld.log
 SlurmdLogFile=$dir/log/slurmd-%n.log
-# More CPUs and memory than the machine may have; processes are followed through /proc, not cgroups.
+# config_overrides: the machine may have fewer CPUs and less memory than the nodes. Processes are
+# tracked through /proc, not cgroups.
 SlurmdParameters=config_overrides
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
@@ -71,7 +74,7 @@ SlurmctldParameters=preempt_send_user_signal
 JobRequeue=1
 MinJobAge=900
 ReturnToService=2
-# Seconds from SIGTERM to SIGKILL; 30 by default.
+# Seconds between SIGTERM and SIGKILL; the default is 30.
 KillWait=5
 SlurmctldTimeout=60
 SlurmdTimeout=60
@@ -82,7 +85,7 @@ PartitionName=normal Nodes=n[1-2] Default=YES MaxTime=1-00:00:00 PriorityTier=10
 PartitionName=low    Nodes=n[1-2] MaxTime=1-00:00:00 PriorityTier=1 PreemptMode=REQUEUE GraceTime=5
 PartitionName=high   Nodes=n[1-2] MaxTime=1-00:00:00 PriorityTier=20 PreemptMode=OFF
 CONF
-# The nodes' names mean nothing outside Slurm, so rank 0's address has to be said.
+# The node names exist only inside Slurm, so the address of rank 0 must be set.
 cat >"$dir/env.sh" <<ENV
 export SLURM_CONF=$dir/slurm.conf MASTER_ADDR=127.0.0.1
 PATH=\$PATH:/usr/sbin
@@ -98,4 +101,4 @@ for _ in $(seq 150); do
   sleep 0.2
 done
 tail -n 5 "$dir"/log/*.log >&2
-fail "the two nodes did not come up within 30 s; the ends of the logs in $dir/log are above"
+fail "the two nodes did not start within 30 s; the last lines of the logs in $dir/log are above"

@@ -1,4 +1,4 @@
-"""An exported folder holds what the model card promises, and computes what the binary does."""
+"""Tests that an exported model is complete and computes the same as the binary."""
 
 import json
 
@@ -16,12 +16,12 @@ AUTO_MAP = {
 
 
 def load(path, **options):
-    """As the model card does it."""
+    """Loads a model with the code of the model card."""
     config = AutoConfig.from_pretrained(path, trust_remote_code=True)
     return AutoModelForCausalLM.from_pretrained(path, config=config, trust_remote_code=True, **options)
 
 
-def test_the_folder_is_whole(exported):
+def test_the_export_is_complete(exported):
     names = {path.name for path in exported.iterdir()}
     assert {"config.json", "generation_config.json", "model.safetensors", "README.md"} <= names
     assert {"configuration_backpack_gpt2.py", "modeling_backpack_gpt2.py"} <= names
@@ -31,12 +31,12 @@ def test_the_folder_is_whole(exported):
     assert {name: tuple(t.shape) for name, t in weights.items()} == shapes(config)
 
 
-def test_it_loads_without_a_complaint(exported):
-    _, complaints = load(exported, output_loading_info=True)
-    assert not any(complaints.values()), complaints
+def test_it_loads_without_warnings(exported):
+    _, issues = load(exported, output_loading_info=True)
+    assert not any(issues.values()), issues
 
 
-def test_everything_it_computes_is_the_reference(exported, fixture_model):
+def test_outputs_equal_the_reference(exported, fixture_model):
     model, reference = load(exported), load_file(fixture_model / "forward.safetensors")
     inputs, targets = reference["tokens"][:, :-1], reference["tokens"][:, 1:]
     with torch.no_grad():
@@ -55,7 +55,7 @@ def test_everything_it_computes_is_the_reference(exported, fixture_model):
     assert_close(loss, reference["loss"])
 
 
-def test_everything_it_computes_is_the_binarys(exported, backpack):
+def test_outputs_equal_those_of_the_binary(exported, backpack):
     model = load(exported)
     ids = random_ids(vars(model.config), 1, model.config.n_positions)
     dumped = backpack.dump(exported, ids[0].tolist())
@@ -69,7 +69,7 @@ def test_everything_it_computes_is_the_binarys(exported, backpack):
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_the_attention_that_is_asked_for_changes_nothing(exported, attention):
+def test_the_attention_implementation_does_not_matter(exported, attention):
     model = load(exported, attn_implementation=attention)
     ids = random_ids(vars(model.config), 1, 8)
     with torch.no_grad():
@@ -103,7 +103,8 @@ def test_half_precision_weights(backpack, fixture_model, tmp_path, name):
 
 
 def test_a_narrow_sense_block(backpack, tmp_path):
-    """The authors' `shrink_final_inner`: both MLPs of the sense network are n_embd wide."""
+    """As in the authors' `shrink_final_inner`, both MLPs of the sense network have the inner width
+    n_embd."""
     config = config_json(SMALL, sense_intermediate_scale=1, sense_block_inner=SMALL["n_embd"])
     checkpoint = write_model(tmp_path / "checkpoint", config)
     exported = backpack.export(checkpoint, tmp_path / "exported")
@@ -112,24 +113,24 @@ def test_a_narrow_sense_block(backpack, tmp_path):
         assert_close(load(exported)(ids).logits[0], backpack.dump(checkpoint, ids[0].tolist())["logits"])
 
 
-def test_edited_senses_travel_with_the_folder(backpack, fixture_model, tmp_path):
+def test_edited_senses_are_exported(backpack, fixture_model, tmp_path):
     cases = json.loads((fixture_model / "cases.json").read_text())
     reference = load_file(fixture_model / "forward.safetensors")
     for name in ["edit_single", "edit_multi"]:
         edits = tmp_path / f"{name}.json"
         edits.write_text(json.dumps(cases[name]))
         exported = backpack.export(fixture_model, tmp_path / name, "--edit", edits)
-        model, complaints = load(exported, output_loading_info=True)
-        assert not any(complaints.values()), complaints
+        model, issues = load(exported, output_loading_info=True)
+        assert not any(issues.values()), issues
         assert model.config.num_edited_tokens == len({edit["token"] for edit in cases[name]})
         with torch.no_grad():
             assert_close(model(reference["edit_ids"]).logits, reference[f"{name}_logits"])
         model.save_pretrained(tmp_path / f"{name}-saved")
         assert_close(load(tmp_path / f"{name}-saved").backpack.edited_senses.vectors, model.backpack.edited_senses.vectors)
-        # Read again, by export and by import, it is the same.
+        # A second export and an import of the export compute the same.
         ids = reference["edit_ids"][0].tolist()
         again = backpack.export(exported, tmp_path / f"{name}-again")
         imported = tmp_path / f"{name}-imported"
         backpack("import", "--input", exported, "--output", imported)
-        for folder in [exported, again, imported]:
-            assert_close(backpack.dump(folder, ids)["logits"], reference[f"{name}_logits"][0])
+        for model_dir in [exported, again, imported]:
+            assert_close(backpack.dump(model_dir, ids)["logits"], reference[f"{name}_logits"][0])

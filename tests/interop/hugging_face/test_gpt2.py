@@ -1,4 +1,5 @@
-"""GPT-2 baselines leave as plain GPT-2s, right under every release's attention."""
+"""Tests that GPT-2 baselines are exported as plain GPT-2 models, correct with every attention
+implementation."""
 
 import pytest
 import torch
@@ -13,8 +14,8 @@ def test_a_baseline_is_a_plain_gpt2(backpack, tmp_path, inverse_scale, options):
     config = config_json(shape, "GPT2LMHeadModel", scale_attn_by_inverse_layer_idx=inverse_scale)
     checkpoint = write_model(tmp_path / "checkpoint", config)
     exported = backpack.export(checkpoint, tmp_path / "exported")
-    model, complaints = AutoModelForCausalLM.from_pretrained(exported, output_loading_info=True, **options)
-    assert not any(complaints.values()), complaints
+    model, issues = AutoModelForCausalLM.from_pretrained(exported, output_loading_info=True, **options)
+    assert not any(issues.values()), issues
     assert type(model).__name__ == "GPT2LMHeadModel"
     assert not model.config.scale_attn_by_inverse_layer_idx
     ids = random_ids(config, 1, SMALL["n_positions"])

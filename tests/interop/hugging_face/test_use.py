@@ -1,4 +1,4 @@
-"""What people do with a model: batches, generation, a pipeline, training, saving."""
+"""Tests common uses of an exported model: batches, generation, pipelines, training, saving."""
 
 import json
 
@@ -12,12 +12,13 @@ from transformers import AutoTokenizer, pipeline
 
 @pytest.fixture(scope="session")
 def published(backpack, tmp_path_factory):
-    """The published vocabulary, with padding rows that would win if they were let."""
-    folder = tmp_path_factory.mktemp("published")
+    """A model with the published vocabulary, whose padding ids would be generated if not
+    suppressed."""
+    directory = tmp_path_factory.mktemp("published")
     config = config_json(PUBLISHED)
     weights = random_weights(config)
     weights["backpack.gpt2_model.wte.weight"][50257:] *= 100
-    return backpack.export(write_model(folder / "checkpoint", config, weights), folder / "exported")
+    return backpack.export(write_model(directory / "checkpoint", config, weights), directory / "exported")
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -39,11 +40,11 @@ def test_padding_on_either_side_changes_nothing(exported, side):
     assert batch.logits.isfinite().all()
 
 
-def test_greedy_generation_is_the_binarys_and_slides_past_the_context(exported, fixture_model, backpack):
+def test_greedy_generation_equals_the_binary_past_the_context_length(exported, fixture_model, backpack):
     model = load(exported)
     for case in json.loads((fixture_model / "cases.json").read_text())["generation"]:
         prompt, new = torch.tensor([case["prompt"]]), case["new_tokens"]
-        # Nothing stops it early: the fixture's tokens include whatever follows an end of text.
+        # No stop token: the fixture continues after an end of text.
         options = {"do_sample": False, "max_new_tokens": len(new), "eos_token_id": None, "pad_token_id": 0}
         output = model.generate(prompt, attention_mask=torch.ones_like(prompt), **options)
         assert output[0, prompt.shape[1] :].tolist() == new
@@ -75,7 +76,7 @@ def test_sampling_is_reproducible_and_beams_work(exported):
     assert torch.equal(beams, generate(do_sample=False, num_beams=3, use_cache=True))
 
 
-def test_padding_ids_are_in_the_logits_and_never_generated(published):
+def test_padding_ids_have_logits_and_are_never_generated(published):
     model = load(published)
     assert model.generation_config.suppress_tokens == list(range(50257, 50264))
     prompts = torch.arange(0, 50000, 500)[:, None]
@@ -97,7 +98,7 @@ def test_a_pipeline_writes_text(published, capfd):
     tokenizer = AutoTokenizer.from_pretrained(published)
     assert tokenizer("The cat<|endoftext|>")["input_ids"] == [464, 3797, 50256]
     assert tokenizer.model_max_length == 512
-    # A batch, padded by the pipeline.
+    # A batch that the pipeline pads.
     generator.tokenizer.pad_token = generator.tokenizer.eos_token
     generator.tokenizer.padding_side = "left"
     texts = ["The cat sat on", "Once"]
@@ -127,8 +128,8 @@ def test_a_training_step(exported):
 def test_save_and_load_again(exported, tmp_path):
     model = load(exported)
     model.save_pretrained(tmp_path / "saved")
-    again, complaints = load(tmp_path / "saved", output_loading_info=True)
-    assert not any(complaints.values()), complaints
+    again, issues = load(tmp_path / "saved", output_loading_info=True)
+    assert not any(issues.values()), issues
     assert type(again).__name__ == "BackpackGPT2LMHeadModel"
     stored = load_file(tmp_path / "saved/model.safetensors")
     assert stored.keys() == load_file(exported / "model.safetensors").keys()
@@ -152,5 +153,5 @@ def test_bf16(exported):
     with torch.no_grad():
         logits = model(ids).logits
         assert logits.dtype == torch.bfloat16
-        # bf16 keeps 8 bits: about 1% of logits up to 20.
+        # bf16 has 8 significant bits, which is an error of about 1% for logits up to 20.
         assert_close(logits, load(exported)(ids).logits, 1.0)

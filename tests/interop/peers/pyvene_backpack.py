@@ -1,7 +1,8 @@
-"""pyvene's Backpack, an independent copy of the published code.
+"""The Backpack of pyvene, an independent copy of the published code.
 
-The one file is loaded by itself: pyvene's package imports plotting and datasets. Attention is
-"eager", since transformers 4.46.3 ignores `scale_attn_by_inverse_layer_idx` in its default.
+Only its model file is loaded, because the pyvene package imports plotting and data set libraries.
+The attention is "eager", because the default attention of transformers 4.46.3 ignores
+`scale_attn_by_inverse_layer_idx`.
 """
 
 import importlib.util
@@ -16,18 +17,19 @@ module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
 
 
-def load(folder):
-    return module.BackpackGPT2LMHeadModel.from_pretrained(folder, attn_implementation="eager")
+def load(directory):
+    return module.BackpackGPT2LMHeadModel.from_pretrained(directory, attn_implementation="eager")
 
 
 def random_model(shape: dict, **keys):
-    """Weights 10 times an initialisation's, so that every path shows in the logits."""
+    """Returns a model with 10 times larger weights than usual, so that every path affects the
+    logits."""
     config = module.BackpackGPT2Config(**shape, initializer_range=0.2, attn_implementation="eager", **keys)
     return module.BackpackGPT2LMHeadModel(config).eval()
 
 
 def compute(model, ids: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What `backpack dump` writes, of one sequence [T]."""
+    """Returns the tensors of `backpack dump` for one sequence [T]."""
     with torch.no_grad():
         outputs = model(ids[None])
         senses = model.backpack.sense_network(model.backpack.word_embeddings(ids[None]))

@@ -1,4 +1,4 @@
-"""The commands and the snippet of docs/interop.md, as they stand."""
+"""Runs the commands and the snippet of docs/interop.md unchanged."""
 
 import re
 import shlex
@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 
 TEXT = (ROOT / "docs/interop.md").read_text()
-# The names that the page uses, and what stands for them here.
+# The paths that the page uses, and the fixtures that replace them.
 STAND_INS = {
     "runs/owt-small/checkpoints/step-00100000": "backpack/inv_scale",
     "backpack-gpt2": "import/bin",
@@ -23,25 +23,25 @@ def python_of(text):
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("desk")
+def sandbox(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("sandbox")
     for name, source in STAND_INS.items():
-        source, target = ROOT / "tests/fixtures" / source, folder / name
+        source, target = ROOT / "tests/fixtures" / source, directory / name
         target.parent.mkdir(parents=True, exist_ok=True)
         (shutil.copytree if source.is_dir() else shutil.copy)(source, target)
-    return folder
+    return directory
 
 
-def test_every_command_runs(desk, run):
+def test_every_command_runs(sandbox, run):
     commands = re.findall(r"^    backpack (.*)$", TEXT, re.MULTILINE)
     assert len(commands) == 8
     for command in commands:
-        run(shlex.split(command), desk)
-    # The exported model card's own, from within its folder.
-    for folder in [desk / "owt-small", desk / "exported-again"]:
-        (folder / "card.py").write_text(python_of((folder / "README.md").read_text()))
-        run(["card.py"], folder, program=sys.executable)
+        run(shlex.split(command), sandbox)
+    # The snippet of an exported model card runs in the directory of the model.
+    for directory in [sandbox / "owt-small", sandbox / "exported-again"]:
+        (directory / "card.py").write_text(python_of((directory / "README.md").read_text()))
+        run(["card.py"], directory, program=sys.executable)
     snippet = python_of(TEXT)
-    program = desk / "snippet.py"
+    program = sandbox / "snippet.py"
     program.write_text(snippet + "assert probabilities.shape == (1, config.n_positions, config.vocab_size)\n")
-    run([str(program)], desk, program=sys.executable)
+    run([str(program)], sandbox, program=sys.executable)

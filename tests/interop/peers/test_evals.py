@@ -1,4 +1,5 @@
-"""`backpack eval` against lm-evaluation-harness's own tasks on the same local files, and against scipy."""
+"""Compares `backpack eval` with the tasks of lm-evaluation-harness on the same local files, and
+with scipy."""
 
 import json
 import math
@@ -17,7 +18,7 @@ from tokenizers import Tokenizer
 
 TOKENIZER = Tokenizer.from_file(str(ROOT / "data/gpt2/tokenizer.json"))
 TASKS = Path(lm_eval.__file__).parent / "tasks"
-# A context that most of these texts are longer than.
+# A context length that is shorter than most of these texts.
 SHAPE = PUBLISHED | {"n_positions": 32}
 PROSE = [json.loads(line)["text"] for line in (ROOT / "data/demo.jsonl").read_text().splitlines()[:6]]
 
@@ -49,14 +50,14 @@ SENTENCES = {
 }
 
 
-def tokenised(text: str) -> str:
-    """Blanks where WikiText has them."""
+def wikitext_style(text: str) -> str:
+    """Returns the text with spaces and @-@ where WikiText has them."""
     text = re.sub(r"(\d),(\d)", r"\1 @,@ \2", re.sub(r"(\w)-(\w)", r"\1 @-@ \2", text))
     return re.sub(r"\s*([.,;:!?()\[\]\"]|'s\b|')\s*", r" \1 ", text).replace("\n", " \n ")
 
 
 PAGES = [
-    *[f" = Page {i} = \n \n {tokenised(text)} \n = = Part = = \n {i} @,@ 000 \n" for i, text in enumerate(PROSE)],
+    *[f" = Page {i} = \n \n {wikitext_style(text)} \n = = Part = = \n {i} @,@ 000 \n" for i, text in enumerate(PROSE)],
     " = Brackets = \n ( one ( two ) three ) [ four ] { five } \" six \" 's ' seven ' /' 8/ 20 \u00b0 N N \n",
     " = \u6771\u4eac = \n caf\u00e9\u00a0na\u00efve\x1c\x1f ( \u2003x\x1d ) \U0001f600 @.@ \n",
     " = One = ",
@@ -65,7 +66,7 @@ PAGES = [
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """Each task's data as lm-evaluation-harness reads it."""
+    """Writes the data of each task in the format of lm-evaluation-harness."""
     folder = tmp_path_factory.mktemp("files")
 
     def write(name, rows):
@@ -74,7 +75,7 @@ def files(tmp_path_factory):
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     write("lambada/test.jsonl", [{"text": text} for text in PASSAGES])
-    # A page without text counts too; WikiText's own form has no way to say it.
+    # A page without text counts as well; the raw format of WikiText cannot represent one.
     write("wikitext/pages.jsonl", [{"page": page} for page in [*PAGES, ""]])
     write("wikitext/cut.jsonl", [{"page": page} for page in PAGES])
     (folder / "wikitext/own.raw").write_text(" \n" + "\n".join(PAGES), newline="\r\n")
@@ -86,7 +87,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def harness(files, tmp_path_factory):
-    """The harness's own task files, with local data."""
+    """Returns a function that runs the task files of the harness on local data."""
     folder = tmp_path_factory.mktemp("tasks")
 
     def task(name, base, split, data):
@@ -121,26 +122,28 @@ def harness(files, tmp_path_factory):
 
 
 def weights_of(config) -> dict:
-    """Random ones, of a model that often says " mat": a part of all its outputs points that way."""
+    """Returns random weights of a model that often predicts " mat": the last bias points to its
+    embedding."""
     weights = random_weights(config)
     if config["architectures"] == ["BackpackGPT2LMHeadModel"]:
-        body, last = "backpack.gpt2_model", "backpack.sense_network.final_mlp.c_proj"
+        trunk, last = "backpack.gpt2_model", "backpack.sense_network.final_mlp.c_proj"
         weights[f"{last}.weight"] *= 0.1
     else:
-        body, last = "transformer", "transformer.ln_f"
+        trunk, last = "transformer", "transformer.ln_f"
     (mat,) = TOKENIZER.encode(" mat").ids
-    weights[f"{last}.bias"][: config["n_embd"]] += 12 * weights[f"{body}.wte.weight"][mat]
+    weights[f"{last}.bias"][: config["n_embd"]] += 12 * weights[f"{trunk}.wte.weight"][mat]
     return weights
 
 
 @pytest.mark.parametrize("architecture", ["BackpackGPT2LMHeadModel", "GPT2LMHeadModel"])
-def test_lambada_wikitext_and_blimp_are_the_harness_s(architecture, backpack, files, harness, tmp_path):
+def test_lambada_wikitext_and_blimp_equal_the_harness(architecture, backpack, files, harness, tmp_path):
     config = config_json(SHAPE, architecture)
     exported = backpack.export(write_model(tmp_path / "model", config, weights_of(config)), tmp_path / "exported")
     theirs = harness(exported)
 
     def ours(task, data):
-        # As the harness: threads that wait for each other take long on a busy machine.
+        # One thread, as in the harness: threads that wait for each other are slow on a busy
+        # machine.
         arguments = ["--task", task, "--data", data, "--threads", 1, "--json"]
         answer = json.loads(backpack("eval", "--model", exported, *arguments))
         assert math.isclose(answer["perplexity"], math.exp(answer["loss"]), rel_tol=1e-9)
@@ -148,7 +151,7 @@ def test_lambada_wikitext_and_blimp_are_the_harness_s(architecture, backpack, fi
 
     def assert_same(answer, results, keys):
         for key, name in keys.items():
-            # To four decimals, of perplexities in nats.
+            # To four decimals; perplexities are compared as their logarithms.
             read = math.log if "perplexity" in name else float
             assert abs(read(answer[key]) - read(results[f"{name},none"])) < 5e-5, (key, answer[key], results)
 
@@ -174,13 +177,13 @@ WORDS = """cat dog sun moon king queen car road tree stone house river mountain 
 paper fire water bread wine horse bird fish night day time year hand head war peace""".split()
 
 
-def test_similarity_is_scipy_s(backpack, tmp_path):
+def test_similarity_equals_scipy(backpack, tmp_path):
     config = config_json(PUBLISHED)
     weights = random_weights(config)
     model = write_model(tmp_path / "model", config, weights)
     generator = np.random.default_rng(1)
     pairs = [tuple(generator.choice(WORDS, 2, replace=False)) for _ in range(60)]
-    # Ratings tie; a word against itself, the same pair again, and words of several tokens.
+    # Tied ratings, a word paired with itself, a repeated pair, and words of several tokens.
     pairs += [("king", "king"), pairs[0], ("Llanfair", "cat"), ("cat", "kingfisherish")]
     ratings = generator.integers(0, 20, len(pairs)) / 2
     lists = tmp_path / "lists"

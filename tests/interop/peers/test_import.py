@@ -1,4 +1,4 @@
-"""Models of the published code and the authors' checkpoints come in and compute the same."""
+"""Tests that imported models of the published code and of the authors compute the same."""
 
 import json
 import re
@@ -18,7 +18,7 @@ LAYOUTS = ["safetensors", "sharded", "bin", "sharded bin", "aliases and masks"]
 def save(model, folder, layout):
     folder.mkdir()
     if layout == "aliases and masks":
-        # As older releases of transformers wrote it: every name, and the causal masks.
+        # The format of older transformers releases: all aliases, and the causal masks.
         tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         t = model.config.n_positions
         for layer in range(model.config.n_layer):
@@ -29,7 +29,7 @@ def save(model, folder, layout):
         model.config.save_pretrained(folder)
         torch.save(tensors, folder / "pytorch_model.bin")
         return
-    # Shared tensors under one name each: safetensors cannot hold them twice.
+    # One name per shared tensor, because safetensors cannot store a tensor twice.
     state = None if "bin" in layout else dict(model.named_parameters())
     size = "50KB" if layout.startswith("sharded") else "5GB"
     model.save_pretrained(folder, state_dict=state, safe_serialization="bin" not in layout, max_shard_size=size)
@@ -56,13 +56,13 @@ def test_import_then_export_gives_the_same_tensors(backpack, tmp_path):
     backpack("import", "--input", tmp_path / "theirs", "--output", tmp_path / "imported")
     exported = backpack.export(tmp_path / "imported", tmp_path / "exported")
     tensors = load_file(exported / "model.safetensors")
-    # Each shared tensor is stored once, under the name that named_parameters gives first.
+    # Each shared tensor is stored once, under the first name in named_parameters.
     parameters = dict(theirs.named_parameters())
     assert tensors.keys() == parameters.keys()
     assert all(torch.equal(tensor, parameters[name]) for name, tensor in tensors.items())
 
 
-# The authors' names of what is ours, by pattern; nn.Linear is [out, in] there.
+# Patterns that map our names to the authors' names; their nn.Linear weights are [out, in].
 LIGHTNING = [
     (r"backpack\.gpt2_model\.wte\.weight", "transformer.gpt2_model.embeddings.word_embeddings.weight"),
     (r"backpack\.gpt2_model\.wpe\.weight", "transformer.gpt2_model.embeddings.position_embeddings.weight"),
@@ -84,7 +84,7 @@ LIGHTNING = [
 
 
 def authors_name(name: str, n_layer: int) -> str:
-    # What norms the input of block i stands at the end of block i - 1 there.
+    # There, the LayerNorm of the input of block i belongs to block i - 1.
     if found := re.fullmatch(r"backpack\.gpt2_model\.(?:h\.([1-9]\d*)\.ln_1|ln_f)\.(\w+)", name):
         return f"transformer.gpt2_model.layers.{int(found[1] or n_layer) - 1}.norm2.{found[2]}"
     for pattern, replacement in LIGHTNING:
@@ -105,30 +105,31 @@ def test_a_checkpoint_of_the_authors(backpack, tmp_path):
             tensor = state[f"model.transformer.gpt2_model.embeddings.{which}_embeddings.weight"]
             state[f"model.{part}.embeddings.{which}_embeddings.weight"] = tensor
     state["model.lm_head.weight"] = weights["backpack.gpt2_model.wte.weight"]
-    # What Lightning keeps besides, of plain containers.
+    # Other entries of a Lightning checkpoint, in plain containers.
     extra = {"epoch": 1, "global_step": 10, "pytorch-lightning_version": "1.8.6", "loops": {}, "lr_schedulers": [{}]}
     folder = tmp_path / "authors"
     folder.mkdir()
     torch.save({"state_dict": state, **extra}, folder / "last.ckpt")
     arguments = ["import", "--input", folder / "last.ckpt", "--output"]
-    backpack(*arguments, tmp_path / "told", "--n-head", config["n_head"])
-    # No tensor tells the number of heads; a config.json beside the checkpoint does, too.
+    backpack(*arguments, tmp_path / "given", "--n-head", config["n_head"])
+    # The number of heads does not follow from the tensors: it comes from --n-head or from a
+    # config.json next to the checkpoint.
     (folder / "config.json").write_text(json.dumps(config))
     backpack(*arguments, tmp_path / "found")
-    for name in ["told", "found"]:
+    for name in ["given", "found"]:
         imported = load_file(tmp_path / name / "model.safetensors")
         assert imported.keys() == weights.keys()
         assert all(torch.equal(tensor, weights[name]) for name, tensor in imported.items())
 
 
-def test_a_plain_gpt2_is_a_start_for_the_body(backpack, tmp_path):
+def test_a_plain_gpt2_can_initialize_the_trunk(backpack, tmp_path):
     shape = {key: value for key, value in SMALL.items() if key != "num_senses"}
     config = config_json(shape, "GPT2LMHeadModel", scale_attn_by_inverse_layer_idx=False)
     weights = random_weights(config)
     folder = tmp_path / "gpt2"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))
-    # The published gpt2 has no prefix.
+    # The tensor names of the published gpt2 have no prefix.
     plain = {name.removeprefix("transformer."): tensor for name, tensor in weights.items()}
     save_file(plain, folder / "model.safetensors", metadata={"format": "pt"})
     backpack("import", "--input", folder, "--output", tmp_path / "imported")

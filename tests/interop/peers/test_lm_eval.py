@@ -1,4 +1,5 @@
-"""lm-evaluation-harness scores an export, on a task from local files, as the binary's logits do."""
+"""Tests that lm-evaluation-harness scores an export like the logits of the binary, on a task from
+local files."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""An export computes the same in the published code."""
+"""Tests that an exported model computes the same in the published code."""
 
 import pyvene_backpack
 import torch
@@ -39,7 +39,7 @@ def test_an_export_in_both_classes(exported):
         assert_close(our_state, their_state)
 
 
-def test_the_gradients_are_the_published_codes(exported):
+def test_gradients_equal_those_of_the_published_code(exported):
     ours = AutoModelForCausalLM.from_pretrained(exported, trust_remote_code=True)
     theirs = pyvene_backpack.load(exported)
     ids = random_ids(vars(ours.config), 2, 24)

@@ -1,4 +1,5 @@
-"""TensorBoard shows one line for a run that was stopped, and resumed from further back."""
+"""Tests that TensorBoard shows one curve for a run that was stopped and resumed from an earlier
+step."""
 
 import json
 
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-# tests/support.rs's small training.
+# The small training of tests/support.rs.
 CONFIG = """
 [run]
 precision = "fp32"
@@ -28,17 +29,17 @@ learning_rate = 2e-3
 warmup_steps = 4
 max_steps = 12
 [batch]
-tokens = 128
-micro_batch = 2
+tokens_per_step = 128
+micro_batch_size = 2
 [validation]
-every = 5
+every_steps = 5
 [checkpoint]
-every = 4
+every_steps = 4
 keep_last = 3
 """
 
 
-# TensorBoard's name -> metrics.jsonl's.
+# TensorBoard tag -> key of metrics.jsonl.
 TAGS = {"train/loss": "loss", "train/learning_rate": "lr", "train/grad_norm": "grad_norm"}
 TAGS |= {"speed/tokens_per_s": "tokens_per_s", "speed/mfu": "mfu", "val/loss": "val_loss", "val/perplexity": "val_ppl"}
 
@@ -56,7 +57,7 @@ def config(tmp_path):
 
 
 @pytest.mark.parametrize("from_step", [None, 4], ids=["the newest checkpoint", "an older checkpoint"])
-def test_a_resumed_run_is_one_line(backpack, config, tmp_path, from_step):
+def test_a_resumed_run_is_one_curve(backpack, config, tmp_path, from_step):
     run = tmp_path / "run"
     backpack("train", "--config", config, "--run-dir", run, "--stop-after", 7, code=85)
     checkpoint = "auto" if from_step is None else run / f"checkpoints/step-{from_step:08}"

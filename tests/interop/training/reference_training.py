@@ -1,5 +1,5 @@
-"""Training a Backpack in plain PyTorch, from the description of the published run alone: the
-yardstick of test_training.py. Dropout 0, fp32, sequences in the order they lie in the data."""
+"""Trains a Backpack in plain PyTorch, written only from the description of the published run. It is
+the reference of test_training.py. Dropout 0, fp32, sequences in the order of the data."""
 
 import json
 import math
@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 
 
 class Backpack:
-    """The network as functions of a dict of named tensors (Hugging Face's names)."""
+    """The network as functions of a dictionary of tensors with Hugging Face names."""
 
-    def __init__(self, folder):
-        with open(f"{folder}/config.json") as file:
+    def __init__(self, directory):
+        with open(f"{directory}/config.json") as file:
             self.config = json.load(file)
-        tensors = load_file(f"{folder}/model.safetensors")
+        tensors = load_file(f"{directory}/model.safetensors")
         self.weights = {
             name.removeprefix("backpack."): tensor.clone().requires_grad_() for name, tensor in tensors.items()
         }
@@ -37,7 +37,7 @@ class Backpack:
         future = torch.ones(length, length, dtype=torch.bool).triu(1)
         return scores.masked_fill(future, -math.inf).softmax(-1)
 
-    def body(self, ids):
+    def trunk(self, ids):
         heads, width = self.config["n_head"], self.config["n_embd"]
         batch, length = ids.shape
         x = self.weights["gpt2_model.wte.weight"][ids] + self.weights["gpt2_model.wpe.weight"][:length]
@@ -57,7 +57,7 @@ class Backpack:
         senses_count, width = self.config["num_senses"], self.config["n_embd"]
         batch, length = ids.shape
         w = self.weights
-        qk = self.body(ids) @ w["sense_weight_net.c_attn.weight"].T + w["sense_weight_net.c_attn.bias"]
+        qk = self.trunk(ids) @ w["sense_weight_net.c_attn.weight"].T + w["sense_weight_net.c_attn.bias"]
         q, k = (t.view(batch, length, senses_count, -1).transpose(1, 2) for t in qk.split(width, -1))
         weights = self.causal_softmax(q @ k.transpose(2, 3) / math.sqrt(width // senses_count))
         x = w["gpt2_model.wte.weight"][ids]
@@ -68,14 +68,15 @@ class Backpack:
         return (weights @ senses).sum(1) @ w["gpt2_model.wte.weight"].T
 
 
-def rate(step, peak, warmup, total):
-    """Of a step counted from 0: linear from 0 to the peak, then linear to 0 at `total`."""
+def learning_rate(step, peak, warmup, total):
+    """Returns the learning rate of a step (from 0): linear from 0 to `peak`, then linear to 0 at
+    `total`."""
     return peak * step / warmup if step < warmup else peak * (total - step) / (total - warmup)
 
 
-def train(folder, ids_file, sequences, length, steps, peak, warmup):
-    """Losses of each step's batch before its update."""
-    model = Backpack(folder)
+def train(directory, ids_file, sequences, length, steps, peak, warmup):
+    """Returns the loss of the batch of each step, before its update."""
+    model = Backpack(directory)
     linear = [t for name, t in model.weights.items() if t.dim() == 2 and "wte" not in name and "wpe" not in name]
     others = [t for t in model.weights.values() if all(t is not other for other in linear)]
     groups = [{"params": linear, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
@@ -92,7 +93,7 @@ def train(folder, ids_file, sequences, length, steps, peak, warmup):
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.weights.values(), 1.0)
         for group in optimizer.param_groups:
-            group["lr"] = rate(step, peak, warmup, steps)
+            group["lr"] = learning_rate(step, peak, warmup, steps)
         optimizer.step()
         losses.append(loss.item())
     return losses
