@@ -1,49 +1,49 @@
-// The JSON API of this server.
+// Client of the server's JSON API.
 
-/** A sentence that the server, or the lack of one, answers with. */
-export class Refused extends Error {
-  constructor(sentence, answer = {}) {
-    super(sentence);
-    this.pieces = answer.pieces ?? [];
+/** An error that is shown to the user: the server's error message, or a failed connection. */
+export class ApiError extends Error {
+  constructor(message, response = {}) {
+    super(message);
+    this.pieces = response.pieces ?? []; // tokens of a word that is not a single token
   }
 }
 
 const wait = (seconds) => new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
 
-/** The answer to a question; a busy server is asked again, three times. */
-export async function ask(path, question, signal) {
-  const request = question === undefined
+/** Calls the API and returns the JSON response. A request that gets status 503 is retried up to three times. */
+export async function callApi(path, body, signal) {
+  const request = body === undefined
     ? { signal }
-    : { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(question), signal };
-  for (let tries = 1; ; tries += 1) {
+    : { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body), signal };
+  for (let attempt = 1; ; attempt += 1) {
     let response;
     try {
       response = await fetch(`/api/v1/${path}`, request);
     } catch (error) {
       if (error.name === "AbortError") throw error;
-      throw new Refused("The server does not answer: is backpack serve still running?");
+      throw new ApiError("The server does not respond: is backpack serve still running?");
     }
-    if (response.status === 503 && tries < 4) {
+    if (response.status === 503 && attempt < 4) {
       await wait(Number(response.headers.get("retry-after") ?? 1));
       continue;
     }
-    const answer = await response.json().catch(() => ({}));
-    if (response.ok) return answer;
-    throw new Refused(answer.error ?? `The server answered with status ${response.status}.`, answer);
+    const json = await response.json().catch(() => ({}));
+    if (response.ok) return json;
+    throw new ApiError(json.error ?? `The server responded with status ${response.status}.`, json);
   }
 }
 
-/** Asks one question at a time: a new one takes back the last, whose answer never comes. */
-export function latest() {
+/** Returns a caller for one request at a time. A new call aborts the previous one, which then returns undefined. */
+export function latestOnly() {
   let running;
-  return async (path, question) => {
+  return async (path, body) => {
     running?.abort();
-    const mine = (running = new AbortController());
+    const own = (running = new AbortController());
     try {
-      const answer = await ask(path, question, mine.signal);
-      return mine === running ? answer : undefined;
+      const json = await callApi(path, body, own.signal);
+      return own === running ? json : undefined;
     } catch (error) {
-      if (mine !== running || error.name === "AbortError") return undefined;
+      if (own !== running || error.name === "AbortError") return undefined;
       throw error;
     }
   };

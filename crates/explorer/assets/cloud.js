@@ -1,4 +1,4 @@
-// Where the words of a cloud go: the strongest in the middle, the others on a spiral around it.
+// Layout of a word cloud: the strongest word in the middle, the others on a spiral around it.
 
 const FAMILY = "system-ui, sans-serif";
 const GAP = 3; // pixels
@@ -9,16 +9,16 @@ const overlaps = (a, b) =>
   a.x < b.x + b.width + GAP && b.x < a.x + a.width + GAP && a.y < b.y + b.height && b.y < a.y + a.height;
 
 /**
- * Places of words in a box of `width` by `height` pixels: `[{x, y, width, height, item}]`, the same every time. The
- * first take the middle; those that find no room are left out.
- * @param items `[{text, size, slanted}]`, sizes in pixels
+ * Returns the positions of words in a box of `width` by `height` pixels: `[{x, y, width, height, item}]`. The layout is
+ * deterministic. The first items are placed nearest to the middle; items that do not fit are omitted.
+ * @param items `[{text, size, slanted}]`, with sizes in pixels
  */
 export function placeWords(items, width, height) {
   const placed = [];
   for (const item of items) {
     ruler.font = `${item.slanted ? "italic " : ""}${item.size}px ${FAMILY}`;
     const box = { width: ruler.measureText(item.text).width + 4, height: item.size * 1.22, item };
-    // An Archimedean spiral, flattened to the box's shape.
+    // An Archimedean spiral, flattened to the shape of the box.
     for (let turn = 0; turn < 90; turn += 0.15) {
       box.x = (width - box.width) / 2 + turn * 1.9 * Math.cos(turn);
       box.y = (height - box.height) / 2 + turn * 1.1 * Math.sin(turn);

@@ -1,6 +1,9 @@
-// Elements of the page, made by hand: no framework.
+// Helpers that create the elements of the page, without a framework.
 
-/** An element: attributes by name, listeners as `onclick`, `style` as an object; children are elements or texts. */
+/**
+ * Creates an element. Attributes are given by name, listeners as `onclick` etc., and `style` as an object. Children are
+ * elements or strings.
+ */
 export function h(name, attributes = {}, ...children) {
   const element = document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) {
@@ -13,32 +16,32 @@ export function h(name, attributes = {}, ...children) {
   return element;
 }
 
-/** A token's text as it is shown: without its space, and with signs for what has no look of its own. */
-export function shown({ token, word }) {
-  const signs = { "\n": "\\n", "\t": "\\t", "\r": "\\r" };
+/** The displayed text of a token: without its leading space, and with escapes for invisible characters. */
+export function displayText({ token, word }) {
+  const escapes = { "\n": "\\n", "\t": "\\t", "\r": "\\r" };
   const bare = word.startsWith(" ") && word.length > 1 ? word.slice(1) : word;
-  const text = bare.replace(/[\n\t\r]/g, (sign) => signs[sign]);
+  const text = bare.replace(/[\n\t\r]/g, (character) => escapes[character]);
   if (/^ +$/.test(text)) return "(space)";
   return text === "" || text.includes("\uFFFD") ? `#${token}` : text;
 }
 
-/** Whether a token joins what stands before it, as the pieces of a longer word do. */
+/** Whether a token is a word, or part of one, without a leading space. */
 export const isPiece = ({ word }) => /^[\p{L}\p{N}]/u.test(word);
 
-/** What screen readers and tooltips say of a token. */
-export const named = (token) => `"${shown(token)}", token ${token.token}${isPiece(token) ? ", joins what is before it" : ""}`;
+/** The description of a token in tooltips and for screen readers. */
+export const describeToken = (token) => `"${displayText(token)}", token ${token.token}${isPiece(token) ? ", no leading space" : ""}`;
 
-/** A token as text, slanted where it joins what is before it. */
-export const tokenText = (token) => h("span", { class: isPiece(token) ? "piece" : null }, shown(token));
+/** The text of a token, slanted if it has no leading space. */
+export const tokenText = (token) => h("span", { class: isPiece(token) ? "piece" : null }, displayText(token));
 
-/** A token to click on. */
+/** A token as a button. */
 export function tokenButton(token, onclick, attributes = {}) {
-  const title = `${named(token)}${attributes.note ?? ""}`;
+  const title = `${describeToken(token)}${attributes.note ?? ""}`;
   const { note, class: classes = "", ...rest } = attributes;
   return h("button", { type: "button", class: `token ${classes}`, title, onclick, ...rest }, tokenText(token));
 }
 
-/** Buttons of which one is pressed. */
+/** A group of buttons, one of which is pressed. */
 export function choice(label, options, onchoose) {
   const buttons = Object.entries(options).map(([value, text]) =>
     h("button", { type: "button", "data-value": value, "aria-pressed": "false", onclick: () => onchoose(value) }, text));
@@ -48,18 +51,18 @@ export function choice(label, options, onchoose) {
   return { element, set };
 }
 
-/** Where a view says what went wrong. */
-export function problem() {
+/** The error message of a view. */
+export function errorMessage() {
   const element = h("p", { class: "error", role: "alert", hidden: true });
-  const show = (sentence) => {
-    element.textContent = sentence ?? "";
-    element.hidden = !sentence;
+  const show = (message) => {
+    element.textContent = message ?? "";
+    element.hidden = !message;
   };
   return { element, show };
 }
 
-/** Calls `f` when nothing has come for so many milliseconds. */
-export function calm(f, milliseconds) {
+/** Returns a function that calls `f` once it has not been called for `milliseconds`. */
+export function debounce(f, milliseconds) {
   let timer;
   return (...values) => {
     clearTimeout(timer);

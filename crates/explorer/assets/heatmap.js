@@ -1,36 +1,36 @@
-// A matrix as a heat map with labels, that pointer and arrow keys can read cell by cell.
+// A heat map of a matrix with labels. Pointer and arrow keys select a cell to read.
 
 import { h } from "./elements.js";
 
 const FONT = "12px system-ui, sans-serif";
-const LARGEST = 26; // pixels of a cell
-const FLAT = 18; // least height of a row where the map is no square
-const SMALLEST = 4;
-const LABEL = 13; // a label needs so many
+const MAX_CELL = 26; // pixels
+const MIN_CELL = 4; // pixels
+const MIN_ROW_HEIGHT = 18; // pixels, if the map is not square
+const LABEL_SPACING = 13; // pixels
 const SLANT = Math.PI / 3;
 
 const rgb = (hex) => [1, 3, 5].map((start) => parseInt(hex.slice(start, start + 2), 16));
 
-/** A colour between the `stops`, for `share` from 0 to 1. */
-function between(stops, share) {
-  const place = Math.min(Math.max(share, 0), 1) * (stops.length - 1);
+/** The color at `fraction` (0 to 1) of a gradient with `stops`. */
+function interpolate(stops, fraction) {
+  const place = Math.min(Math.max(fraction, 0), 1) * (stops.length - 1);
   const low = Math.min(Math.floor(place), stops.length - 2);
   const mix = stops[low].map((from, channel) => from + (stops[low + 1][channel] - from) * (place - low));
   return `rgb(${mix.map(Math.round).join(",")})`;
 }
 
-/** The colours of the style sheet, light or dark. */
+/** The colors of the style sheet, for the light or the dark theme. */
 function palette() {
   const style = getComputedStyle(document.documentElement);
-  const colour = (name) => rgb(style.getPropertyValue(name).trim());
+  const color = (name) => rgb(style.getPropertyValue(name).trim());
   const [paper, mid, deep, negative, positive] =
-    ["--heat-0", "--heat-1", "--heat-2", "--heat-negative", "--heat-positive"].map(colour);
+    ["--heat-0", "--heat-1", "--heat-2", "--heat-negative", "--heat-positive"].map(color);
   const ink = style.getPropertyValue("--ink").trim();
   const faint = style.getPropertyValue("--faint").trim();
   return { sequential: [paper, mid, deep], diverging: [negative, paper, positive], ink, faint };
 }
 
-/** A canvas of so many CSS pixels, sharp on every screen. */
+/** Sets the size of a canvas in CSS pixels, at the resolution of the screen, and returns its context. */
 function sized(canvas, width, height) {
   const ratio = window.devicePixelRatio || 1;
   canvas.width = Math.round(width * ratio);
@@ -42,39 +42,40 @@ function sized(canvas, width, height) {
   return context;
 }
 
-const extent = (rows) => rows.reduce((most, row) => row.reduce((m, x) => Math.max(m, Math.abs(x)), most), 0);
+/** The largest absolute value of a matrix. */
+const maxAbs = (rows) => rows.reduce((most, row) => row.reduce((m, x) => Math.max(m, Math.abs(x)), most), 0);
 
-/** The square root shows small weights; signs keep their side. */
-const share = (value, most, diverging) => {
+/** Position of a value in the gradient. It follows the square root, so that small weights are visible. */
+const gradientPosition = (value, most, diverging) => {
   const root = Math.sqrt(Math.abs(value) / (most || 1));
   return diverging ? 0.5 + 0.5 * Math.sign(value) * root : root;
 };
 
-/** A small picture of a matrix, without labels. */
+/** A small heat map without labels. */
 export function thumbnail(rows, side) {
   const canvas = h("canvas", { "aria-hidden": "true" });
   const context = sized(canvas, side, side);
   const { sequential } = palette();
-  const most = extent(rows);
+  const most = maxAbs(rows);
   const cell = side / rows.length;
-  context.fillStyle = between(sequential, 0);
+  context.fillStyle = interpolate(sequential, 0);
   context.fillRect(0, 0, side, side);
   rows.forEach((row, y) =>
     row.forEach((value, x) => {
-      context.fillStyle = between(sequential, share(value, most, false));
+      context.fillStyle = interpolate(sequential, gradientPosition(value, most, false));
       context.fillRect(x * cell, y * cell, cell + 0.5, cell + 0.5);
     }));
   return canvas;
 }
 
-/** A heat map; `describe(row, column)` says what a cell holds, `onpick(row, column)` hears of a chosen one. */
+/** A heat map. `describe(row, column)` returns the text for a cell; `onpick(row, column)` is called for a chosen cell. */
 export class HeatMap {
   constructor({ label, describe, onpick = () => {}, diverging = false }) {
     Object.assign(this, { describe, onpick, diverging, rows: [], rowLabels: [], columnLabels: [], cursor: null });
     this.canvas = h("canvas", {
       tabindex: "0",
       role: "img",
-      "aria-label": `${label}: arrow keys read it cell by cell, Enter chooses`,
+      "aria-label": `${label}: use the arrow keys to move between cells, Enter to choose one`,
       onpointermove: (event) => this.point(this.cellAt(event)),
       onpointerleave: () => this.point(null),
       onclick: (event) => this.pick(this.cellAt(event)),
@@ -90,16 +91,16 @@ export class HeatMap {
       "div",
       { class: "heatmap" },
       h("div", { class: "scroll" }, this.canvas),
-      h("div", { class: "under" }, this.readout, h("span", { class: "legend", title: "colours follow the square root" }, this.low, scale, this.high)),
+      h("div", { class: "under" }, this.readout, h("span", { class: "legend", title: "colors follow the square root" }, this.low, scale, this.high)),
     );
     window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.draw());
     new ResizeObserver(() => this.draw()).observe(this.element);
   }
 
-  /** Rows of numbers, each as long as its cells are; `marked` is a row to point out. */
+  /** Sets the matrix. Rows can have different lengths; `marked` is the index of a highlighted row. */
   set({ rows, rowLabels, columnLabels, marked = null }) {
     Object.assign(this, { rows, rowLabels, columnLabels, marked, cursor: null });
-    this.most = extent(rows);
+    this.most = maxAbs(rows);
     this.low.textContent = this.diverging ? `\u2212${this.most.toFixed(2)}` : "0";
     this.high.textContent = this.most.toFixed(2);
     this.readout.textContent = "\u00a0";
@@ -117,33 +118,33 @@ export class HeatMap {
     const left = Math.min(widest(this.rowLabels), 110) + 8;
     const top = Math.min(widest(this.columnLabels), 90) * Math.sin(SLANT) + 14;
     const columns = this.columnLabels.length;
-    // Slanted labels lean out to the right of the last column.
+    // Slanted labels extend to the right of the last column.
     const lean = Math.min(widest(this.columnLabels), 90) * Math.cos(SLANT);
     const room = this.element.clientWidth - left - lean - 4;
-    const cell = Math.max(SMALLEST, Math.min(LARGEST, Math.floor(room / Math.max(columns, 1))));
-    const height = this.rows.length === columns ? cell : Math.max(cell, FLAT);
+    const cell = Math.max(MIN_CELL, Math.min(MAX_CELL, Math.floor(room / Math.max(columns, 1))));
+    const height = this.rows.length === columns ? cell : Math.max(cell, MIN_ROW_HEIGHT);
     return { left, top, cell, height, width: left + columns * cell + lean, tall: top + this.rows.length * height + 2 };
   }
 
   draw() {
     if (this.rows.length === 0 || this.element.clientWidth === 0) return;
     const { left, top, cell, height, width, tall } = (this.place = this.layout());
-    const colours = palette();
-    const stops = this.diverging ? colours.diverging : colours.sequential;
+    const colors = palette();
+    const stops = this.diverging ? colors.diverging : colors.sequential;
     const context = sized(this.canvas, width, tall);
     context.font = FONT;
     context.textBaseline = "middle";
     this.rows.forEach((row, y) =>
       row.forEach((value, x) => {
-        context.fillStyle = between(stops, share(value, this.most, this.diverging));
+        context.fillStyle = interpolate(stops, gradientPosition(value, this.most, this.diverging));
         context.fillRect(left + x * cell, top + y * height, cell - (cell > 8 ? 1 : 0), height - (height > 8 ? 1 : 0));
       }));
-    const every = (step) => Math.max(1, Math.ceil(LABEL / step));
+    const every = (step) => Math.max(1, Math.ceil(LABEL_SPACING / step));
     const bold = (is) => (context.font = is ? `bold ${FONT}` : FONT);
     this.rowLabels.forEach((label, y) => {
       const chosen = y === this.cursor?.row || y === this.marked;
       if (y % every(height) !== 0 && !chosen) return;
-      context.fillStyle = chosen ? colours.ink : colours.faint;
+      context.fillStyle = chosen ? colors.ink : colors.faint;
       bold(chosen);
       context.textAlign = "right";
       context.fillText(label, left - 6, top + (y + 0.5) * height, left - 8);
@@ -152,7 +153,7 @@ export class HeatMap {
       const chosen = x === this.cursor?.column;
       if (x % every(cell) !== 0 && !chosen) return;
       context.save();
-      context.fillStyle = chosen ? colours.ink : colours.faint;
+      context.fillStyle = chosen ? colors.ink : colors.faint;
       bold(chosen);
       context.textAlign = "left";
       context.translate(left + (x + 0.5) * cell, top - 6);
@@ -160,7 +161,7 @@ export class HeatMap {
       context.fillText(label, 0, 0, 90);
       context.restore();
     });
-    context.strokeStyle = colours.ink;
+    context.strokeStyle = colors.ink;
     if (this.marked !== null && this.rows[this.marked]) {
       context.globalAlpha = 0.45;
       context.strokeRect(left - 0.5, top + this.marked * height - 0.5, this.rows[this.marked].length * cell, height);
@@ -182,7 +183,7 @@ export class HeatMap {
     return this.rows[row]?.[column] === undefined ? null : { row, column };
   }
 
-  /** Reads a cell out, or none. */
+  /** Selects a cell and shows its text, or clears the selection. */
   point(cell) {
     if (cell?.row === this.cursor?.row && cell?.column === this.cursor?.column) return;
     this.cursor = cell;

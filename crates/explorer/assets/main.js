@@ -1,6 +1,6 @@
-// The page: four views of one state.
+// The page: four views that share one state.
 
-import { ask } from "./api.js";
+import { callApi } from "./api.js";
 import { createEdit } from "./edit.js";
 import { createGenerate } from "./generate.js";
 import { createSentence } from "./sentence.js";
@@ -20,7 +20,7 @@ function showView() {
     else link.removeAttribute("aria-current");
     document.getElementById(own).hidden = own !== chosen;
   }
-  // A view is made when it is first looked at, and hears of changes only while it is.
+  // A view is created when it is first shown, and updated only while it is visible.
   if (!views[chosen]) views[chosen] = create[chosen](document.getElementById(chosen), store, model);
   views[chosen]();
 }
@@ -35,12 +35,12 @@ for (const link of document.querySelectorAll("nav a")) {
 let model;
 const description = document.getElementById("model");
 try {
-  model = await ask("model");
+  model = await callApi("model");
   const millions = (model.parameters / 1e6).toFixed(1);
-  description.textContent = `${model.name}: ${millions} million parameters, ${model.num_senses} senses a word, context of ${model.n_positions} tokens`;
-  if (model.edited.length > 0) description.textContent += `, ${model.edited.length} words edited already`;
+  description.textContent = `${model.name}: ${millions} million parameters, ${model.num_senses} senses per word, context of ${model.n_positions} tokens`;
+  if (model.edited.length > 0) description.textContent += `, ${model.edited.length} edited words`;
   document.title = `Sense explorer: ${model.name}`;
-  store.hear(showView);
+  store.subscribe(showView);
   showView();
 } catch (error) {
   description.textContent = error.message;

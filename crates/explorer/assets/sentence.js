@@ -1,35 +1,35 @@
-// What a text makes of its words' senses: contextualization by sense and by position, the next word, and what made it.
+// The view Sentence: contextualization weights by sense and by position, next words, and contributions to a logit.
 
-import { latest, Refused } from "./api.js";
-import { choice, h, percent, problem, shown, signed, tokenButton } from "./elements.js";
+import { ApiError, latestOnly } from "./api.js";
+import { choice, displayText, errorMessage, h, percent, signed, tokenButton } from "./elements.js";
 import { HeatMap, thumbnail } from "./heatmap.js";
 import { nameOf } from "./state.js";
-import { afterWord, positionQuestion, textField, tokenStrip } from "./text.js";
+import { afterWord, positionRequest, textField, tokenStrip } from "./text.js";
 
-const NEXT = 12; // candidates shown
+const NEXT = 12; // next words shown
 const PARTS = 8; // contributions listed
-const ALL_AT_ONCE = 64; // tokens up to which every sense is fetched for its thumbnail
+const MAX_TOKENS_FOR_THUMBNAILS = 64; // for longer texts, only the selected sense is loaded
 
 export function createSentence(root, store, model) {
-  const ask = { reading: latest(), weights: latest(), parts: latest() };
+  const api = { reading: latestOnly(), weights: latestOnly(), parts: latestOnly() };
   const field = textField(store, "sentence-text", "Text");
   const strip = tokenStrip(store);
-  const failure = problem();
+  const failure = errorMessage();
   let reading, weights, parts;
 
-  // The contextualization.
-  const lens = choice("The contextualization", { sense: "By sense", word: "By position" }, (to) => store.set({ lens: to }));
-  const label = (position) => shown(reading.tokens[position]);
+  // Contextualization weights.
+  const lens = choice("Heat map", { sense: "By sense", word: "By position" }, (to) => store.set({ lens: to }));
+  const label = (position) => displayText(reading.tokens[position]);
   const bySense = new HeatMap({
     label: "Weights of one sense",
     describe: (row, column) =>
-      `After "${label(row)}", sense ${store.state.sense} of "${label(column)}" counts ${weights.get(store.state.sense)[row][column].toFixed(4)}`,
+      `After "${label(row)}": sense ${store.state.sense} of "${label(column)}" has weight ${weights.get(store.state.sense)[row][column].toFixed(4)}`,
     onpick: (row) => store.set({ at: row === reading.tokens.length - 1 ? null : row, next: null }),
   });
   const byWord = new HeatMap({
     label: "Weights at one position",
     describe: (row, column) =>
-      `After "${label(reading.position)}", sense ${row} of "${label(column)}" counts ${reading.weights[row][column].toFixed(4)}`,
+      `After "${label(reading.position)}": sense ${row} of "${label(column)}" has weight ${reading.weights[row][column].toFixed(4)}`,
     onpick: (row) => store.set({ sense: row, lens: "sense" }),
   });
   const thumbnails = h("div", { class: "thumbnails", role: "group", "aria-label": "Senses" });
@@ -37,14 +37,14 @@ export function createSentence(root, store, model) {
   const context = h(
     "div",
     { class: "panel" },
-    h("header", {}, h("h2", {}, "Contextualization"), lens.element),
+    h("header", {}, h("h2", {}, "Contextualization weights"), lens.element),
     explanation,
     thumbnails,
     bySense.element,
     byWord.element,
   );
 
-  // The next word.
+  // Next words.
   const nextTitle = h("h2", {}, "Next word");
   const candidates = h("ol", { class: "bars next" });
   const other = h("input", { type: "text", id: "other-word", autocomplete: "off", placeholder: "another word" });
@@ -54,7 +54,7 @@ export function createSentence(root, store, model) {
     label: "Contributions to a logit",
     diverging: true,
     describe: (row, column) =>
-      `Sense ${row} of "${label(column)}" adds ${signed(parts.contributions[row][column], 4)}, with weight ${parts.weights[row][column].toFixed(4)}`,
+      `Sense ${row} of "${label(column)}" contributes ${signed(parts.contributions[row][column], 4)}, with weight ${parts.weights[row][column].toFixed(4)}`,
     onpick: (row, column) => store.set({ word: nameOf(reading.tokens[column]), view: "words" }, { step: true }),
   });
   const partsList = h("ol", { class: "parts" });
@@ -70,7 +70,7 @@ export function createSentence(root, store, model) {
     "div",
     { class: "panel" },
     h("header", {}, nextTitle),
-    h("p", { class: "hint" }, "Choose a word to see which senses of which words made its logit."),
+    h("p", { class: "hint" }, "Choose a word to see the contributions to its logit."),
     candidates,
     h(
       "form",
@@ -98,7 +98,7 @@ export function createSentence(root, store, model) {
     try {
       await work();
     } catch (error) {
-      if (!(error instanceof Refused)) throw error;
+      if (!(error instanceof ApiError)) throw error;
       failure.show(error.message);
     }
   };
@@ -106,7 +106,7 @@ export function createSentence(root, store, model) {
   const load = () =>
     guarded(async () => {
       const { text } = store.state;
-      const got = await ask.reading("reading", { text, top: NEXT, ...positionQuestion(store.state) });
+      const got = await api.reading("reading", { text, top: NEXT, ...positionRequest(store.state) });
       if (!got) return;
       const isNew = reading === undefined || got.tokens.some((token, i) => token.token !== reading.tokens[i]?.token)
         || got.tokens.length !== reading.tokens.length;
@@ -120,8 +120,8 @@ export function createSentence(root, store, model) {
   async function loadWeights(text) {
     const { sense } = store.state;
     if (weights.has(sense)) return;
-    const all = reading.tokens.length <= ALL_AT_ONCE;
-    const got = await ask.weights("weights", all ? { text } : { text, senses: [sense] });
+    const all = reading.tokens.length <= MAX_TOKENS_FOR_THUMBNAILS;
+    const got = await api.weights("weights", all ? { text } : { text, senses: [sense] });
     if (!got) return;
     got.senses.forEach((one) => weights.set(one.sense, one.weights));
     drawThumbnails();
@@ -130,7 +130,7 @@ export function createSentence(root, store, model) {
 
   const explain = (target) =>
     guarded(async () => {
-      const got = await ask.parts("contributions", { text: store.state.text, ...target, ...positionQuestion(store.state) });
+      const got = await api.parts("contributions", { text: store.state.text, ...target, ...positionRequest(store.state) });
       if (!got) return;
       parts = { ...got, key: keyOf({ ...store.state, next: got.next.token }) };
       failure.show();
@@ -139,12 +139,12 @@ export function createSentence(root, store, model) {
     });
 
   function drawThumbnails() {
-    const few = reading.tokens.length <= ALL_AT_ONCE;
+    const hasThumbnails = reading.tokens.length <= MAX_TOKENS_FOR_THUMBNAILS;
     const button = (sense) =>
       h(
         "button",
         { type: "button", "data-sense": sense, "aria-label": `Sense ${sense}`, onclick: () => store.set({ sense }) },
-        few && weights.has(sense) ? thumbnail(weights.get(sense), 56) : null,
+        hasThumbnails && weights.has(sense) ? thumbnail(weights.get(sense), 56) : null,
         h("span", {}, String(sense)),
       );
     thumbnails.replaceChildren(...Array.from({ length: model.num_senses }, (_, sense) => button(sense)));
@@ -156,15 +156,15 @@ export function createSentence(root, store, model) {
     lens.set(bySenseNow ? "sense" : "word");
     thumbnails.hidden = bySense.element.hidden = !bySenseNow;
     byWord.element.hidden = bySenseNow;
-    const labels = reading.tokens.map(shown);
+    const labels = reading.tokens.map(displayText);
     if (bySenseNow) {
-      explanation.textContent = `Sense ${sense}: how much it counts of each word (columns) at each position (rows). A row sums to 1.`;
+      explanation.textContent = `Sense ${sense}: its weight for each word (columns) at each position (rows). Each row sums to 1.`;
       thumbnails.querySelectorAll("button").forEach((button) =>
         button.setAttribute("aria-pressed", String(Number(button.dataset.sense) === sense)));
       const rows = weights.get(sense);
       if (rows) bySense.set({ rows, rowLabels: labels, columnLabels: labels, marked: reading.position });
     } else {
-      explanation.textContent = `After "${label(reading.position)}": how much each sense (rows) of each word so far (columns) counts. Choose a row to see that sense everywhere.`;
+      explanation.textContent = `After "${label(reading.position)}": the weight of each sense (rows) of each word up to this position (columns). Choose a row to see that sense at all positions.`;
       byWord.set({
         rows: reading.weights,
         rowLabels: reading.weights.map((_, sense) => `sense ${sense}`),
@@ -197,12 +197,12 @@ export function createSentence(root, store, model) {
     if (attribution.hidden) return;
     const flat = parts.contributions.flatMap((row, sense) => row.map((value, at) => ({ value, sense, at })));
     const sum = flat.reduce((total, part) => total + part.value, 0);
-    partsTitle.textContent = `What made "${shown(parts.next)}"`;
-    partsSum.textContent = `${parts.contributions.length} senses of ${parts.position + 1} words sum to ${sum.toFixed(4)}, the logit (${parts.next.logit.toFixed(4)}): ${percent(parts.next.probability)}.`;
+    partsTitle.textContent = `Contributions to "${displayText(parts.next)}"`;
+    partsSum.textContent = `${parts.contributions.length} senses of ${parts.position + 1} words contribute ${sum.toFixed(4)} in total. Logit: ${parts.next.logit.toFixed(4)}. Probability: ${percent(parts.next.probability)}.`;
     partsMap.set({
       rows: parts.contributions,
       rowLabels: parts.contributions.map((_, sense) => `sense ${sense}`),
-      columnLabels: parts.tokens.slice(0, parts.position + 1).map(shown),
+      columnLabels: parts.tokens.slice(0, parts.position + 1).map(displayText),
     });
     flat.sort((a, b) => Math.abs(b.value) - Math.abs(a.value));
     partsList.replaceChildren(

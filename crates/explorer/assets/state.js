@@ -1,15 +1,15 @@
-// What the page shows, kept in the address after the #: a link opens the same, and "back" goes back.
+// The state of the page. It is stored in the URL fragment, so that links and the browser's history work.
 
 const DEFAULTS = {
   view: "words",
-  word: "time", // or #ID, a token by its id
+  word: "time", // or #ID for the token with this id
   show: "clouds",
   text: "It is a truth universally acknowledged, that a single man in possession of a good fortune",
-  at: null, // the position; the last without one
+  at: null, // the position; null for the last one
   lens: "sense",
   sense: 0,
-  next: null, // the id of the word whose logit is explained
-  edits: [], // as --edit has them
+  next: null, // the id of the token whose logit is explained
+  edits: [], // in the format of --edit
   length: 40,
   temperature: 1,
   top_k: 50,
@@ -18,33 +18,34 @@ const DEFAULTS = {
   greedy: false,
 };
 
-/** Whether this may be an edit; the server says what else is wrong with one. */
+/** Whether a value has the form of an edit. The server checks the rest. */
 export const isEdit = (value) =>
   value !== null && typeof value === "object" &&
   (typeof value.word === "string" || Number.isInteger(value.token)) &&
   (Number.isInteger(value.sense) || value.sense === "all");
 
-/** Vectors are too long for an address: such an edit stays until it is removed, and no link has it. */
+/** Whether an edit is too long for the URL, because it has a vector. It stays on the page, but is not part of links. */
 const isLong = (edit) => edit.vector !== undefined;
 
-function parse(text, like) {
-  if (typeof like === "string") return text;
+/** Parses a value of the URL; returns the default if it has the wrong type. */
+function parse(text, fallback) {
+  if (typeof fallback === "string") return text;
   try {
     const value = JSON.parse(text);
-    // An address is anybody's to write: what does not fit is left at its default.
-    if (Array.isArray(like)) return Array.isArray(value) && value.every(isEdit) ? value : like;
-    if (typeof like === "boolean") return value === true;
-    return typeof value === "number" ? value : like;
+    // A URL can contain anything.
+    if (Array.isArray(fallback)) return Array.isArray(value) && value.every(isEdit) ? value : fallback;
+    if (typeof fallback === "boolean") return value === true;
+    return typeof value === "number" ? value : fallback;
   } catch {
-    return like;
+    return fallback;
   }
 }
 
 function fromAddress() {
   const given = new URLSearchParams(location.hash.slice(1));
   const state = {};
-  for (const [key, like] of Object.entries(DEFAULTS)) {
-    state[key] = given.has(key) ? parse(given.get(key), like) : like;
+  for (const [key, fallback] of Object.entries(DEFAULTS)) {
+    state[key] = given.has(key) ? parse(given.get(key), fallback) : fallback;
   }
   return state;
 }
@@ -52,17 +53,17 @@ function fromAddress() {
 function toAddress(state) {
   const given = new URLSearchParams();
   const short = { ...state, edits: state.edits.filter((edit) => !isLong(edit)) };
-  for (const [key, like] of Object.entries(DEFAULTS)) {
-    const value = typeof like === "string" ? short[key] : JSON.stringify(short[key]);
-    const usual = typeof like === "string" ? like : JSON.stringify(like);
-    if (value !== usual || key === "view") given.set(key, value);
+  for (const [key, fallback] of Object.entries(DEFAULTS)) {
+    const value = typeof fallback === "string" ? short[key] : JSON.stringify(short[key]);
+    const byDefault = typeof fallback === "string" ? fallback : JSON.stringify(fallback);
+    if (value !== byDefault || key === "view") given.set(key, value);
   }
   return `#${given}`;
 }
 
-const BETWEEN_WRITES = 300; // milliseconds: a slider moves more often than browsers let an address change
+const WRITE_INTERVAL = 300; // milliseconds: browsers limit how often the URL can change
 
-/** The state, and who hears of its changes. */
+/** The state and its listeners. */
 export class Store {
   constructor() {
     this.state = fromAddress();
@@ -75,17 +76,17 @@ export class Store {
     });
   }
 
-  /** Changes part of the state; with `step`, "back" undoes it. */
+  /** Changes part of the state. With `step`, the change is a new entry of the browser's history. */
   set(changes, { step = false } = {}) {
-    if (step) this.write("replaceState"); // what "back" goes back to
+    if (step) this.write("replaceState"); // completes the current history entry
     this.take({ ...this.state, ...changes });
-    const wait = step ? 0 : this.written + BETWEEN_WRITES - Date.now();
+    const wait = step ? 0 : this.written + WRITE_INTERVAL - Date.now();
     clearTimeout(this.later);
     if (wait > 0) this.later = setTimeout(() => this.write("replaceState"), wait);
     else this.write(step ? "pushState" : "replaceState");
   }
 
-  /** The state into the address. */
+  /** Writes the state to the URL. */
   write(how) {
     clearTimeout(this.later);
     const address = toAddress(this.state);
@@ -94,10 +95,11 @@ export class Store {
     try {
       history[how](null, "", address);
     } catch {
-      // Some browsers refuse the hundredth change of a few seconds: the next one has it all.
+      // Some browsers reject the hundredth change within a few seconds. The next write contains the whole state.
     }
   }
 
+  /** Sets the state and notifies the listeners if it changed. */
   take(next) {
     const before = this.state;
     this.state = next;
@@ -105,13 +107,13 @@ export class Store {
     if (Object.keys(DEFAULTS).some(isChanged)) this.listeners.forEach((listener) => listener());
   }
 
-  hear(listener) {
+  subscribe(listener) {
     this.listeners.push(listener);
   }
 }
 
-/** What the API is asked for a word as it was typed. */
-export const wordQuestion = (word) => (/^#\d+$/.test(word.trim()) ? { token: Number(word.trim().slice(1)) } : { word });
+/** The API parameters for a word as typed by the user. */
+export const wordRequest = (word) => (/^#\d+$/.test(word.trim()) ? { token: Number(word.trim().slice(1)) } : { word });
 
-/** How a token is written so that it is found again: the word, where that is what it is. */
+/** The text that identifies a token in the state: its word, or #ID if the word is ambiguous. */
 export const nameOf = ({ token, word }) => (/^ [^\s#\uFFFD]+$/u.test(word) ? word.slice(1) : `#${token}`);

@@ -1,16 +1,16 @@
-// The text that three views share: a field, its tokens, and the position that is looked at.
+// The text that three views share: its input field, its tokens, and the selected position.
 
-import { calm, h, isPiece, named, shown, tokenText } from "./elements.js";
+import { debounce, describeToken, displayText, h, isPiece, tokenText } from "./elements.js";
 
-/** A field for the text; what is typed counts after a third of a second, or at once with Enter. */
+/** The input field of the text. Changes apply 350 ms after the last key, or at once with Enter. */
 export function textField(store, id, label) {
   const take = () => store.set({ text: area.value, at: null, next: null });
-  const soon = calm(take, 350);
+  const takeSoon = debounce(take, 350);
   const area = h("textarea", {
     id,
     rows: 2,
     spellcheck: "false",
-    oninput: soon,
+    oninput: takeSoon,
     onkeydown: (event) => {
       if (event.key !== "Enter" || event.shiftKey) return;
       event.preventDefault();
@@ -24,9 +24,9 @@ export function textField(store, id, label) {
   return { element, update };
 }
 
-/** The tokens of the text as buttons; the chosen one is the position after which a word is predicted. */
+/** The tokens of the text as buttons. The selected token is the position after which a word is predicted. */
 export function tokenStrip(store) {
-  const element = h("div", { class: "strip", role: "group", "aria-label": "Positions of the text", onkeydown: keys });
+  const element = h("div", { class: "strip", role: "group", "aria-label": "Positions in the text", onkeydown: keys });
   let buttons = [];
 
   function choose(position) {
@@ -42,14 +42,14 @@ export function tokenStrip(store) {
     choose(at + step);
   }
 
-  /** `edited` are ids of tokens to be underlined. */
+  /** Shows the tokens. `edited` has the ids of tokens to underline. */
   function show(tokens, position, edited = new Set()) {
     const same = buttons.length === tokens.length && buttons.every((button, i) => button.token === tokens[i].token);
     if (!same) {
       buttons = tokens.map((token, i) => {
         const classes = `token ${isPiece(token) && i > 0 ? "joined" : ""}`;
-        const title = `position ${i}: ${named(token)}`;
-        const button = h("button", { type: "button", class: classes, title, onclick: () => choose(i) }, i > 0 ? tokenText(token) : shown(token));
+        const title = `position ${i}: ${describeToken(token)}`;
+        const button = h("button", { type: "button", class: classes, title, onclick: () => choose(i) }, i > 0 ? tokenText(token) : displayText(token));
         button.token = token.token;
         return button;
       });
@@ -64,8 +64,8 @@ export function tokenStrip(store) {
   return { element, show };
 }
 
-/** The position of the state, as the API takes it. */
-export const positionQuestion = ({ at }) => (at === null ? {} : { position: at });
+/** The API parameter for the selected position. */
+export const positionRequest = ({ at }) => (at === null ? {} : { position: at });
 
-/** A position in words. */
-export const afterWord = (tokens, position) => `after "${shown(tokens[position])}"`;
+/** A position as text. */
+export const afterWord = (tokens, position) => `after "${displayText(tokens[position])}"`;

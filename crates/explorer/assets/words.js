@@ -1,21 +1,21 @@
-// The senses of a word, as clouds or as ranked bars.
+// The view Word: the senses of a word as clouds or as ranked bars.
 
-import { latest, Refused } from "./api.js";
+import { ApiError, latestOnly } from "./api.js";
 import { placeWords } from "./cloud.js";
-import { choice, h, isPiece, named, problem, shown, signed, tokenButton } from "./elements.js";
-import { nameOf, wordQuestion } from "./state.js";
+import { choice, describeToken, displayText, errorMessage, h, isPiece, signed, tokenButton } from "./elements.js";
+import { nameOf, wordRequest } from "./state.js";
 
-const TOP = 12; // words at either end of a sense
-const IN_BARS = 8;
+const TOP = 12; // words raised and words lowered, per sense
+const IN_BARS = 8; // of these, shown as bars
 const CLOUD_HEIGHT = 170; // pixels, as in style.css
-const LOWERED_IN_CLOUDS = 6; // a few, around those that say what the sense means
-const [SMALLEST, LARGEST, LARGEST_LOWERED] = [13, 30, 15]; // pixels of a word
+const LOWERED_IN_CLOUDS = 6; // few: the raised words describe a sense better
+const [MIN_SIZE, MAX_SIZE, MAX_SIZE_LOWERED] = [13, 30, 15]; // font sizes in pixels
 
 export function createWords(root, store) {
-  const ask = latest();
+  const request = latestOnly();
   const input = h("input", { type: "text", id: "word", autocomplete: "off", spellcheck: "false", required: true });
-  const shape = choice("How senses are shown", { clouds: "Clouds", bars: "Bars" }, (show) => store.set({ show }));
-  const failure = problem();
+  const shape = choice("Display", { clouds: "Clouds", bars: "Bars" }, (show) => store.set({ show }));
+  const failure = errorMessage();
   const about = h("p", { class: "about", "aria-live": "polite" });
   const cards = h("div", { class: "cards" });
   const go = (word, view = "words") => store.set({ word, view }, { step: true });
@@ -32,15 +32,15 @@ export function createWords(root, store) {
     input,
     h("button", { type: "submit" }, "Show senses"),
     shape.element,
-    h("button", { type: "button", class: "quiet", onclick: () => go(store.state.word, "edit") }, "Edit its senses"),
+    h("button", { type: "button", class: "quiet", onclick: () => go(store.state.word, "edit") }, "Edit senses"),
   );
   root.append(form, failure.element, about, cards);
-  let answer;
+  let response;
 
   function draw() {
     shape.set(store.state.show);
-    if (!answer) return;
-    const longest = Math.max(...answer.senses.map((sense) => sense.norm));
+    if (!response) return;
+    const longest = Math.max(...response.senses.map((sense) => sense.norm));
     const pick = (token) => go(nameOf(token));
     const body = store.state.show === "bars" ? bars : cloud;
     const card = (sense) =>
@@ -51,12 +51,12 @@ export function createWords(root, store) {
           "header",
           {},
           h("h2", {}, `Sense ${sense.sense}`),
-          h("meter", { min: 0, max: longest, value: sense.norm, title: "length of the sense vector, against the longest" }),
+          h("meter", { min: 0, max: longest, value: sense.norm, title: "norm of the sense vector, relative to the largest" }),
           h("span", { class: "norm" }, `norm ${sense.norm.toFixed(2)}`),
         ),
         body(sense, pick),
       );
-    cards.replaceChildren(...answer.senses.map(card));
+    cards.replaceChildren(...response.senses.map(card));
     if (store.state.show === "clouds") cards.querySelectorAll(".cloud").forEach(arrange);
   }
 
@@ -64,26 +64,25 @@ export function createWords(root, store) {
     input.value = word;
     root.setAttribute("aria-busy", "true");
     try {
-      const got = await ask("senses", { ...wordQuestion(word), top: TOP });
+      const got = await request("senses", { ...wordRequest(word), top: TOP });
       if (!got) return;
-      answer = got;
+      response = got;
       failure.show();
       about.replaceChildren(
-        h("strong", {}, shown(got)),
-        ` is token ${got.token}. Each sense adds to the logits of the words it raises, and takes from those it lowers, `,
-        "wherever the word stands before. ",
-        h("span", { class: "raised key" }, "Raised"),
+        h("strong", {}, displayText(got)),
+        ` is token ${got.token}. Wherever the word occurs, each sense raises the logits of some next words and lowers others: `,
+        h("span", { class: "raised key" }, "raised"),
         " ",
         h("span", { class: "lowered key" }, "lowered"),
       );
       draw();
     } catch (error) {
-      if (!(error instanceof Refused)) throw error;
-      answer = undefined;
+      if (!(error instanceof ApiError)) throw error;
+      response = undefined;
       cards.replaceChildren();
       failure.show(error.message);
       const pieces = error.pieces.map((piece) => tokenButton(piece, () => go(`#${piece.token}`)));
-      about.replaceChildren(...(pieces.length ? ["Its pieces have senses of their own: ", ...pieces] : []));
+      about.replaceChildren(...(pieces.length ? ["Each of its tokens has senses: ", ...pieces] : []));
     }
     root.removeAttribute("aria-busy");
   }
@@ -98,22 +97,23 @@ export function createWords(root, store) {
   };
 }
 
-/** Words by size, raised ones in the middle; where they go is known once the card has a width. */
+/** A word cloud: font size by logit, raised words in the middle. `arrange` places the words when the width is known. */
 function cloud(sense, pick) {
   const element = h("div", { class: "cloud" });
-  element.items = [...sized(sense.raises, LARGEST), ...sized(sense.lowers.slice(0, LOWERED_IN_CLOUDS), LARGEST_LOWERED)];
+  element.items = [...sized(sense.raises, MAX_SIZE), ...sized(sense.lowers.slice(0, LOWERED_IN_CLOUDS), MAX_SIZE_LOWERED)];
   element.items.forEach((item) => (item.pick = () => pick(item.word)));
   return element;
 }
 
-/** Sizes in pixels: logits of one side are near each other, so they count from a little below the weakest. */
+/** Adds font sizes in pixels. The scale starts at 0.8 of the weakest logit, since logits of one side are similar. */
 function sized(words, largest) {
   const strengths = words.map((word) => Math.abs(word.logit));
   const [strongest, floor] = [Math.max(...strengths), 0.8 * Math.min(...strengths)];
-  const size = (word) => SMALLEST + ((largest - SMALLEST) * (Math.abs(word.logit) - floor)) / (strongest - floor || 1);
-  return words.map((word) => ({ word, text: shown(word), slanted: isPiece(word), size: size(word) }));
+  const size = (word) => MIN_SIZE + ((largest - MIN_SIZE) * (Math.abs(word.logit) - floor)) / (strongest - floor || 1);
+  return words.map((word) => ({ word, text: displayText(word), slanted: isPiece(word), size: size(word) }));
 }
 
+/** Places the words of a cloud. */
 function arrange(element) {
   const px = (number) => `${number.toFixed(1)}px`;
   const button = ({ x, y, item: { word, text, slanted, size, pick } }) =>
@@ -122,7 +122,7 @@ function arrange(element) {
       {
         type: "button",
         class: `${word.logit < 0 ? "lowered" : "raised"} ${slanted ? "piece" : ""}`,
-        title: `${named(word)}: ${signed(word.logit)}`,
+        title: `${describeToken(word)}: ${signed(word.logit)}`,
         style: { left: px(x), top: px(y), "font-size": px(size) },
         onclick: pick,
       },
@@ -131,7 +131,7 @@ function arrange(element) {
   element.replaceChildren(...placeWords(element.items, element.clientWidth, CLOUD_HEIGHT).map(button));
 }
 
-/** Words by rank, raised and lowered side by side. */
+/** Ranked words as bars, raised and lowered in two columns. */
 function bars(sense, pick) {
   const all = [...sense.raises, ...sense.lowers];
   const strongest = Math.max(...all.map((word) => Math.abs(word.logit)), Number.MIN_VALUE);
