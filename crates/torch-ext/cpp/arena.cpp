@@ -1,10 +1,11 @@
-// Memory for large tensors on the CPU: one range of addresses, blocks of it in the first gap
-// that fits (or the last one), neighbouring gaps joined, nothing given back to the kernel.
+// An allocator for large tensors on the CPU. It reserves one range of addresses, places each block
+// in the first gap that fits (or the last one), merges adjacent gaps, and returns no memory to the
+// kernel.
 //
-// A training step takes and frees the same gigabytes in the same order. By malloc each block
-// is either mapped anew, and faulted in again page by page, or kept in a heap whose gaps small
-// long-lived blocks hold open: a tenth of the resident memory. Here only large blocks live,
-// which come and go like a stack, so that gaps close.
+// A training step allocates and frees the same gigabytes in the same order. malloc either maps each
+// block again, which causes a page fault per page, or keeps it in a heap that small long-lived
+// blocks fragment; that costs a tenth of the resident memory. This range holds only large blocks,
+// which are allocated and freed like a stack, so that gaps close.
 #include "arena.h"
 
 #include <c10/core/CPUAllocator.h>
@@ -18,12 +19,12 @@
 
 namespace {
 
-// Blocks from this size on; smaller ones are malloc's.
+// Minimum size of a block in bytes; malloc serves smaller ones.
 constexpr size_t SMALLEST = 1 << 20;
-// Of every block: libtorch's own alignment. Not a page, at whose multiples caches would fill
-// unevenly.
+// Alignment of every block in bytes, as in libtorch. It is less than a page, because blocks that
+// all start at multiples of a page would use the sets of the CPU caches unevenly.
 constexpr size_t GRANULE = 64;
-// The range is made usable by steps of this size.
+// The usable part of the range grows in steps of this many bytes.
 constexpr size_t GROWTH = 64 << 20;
 
 thread_local bool from_the_end = false;
@@ -36,7 +37,7 @@ class Arena final : public c10::Allocator {
 
   c10::DataPtr allocate(size_t n) override {
     void* block = n < SMALLEST ? nullptr : take(rounded(n, GRANULE));
-    // What the range has no room for is malloc's to give or to refuse.
+    // If the range has no space, malloc serves or refuses the request.
     if (!block) return small_->allocate(n);
     return {block, block, &Arena::release, c10::Device(c10::DeviceType::CPU)};
   }
@@ -48,7 +49,7 @@ class Arena final : public c10::Allocator {
   static Arena* instance;
 
  private:
-  // Offsets from begin_.
+  // All offsets are relative to begin_.
   void* take(size_t n) {
     const std::lock_guard<std::mutex> lock(mutex_);
     const auto fits = [n](const auto& gap) { return gap.second >= n; };
@@ -69,7 +70,7 @@ class Arena final : public c10::Allocator {
         return keep(offset, n);
       }
     }
-    // At the end, into which a last gap reaches.
+    // Otherwise at the end; a gap that touches the end is extended.
     size_t offset = end_;
     const auto last = gaps_.empty() ? gaps_.end() : std::prev(gaps_.end());
     if (last != gaps_.end() && last->first + last->second == end_) offset = last->first;
@@ -126,10 +127,10 @@ class Arena final : public c10::Allocator {
   const size_t size_;
   c10::Allocator* const small_;
   std::mutex mutex_;
-  size_t end_ = 0;     // of all that was ever taken
-  size_t usable_ = 0;  // bytes that may be touched
-  std::map<size_t, size_t> gaps_;               // offset -> bytes; no two of them touch
-  std::unordered_map<size_t, size_t> sizes_;    // of blocks in use
+  size_t end_ = 0;     // the highest end of all blocks so far
+  size_t usable_ = 0;  // bytes that are accessible
+  std::map<size_t, size_t> gaps_;               // offset -> bytes; no two gaps are adjacent
+  std::unordered_map<size_t, size_t> sizes_;    // offset -> bytes of the blocks in use
 };
 
 Arena* Arena::instance = nullptr;
@@ -141,11 +142,11 @@ FromTheEnd::~FromTheEnd() { from_the_end = false; }
 
 bool use_arena() {
   if (Arena::instance) return true;
-  // As much as the machine has. Addresses cost nothing until they are touched.
+  // The range is as large as the memory of the machine. Untouched addresses cost nothing.
   const size_t size = static_cast<size_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<size_t>(sysconf(_SC_PAGESIZE));
   void* begin = mmap(nullptr, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (begin == MAP_FAILED) return false;
-  // For the life of the process: tensors may outlive everything else.
+  // Never freed: tensors may outlive every other object of the process.
   Arena::instance = new Arena(static_cast<char*>(begin), size, c10::GetCPUAllocator());
   c10::SetCPUAllocator(Arena::instance, 1);
   return true;

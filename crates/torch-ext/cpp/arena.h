@@ -1,13 +1,14 @@
-// Memory for large tensors on the CPU.
+// An allocator for large tensors on the CPU.
 #pragma once
 
-// Makes libtorch take its large CPU blocks from one range of addresses of this process, and
-// gives whether it could. Once is enough; call it before tensors exist.
+// Makes libtorch allocate its large CPU blocks from one range of addresses. Returns whether the
+// range could be reserved. Call it before tensors exist; further calls have no effect.
 bool use_arena();
 
-// While one lives, this thread's large blocks come from the last gap that fits, not the first:
-// for the weights' gradients, which stay until the step's end. Backward passes let go of the
-// last layer first, so that they gather at one end of what the layers kept.
+// While an object of this class exists, large blocks of this thread come from the last gap that
+// fits instead of the first. Used for the gradients of weights, which stay until the end of the
+// step. The backward pass frees the activations of the last layer first, so the gradients gather at
+// one end of the memory of the activations.
 class FromTheEnd {
  public:
   FromTheEnd();

@@ -1,5 +1,5 @@
-// What a step takes: marks in the graph that tell where its backward pass is, waiting for
-// the device before a clock is read, and the device's memory.
+// Profiling of a step: marks in the graph that report the progress of the backward pass, waiting
+// for the device before a clock is read, and the memory of the device.
 #include "shim.h"
 
 #include <c10/core/CachingDeviceAllocator.h>
@@ -9,8 +9,8 @@ namespace {
 
 using Reached = void (*)(const char* part, size_t length);
 
-// The identity. Its backward pass calls `reached`: by then the gradient has come through
-// all that stands after the mark, and through nothing that stands before it.
+// The identity function. Its backward pass calls `reached`. At that time, the gradient has passed
+// through all operations after the mark and through none before it.
 struct Mark : torch::autograd::Function<Mark> {
   static at::Tensor forward(torch::autograd::AutogradContext* ctx, const at::Tensor& x,
                             int64_t reached, int64_t part, int64_t length) {
@@ -33,15 +33,15 @@ struct Mark : torch::autograd::Function<Mark> {
 
 extern "C" {
 
-// `x` with a mark in the graph. `part` need not end with a zero and must live as long as the
-// process; `reached` must not throw.
+// Returns `x` with a mark in the graph. `part` need not be null-terminated and must live as long as
+// the process. `reached` must not throw.
 char* bpx_mark(TensorPtr x, Reached reached, const char* part, size_t length, TensorPtr* out) {
   BPX_GUARD(*out = new at::Tensor(Mark::apply(*x, reinterpret_cast<int64_t>(reached),
                                               reinterpret_cast<int64_t>(part),
                                               static_cast<int64_t>(length))))
 }
 
-// Waits for all that was asked of the current GPU; returns at once where none is in use.
+// Waits for all work queued on the current GPU; returns immediately if no GPU is in use.
 char* bpx_synchronise() {
   BPX_GUARD({
     if (c10::impl::hasDeviceGuardImpl(c10::kCUDA)) {
@@ -61,7 +61,7 @@ char* bpx_set_cuda_device(int64_t index) {
   })
 }
 
-// How many bytes of a GPU are free, and how many it has; other processes count.
+// The free and the total bytes of a GPU. Memory of other processes is not free.
 char* bpx_gpu_memory(int64_t index, int64_t* free, int64_t* total) {
   BPX_GUARD({
     const auto info = at::getDeviceAllocator(c10::kCUDA)->getMemoryInfo(static_cast<c10::DeviceIndex>(index));
@@ -70,7 +70,7 @@ char* bpx_gpu_memory(int64_t index, int64_t* free, int64_t* total) {
   })
 }
 
-// The most bytes that tensors have held on a GPU at once since the start.
+// The peak number of bytes that tensors have used on a GPU since the start.
 char* bpx_peak_gpu_memory(int64_t index, int64_t* bytes) {
   BPX_GUARD({
     const auto stats =

@@ -23,7 +23,7 @@ at::Tensor optional(TensorPtr tensor) { return tensor ? *tensor : at::Tensor(); 
 
 extern "C" {
 
-// One clipped AdamW update of n parameters in place, or none: see ops.h. Entries of `copies`,
+// One clipped AdamW update of n parameters in place, or no update (see ops.h). Entries of `copies`,
 // `loss_scale` and `veto` may be null.
 char* bpx_clipped_adamw(TensorPtr const* params, TensorPtr const* grads, TensorPtr const* exp_avgs,
                         TensorPtr const* exp_avg_sqs, TensorPtr const* copies, double const* weight_decays, size_t n,
@@ -81,10 +81,11 @@ char* bpx_mix_senses(TensorPtr qk, TensorPtr qk_bias, TensorPtr senses, TensorPt
                 ops::mix_senses(*qk, *qk_bias, *senses, *senses_bias, *place, sequences, num_senses)))
 }
 
-// The next backward pass hands its gradient over instead of adding to this one.
+// Drops the gradient of a parameter, so that the next backward pass stores its gradient instead of
+// adding to this one.
 char* bpx_forget_grad(TensorPtr parameter) { BPX_GUARD(parameter->mutable_grad().reset()) }
 
-// A plain product into `out`, by the way the fused operations take.
+// Writes a matrix product to `out`, with the implementation that the fused operations use.
 char* bpx_product(TensorPtr out, TensorPtr a, TensorPtr b) {
   BPX_GUARD({
     at::NoGradGuard no_grad;
@@ -92,21 +93,22 @@ char* bpx_product(TensorPtr out, TensorPtr a, TensorPtr b) {
   })
 }
 
-// Keeps freed blocks in this process instead of giving each back to the kernel and faulting it
-// in again, page by page, a moment later: large tensors' in the arena, others in malloc's
-// heap. Returns whether both agreed.
+// Keeps freed blocks in this process: those of large tensors in the arena, others in the heap of
+// malloc. Otherwise each block is returned to the kernel and soon mapped again, with a page fault
+// per page. Returns whether both settings succeeded.
 int bpx_keep_freed_memory() {
   return use_arena() && mallopt(M_MMAP_THRESHOLD, INT_MAX) && mallopt(M_TRIM_THRESHOLD, INT_MAX);
 }
 
-// Loads libtorch's CUDA half into this process, which is linked against the CPU half.
+// Loads the CUDA libraries of libtorch into this process, which links only the CPU libraries.
 char* bpx_load_cuda() {
   if (dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_GLOBAL)) return nullptr;
   const char* why = dlerror();
   return strdup(why ? why : "dlopen failed without a message");
 }
 
-// What libtorch says of itself: version, vector extensions, BLAS, threads.
+// Describes libtorch in lines: version, vector extensions, oneDNN, MKL, and the kernels of this
+// crate.
 char* bpx_describe(char** text) {
   BPX_GUARD({
     const std::string s = std::string(TORCH_VERSION) + "\n" + at::get_cpu_capability() + "\n" +

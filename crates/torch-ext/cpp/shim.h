@@ -1,6 +1,7 @@
-// The C side of torch-ext. Tensors cross as borrowed `at::Tensor*` (what tch holds);
-// a returned tensor is a new `at::Tensor*` that the caller owns. Every function returns
-// null, or a message that the caller frees with `free`: no C++ exception crosses.
+// The C interface of torch-ext. Arguments are borrowed `at::Tensor*`, the pointers that tch holds.
+// A returned tensor is a new `at::Tensor*` that the caller owns. A function returns null on
+// success, or an error message that the caller frees with `free`. No C++ exception leaves a
+// function.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -19,5 +20,5 @@ using TensorPtr = at::Tensor*;
   } catch (const std::exception& e) {                    \
     return strdup(e.what());                             \
   } catch (...) {                                        \
-    return strdup("an exception that is no std::exception"); \
+    return strdup("an exception that is not a std::exception"); \
   }

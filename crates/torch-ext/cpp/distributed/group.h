@@ -1,4 +1,4 @@
-// What crosses between the two halves of the distributed shim.
+// Types that process_group.cpp and reducer.cpp share.
 #pragma once
 
 #include "../shim.h"
@@ -6,12 +6,12 @@
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 #include <torch/csrc/distributed/c10d/Store.hpp>
 
-// A key-value store at rank 0 that processes meet at; keys are prefixed by the group's name.
+// A key-value store at rank 0 for the rendezvous. Keys have the name of the group as a prefix.
 struct BpxStore {
   c10::intrusive_ptr<c10d::Store> store;
 };
 
-// Gloo for CPU tensors, and NCCL for CUDA tensors where it was added.
+// A process group: Gloo for CPU tensors, and NCCL for CUDA tensors if it was added.
 struct BpxGroup {
   c10::intrusive_ptr<c10d::Store> store;
   c10::intrusive_ptr<c10d::ProcessGroup> group;

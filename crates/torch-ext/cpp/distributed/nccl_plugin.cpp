@@ -1,12 +1,12 @@
-// The NCCL backend, as a library of its own (libbackpack_nccl.so): it links libtorch_cuda,
-// which no binary does, and is loaded after it. See build.rs and src/nccl.rs.
+// The NCCL backend, a separate shared library (libbackpack_nccl.so). It links libtorch_cuda, which
+// no binary does, and is loaded after it. See build.rs and src/nccl.rs.
 #include "../shim.h"
 
 #include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
 
 extern "C" {
 
-// `store` and `backend`: a c10::intrusive_ptr each, of c10d::Store and c10d::Backend.
+// `store` and `backend` point to a c10::intrusive_ptr of c10d::Store and of c10d::Backend.
 __attribute__((visibility("default"))) char* bpx_plugin_nccl_backend(const void* store, int rank, int size,
                                                                      int64_t timeout_ms, void* backend) {
   BPX_GUARD({

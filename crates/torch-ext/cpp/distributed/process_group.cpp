@@ -1,4 +1,4 @@
-// The store that processes meet at, and the group that they form.
+// The key-value store for the rendezvous of the processes, and their process group.
 #include "group.h"
 
 #include <c10/util/Logging.h>
@@ -19,12 +19,12 @@
 
 namespace {
 
-// These classes are made here with stand-ins for Gloo's headers (gloo_headers/). Their sizes
-// under the real ones, for this version of torch:
+// This file constructs these classes with stand-ins for the headers of Gloo (gloo_headers/). The
+// sizes below are those with the real headers, for this version of torch.
 static_assert(TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR == 13 && TORCH_VERSION_PATCH == 0,
-              "another torch: check the layout of ProcessGroupGloo against Gloo's own headers");
+              "unexpected torch version: check the layout of ProcessGroupGloo with the headers of Gloo");
 static_assert(sizeof(c10d::ProcessGroupGloo) == 488 && sizeof(c10d::ProcessGroupGloo::Options) == 184,
-              "the stand-ins for Gloo's headers give ProcessGroupGloo another layout than it has");
+              "the stand-ins for the headers of Gloo give ProcessGroupGloo a wrong layout");
 
 using Millis = std::chrono::milliseconds;
 
@@ -36,7 +36,7 @@ std::vector<std::string> members(int64_t size) {
   return keys;
 }
 
-// A function out of the plug-in, which stays loaded.
+// Returns a function of the plug-in, which stays loaded.
 template <typename F>
 F* of_plugin(const char* path, const char* name) {
   void* plugin = dlopen(path, RTLD_NOW | RTLD_LOCAL);
@@ -50,7 +50,7 @@ F* of_plugin(const char* path, const char* name) {
 
 extern "C" {
 
-// The interfaces of this machine that are up, each with its first address, as Gloo takes it.
+// Lists the interfaces of this machine that are up, each with its first address, which Gloo uses.
 char* bpx_interfaces(char** out) {
   BPX_GUARD({
     ifaddrs* list = nullptr;
@@ -72,8 +72,8 @@ char* bpx_interfaces(char** out) {
   })
 }
 
-// Keeps libtorch's own log off stderr, unless TORCH_CPP_LOG_LEVEL says what is wanted: its
-// lines carry backtraces, and what goes wrong reaches the user as an error.
+// Disables the log of libtorch on stderr, unless TORCH_CPP_LOG_LEVEL is set. Its lines contain
+// backtraces, and failures are reported to the user as errors anyway.
 void bpx_quiet(int errors_too) {
   if (std::getenv("TORCH_CPP_LOG_LEVEL")) {
     c10::initLogging();
@@ -82,14 +82,14 @@ void bpx_quiet(int errors_too) {
   }
 }
 
-// Opens the store: its server on the listening socket `listener` at rank 0, else -1.
+// Opens the store. Rank 0 runs the server on the listening socket `listener`; other ranks pass -1.
 char* bpx_store_open(const char* host, uint16_t port, int listener, int64_t timeout_ms, const char* name,
                      BpxStore** out) {
   BPX_GUARD({
     c10d::TCPStoreOptions options;
     options.port = port;
     options.isServer = listener >= 0;
-    options.waitWorkers = false;  // bpx_store_missing can say who is not there
+    options.waitWorkers = false;  // bpx_store_missing lists the missing ranks
     options.timeout = Millis(timeout_ms);
     if (listener >= 0) options.masterListenFd = listener;
     auto tcp = c10::make_intrusive<c10d::TCPStore>(host, options);
@@ -97,12 +97,12 @@ char* bpx_store_open(const char* host, uint16_t port, int listener, int64_t time
   })
 }
 
-// Says who this rank is.
+// Registers this rank with a text.
 char* bpx_store_enter(BpxStore* store, int64_t rank, const char* text) {
   BPX_GUARD(store->store->set(member(rank), std::vector<uint8_t>(text, text + strlen(text))))
 }
 
-// Waits until every rank has said so: gives their texts, a line each.
+// Waits until every rank is registered; returns their texts, one per line.
 char* bpx_store_members(BpxStore* store, int64_t size, int64_t timeout_ms, char** out) {
   BPX_GUARD({
     store->store->wait(members(size), Millis(timeout_ms));
@@ -115,7 +115,7 @@ char* bpx_store_members(BpxStore* store, int64_t size, int64_t timeout_ms, char*
   })
 }
 
-// The ranks that have not, separated by blanks.
+// Returns the ranks that are not registered, separated by spaces.
 char* bpx_store_missing(BpxStore* store, int64_t size, char** out) {
   BPX_GUARD({
     std::ostringstream ranks;
@@ -127,8 +127,8 @@ char* bpx_store_missing(BpxStore* store, int64_t size, char** out) {
 
 void bpx_store_free(BpxStore* store) { delete store; }
 
-// Connects every rank with every other. `interfaces` are names separated by commas; where
-// there are none, `address` is this process's own.
+// Connects every rank with every other rank. `interfaces` are names separated by commas. If there
+// are none, `address` selects the interface of this process.
 char* bpx_group_new(BpxStore* store, int rank, int size, int64_t timeout_ms, const char* interfaces,
                     const char* address, BpxGroup** out) {
   BPX_GUARD({
@@ -141,7 +141,7 @@ char* bpx_group_new(BpxStore* store, int rank, int size, int64_t timeout_ms, con
       options->devices.push_back(c10d::ProcessGroupGloo::createDeviceForInterface(name));
     if (options->devices.empty())
       options->devices.push_back(c10d::ProcessGroupGloo::createDeviceForHostname(address));
-    // A loop a device moves the bytes; these start collectives and sum.
+    // Each device has its own I/O thread. These threads start collectives and compute sums.
     options->threads = 2 * static_cast<int>(options->devices.size());
     made->gloo = c10::make_intrusive<c10d::ProcessGroupGloo>(
         c10::make_intrusive<c10d::PrefixStore>("cpu", made->store), rank, size, options);
@@ -152,26 +152,26 @@ char* bpx_group_new(BpxStore* store, int rank, int size, int64_t timeout_ms, con
   })
 }
 
-// Adds NCCL for CUDA tensors, out of the plug-in at `path` (nccl_plugin.cpp).
+// Adds NCCL for CUDA tensors, from the plug-in at `path` (nccl_plugin.cpp).
 char* bpx_group_add_nccl(BpxGroup* group, const char* path, int64_t timeout_ms) {
   BPX_GUARD({
     const auto make = of_plugin<char*(const void*, int, int, int64_t, void*)>(path, "bpx_plugin_nccl_backend");
     const c10::intrusive_ptr<c10d::Store> store = c10::make_intrusive<c10d::PrefixStore>("cuda", group->store);
     auto& pg = group->group;
-    if (char* said = make(&store, pg->getRank(), pg->getSize(), timeout_ms, &group->nccl)) return said;
+    if (char* error = make(&store, pg->getRank(), pg->getSize(), timeout_ms, &group->nccl)) return error;
     pg->setDefaultBackend(c10d::ProcessGroup::NCCL);
     pg->setBackend(c10::kCUDA, c10d::ProcessGroup::NCCL, group->nccl);
   })
 }
 
-// NCCL's version, as the plug-in at `path` found it.
+// Returns the version of NCCL that the plug-in at `path` uses.
 char* bpx_nccl_version(const char* path, char** out) {
   BPX_GUARD({
-    if (char* said = of_plugin<char*(char**)>(path, "bpx_plugin_nccl_version")(out)) return said;
+    if (char* error = of_plugin<char*(char**)>(path, "bpx_plugin_nccl_version")(out)) return error;
   })
 }
 
-// Takes NCCL down, which waits for what is queued and for the other ranks to do so.
+// Shuts down NCCL. Waits for queued work and for the other ranks to shut down as well.
 char* bpx_group_leave(BpxGroup* group) { BPX_GUARD(if (group->nccl) group->nccl->shutdown()) }
 
 char* bpx_group_free(BpxGroup* group) { BPX_GUARD(delete group) }
@@ -180,7 +180,7 @@ char* bpx_group_set_timeout(BpxGroup* group, int64_t timeout_ms) {
   BPX_GUARD(group->group->setTimeout(Millis(timeout_ms)))
 }
 
-// In place. `op`: one of c10d::ReduceOp's.
+// Reduces in place. `op` is a value of c10d::ReduceOp.
 char* bpx_group_all_reduce(BpxGroup* group, TensorPtr tensor, uint8_t op) {
   BPX_GUARD({
     at::NoGradGuard no_grad;
@@ -200,10 +200,10 @@ char* bpx_group_broadcast(BpxGroup* group, TensorPtr const* tensors, size_t n, s
   })
 }
 
-// Of the processes, not of what GPUs still have to do.
+// A barrier of the processes; it does not wait for GPU work.
 char* bpx_group_barrier(BpxGroup* group) { BPX_GUARD(group->gloo->barrier()->wait()) }
 
-// Fills `outputs`, one a rank, with the ranks' CPU tensors of one shape.
+// Fills `outputs`, one per rank, with the CPU tensors of all ranks, which have the same shape.
 char* bpx_group_all_gather(BpxGroup* group, TensorPtr input, TensorPtr const* outputs) {
   BPX_GUARD({
     std::vector<at::Tensor> inputs{*input};

@@ -1,5 +1,5 @@
-// The engine of PyTorch's DistributedDataParallel: gradients gathered in buckets, which are
-// averaged over all ranks while the backward pass goes on.
+// The Reducer of PyTorch's DistributedDataParallel: it gathers gradients in buckets and averages
+// them over all ranks during the backward pass.
 #include "group.h"
 
 #include <torch/csrc/distributed/c10d/debug.h>
@@ -14,7 +14,7 @@ struct BpxReducer {
 };
 
 struct BpxReducerStatistics {
-  int64_t bucket_count;  // in: room in the array; out: all there are
+  int64_t bucket_count;  // in: capacity of the array; out: number of buckets
   int64_t iterations;
   int64_t rebuilt;
   int64_t backward_ns;
@@ -24,8 +24,8 @@ struct BpxReducerStatistics {
 
 namespace {
 
-// Names of parameters in the Reducer's messages: it takes them at this level, which it reads
-// when it is made.
+// Sets the debug level at which the messages of the Reducer name parameters. The Reducer reads it
+// when it is constructed.
 struct NamesInMessages {
   c10d::DebugLevel before = c10d::debug_level();
   NamesInMessages() {
@@ -38,11 +38,11 @@ struct NamesInMessages {
 
 extern "C" {
 
-// Equal for handles of one tensor.
+// A value that is equal for all handles of a tensor.
 const void* bpx_tensor_identity(TensorPtr tensor) { return tensor->unsafeGetTensorImpl(); }
 
-// As torch.nn.parallel.DistributedDataParallel does in its constructor, with
-// gradient_as_bucket_view and without find_unused_parameters.
+// Does the same as the constructor of torch.nn.parallel.DistributedDataParallel with
+// gradient_as_bucket_view=True and find_unused_parameters=False.
 char* bpx_reducer_new(BpxGroup* group, TensorPtr const* parameters, const char* const* names, size_t n,
                       int64_t first_bucket_bytes, int64_t bucket_bytes, BpxReducer** out) {
   BPX_GUARD({
@@ -53,7 +53,8 @@ char* bpx_reducer_new(BpxGroup* group, TensorPtr const* parameters, const char* 
       by_index[i] = names[i];
     }
     const std::vector<bool> sparse(n, false);
-    // One bucket at first; rebuilt in the order in which gradients come, before the second step.
+    // Starts with one bucket. Before the second step, the buckets are rebuilt in the order in which
+    // the gradients arrive.
     auto buckets = std::get<0>(c10d::compute_bucket_assignment_by_size(
         list, {static_cast<size_t>(std::numeric_limits<int64_t>::max())}, sparse));
     std::reverse(buckets.begin(), buckets.end());

@@ -1,4 +1,4 @@
-// AdamW in one pass: moments, parameter and its bf16 copy.
+// AdamW in one pass over the moments, the parameter and its bf16 copy.
 #pragma once
 
 #include "vec.h"
@@ -7,7 +7,7 @@ namespace BPX_ISA {
 
 inline double sum_of_squares(const float* x, int64_t begin, int64_t end) {
   double total = 0;
-  // Short fp32 sums, added up in double.
+  // Short sums in fp32, added in double precision.
   constexpr int64_t SHORT = 4096;
   for (int64_t i = begin; i < end; i += SHORT) {
     F squares{};

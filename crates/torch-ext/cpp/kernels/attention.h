@@ -1,15 +1,15 @@
-// What attention needs between its matrix products: heads apart and together again, and the
-// causal softmax. Scores are held by blocks of queries: block i has `rows` queries that
-// start at position `first`, and `columns` keys, those up to the block's last query; what
-// lies above the diagonal inside the block is 0 after the softmax.
+// The parts of attention between its matrix products: splitting and merging heads, and the causal
+// softmax. Scores are stored by blocks of queries. Block i has `rows` queries, from position
+// `first`, and `columns` keys, up to its last query. Elements above the diagonal inside a block are
+// 0 after the softmax.
 #pragma once
 
 #include "vec.h"
 
 namespace BPX_ISA {
 
-// x [sequences * length, groups * n_head * size] + bias -> heads
-// [groups, sequences, n_head, length, size]; for rows begin..end of x.
+// Copies x [sequences * length, groups * n_head * size] + bias to heads [groups, sequences, n_head,
+// length, size], for rows begin..end of x.
 template <class E>
 void split_heads(const void* x, const float* bias, void* heads, int64_t groups, int64_t sequences, int64_t n_head,
                  int64_t length, int64_t size, int64_t begin, int64_t end) {
@@ -29,7 +29,8 @@ void split_heads(const void* x, const float* bias, void* heads, int64_t groups, 
   }
 }
 
-// The way back, without a bias; adds to the sums of x's columns where they are wanted.
+// The inverse of split_heads, without a bias. Adds the columns of x to column_sums, unless it is
+// null.
 template <class E>
 void merge_heads(const void* heads, void* x, float* column_sums, int64_t groups, int64_t sequences, int64_t n_head,
                  int64_t length, int64_t size, int64_t begin, int64_t end) {
@@ -66,15 +67,16 @@ void softmax(void* scores, float scale, int64_t rows, int64_t n, int64_t first, 
     columns(seen, [&](int64_t j, auto lanes) {
       total += keep(exp2(load(p + j, lanes) * k + shift), F{}, lanes);
     });
-    // Exponentials anew: cheaper than a buffer of floats, and the division is in them.
+    // Computing the exponentials again, with the division included, is cheaper than a buffer of
+    // floats.
     const F weight = all(1.f / sum(total));
     columns(seen, [&](int64_t j, auto lanes) { store(p + j, exp2(load(p + j, lanes) * k + shift) * weight, lanes); });
     memset(p + seen, 0, (n - seen) * sizeof(E));
   }
 }
 
-// grad: in, with respect to the weights after dropout; out, to the unscaled scores.
-// `index` is the dropout index of the block's first element.
+// On input, grad is the gradient of the weights after dropout; on output, of the unscaled scores.
+// `index` is the dropout index of the first element of the block.
 template <class E>
 void softmax_backward(const void* weights, void* grad, float scale, Dropout dropout, int64_t index, int64_t rows,
                       int64_t n, int64_t first, int64_t begin, int64_t end) {

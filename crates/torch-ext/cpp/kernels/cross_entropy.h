@@ -1,4 +1,4 @@
-// Softmax cross-entropy of rows of logits, which the gradient overwrites.
+// Softmax cross-entropy of rows of logits; the gradient overwrites the logits.
 #pragma once
 
 #include <math.h>
@@ -8,14 +8,14 @@
 namespace BPX_ISA {
 
 // losses[i] = log(sum(exp(z))) - z[target]; with grad, z becomes scale * (softmax(z) -
-// onehot(target)). fp32 inside, whatever the logits are stored in.
+// onehot(target)). Computes in fp32, whatever the type of the logits.
 template <class E>
 void cross_entropy(void* logits, const int64_t* targets, float* losses, float scale, int grad, int64_t n,
                    int64_t begin, int64_t end) {
   const F k = all(LOG2_E);
   for (int64_t row = begin; row < end; row++) {
     E* z = static_cast<E*>(logits) + row * n;
-    // Several sums at a time: one would wait for itself.
+    // Several independent sums: with one sum, each addition would wait for the previous one.
     constexpr int64_t WIDE = 4 * LANES;
     const int64_t whole = n / WIDE * WIDE;
     F top[4] = {all(-__builtin_inff()), all(-__builtin_inff()), all(-__builtin_inff()), all(-__builtin_inff())};
@@ -46,7 +46,8 @@ void cross_entropy(void* logits, const int64_t* targets, float* losses, float sc
       E* p = z + whole + j;
       store(p, exp2(load(p, lanes) * k + less) * s, lanes);
     });
-    // The target's p - 1 from fp32: 1 - bf16(p) would lose a confident token's gradient.
+    // p - 1 of the target is computed in fp32: bf16(p) - 1 would lose the gradient of a confident
+    // token.
     put(z + targets[row], scale * expm1f(at_target - log_sum));
   }
 }

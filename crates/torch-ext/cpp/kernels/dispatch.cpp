@@ -1,5 +1,5 @@
-// The kernels of this machine, chosen once. BACKPACK_CPU names a lesser set, as
-// ATEN_CPU_CAPABILITY does for libtorch's own.
+// Selects the kernels for this machine, once per process. BACKPACK_CPU selects a smaller
+// instruction set, as ATEN_CPU_CAPABILITY does for the kernels of libtorch.
 #include <cstdlib>
 #include <cstring>
 

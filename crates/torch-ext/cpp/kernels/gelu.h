@@ -1,4 +1,4 @@
-// act = gelu(pre + bias) by the tanh approximation, as x * sigmoid(2u) with
+// act = gelu(pre + bias) with the tanh approximation, computed as x * sigmoid(2u) with
 // u = sqrt(2 / pi) (x + 0.044715 x^3).
 #pragma once
 
@@ -11,7 +11,7 @@ constexpr float GELU_CUBIC = GELU_LINEAR * 0.044715f;
 
 BPX_INLINE F sigmoid_2u(F x) {
   F t = x * (x * x * all(-LOG2_E * GELU_CUBIC) + all(-LOG2_E * GELU_LINEAR));
-  t = t > all(126.f) ? all(126.f) : t;  // far below 0 the sigmoid is 2^-126
+  t = t > all(126.f) ? all(126.f) : t;  // for x far below 0, the sigmoid is 2^-126
   return all(1.f) / (all(1.f) + exp2(t));
 }
 
@@ -27,7 +27,8 @@ void gelu(const void* pre, const float* bias, void* act, int64_t n, int64_t begi
   }
 }
 
-// grad: in, with respect to act; out, to pre. Makes act again, and adds to the bias's sums.
+// On input, grad is the gradient of act; on output, of pre. Computes act again, and adds the
+// gradient of the bias to bias_sums.
 template <class E>
 void gelu_backward(const void* pre, const float* bias, void* grad, void* act, float* bias_sums, int64_t n,
                    int64_t begin, int64_t end) {

@@ -1,4 +1,4 @@
-// The kernels for one instruction set: compiled once for each, with BPX_ISA naming it.
+// The kernels for one instruction set. Compiled once per instruction set, with its name in BPX_ISA.
 #include "table.h"
 
 #define BPX_JOIN2(a, b) a##b

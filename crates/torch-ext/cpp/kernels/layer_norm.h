@@ -1,5 +1,5 @@
-// sum = stream + dropout(branch + bias), normed = LayerNorm(sum): the end of one block and
-// the beginning of the next in one pass. All arithmetic is fp32.
+// sum = stream + dropout(branch + bias), normed = LayerNorm(sum): the end of one block and the
+// start of the next in one pass. All arithmetic is fp32.
 #pragma once
 
 #include "vec.h"
@@ -44,7 +44,7 @@ void add_norm(const AddNorm& a, int64_t begin, int64_t end) {
   }
 }
 
-// sums [3, columns] gathers the gradients of weight, bias and the branch's bias.
+// Adds the gradients of the weight, the bias and the bias of the branch to sums [3, columns].
 template <class B, class O>
 void add_norm_backward(const AddNormBackward& a, float* sums, int64_t begin, int64_t end) {
   const int64_t n = a.columns;

@@ -1,12 +1,12 @@
-// One row times a matrix, for generation: each number of the matrix is read once.
+// The product of one row and a matrix, for text generation. Reads each element of the matrix once.
 #pragma once
 
 #include "vec.h"
 
 namespace BPX_ISA {
 
-// out[j] = sum over i of row[i] * matrix[i, j], for columns begin..end. Eight vectors of sums
-// stay in registers while the matrix's rows go by.
+// out[j] = sum over i of row[i] * matrix[i, j], for columns begin..end. Eight vectors of sums stay
+// in registers during the loop over the rows of the matrix.
 template <class E>
 void row_times_matrix(const void* row, const void* matrix, void* out, int64_t inner, int64_t stride, int64_t begin,
                       int64_t end) {

@@ -1,4 +1,4 @@
-// Rows copied, summed and widened.
+// Kernels that gather rows, sum rows and convert rows to fp32.
 #pragma once
 
 #include "vec.h"
@@ -16,9 +16,9 @@ void gather(const void* rows, const float* bias, const int64_t* place, void* out
   }
 }
 
-// The transpose of gather: out[u] is the sum of values[places[s]] for s in
-// starts[u]..starts[u + 1] (none is empty), and column_sums the sums of those. For columns
-// begin..end of all rows: the threads share no sum.
+// The transpose of gather: out[u] is the sum of values[places[s]] for s in starts[u]..starts[u + 1]
+// (never empty), and column_sums the sum of all out[u]. Computes columns begin..end of all rows, so
+// that no two threads share a sum.
 template <class E>
 void segment_sums(const void* values, const int64_t* starts, const int64_t* places, void* out, float* column_sums,
                   int64_t rows, int64_t n, int64_t begin, int64_t end) {

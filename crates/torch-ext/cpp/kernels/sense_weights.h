@@ -1,12 +1,13 @@
-// alpha[t, s, l] = softmax over s <= t of q[t, l] . k[s, l] / sqrt(channels): how much sense
-// l of the word at s counts at t. Stored with the senses innermost, so that a row t is the
-// left operand of one matrix product over all (position, sense) pairs up to t.
+// The contextualization weights: alpha[t, s, l] = softmax over s <= t of q[t, l] . k[s, l] /
+// sqrt(channels) is the weight of sense l of the word at position s in the output at position t.
+// The sense is the innermost index, so that a row t is the left operand of one matrix product over
+// all (position, sense) pairs up to t.
 //
-// The sixteen lanes are sixteen neighbours of such a row: for 16 senses, all senses of a
-// position; for fewer (1, 2, 4, 8), several positions; for more, or numbers that do not
-// divide 16, a position has several vectors, the last one filled up. Queries and keys are
-// laid out for it in fp32 first: queries [rows, vectors, channels, 16], keys and their
-// gradient [key_vectors, channels, 16] for each sequence.
+// The 16 lanes of a vector hold 16 adjacent elements of such a row. With 16 senses, these are all
+// senses of one position. With 1, 2, 4 or 8 senses, they are the senses of several positions. With
+// other numbers of senses, a position has one or more vectors, and the last one is padded. Queries
+// and keys are first copied to a matching layout in fp32: queries [rows, vectors, channels, 16],
+// and per sequence the keys and their gradient [key_vectors, channels, 16].
 //
 // Queries and keys come from qk [rows, 2 * senses * channels], queries first, sense-major.
 #pragma once
@@ -15,18 +16,19 @@
 
 namespace BPX_ISA {
 
-// A number that the compiler knows.
+// A compile-time constant.
 template <int N>
 struct Count {
   static constexpr int value = N;
 };
 
-constexpr int64_t MOST_VECTORS = 16;  // of a position: 256 senses
+constexpr int64_t MOST_VECTORS = 16;  // of a position, for 256 senses
 
 BPX_INLINE int64_t used_vectors(const SenseShape& s, int64_t t) {
   return s.per_vector > 1 ? t / s.per_vector + 1 : (t + 1) * s.vectors;
 }
-// Where a vector of a row of weights begins, and whether all of it is there.
+// place_of returns the index in a row of weights at which a vector starts. is_whole returns whether
+// no vector is padded. lanes_of returns the number of lanes of a vector that hold elements.
 BPX_INLINE int64_t place_of(const SenseShape& s, int64_t v) {
   return s.per_vector > 1 ? v * LANES : v / s.vectors * s.senses + v % s.vectors * LANES;
 }
@@ -54,13 +56,13 @@ BPX_INLINE void store_weights(E* row, F x, const SenseShape& s, int64_t v, bool 
     store(row + place_of(s, v), x, Some{lanes_of(s, v)});
   }
 }
-// x with `other` in the lanes of positions after t.
+// Returns x, with `other` in the lanes of positions after t.
 BPX_INLINE F until(const SenseShape& s, int64_t v, int64_t t, F x, F other) {
   if (s.per_vector == 1) return x;
   const int64_t seen = (t + 1 - v * s.per_vector) * s.senses;
   return seen >= LANES ? x : keep(x, other, Some{seen});
 }
-// Each lane gets the sum (or the largest) of the lanes of its sense.
+// Sets each lane to the sum (or maximum) of the lanes of its sense.
 template <class Join>
 BPX_INLINE F over_positions(const SenseShape& s, F x, Join join) {
   if (s.per_vector == 1) return x;
@@ -74,7 +76,7 @@ BPX_INLINE F over_positions(const SenseShape& s, F x, Join join) {
   return load(lane, All{});
 }
 
-// Queries of rows begin..end, scaled so that exp2 makes the softmax.
+// Copies the queries of rows begin..end, scaled so that exp2 computes the softmax.
 template <class E>
 void sense_queries(const void* qk, const float* bias, float* queries, SenseShape s, int64_t begin, int64_t end) {
   const float scale = LOG2_E / __builtin_sqrtf((float)s.channels);
@@ -92,7 +94,7 @@ void sense_queries(const void* qk, const float* bias, float* queries, SenseShape
   }
 }
 
-// Keys of vectors begin..end, counted over all sequences.
+// Copies the keys of vectors begin..end, counted over all sequences.
 template <class E>
 void sense_keys(const void* qk, const float* bias, float* keys, SenseShape s, int64_t begin, int64_t end) {
   const int64_t width = s.senses * s.channels;
@@ -110,9 +112,10 @@ void sense_keys(const void* qk, const float* bias, float* keys, SenseShape s, in
   }
 }
 
-constexpr int64_t TILE = 4;  // queries, and key vectors, that share their loads
+constexpr int64_t TILE = 4;  // number of queries, and of key vectors, that share loads
 
-// Scores of `rows` <= TILE queries with `count` <= TILE key vectors, `step` apart.
+// Computes the scores of `rows` <= TILE queries and `count` <= TILE key vectors; q_step and k_step
+// are their distances.
 BPX_INLINE void scores(const float* q, int64_t q_step, int64_t rows, const float* k, int64_t k_step, int64_t count,
                        int64_t channels, F out[TILE][TILE]) {
   if (rows == TILE && count == TILE) {
@@ -137,15 +140,15 @@ BPX_INLINE void scores(const float* q, int64_t q_step, int64_t rows, const float
     }
 }
 
-// The weights of a block of one sequence: queries at first + begin .. first + end, in tiles;
-// `weights` and `queries` begin at the block's first row. A row holds the keys up to the
-// block's end; those after its own position become 0.
+// Computes the weights of a block of one sequence, for the queries first + begin .. first + end, in
+// tiles. `weights` and `queries` start at the first row of the block. A row holds the keys up to
+// the end of the block; those after the position of the row become 0.
 template <class E>
 void sense_weights(const float* queries, const float* keys, void* weights, int64_t row_size, int64_t first,
                    SenseShape s, int64_t begin, int64_t end) {
   const int64_t query_size = s.vectors * s.channels * LANES, key_size = s.channels * LANES;
   const bool whole = is_whole(s);
-  // One buffer a thread, as long as the longest row seen.
+  // One buffer per thread, as large as the largest request so far.
   static thread_local float* buffer = nullptr;
   static thread_local int64_t buffer_size = 0;
   const int64_t longest = used_vectors(s, first + end - 1), size = TILE * longest * LANES;
@@ -199,8 +202,8 @@ void sense_weights(const float* queries, const float* keys, void* weights, int64
   }
 }
 
-// Calls body(c, N) for runs of N channels that together are all: twelve keep the sums of two
-// rows in registers.
+// Calls body(c, N) for groups of N channels that together cover all channels. Groups of 12 channels
+// keep the sums of two rows in registers.
 template <class Body>
 BPX_INLINE void runs_of_channels(int64_t channels, Body body) {
   int64_t c = 0;
@@ -209,12 +212,12 @@ BPX_INLINE void runs_of_channels(int64_t channels, Body body) {
   for (; c < channels; c++) body(c, Count<1>{});
 }
 
-// sums[i][c] += ds[i][v] * k[v][c] over a row's vectors, for ROWS rows and C channels.
+// sums[i][c] += ds[i][v] * k[v][c] over the vectors v of a row, for ROWS rows and C channels.
 template <int ROWS, int C, class E>
 BPX_INLINE void query_gradient(const E* ds, int64_t row_size, const float* keys, int64_t lead, const SenseShape& s,
                                const int64_t* used, bool whole, F out[ROWS][C]) {
   F total[ROWS][C] = {};
-  // Past a row's own end its scores' gradient is 0.
+  // After the last position of a row, the gradient of the scores is 0.
   for (int64_t v = lead; v < used[ROWS - 1]; v += s.vectors) {
     F d[ROWS];
     for (int i = 0; i < ROWS; i++) d[i] = load_weights(ds + i * row_size, s, v, whole);
@@ -244,8 +247,9 @@ BPX_INLINE void query_channels(const E* ds, int64_t row_size, const float* keys,
   }
 }
 
-// Of a block as above: grad comes in with respect to the weights and goes out to the scores,
-// and the queries' gradient is written to grad_qk, which begins at the block's first row.
+// The backward pass of sense_weights for a block. On input, grad is the gradient of the weights; on
+// output, of the scores. Writes the gradient of the queries to grad_qk, which starts at the first
+// row of the block.
 template <class E>
 void sense_scores_backward(const void* weights, void* grad, const float* keys, void* grad_qk, int64_t row_size,
                            int64_t first, SenseShape s, int64_t begin, int64_t end) {
@@ -305,14 +309,15 @@ BPX_INLINE void key_channels(const E* ds, int64_t row_size, const float* queries
       store(grad_keys + ((v + i * s.vectors) * s.channels + c0 + c) * LANES, total[i][c], All{});
 }
 
-// Adds what a block of `rows` queries gives to the gradient of key vectors begin..end of its
-// sequence. Queries carry the softmax's scale already, LOG2_E too much: see the store.
+// Adds the contribution of a block of `rows` queries to the gradient of the key vectors begin..end
+// of its sequence. The queries already contain the scale of the softmax, and also the factor
+// LOG2_E, which sense_keys_store removes.
 template <class E>
 void sense_keys_backward(const void* grad_scores, const float* queries, float* grad_keys, int64_t row_size,
                          int64_t rows, SenseShape s, int64_t begin, int64_t end) {
   const bool whole = is_whole(s);
   const E* ds = static_cast<const E*>(grad_scores);
-  // Pairs of vectors of the same sense share the loads of the queries.
+  // Pairs of vectors of the same senses share the loads of the queries.
   for (int64_t v = begin, step; v < end; v += step) {
     step = s.vectors == 1 && v + 2 <= end ? 2 : 1;
     runs_of_channels(s.channels, [&](int64_t c, auto count) {
@@ -326,7 +331,8 @@ void sense_keys_backward(const void* grad_scores, const float* queries, float* g
   }
 }
 
-// The keys' half of grad_qk, from the gradient of key vectors begin..end over all sequences.
+// Writes the half of grad_qk that belongs to the keys, from the gradient of the key vectors
+// begin..end over all sequences.
 template <class E>
 void sense_keys_store(const float* grad_keys, void* grad_qk, SenseShape s, int64_t begin, int64_t end) {
   const int64_t width = s.senses * s.channels;

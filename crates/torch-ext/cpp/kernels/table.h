@@ -1,7 +1,6 @@
-// What the kernels are to the rest: plain functions on raw memory, one set for each
-// instruction set, chosen when the program starts. No header of libtorch's may be included
-// by them: the linker could otherwise keep a copy of its inline functions that is compiled
-// for instructions an older machine lacks.
+// The interface of the kernels: plain functions on raw memory, one set per instruction set,
+// selected when the program starts. The kernels must not include headers of libtorch. Otherwise the
+// linker could keep copies of inline functions that use instructions which an older machine lacks.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +11,7 @@ struct Bf16 {
 };
 
 // Drops elements whose hash is below `threshold` (p * 2^32) and scales the others by
-// 1 / (1 - p). Threshold 0 is no dropout.
+// 1 / (1 - p). Threshold 0 disables dropout.
 struct Dropout {
   uint32_t threshold;
   float scale;
@@ -23,13 +22,13 @@ struct Dropout {
 struct AddNorm {
   int64_t columns;
   const float* stream;  // [rows, columns]
-  const void* branch;   // [rows, columns] or null: the stream alone is normalised
+  const void* branch;   // [rows, columns] or null: only the stream is normalized
   const float* branch_bias;  // [columns] or null
-  float* sum;                // [rows, columns]; the stream itself where there is no branch
+  float* sum;                // [rows, columns]; the stream itself if there is no branch
   const float* weight;
   const float* bias;
   void* normed;  // [rows, columns]
-  float* stats;  // [rows, 2]: mean and inverse deviation
+  float* stats;  // [rows, 2]: mean and inverse standard deviation
   float eps;
   Dropout dropout;
 };
@@ -48,14 +47,14 @@ struct AddNormBackward {
 // Shapes of the sense weights; see sense_weights.h.
 struct SenseShape {
   int64_t senses;
-  int64_t channels;           // of a sense's query and key
+  int64_t channels;           // of the query and key of a sense
   int64_t positions;          // T
-  int64_t per_vector;         // positions that share a vector, or 1
-  int64_t vectors;            // vectors of a position, or 1
-  int64_t key_vectors;        // vectors of all T positions
+  int64_t per_vector;         // positions per vector, at least 1
+  int64_t vectors;            // vectors per position, at least 1
+  int64_t key_vectors;        // key vectors of all T positions
 };
 
-// Kernels on elements of one type: activations, their gradients and weights' copies.
+// Kernels on elements of one type: activations, their gradients, and copies of weights.
 struct TypedKernels {
   void (*gelu)(const void* pre, const float* bias, void* act, int64_t columns, int64_t begin, int64_t end);
   void (*gelu_backward)(const void* pre, const float* bias, void* grad, void* act, float* bias_sums,
@@ -93,18 +92,18 @@ struct TypedKernels {
 };
 
 struct AdamWStep {
-  float grad_scale;      // clipping
+  float grad_scale;      // from gradient clipping
   float decay;           // 1 - lr * weight_decay
   float step_size;       // lr / (1 - beta1^step)
   float root_scale;      // 1 / sqrt(1 - beta2^step)
   float eps, beta1, beta2;
-  float rest1, rest2;    // 1 - beta, taken before rounding to fp32
+  float rest1, rest2;    // 1 - beta, computed before rounding to fp32
 };
 
 struct Kernels {
   const char* name;
   TypedKernels f32, bf16;
-  // By type of the branch, then of the result: 0 for float, 1 for bf16.
+  // Indices: type of the branch, type of the result (0: float, 1: bf16).
   void (*add_norm[2][2])(const AddNorm&, int64_t begin, int64_t end);
   void (*add_norm_backward[2][2])(const AddNormBackward&, float* sums, int64_t begin, int64_t end);
   void (*add_widened)(const Bf16* x, float* total, int overwrite, int64_t begin, int64_t end);
@@ -119,5 +118,5 @@ extern const Kernels bpx_kernels_avx2;
 extern const Kernels bpx_kernels_avx512;
 #endif
 
-// Those of this machine.
+// Returns the kernels for this machine.
 const Kernels& kernels();

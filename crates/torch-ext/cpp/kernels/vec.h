@@ -1,6 +1,6 @@
-// Sixteen floats at a time, on whatever vectors the machine has: GCC's vector types are
-// split by the compiler where they are wider than a register. Each instruction set gets its
-// own copy of everything here (namespace in table.h), so nothing is shared by the linker.
+// Vectors of 16 floats. GCC's vector types work on every machine: the compiler splits them if they
+// are wider than a register. Each instruction set has its own copy of these functions, in the
+// namespace BPX_ISA, so that the linker does not merge them.
 #pragma once
 
 #include <cstdint>
@@ -21,13 +21,13 @@ typedef int32_t I __attribute__((vector_size(64)));
 typedef uint32_t U __attribute__((vector_size(64)));
 typedef uint16_t H __attribute__((vector_size(32)));
 
-// How many of the sixteen lanes count: all, or the first few at the end of a row.
+// The active lanes of a vector: all 16, or the first n at the end of a row.
 struct All {};
 struct Some {
   int64_t n;
 };
 
-// Calls body(j, All) for each whole vector of a row of n columns, body(j, Some) for the rest.
+// Calls body(j, All) for each full vector of a row of n columns, and body(j, Some) for the rest.
 template <class Body>
 BPX_INLINE void columns(int64_t n, Body body) {
   int64_t j = 0;
@@ -39,7 +39,7 @@ BPX_INLINE F all(float x) { return F{} + x; }
 BPX_INLINE U all(uint32_t x) { return U{} + x; }
 BPX_INLINE U lane_numbers() { return U{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}; }
 
-// Bits of floats and back.
+// Convert floats to their bits and back.
 BPX_INLINE U bits(F x) {
   U u;
   memcpy(&u, &x, sizeof u);
@@ -63,7 +63,7 @@ BPX_INLINE F widen(H h) {
   return floats(__builtin_convertvector(h, U) << 16);
 #endif
 }
-// Rounds to nearest, ties to even; a NaN stays one.
+// Rounds to nearest, ties to even; NaN stays NaN.
 BPX_INLINE H narrow(F x) {
 #if defined(__AVX512BF16__)
   return (H)_mm512_cvtneps_pbh((__m512)x);
@@ -84,7 +84,7 @@ BPX_INLINE void store(Bf16* p, F v, All) {
   const H h = narrow(v);
   memcpy(p, &h, sizeof h);
 }
-// The lanes that do not count are read as 0 and not written.
+// Inactive lanes are read as 0 and not written.
 template <class E>
 BPX_INLINE F load(const E* p, Some some) {
   E whole[LANES] = {};
@@ -98,7 +98,7 @@ BPX_INLINE void store(E* p, F v, Some some) {
   memcpy(p, whole, some.n * sizeof(E));
 }
 
-// v where lanes count, `other` elsewhere.
+// Returns v in the active lanes and `other` in the rest.
 BPX_INLINE F keep(F v, F, All) { return v; }
 BPX_INLINE F keep(F v, F other, Some some) {
   return lane_numbers() < all((uint32_t)some.n) ? v : other;
@@ -152,14 +152,14 @@ BPX_INLINE F root(F v) {
 constexpr float LOG2_E = 1.4426950408889634f;
 constexpr float LN_2 = 0.6931471805599453f;
 
-// 2^x to 2e-7, by the Taylor series on [-1/2, 1/2] and the exponent. Below 2^-126 it is 0
-// or the smallest normal number; NaN stays NaN.
+// Returns 2^x with an error of 2e-7, from a Taylor series on [-1/2, 1/2] and the exponent. A result
+// below 2^-126 is 0 or the smallest normal number. NaN stays NaN.
 BPX_INLINE F exp2(F x) {
 #if defined(__AVX512F__)
   const F n = (F)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #else
   x = x < all(-126.f) ? all(-126.f) : x;
-  const F magic = all(12582912.f);  // 1.5 * 2^23: adding it rounds to a whole number
+  const F magic = all(12582912.f);  // 1.5 * 2^23: adding it rounds to an integer
   const F n = (x + magic) - magic;
 #endif
   const F r = x - n;
@@ -177,10 +177,10 @@ BPX_INLINE F exp2(F x) {
 #endif
 }
 
-// Dropout by a counter: whether element `index` is kept is a hash of it and the seed, so
-// that the backward pass finds the same mask and none is stored.
+// Counter-based dropout: a hash of the element index and the seed decides whether an element is
+// kept. The backward pass computes the same mask again, so that no mask is stored.
 BPX_INLINE U hash(U x, uint64_t seed) {
-  // Two rounds of the finaliser `lowbias32` (Wellons), each keyed by half of the seed.
+  // Two rounds of the hash function `lowbias32` (Wellons), each keyed with half of the seed.
   x ^= (uint32_t)seed;
   x ^= x >> 16;
   x *= 0x7feb352du;
@@ -194,7 +194,7 @@ BPX_INLINE U hash(U x, uint64_t seed) {
   x *= 0x846ca68bu;
   return x ^ (x >> 16);
 }
-// v scaled where it is kept, 0 where it is dropped. `first` is the first lane's index.
+// Returns v scaled in the lanes that are kept and 0 in the others. `first` is the index of lane 0.
 BPX_INLINE F drop(F v, Dropout d, int64_t first) {
   const U h = hash(lane_numbers() + all((uint32_t)first), d.seed);
   return h >= all(d.threshold) ? v * d.scale : F{};

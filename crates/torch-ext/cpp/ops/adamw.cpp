@@ -1,4 +1,4 @@
-// Clipping and AdamW: the norm in one pass over the gradients, everything else in a second.
+// Gradient clipping and AdamW: one pass over the gradients for the norm, and a second for the rest.
 #include <ATen/ops/_foreach_norm.h>
 #include <ATen/ops/_fused_adamw.h>
 
@@ -22,7 +22,7 @@ double norm_of(const std::vector<Tensor>& grads) {
   double total = 0;
   for (const Tensor& g : grads) {
     const float* x = g.data_ptr<float>();
-    // In fixed pieces, added up in order: the same sum for every number of threads.
+    // Pieces of fixed size, added in order, give the same sum for every number of threads.
     const int64_t pieces = (g.numel() + GRAIN - 1) / GRAIN;
     std::vector<double> sums(pieces);
     parallel(pieces, 1, [&](int64_t begin, int64_t end) {
@@ -49,7 +49,7 @@ Update clipped_adamw(const std::vector<Tensor>& params, const std::vector<Tensor
     TORCH_CHECK(params[i].sizes() == grads[i].sizes() && params[i].sizes() == exp_avgs[i].sizes() &&
                     params[i].sizes() == exp_avg_sqs[i].sizes(),
                 "AdamW: parameter ", i, " has shape ", params[i].sizes(), ", its gradient ", grads[i].sizes());
-  // 1e-6: torch.nn.utils.clip_grad_norm_'s guard against a zero norm.
+  // 1e-6 avoids a division by zero, as in torch.nn.utils.clip_grad_norm_.
   if (on_cpu(params) && on_cpu(grads) && on_cpu(exp_avgs) && on_cpu(exp_avg_sqs)) {
     const double scale = loss_scale.defined() ? loss_scale.item<double>() : 1;
     const double norm = norm_of(grads) / scale;
@@ -79,7 +79,8 @@ Update clipped_adamw(const std::vector<Tensor>& params, const std::vector<Tensor
     }
     return out;
   }
-  // On a GPU: norm, scale and whether to skip stay there, so that the host does not wait for them.
+  // On a GPU, the norm, the scale and the decision to skip stay on the device, so that the host
+  // does not wait for them.
   Tensor norm = at::linalg_vector_norm(at::stack(at::_foreach_norm(grads, 2)));
   if (loss_scale.defined()) norm = norm / loss_scale;
   const Tensor overflow = norm.isfinite().logical_not();
@@ -88,7 +89,7 @@ Update clipped_adamw(const std::vector<Tensor>& params, const std::vector<Tensor
   if (loss_scale.defined()) divisor = divisor * loss_scale;
   Tensor(updates).add_(1 - skip);
   for (size_t i = 0; i < n;) {
-    // Runs of equal decay, one call each.
+    // One call per sequence of parameters with equal weight decay.
     size_t j = i + 1;
     while (j < n && weight_decays[j] == weight_decays[i]) j++;
     const auto run = [&](const std::vector<Tensor>& v) { return std::vector<Tensor>(v.begin() + i, v.begin() + j); };

@@ -1,4 +1,4 @@
-// Residual sum and LayerNorm in one pass each way.
+// Residual sum and LayerNorm: one pass forward and one backward.
 #include "ops.h"
 
 namespace ops {
@@ -16,7 +16,7 @@ T* data_or_null(const Tensor& t) {
   return t.defined() ? t.data_ptr<T>() : nullptr;
 }
 
-// Gives {sum, normed}, or {normed} where there is no branch.
+// Returns {sum, normed}, or {normed} if there is no branch.
 struct AddLayerNorm : Function<AddLayerNorm> {
   static variable_list forward(AutogradContext* ctx, const Tensor& stream,
                                const std::optional<Tensor>& given, const std::optional<Tensor>& branch_bias,
@@ -89,7 +89,7 @@ struct AddLayerNorm : Function<AddLayerNorm> {
   }
 };
 
-// A node of the graph, to be held by those after it.
+// A reference to a node of the graph, which later nodes keep.
 struct Source : torch::CustomClassHolder {
   explicit Source(c10::intrusive_ptr<Node> n) : node(std::move(n)) {}
   c10::intrusive_ptr<Node> node;
@@ -100,7 +100,7 @@ struct Source : torch::CustomClassHolder {
 c10::IValue normed_by(const Tensor& x) {
   const auto node = x.grad_fn();
   const auto made = dynamic_cast<CppNode<AddLayerNorm>*>(node.get());
-  // The normed rows are its last result.
+  // The normalized rows are its last output.
   if (!made || x.output_nr() + 1 != made->num_inputs()) return {};
   return c10::IValue::make_capsule(c10::make_intrusive<Source>(node));
 }
@@ -135,7 +135,7 @@ Normed add_layer_norm(const Tensor& stream, const Tensor& branch, const Tensor& 
   TORCH_CHECK(stream.scalar_type() == at::kFloat, "add_layer_norm's stream must be fp32, got ", stream.toString());
   check_kind(stream, "add_layer_norm's stream");
   if (branch.defined()) check_kind(branch, "add_layer_norm's branch");
-  // An absent input must be an empty optional: autograd asks every tensor for its device.
+  // A missing input must be an empty optional, because autograd reads the device of every tensor.
   const auto given = [](const Tensor& t) { return t.defined() ? std::optional<Tensor>(t) : std::nullopt; };
   auto out = AddLayerNorm::apply(stream, given(branch), given(branch_bias), weight, bias, eps, dropout,
                                  static_cast<int64_t>(kind));

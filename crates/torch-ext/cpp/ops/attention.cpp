@@ -1,6 +1,6 @@
-// Causal attention by blocks of queries: what lies above the diagonal is not computed, save
-// inside a block, and the weights of one block exist at a time. The backward pass makes them
-// again, as flash attention does.
+// Causal attention by blocks of queries. Elements above the diagonal are not computed, except
+// inside a block, and only the weights of one block exist at a time. The backward pass computes
+// them again, as flash attention does.
 #include "ops.h"
 
 namespace ops {
@@ -17,7 +17,7 @@ struct Shape {
   int64_t width() const { return n_head * size; }
 };
 
-// The softmax of a block's scores, [pairs, rows, keys].
+// Returns the softmax of the scores of a block: [pairs, rows, keys].
 Tensor weights_of(const Tensor& query, const Tensor& key, const Shape& s, const CausalBlock& b, double scale) {
   const auto& k = kernels_for(query.scalar_type());
   const Tensor p = at::empty({s.pairs(), b.rows, b.keys}, query.options());
@@ -86,7 +86,8 @@ struct Attention : Function<Attention> {
       k.split_heads(dy.data_ptr(), nullptr, d_mixed.data_ptr(), 1, s.sequences, s.n_head, s.length, s.size, begin, end);
     });
     const Tensor d_heads = at::empty_like(heads);
-    // Keys and values gather from all blocks, in fp32. The last block covers them all.
+    // The gradients of keys and values are sums over all blocks, in fp32. The last block covers all
+    // positions.
     Tensor d_key, d_value;
     const auto blocks = causal_blocks(s.length, s.pairs());
     for (auto b = blocks.rbegin(); b != blocks.rend(); ++b) {

@@ -1,6 +1,7 @@
-// A weight [V, D] that is looked up by rows and multiplied whole as well: the embedding, tied to
-// the head. libtorch adds the rows' gradients, dense or sparse, into a new [V, D] for each use;
-// here they are added to the head's where it is, when all are there.
+// The token embedding [V, D], which is tied to the output head: its rows are looked up, and the
+// whole matrix is a factor of a product. libtorch adds the gradients of the rows, dense or sparse,
+// to a new [V, D] tensor per use. Here they are added in place to the gradient of the head, when
+// all of them are known.
 #include "ops.h"
 
 namespace ops {
@@ -11,7 +12,7 @@ using torch::autograd::CppNode;
 using torch::autograd::Function;
 using torch::autograd::variable_list;
 
-// The gradients of what was looked up, until the weight's own comes by.
+// The gradients of the looked-up rows, kept until the gradient of the weight is known.
 struct Rows : torch::CustomClassHolder {
   struct Part {
     Tensor ids;   // [n]
@@ -26,7 +27,7 @@ c10::intrusive_ptr<Rows> rows_of(AutogradContext& ctx) {
   return c10::static_intrusive_pointer_cast<Rows>(ctx.saved_data[ROWS].toCapsule());
 }
 
-// The weight itself: its backward runs after those of all who use it.
+// The weight itself. Its backward pass runs after those of all its uses.
 struct Tie : Function<Tie> {
   static Tensor forward(AutogradContext* ctx, const Tensor& weight) {
     ctx->set_materialize_grads(false);
@@ -44,10 +45,10 @@ struct Tie : Function<Tie> {
     if (!total.defined()) {
       total = at::zeros({ctx->saved_data["vocabulary"].toInt(), width}, rows->parts[0].grad.options());
     } else if (!total.is_contiguous() || total.storage().use_count() > 1) {
-      total = total.clone(at::MemoryFormat::Contiguous);  // somebody else holds it
+      total = total.clone(at::MemoryFormat::Contiguous);  // another tensor shares the storage
     }
     float* to = total.data_ptr<float>();
-    constexpr int64_t COLUMNS = 64;  // a thread's share, whole cache lines
+    constexpr int64_t COLUMNS = 64;  // share of a thread: whole cache lines
     for (const Rows::Part& part : rows->parts) {
       const int64_t* ids = part.ids.data_ptr<int64_t>();
       const float* from = part.grad.data_ptr<float>();

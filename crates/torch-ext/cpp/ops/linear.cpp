@@ -8,7 +8,8 @@ using torch::autograd::AutogradContext;
 using torch::autograd::Function;
 using torch::autograd::variable_list;
 
-// Keeps the input of a product, or what made it, and `others`; and gives them back.
+// keep_input saves the input of a product (or a reference to the operation that can compute it
+// again) and `others`; kept returns them.
 void keep_input(AutogradContext* ctx, const Tensor& x, variable_list others) {
   const c10::IValue source = normed_by(x);
   ctx->saved_data["source"] = source;
@@ -61,7 +62,7 @@ struct Mlp : Function<Mlp> {
     });
     const Tensor y = at::empty({rows, proj_value.size(1)}, x.options());
     mm(y, act, proj_value);
-    // act is made again in the backward pass, where its input is read anyway.
+    // The backward pass computes act again, because it reads pre anyway.
     keep_input(ctx, x, {fc_value, fc_bias, proj_value, pre});
     return y;
   }

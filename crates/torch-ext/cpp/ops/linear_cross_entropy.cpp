@@ -1,8 +1,8 @@
-// The head and its loss in one: logits exist only `chunk` rows at a time. For a GPT-2
-// vocabulary the whole [N, V] matrix and its gradient would be the largest tensors of a
-// training step by far. The gradient of a mean cross-entropy is known as soon as the
-// logits are, softmax(z) - onehot(target), so both products with it are done while the
-// chunk is still in the cache, and the backward pass only scales them.
+// The output head and the loss in one operation: only `chunk` rows of logits exist at a time. With
+// the vocabulary of GPT-2, the whole [N, V] matrix and its gradient would be by far the largest
+// tensors of a training step. The gradient of the cross-entropy depends only on the logits z:
+// softmax(z) - onehot(target). Therefore both products with it are computed while the chunk is
+// still in the cache, and the backward pass only scales them.
 #include "ops.h"
 
 namespace ops {
@@ -16,7 +16,7 @@ struct Result {
   Tensor loss;         // fp32 scalar, mean over rows
   Tensor grad_hidden;  // like hidden; undefined without gradients
   Tensor grad_weight;  // [V, D] fp32; undefined without gradients
-  double unit = 1;     // what both gradients are yet to be multiplied by
+  double unit = 1;     // factor that is still to be applied to both gradients
 };
 
 void check_targets(const Tensor& targets, int64_t vocabulary) {
@@ -26,11 +26,11 @@ void check_targets(const Tensor& targets, int64_t vocabulary) {
                 " is outside the vocabulary of ", vocabulary);
 }
 
-// Rows of the weight's gradient that are made at once: their product, 6 MB of bf16 for a width
-// of 768, is still in the cache when it is added up.
+// Number of rows of the weight gradient that are computed at once. Their product, 6 MB of bf16 for
+// a width of 768, is still in the cache when it is added to the sum.
 constexpr int64_t WORDS = 4096;
 
-// On the CPU: the gradient overwrites the logits where they stand.
+// On the CPU. The gradient overwrites the logits in place.
 Result compute_fused(const Tensor& hidden, const Tensor& w, const Tensor& targets, int64_t chunk, bool with_grad) {
   const int64_t rows = hidden.size(0), vocabulary = w.size(0);
   check_targets(targets, vocabulary);
@@ -44,7 +44,7 @@ Result compute_fused(const Tensor& hidden, const Tensor& w, const Tensor& target
     out.grad_weight = at::empty(w.sizes(), w.options().dtype(at::kFloat));
     part = at::empty({std::min(WORDS, vocabulary), w.size(1)}, w.options());
   }
-  // After what outlives it: the gap that it leaves joins those around it.
+  // Allocated after the tensors that outlive it, so that its gap merges with adjacent gaps.
   const Tensor logits = at::empty({std::min(chunk, rows), vocabulary}, hidden.options());
   for (int64_t start = 0; start < rows; start += chunk) {
     const int64_t n = std::min(chunk, rows - start);
@@ -60,7 +60,7 @@ Result compute_fused(const Tensor& hidden, const Tensor& w, const Tensor& target
       const int64_t words = std::min(WORDS, vocabulary - first);
       const Tensor product = part.narrow(0, 0, words), sum = out.grad_weight.narrow(0, first, words);
       mm(product, z.narrow(1, first, words).t(), h);
-      // Each chunk's product is rounded to bf16 at most; their sum is fp32.
+      // The product of a chunk may be rounded to bf16; the sum over chunks is fp32.
       if (product.scalar_type() == at::kBFloat16) {
         parallel(product.numel(), 4096, [&](int64_t begin, int64_t end) {
           kernels().add_widened(reinterpret_cast<const Bf16*>(product.data_ptr()), sum.data_ptr<float>(), start == 0,
@@ -77,7 +77,7 @@ Result compute_fused(const Tensor& hidden, const Tensor& w, const Tensor& target
   return out;
 }
 
-// On any device: the same from libtorch's own operations.
+// On any device: the same computation with operations of libtorch.
 Result compute(const Tensor& hidden, const Tensor& w, const Tensor& targets, int64_t chunk, bool with_grad) {
   const int64_t rows = hidden.size(0);
   const double per_row = 1.0 / static_cast<double>(rows);
@@ -93,14 +93,15 @@ Result compute(const Tensor& hidden, const Tensor& w, const Tensor& targets, int
     const int64_t n = std::min(chunk, rows - start);
     const Tensor h = hidden.narrow(0, start, n);
     const Tensor target = targets.narrow(0, start, n).unsqueeze(1);
-    // The softmax and the loss are fp32 whatever the products are in.
+    // The softmax and the loss are always fp32.
     Tensor z = at::mm(h, w.t()).to(at::kFloat);
     const Tensor log_sum = at::logsumexp(z, 1, /*keepdim=*/true);
     total += (log_sum - z.gather(1, target)).sum(at::kDouble);
     if (!with_grad) continue;
     z.sub_(log_sum).exp_();
     z.scatter_add_(1, target, at::full({n, 1}, -1.0, z.options()));
-    // In fp16 a row's share of the mean would vanish before the backward pass brings the loss scale.
+    // In fp16, the factor 1/N of the mean would underflow before the backward pass applies the loss
+    // scale.
     if (!half) z.mul_(per_row);
     const Tensor grad_z = z.to(hidden.scalar_type());
     Tensor grad_h = out.grad_hidden.narrow(0, start, n);
@@ -130,13 +131,13 @@ struct LinearCrossEntropy : Function<LinearCrossEntropy> {
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     Tensor hidden = ctx->saved_data["hidden"].toTensor(), weight = ctx->saved_data["weight"].toTensor();
-    TORCH_CHECK(hidden.defined(), "linear_cross_entropy gives its gradients once");
+    TORCH_CHECK(hidden.defined(), "linear_cross_entropy: the backward pass can run only once");
     const double unit = ctx->saved_data["unit"].toDouble();
-    // Handed over, not copied: the weight's would be as large as the embedding.
+    // Moved, not copied: the gradient of the weight is as large as the embedding.
     ctx->saved_data.clear();
     const Tensor& scale = grads[0];
     if (hidden.scalar_type() == at::kHalf) {
-      // A loss scale is often larger than what fp16 holds; the product with the gradient is not.
+      // A loss scale often exceeds the range of fp16; its product with the gradient does not.
       const Tensor scaled = scale.to(at::kFloat) * unit;
       hidden = hidden.to(at::kFloat).mul_(scaled).to(at::kHalf);
       weight.mul_(scaled);
@@ -154,7 +155,7 @@ Tensor linear_cross_entropy(const Tensor& hidden, const Weight& weight, const Te
   const Tensor& w = weight.value;
   TORCH_CHECK(hidden.dim() == 2 && w.dim() == 2 && targets.dim() == 1 && hidden.size(1) == w.size(1) &&
                   hidden.size(0) == targets.size(0) && hidden.size(0) > 0 && chunk > 0,
-              "linear_cross_entropy wants hidden [N, D], weight [V, D] and targets [N] with N > 0, got ",
+              "linear_cross_entropy needs hidden [N, D], weight [V, D] and targets [N] with N > 0, got ",
               hidden.sizes(), ", ", w.sizes(), ", ", targets.sizes());
   const bool with_grad = at::GradMode::is_enabled() && (hidden.requires_grad() || weight.master.requires_grad());
   if (with_grad) return LinearCrossEntropy::apply(hidden, weight.master, w, targets, chunk);

@@ -1,6 +1,7 @@
 // The Backpack's sum: output_t = sum over words s <= t and senses l of alpha[t, s, l] C[s, l].
-// By causal blocks of positions, and one product over all (word, sense) pairs that a block
-// sees: no sense's own output exists, nor what lies above the diagonal, save in a block.
+// Computed by causal blocks of positions, with one product over all (word, sense) pairs of a block.
+// The outputs of single senses are not stored, and neither are elements above the diagonal, except
+// inside a block.
 #include "ops.h"
 
 namespace ops {
@@ -21,7 +22,8 @@ SenseShape shape_of(int64_t senses, int64_t channels, int64_t length) {
   return s;
 }
 
-// Which tokens stand where: the places of each distinct word, one after another.
+// The positions of each distinct word: `places` lists them word by word, and `starts` holds the
+// index of the first position of each word.
 struct Segments {
   Tensor starts, places;
 };
@@ -61,7 +63,7 @@ struct MixSenses : Function<MixSenses> {
       for (const CausalBlock& block : blocks) {
         const Tensor alpha = view_of(weights, b, block, num_senses);
         const float* q = queries.data_ptr<float>() + (b * length + block.first) * queries.size(1);
-        constexpr int64_t TILE = 4;  // the kernel's: threads share none
+        constexpr int64_t TILE = 4;  // of the kernel; no two threads share a tile
         parallel((block.rows + TILE - 1) / TILE, 1, [&](int64_t begin, int64_t end) {
           k.sense_weights(q, keys[b].data_ptr<float>(), alpha.data_ptr(), block.keys * num_senses, block.first, s,
                           begin * TILE, std::min(end * TILE, block.rows));
@@ -107,8 +109,8 @@ struct MixSenses : Function<MixSenses> {
           k.sense_keys_backward(d.data_ptr(), q, d_keys[b].data_ptr<float>(), pairs, block.rows, s, begin, end);
         });
       }
-      // A word's senses get from every later position: one product for each block of words,
-      // so that the sums are rounded once.
+      // The senses of a word receive gradients from all later positions. One product per block of
+      // words rounds each sum only once.
       for (const CausalBlock& block : blocks) {
         const int64_t from = block.first * num_senses, pairs = block.rows * num_senses;
         std::vector<Tensor> later;
@@ -127,7 +129,7 @@ struct MixSenses : Function<MixSenses> {
     });
     const Segments segments = segments_of(place, senses.size(0));
     const Tensor d_senses = at::empty_like(senses), d_senses_bias = at::empty_like(senses_bias);
-    constexpr int64_t COLUMNS = 512;  // a thread's share, whole cache lines
+    constexpr int64_t COLUMNS = 512;  // share of a thread: whole cache lines
     const int64_t all = senses.size(1);
     parallel((all + COLUMNS - 1) / COLUMNS, 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; i++)
@@ -138,12 +140,12 @@ struct MixSenses : Function<MixSenses> {
     return {d_qk, d_qk_bias, d_senses, d_senses_bias, Tensor(), Tensor(), Tensor()};
   }
 
-  // The weights of a sequence's block: [rows, keys * senses].
+  // Returns the weights of a block of one sequence: [rows, keys * senses].
   static Tensor view_of(const Tensor& weights, int64_t b, const CausalBlock& block, int64_t senses) {
     return weights[b].narrow(0, block.offset, block.end - block.offset).view({block.rows, block.keys * senses});
   }
 
-  // The senses of a sequence's words, one row for each pair: [length * senses, D].
+  // Gathers the senses of the words of one sequence, one row per pair: [length * senses, D].
   static void gather_words(const Tensor& words, const Tensor& senses, const Tensor& bias, const Tensor& place,
                            int64_t b, int64_t length) {
     const auto& k = kernels_for(senses.scalar_type());

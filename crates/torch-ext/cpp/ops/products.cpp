@@ -1,12 +1,12 @@
-// Matrix products, and what the operations share.
+// Matrix products, and helpers of the operations.
 #include <ATen/CPUGeneratorImpl.h>
 
 #include "../arena.h"
 #include "ops.h"
 
-// libtorch's door to oneDNN. Its fp32 products on AMD processors are a quarter faster than
-// those of MKL, which at::mm takes. It is exported but internal: were it to go, the weak
-// reference is null, and at::mm does the work.
+// The interface of libtorch to oneDNN. On AMD processors, its fp32 products are a quarter faster
+// than those of MKL, which at::mm uses. The function is exported but internal. If a version of
+// libtorch lacks it, the weak reference is null, and at::mm is used.
 namespace at::native {
 __attribute__((weak)) void mkldnn_matmul(const Tensor&, const Tensor&, const Tensor&, float beta, float alpha);
 }
@@ -15,7 +15,7 @@ namespace ops {
 
 namespace {
 bool has_onednn() {
-  // An older signature would crash or be wrong: try one small product.
+  // Tests one small product, because a different signature would give wrong results.
   static const bool works = [] {
     if (!at::native::mkldnn_matmul) return false;
     try {
@@ -31,8 +31,8 @@ bool has_onednn() {
   return works;
 }
 
-// One row times a matrix is the reading of the matrix: our own kernel reads it once, by
-// neighbouring columns or along its rows, where general products first rearrange it.
+// Reading the matrix dominates the time of a product of one row and a matrix. This kernel reads the
+// matrix once, by adjacent columns or along its rows, while general products rearrange it first.
 bool multiply_row(const Tensor& out, const Tensor& a, const Tensor& b) {
   if (!out.device().is_cpu() || out.dim() != 2 || a.size(0) != 1 || a.stride(1) != 1 || out.stride(1) != 1) return false;
   if (out.scalar_type() != at::kFloat && out.scalar_type() != at::kBFloat16) return false;
@@ -82,7 +82,7 @@ Tensor weight_gradient(const Tensor& a, const Tensor& b) {
     mm(gradient, a, b);
     return gradient;
   }
-  // A large one by slices: their product, 8 MB, is widened while it is in the cache.
+  // In slices of 8 MB, so that each product is converted to fp32 while it is in the cache.
   const int64_t slice = std::max<int64_t>((1 << 22) / columns / 64 * 64, 64);
   const Tensor buffer = at::empty({std::min(slice, rows), columns}, a.options());
   for (int64_t first = 0; first < rows; first += slice) {

@@ -1,7 +1,7 @@
-// Stand-ins for Gloo's headers, which the wheel of torch does not ship and which
-// ProcessGroupGloo.hpp includes. That class holds pointers to Gloo's types only, so that
-// declarations are enough; what is called lies in libtorch_cpu.so. Not for making objects of
-// these types: process_group.cpp asserts the layout of what it does make.
+// Stand-ins for the headers of Gloo, which ProcessGroupGloo.hpp includes and which the wheel of
+// torch does not contain. That class has only pointers to Gloo types, so declarations suffice; the
+// functions are in libtorch_cpu.so. Do not construct objects of these types. process_group.cpp
+// asserts the layout of the classes that it constructs.
 #pragma once
 
 #include <chrono>
