@@ -38,8 +38,7 @@ scripts/setup.sh
 cargo build --release --locked
 output="$(target/release/backpack doctor)"
 check 'doctor, CPU only: how to get CUDA' '^CUDA +not loaded .*setup.sh --cuda' "$output"
-# shellcheck disable=SC2016 # the backticks are part of the message
-check 'doctor, CPU only: how to get NCCL' '^NCCL +the NCCL plug-in is not built: run `scripts/setup.sh --cuda`' "$output"
+check 'doctor, CPU only: how to get NCCL' '^NCCL .*scripts/setup.sh --cuda' "$output"
 
 scripts/setup.sh --cuda
 cargo build --release --locked
@@ -57,13 +56,13 @@ train=(target/release/backpack train --config configs/quickstart.toml --set data
 if grep -Eq '^CUDA +[0-9]+ GPU' <<<"$output"; then
   cargo test --release --locked -p torch-ext
 else
-  check 'doctor: libraries, but no GPU' '^CUDA +libraries loaded from .*libtorch_cuda.so, but no GPU or driver' "$output"
+  check 'doctor: libraries, but no GPU' '^CUDA .*libtorch_cuda.so.* no GPU' "$output"
   check 'train with device "cuda": what is missing' 'error: .*"cuda".*no GPU' "$("${train[@]}" --set run.device=cuda 2>&1 || true)"
   mv "$plugin" "$plugin.away"
-  check 'doctor: missing plug-in' '^NCCL +the NCCL plug-in libbackpack_nccl.so is not where it was built' "$(target/release/backpack doctor)"
+  check 'doctor: missing plug-in' '^NCCL .*libbackpack_nccl.so.* not ' "$(target/release/backpack doctor)"
   mv "$plugin.away" "$plugin"
   output="$(cargo test --release --locked -p torch-ext --test distributed nccl_without_a_gpu -- --nocapture 2>&1 || true)"
-  check 'NCCL without a GPU is an error' 'NCCL cannot start on rank 0: .*no GPUs found' "$output"
+  check 'NCCL without a GPU is an error' 'NCCL .*rank 0: .*no GPUs found' "$output"
   check 'the tests of torch-ext pass' 'test result: ok' "$output"
 fi
 # The program finds the plug-in relative to its own path, so the checkout may be moved.
