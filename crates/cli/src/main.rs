@@ -1,19 +1,11 @@
 //! The `backpack` binary: argument parsing and printing. What it does is in the crates.
 
+mod args;
 mod commands;
-mod compute;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)] // helpers of tests; clippy exempts only test functions
-mod documentation;
-mod evaluation;
-mod hugging_face;
-mod launch;
-mod new_folder;
-mod progress;
-mod rates;
-mod run_config;
-mod sampling;
-mod world;
+mod docs_tests;
+mod output;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -65,13 +57,13 @@ fn main() -> ExitCode {
     torch_ext::keep_freed_memory();
     std::panic::set_hook(Box::new(report_panic));
     let arguments = Arguments::parse();
-    let ready = launch::bond::end_with_launcher().and(stop.map_err(anyhow::Error::from));
+    let ready = commands::launch::parent_death::end_with_launcher().and(stop.map_err(anyhow::Error::from));
     match ready.and_then(|stop| run(arguments.command, &stop)) {
         Ok(code) => code,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            let _ = writeln!(io::stderr(), "{}{}", world::error_prefix(), one_line(&format!("{error:#}")));
-            if world::is_one_of_several() {
+            let _ = writeln!(io::stderr(), "{}{}", args::distributed::error_prefix(), one_line(&format!("{error:#}")));
+            if args::distributed::is_one_of_several() {
                 // The threads that served the other ranks still run: nothing is torn down under them.
                 torch_ext::distributed::exit_now(1);
             }
@@ -122,7 +114,7 @@ fn one_line(text: &str) -> String {
 /// libtorch's refusals surface as panics of tch's short-hand methods; a lack of memory is
 /// the one that users meet. One line, like every other error.
 fn report_panic(info: &std::panic::PanicHookInfo<'_>) {
-    let _ = writeln!(io::stderr(), "{}{}", world::error_prefix(), panic_message(info));
+    let _ = writeln!(io::stderr(), "{}{}", args::distributed::error_prefix(), panic_message(info));
     std::process::exit(1);
 }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::order::Order;
+use crate::shards::shuffle::Order;
 
 /// Which data a run trains on, and in what order.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -2,14 +2,14 @@
 //! are edited, and the JSON API behind it (docs/explorer.md). HTTP is answered by one thread and
 //! computed by another, which alone knows the model.
 
-mod answers;
+mod api;
 mod assets;
-mod explorer;
-mod guard;
-mod queue;
-mod refusal;
-mod requests;
+mod error;
+mod handlers;
+mod origin_check;
 mod server;
+mod state;
+mod worker;
 
-pub use explorer::Explorer;
 pub use server::{Address, serve};
+pub use state::Explorer;

@@ -20,12 +20,12 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
+use crate::api::{Kind, MOST_BYTES, too_large};
 use crate::assets;
-use crate::explorer::Explorer;
-use crate::guard::{check_host, check_json, check_origin};
-use crate::queue::{Ended, Queue};
-use crate::refusal::Refusal;
-use crate::requests::{Kind, MOST_BYTES, too_large};
+use crate::error::Refusal;
+use crate::origin_check::{check_host, check_json, check_origin};
+use crate::state::Explorer;
+use crate::worker::{Ended, Queue};
 
 /// Connections at once; further ones wait to be taken.
 const MOST_CONNECTIONS: usize = 256;

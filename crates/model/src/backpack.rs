@@ -4,14 +4,14 @@
 
 use tch::{Kind, Tensor};
 use torch_ext::Branch;
-use torch_ext::parts::mark;
+use torch_ext::profiler::mark;
 
-use crate::body::{Body, embed};
 use crate::config::ModelConfig;
-use crate::edits::EditedSenses;
+use crate::gpt2::{Body, embed};
 use crate::layers::{LayerNorm, Linear, Mlp, Pass, Residual, sure};
 use crate::parameters::Parameters;
 use crate::sense_table::SenseTable;
+use crate::senses::edits::EditedSenses;
 
 /// C(x): the sense vectors of words, from their embeddings alone.
 #[derive(Debug)]

@@ -5,14 +5,14 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result, bail, ensure};
 use tch::{Device, Kind, Reduction, Tensor};
 use torch_ext::Weight;
-use torch_ext::parts::mark;
+use torch_ext::profiler::mark;
 
 use crate::backpack::Backpack;
-use crate::body::Body;
 use crate::config::{self, ModelConfig};
-use crate::edits::{EditedSenses, SenseEdit};
+use crate::gpt2::Body;
 use crate::layers::{Kernels, Matrix, Pass, sure};
 use crate::parameters::Parameters;
+use crate::senses::edits::{EditedSenses, SenseEdit};
 
 /// The two networks.
 #[derive(Debug)]

@@ -6,35 +6,34 @@
 //! no processes, no command line.
 
 mod backpack;
-mod body;
 mod config;
-mod decoder;
-mod edits;
-mod export;
-mod folder;
 mod generate;
-mod graft;
+mod gpt2;
+mod hf_export;
 mod import;
+mod init_from_gpt2;
 mod language_model;
 mod layers;
+mod model_dir;
 mod parameters;
-mod safetensors_file;
+mod safetensors;
 mod seed;
 mod sense_table;
+mod senses;
 
 pub use backpack::Backpack;
-pub use body::Body;
 pub use config::{GPT2_END_OF_TEXT, Kind, ModelConfig};
-pub use decoder::{Decoder, SenseScale};
-pub use edits::{EditedSenses, SenseChoice, SenseEdit, SenseOp};
-pub use export::export_tensors;
-pub use folder::{CONFIG_FILE, WEIGHTS_FILE, load_config, load_folder, save_folder, write_folder};
+pub use generate::incremental_decoder::{Decoder, SenseScale};
 pub use generate::{Sampling, generate, generate_scaled};
-pub use graft::graft_body;
+pub use gpt2::Body;
+pub use hf_export::export_tensors;
 pub use import::{Imported, import};
+pub use init_from_gpt2::graft_body;
 pub use language_model::LanguageModel;
 pub use layers::{Kernels, Pass, is_finite};
+pub use model_dir::{CONFIG_FILE, WEIGHTS_FILE, load_config, load_folder, save_folder, write_folder};
 pub use parameters::{Init, ParameterSpec, Parameters};
-pub use safetensors_file::{read_tensors, write_tensors};
+pub use safetensors::{read_tensors, write_tensors};
 pub use seed::derive_seed;
 pub use sense_table::SENSES_FILE;
+pub use senses::edits::{EditedSenses, SenseChoice, SenseEdit, SenseOp};

@@ -10,7 +10,7 @@ use torch_ext::MappedFile;
 use crate::config::ModelConfig;
 use crate::language_model::LanguageModel;
 use crate::layers::{Pass, is_finite};
-use crate::safetensors_file::{TensorPlace, place_of, write_rows};
+use crate::safetensors::{TensorPlace, place_of, write_rows};
 
 /// The table's file in a model folder.
 pub const SENSES_FILE: &str = "senses.safetensors";

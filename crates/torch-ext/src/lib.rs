@@ -7,17 +7,17 @@
 mod adamw;
 pub mod distributed;
 mod error;
-mod mapped;
+mod mmap;
 pub mod nccl;
 mod ops;
-pub mod parts;
-mod process;
+pub mod profiler;
+mod runtime;
 
 pub use adamw::{AdamW, Conditions, Update, Updated, clipped_adamw, forget_grad};
 pub use error::{Error, first_line};
-pub use mapped::MappedFile;
+pub use mmap::MappedFile;
 pub use ops::{
     Branch, MOST_SENSES, Weight, add_layer_norm, attention, embedding, linear, linear_cross_entropy, mix_senses, mlp,
     product, tie,
 };
-pub use process::{Description, describe, exit_now, keep_freed_memory, load_cuda, set_cuda_device};
+pub use runtime::{Description, describe, exit_now, keep_freed_memory, load_cuda, set_cuda_device};

@@ -7,8 +7,8 @@ use clap::Args;
 use model::Kernels;
 use trainer::{BenchReport, BenchRequest};
 
-use crate::run_config::RunConfig;
-use crate::world::WorldArguments;
+use crate::args::config::RunConfig;
+use crate::args::distributed::WorldArguments;
 
 /// Measure how fast a configuration trains on this machine
 ///

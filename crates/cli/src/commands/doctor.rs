@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::Args;
 use evals::Tokenizer;
 use tch::{Cuda, Device, Kind};
-use torch_ext::{distributed, nccl, parts};
+use torch_ext::{distributed, nccl, profiler};
 
 /// Show what this program runs on: libtorch, threads, devices, distributed backends, tokenizer
 ///
@@ -55,7 +55,7 @@ fn cuda() -> Vec<String> {
     }
     let gigabytes = |bytes: u64| bytes as f64 / 1e9;
     let count = Cuda::device_count().max(0) as usize;
-    let gpus = (0..count).map(|index| match parts::device_memory(Device::Cuda(index)) {
+    let gpus = (0..count).map(|index| match profiler::device_memory(Device::Cuda(index)) {
         Ok(Some(memory)) => {
             format!("GPU {index}: {:.1} of {:.1} GB free", gigabytes(memory.free), gigabytes(memory.total))
         }

@@ -7,7 +7,7 @@ use clap::Args;
 use model::{Pass, write_tensors};
 use tch::{Kind, Tensor};
 
-use crate::compute::{Compute, parse_ids};
+use crate::args::model::{Compute, parse_ids};
 
 /// Write what a model computes for a text, as safetensors
 ///

@@ -5,8 +5,8 @@ use clap::Args;
 use model::Sampling;
 use serde_json::json;
 
-use crate::compute::{Compute, parse_ids};
-use crate::sampling::SamplingArguments;
+use crate::args::model::{Compute, parse_ids};
+use crate::args::sampling::SamplingArguments;
 
 /// Continue a text
 ///

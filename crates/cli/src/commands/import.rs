@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 
-use crate::new_folder::{NewFolder, copy};
+use crate::output::atomic_dir::{NewFolder, copy};
 
 /// Make a model folder from a Hugging Face folder or the authors' .ckpt
 ///

@@ -5,8 +5,8 @@ use anyhow::Result;
 use clap::Args;
 use trainer::{Forecast, ForecastRequest, rate_of_bench};
 
-use crate::rates::RateArguments;
-use crate::run_config::RunConfig;
+use crate::args::config::RunConfig;
+use crate::args::cost::RateArguments;
 
 /// Say what a run will take: parameters, tokens, time, memory, disk; runs nothing
 ///

@@ -7,7 +7,7 @@ use clap::Args;
 use data_prep::{PrepareOptions, Prepared, Recipe};
 use evals::Tokenizer;
 
-use crate::progress::Bar;
+use crate::output::progress::Bar;
 
 /// What a kill costs at most.
 const COMMIT_EVERY: Duration = Duration::from_secs(5);

@@ -7,7 +7,7 @@ use model::LanguageModel;
 use serde_json::{Value, json};
 use tch::Kind;
 
-use crate::compute::{Compute, at_least_one};
+use crate::args::model::{Compute, at_least_one};
 
 /// Look into a word's senses, or at what made a text's predictions
 ///

@@ -7,7 +7,7 @@ use clap::Args;
 use explorer::{Address, Explorer};
 use trainer::Stop;
 
-use crate::compute::Compute;
+use crate::args::model::Compute;
 use crate::panic_message;
 
 /// Explore a Backpack's senses in a browser

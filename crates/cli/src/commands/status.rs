@@ -5,7 +5,7 @@ use anyhow::Result;
 use clap::Args;
 use trainer::Status;
 
-use crate::rates::RateArguments;
+use crate::args::cost::RateArguments;
 
 /// Say where a run is, when it is done, what it cost and whether it is healthy
 ///

@@ -6,8 +6,8 @@ use anyhow::Result;
 use clap::Args;
 use trainer::{Outcome, Request, Resume, Stop};
 
-use crate::run_config::RunConfig;
-use crate::world::WorldArguments;
+use crate::args::config::RunConfig;
+use crate::args::distributed::WorldArguments;
 
 /// Train a model as a TOML file says, or go on with a run
 ///

@@ -3,12 +3,12 @@
 //! Documents number from 0 over the inputs in their order; a folder or a glob stands for
 //! its files by byte order of their paths, and a file's documents come in its own order.
 
-mod arrow_ipc;
+pub(crate) mod arrow;
 mod expand;
 mod format;
 mod jsonl;
-mod parquet_rows;
-mod tar_xz;
+pub(crate) mod openwebtext_tar;
+pub(crate) mod parquet;
 mod text;
 
 use std::fs::{self, File};
@@ -25,7 +25,7 @@ pub(crate) use expand::expand;
 use format::{Compression, Format};
 pub use jsonl::json_object;
 
-use crate::manifest::hex;
+use crate::shards::manifest::hex;
 
 /// What names standard input.
 pub(crate) const STANDARD_INPUT: &str = "-";
@@ -89,9 +89,9 @@ impl SourceFile {
         match self.format {
             Format::Jsonl(compression) => jsonl::read(&self.path, compression, text_column, &mut after_skipped),
             // Rows are skipped without being decoded.
-            Format::Parquet => parquet_rows::read(&self.path, self.bytes, text_column, skip, sink),
-            Format::Arrow => arrow_ipc::read(&self.path, text_column, &mut after_skipped),
-            Format::TarXz => tar_xz::read(&self.path, &mut after_skipped),
+            Format::Parquet => parquet::read(&self.path, self.bytes, text_column, skip, sink),
+            Format::Arrow => arrow::read(&self.path, text_column, &mut after_skipped),
+            Format::TarXz => openwebtext_tar::read(&self.path, &mut after_skipped),
             Format::Text => text::read(&self.path, &mut after_skipped),
         }
     }

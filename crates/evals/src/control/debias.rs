@@ -8,8 +8,8 @@ use anyhow::{Context, Result, ensure};
 use model::{Kernels, LanguageModel, Pass, SenseChoice, SenseEdit, SenseOp};
 use tch::{Kind, Tensor};
 
-use super::minimise::minimise;
-use crate::senses::backpack_of;
+use super::minimize::minimise;
+use crate::senses::inspect::backpack_of;
 
 /// How a prompt's next word leans.
 #[derive(Debug, Clone, PartialEq)]

@@ -2,14 +2,14 @@
 //! its senses, without training. C(w)[l] is sense l of word w, `[D]`; E the tied embedding, `[V, D]`.
 
 mod debias;
-mod knowledge;
-mod minimise;
+pub(crate) mod fact_edit;
+pub(crate) mod minimize;
 mod steering;
 mod texts;
 mod topic;
 
 pub use debias::{Found, Leaning, SenseTrial, bias, debias_edits, find_factor, leaning, project_out};
-pub use knowledge::{SenseShift, knowledge_edits, sense_shifts};
+pub use fact_edit::{SenseShift, knowledge_edits, sense_shifts};
 pub use steering::Steering;
 pub use texts::{TextRequest, mean_probabilities, perplexity, words_about, write_text};
 pub use topic::{Multipliers, PairScores, score_pairs};
@@ -21,7 +21,7 @@ mod tests {
     use model::LanguageModel;
     use tch::{Device, Kind, Tensor};
 
-    use crate::senses::sense_vectors;
+    use crate::senses::inspect::sense_vectors;
 
     #[allow(clippy::unwrap_used)] // a helper of tests; clippy exempts only test functions
     pub(super) fn fixture(set: &str) -> LanguageModel {

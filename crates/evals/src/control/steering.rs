@@ -6,7 +6,7 @@ use model::{Backpack, Kernels, LanguageModel, Pass};
 use tch::{Kind, Tensor};
 
 use super::topic::Multipliers;
-use crate::senses::backpack_of;
+use crate::senses::inspect::backpack_of;
 
 /// For one text: what each sense of each of its words is multiplied by before the next word is predicted. A word more
 /// costs as much as there are words, not their square: what the words so far have made come true is kept.

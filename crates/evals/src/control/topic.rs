@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use model::{LanguageModel, Pass};
 use tch::{Device, Kind, Tensor};
 
-use crate::senses::backpack_of;
+use crate::senses::inspect::backpack_of;
 
 /// By strength from 0, which changes nothing: what the pairs above the 0.95 quantile of the scores are multiplied by,
 /// those above 0.80, those above 0.60, and the others. The paper's.

@@ -8,10 +8,10 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 
 use crate::config::{Kind, ModelConfig};
-use crate::folder::{CONFIG_FILE, WEIGHTS_FILE, load_config};
 use crate::import::torch_file::TorchFile;
 use crate::import::{Found, Weights, embeddings};
-use crate::safetensors_file::read_tensors;
+use crate::model_dir::{CONFIG_FILE, WEIGHTS_FILE, load_config};
+use crate::safetensors::read_tensors;
 
 /// The layouts, in the order in which `transformers` looks for them.
 const LAYOUTS: [&str; 4] =

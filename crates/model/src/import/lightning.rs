@@ -11,10 +11,10 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::config::{GPT2_END_OF_TEXT, Kind, ModelConfig};
-use crate::folder::CONFIG_FILE;
 use crate::import::pickle::{Id, Pickle, Value};
 use crate::import::torch_file::TorchFile;
 use crate::import::{Found, Weights, embeddings};
+use crate::model_dir::CONFIG_FILE;
 
 /// Heads of the published sizes by width: micro, mini, small.
 const HEADS: [(i64, i64); 3] = [(384, 6), (640, 8), (768, 12)];

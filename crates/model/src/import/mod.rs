@@ -2,10 +2,8 @@
 //!
 //! Pickles are read without executing anything: see [`machine`].
 
-mod globals;
 mod hugging_face;
 mod lightning;
-mod machine;
 mod pickle;
 mod torch_file;
 mod zip;
@@ -17,8 +15,8 @@ use anyhow::{Context, Result, ensure};
 use tch::{Device, Kind, Tensor};
 
 use crate::config::{self, ModelConfig};
-use crate::folder::CONFIG_FILE;
 use crate::language_model::LanguageModel;
+use crate::model_dir::CONFIG_FILE;
 
 /// A model from elsewhere.
 #[derive(Debug)]

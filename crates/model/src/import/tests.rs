@@ -8,7 +8,7 @@ use tch::Kind as Type;
 use super::pickle::Pickle;
 use super::*;
 use crate::layers::Pass;
-use crate::safetensors_file::{read_tensors, write_tensors};
+use crate::safetensors::{read_tensors, write_tensors};
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/import").join(name)

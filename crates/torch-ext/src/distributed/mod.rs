@@ -13,13 +13,13 @@ mod failure;
 mod network;
 mod process_group;
 mod reducer;
-mod store;
+pub(crate) mod rendezvous;
 
 pub(crate) use failure::worded;
 pub use failure::{Failure, failure};
 pub use network::{host_name, interfaces, own_address};
 pub use process_group::{ProcessGroup, ReduceOp};
 pub use reducer::{Reducer, ReducerStatistics};
-pub use store::Rendezvous;
+pub use rendezvous::Rendezvous;
 
-pub use crate::process::{exit_now, set_cuda_device};
+pub use crate::runtime::{exit_now, set_cuda_device};

@@ -9,7 +9,7 @@ use tch::{Device, Kind, Tensor};
 use torch_sys::C_tensor;
 
 use crate::distributed::network::host_name;
-use crate::distributed::store::{RawStore, Rendezvous, Store, millis};
+use crate::distributed::rendezvous::{RawStore, Rendezvous, Store, millis};
 use crate::error::{Error, c_string, check, handle, handles};
 use crate::nccl;
 

@@ -8,11 +8,11 @@ use evals::control::{Found, Leaning, SenseTrial, bias, debias_edits, find_factor
 use model::LanguageModel;
 use serde_json::{Value, json};
 
-use super::lists;
 use super::report::{Report, ReportArguments};
-use super::table::Table;
-use crate::compute::Compute;
-use crate::progress::Plain;
+use super::word_lists;
+use crate::args::model::Compute;
+use crate::output::progress::Plain;
+use crate::output::table::Table;
 
 /// Make the next word after an occupation lean less to "he" or "she"
 ///
@@ -70,12 +70,12 @@ struct Biases {
 impl Debias {
     pub(super) fn run(self) -> Result<()> {
         let folder = self.report.folder()?;
-        let listed = lists::lines_of(self.occupations.as_deref(), lists::OCCUPATIONS)?;
-        let for_training = templates(self.prompts.as_deref(), lists::TRAINING_PROMPTS)?;
-        let for_test = templates(self.test_prompts.as_deref(), lists::TEST_PROMPTS)?;
+        let listed = word_lists::lines_of(self.occupations.as_deref(), word_lists::OCCUPATIONS)?;
+        let for_training = templates(self.prompts.as_deref(), word_lists::TRAINING_PROMPTS)?;
+        let for_test = templates(self.test_prompts.as_deref(), word_lists::TEST_PROMPTS)?;
         let model = super::load(&self.compute)?;
         let tokenizer = self.compute.tokenizer(&model)?;
-        let pair = [lists::word("he", &tokenizer, &model)?, lists::word("she", &tokenizer, &model)?];
+        let pair = [word_lists::word("he", &tokenizer, &model)?, word_lists::word("she", &tokenizer, &model)?];
         let occupations = Occupations::of(listed, &tokenizer, &model)?;
 
         let read = |model: &LanguageModel, templates: &[String], what: &str| {
@@ -115,7 +115,7 @@ impl Debias {
 /// # Errors
 /// Naming the one that has none, or none that a word of one token could stand at.
 fn templates(file: Option<&Path>, shipped: &str) -> Result<Vec<String>> {
-    let templates = lists::lines_of(file, shipped)?;
+    let templates = word_lists::lines_of(file, shipped)?;
     for template in &templates {
         ensure!(
             template.contains("{}"),
@@ -135,7 +135,7 @@ impl Occupations {
         for word in listed {
             match tokenizer.word(&word) {
                 Ok(id) => {
-                    lists::check_token(&word, id, model)?;
+                    word_lists::check_token(&word, id, model)?;
                     words.push((word, id));
                 }
                 Err(_) => skipped.push(word),

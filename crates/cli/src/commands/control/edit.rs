@@ -9,10 +9,10 @@ use model::LanguageModel;
 use serde_json::{Value, json};
 use tch::Tensor;
 
-use super::lists;
 use super::report::{Report, ReportArguments, percent, room_for_each};
-use super::table::Table;
-use crate::compute::{Compute, at_least_one};
+use super::word_lists;
+use crate::args::model::{Compute, at_least_one};
+use crate::output::table::Table;
 
 /// Let a word call up one word in place of another, in every context
 ///
@@ -69,7 +69,7 @@ impl Edit {
         let folder = self.report.folder()?;
         let mut model = super::load(&self.compute)?;
         let tokenizer = self.compute.tokenizer(&model)?;
-        let id = |word: &str| lists::word(word, &tokenizer, &model);
+        let id = |word: &str| word_lists::word(word, &tokenizer, &model);
         let (word, old, new) = (id(&self.word)?, id(&self.old)?, id(&self.new)?);
         let prompts: Vec<(String, Vec<i64>)> = self
             .prompts()
@@ -119,7 +119,7 @@ impl Edit {
 
     fn json(&self, compared: &[Compared], senses: &[(SenseShift, SenseShift)], tokenizer: &Tokenizer) -> Value {
         let next = |next: &Next| {
-            let top = |c: &Candidate| json!({ "token": c.id, "word": lists::name(tokenizer, c.id), "probability": c.probability });
+            let top = |c: &Candidate| json!({ "token": c.id, "word": word_lists::name(tokenizer, c.id), "probability": c.probability });
             json!({ "old": next.old.probability, "new": next.new.probability,
                     "top": next.top.iter().map(top).collect::<Vec<_>>() })
         };
@@ -146,7 +146,8 @@ impl Edit {
         let mut probabilities = Table::of_figures(&columns);
         let mut words = Table::of_words(&["prompt", "before", "after"]);
         let list = |next: &Next| {
-            let word = |c: &Candidate| format!("{} {}", lists::name(tokenizer, c.id).trim(), percent(c.probability));
+            let word =
+                |c: &Candidate| format!("{} {}", word_lists::name(tokenizer, c.id).trim(), percent(c.probability));
             next.top.iter().map(word).collect::<Vec<_>>().join(", ")
         };
         for Compared { prompt, before, after, change, .. } in compared {

@@ -2,10 +2,9 @@
 
 mod debias;
 mod edit;
-mod lists;
 mod report;
-mod table;
 mod topic;
+pub(crate) mod word_lists;
 
 use std::fs;
 use std::path::Path;
@@ -14,7 +13,7 @@ use anyhow::{Context, Result, ensure};
 use clap::{Args, Subcommand};
 use model::{LanguageModel, SenseEdit};
 
-use crate::compute::Compute;
+use crate::args::model::Compute;
 
 /// Control a Backpack through its senses, without training: a topic, a bias, a fact
 ///

@@ -9,8 +9,8 @@ use charts::Chart;
 use clap::Args;
 use serde_json::Value;
 
-use crate::hugging_face::write_json;
-use crate::new_folder::NewFolder;
+use crate::commands::export::hugging_face::write_json;
+use crate::output::atomic_dir::NewFolder;
 
 #[derive(Debug, Args)]
 pub(super) struct ReportArguments {

@@ -11,12 +11,12 @@ use evals::control::{
 use model::{LanguageModel, Sampling, derive_seed};
 use serde_json::{Value, json};
 
-use super::lists;
 use super::report::{Report, ReportArguments, percent};
-use super::table::Table;
-use crate::compute::{Compute, at_least_one};
-use crate::progress::Plain;
-use crate::sampling::SamplingArguments;
+use super::word_lists;
+use crate::args::model::{Compute, at_least_one};
+use crate::args::sampling::SamplingArguments;
+use crate::output::progress::Plain;
+use crate::output::table::Table;
 
 /// Generate texts on a topic, at several strengths
 ///
@@ -96,7 +96,7 @@ impl Topic {
         let tokens = self.tokens_of(&model, &prompt)?;
         let mut steered = Vec::new();
         for (name, words) in listed {
-            let (ids, cut) = lists::first_tokens(&words, &tokenizer, &model)?;
+            let (ids, cut) = word_lists::first_tokens(&words, &tokenizer, &model)?;
             steered.push(Steered { name, ids, cut, outcomes: Vec::new() });
         }
 
@@ -147,10 +147,10 @@ impl Topic {
 
     /// The topics that have a list of words: name and words.
     fn listed(&self) -> Result<Vec<(String, Vec<String>)>> {
-        let shipped = self.topics.iter().map(|name| Ok((name.clone(), lists::topic(name)?)));
+        let shipped = self.topics.iter().map(|name| Ok((name.clone(), word_lists::topic(name)?)));
         let own = self.words.iter().map(|path| {
             let stem = path.file_stem().unwrap_or(path.as_os_str());
-            Ok((stem.to_string_lossy().into_owned(), lists::lines_of(Some(path), "")?))
+            Ok((stem.to_string_lossy().into_owned(), word_lists::lines_of(Some(path), "")?))
         });
         shipped.chain(own).collect()
     }
@@ -205,7 +205,7 @@ impl Topic {
     fn json(&self, steered: &[Steered], scores: &[PairScores], tokenizer: &Tokenizer, tokens: usize) -> Result<Value> {
         let topic = |(own, (topic, scores)): (usize, (&Steered, &PairScores))| -> Result<Value> {
             let pairs = scores.highest(PAIRS_SHOWN)?;
-            let pair = |&(id, sense): &(i64, i64)| json!({ "token": id, "word": lists::name(tokenizer, id), "sense": sense, "score": scores.score(id, sense) });
+            let pair = |&(id, sense): &(i64, i64)| json!({ "token": id, "word": word_lists::name(tokenizer, id), "sense": sense, "score": scores.score(id, sense) });
             let outcome = |o: &Outcome| {
                 let all = steered.iter().zip(&o.rates).map(|(topic, rate)| (topic.name.clone(), json!(rate)));
                 json!({ "strength": o.strength, "success": o.success, "words_per_100_tokens": o.rates[own],
@@ -214,7 +214,7 @@ impl Topic {
             };
             Ok(json!({
                 "topic": topic.name,
-                "words": topic.ids.iter().map(|&id| lists::name(tokenizer, id)).collect::<Vec<_>>(),
+                "words": topic.ids.iter().map(|&id| word_lists::name(tokenizer, id)).collect::<Vec<_>>(),
                 "first_token_only": topic.cut,
                 "thresholds": scores.thresholds(),
                 "highest": pairs.iter().map(pair).collect::<Vec<_>>(),
@@ -230,7 +230,7 @@ impl Topic {
 /// The topic that a text is about, of what the model expects in it more than in its own texts, `usual`.
 fn about(model: &LanguageModel, tokenizer: &Tokenizer, text: &str, usual: &[f64]) -> Result<Steered> {
     let is_word = |id: i64| {
-        let name = lists::name(tokenizer, id);
+        let name = word_lists::name(tokenizer, id);
         let word = name.trim();
         // Of letters alone, and the token that the word is inside a text.
         word.chars().count() > 2

@@ -1,0 +1,147 @@
+//! What a word calls up is taken from one word and given to another, in every context.
+
+use anyhow::{Result, ensure};
+use model::{LanguageModel, SenseChoice, SenseEdit, SenseOp};
+use tch::{Kind, Tensor};
+
+use crate::senses::inspect::{backpack_of, sense_vectors};
+
+/// The edits by which `word` calls up `new` where it called up `old`: for each of its senses
+/// C' = C - (C . E[old] / |E[old]|^2) E[old] + (C . E[old] / |E[new]|^2) E[new].
+///
+/// # Errors
+/// When the model is a GPT-2 or lacks one of the words, old and new are one, or the embedding of one of them is 0.
+pub fn knowledge_edits(model: &LanguageModel, word: i64, old: i64, new: i64) -> Result<Vec<SenseEdit>> {
+    ensure!(old != new, "the old and the new word are one token: give two");
+    let [from, to] = embeddings(model, [old, new])?;
+    let senses = senses(model, word)?;
+    let (from_square, to_square) = (square(&from), square(&to));
+    ensure!(
+        from_square > 0.0 && to_square > 0.0,
+        "the embedding of the old or the new word is 0: nothing points to it"
+    );
+    let called_up = senses.matmul(&from).unsqueeze(1); // [L, 1]
+    let edited = &senses - &called_up * (from / from_square) + &called_up * (to / to_square);
+    let replace = |sense: i64| {
+        let vector = Vec::try_from(edited.get(sense).to_kind(Kind::Float))?;
+        Ok(SenseEdit { token: word, sense: SenseChoice::One(sense), op: SenseOp::Replace(vector) })
+    };
+    (0..senses.size()[0]).map(replace).collect()
+}
+
+/// What one sense of a word adds to the logits of two words where its weight is 1.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SenseShift {
+    /// C . E[old].
+    pub old: f64,
+    /// C . E[new].
+    pub new: f64,
+}
+
+/// Of each sense of a word, as the model is now.
+///
+/// # Errors
+/// When the model is a GPT-2 or lacks one of the words.
+pub fn sense_shifts(model: &LanguageModel, word: i64, old: i64, new: i64) -> Result<Vec<SenseShift>> {
+    let [from, to] = embeddings(model, [old, new])?;
+    let senses = senses(model, word)?;
+    let (old, new): (Vec<f64>, Vec<f64>) = (Vec::try_from(senses.matmul(&from))?, Vec::try_from(senses.matmul(&to))?);
+    Ok(old.into_iter().zip(new).map(|(old, new)| SenseShift { old, new }).collect())
+}
+
+/// `[D]` each, in double precision.
+fn embeddings(model: &LanguageModel, ids: [i64; 2]) -> Result<[Tensor; 2]> {
+    let wte = backpack_of(model)?.body().wte();
+    for id in ids {
+        model.check_ids(&[id])?;
+    }
+    Ok(ids.map(|id| wte.get(id).detach().to_kind(Kind::Double)))
+}
+
+/// `[L, D]` in double precision.
+fn senses(model: &LanguageModel, word: i64) -> Result<Tensor> {
+    model.check_ids(&[word])?;
+    Ok(sense_vectors(model, &[word])?.squeeze_dim(0).to_kind(Kind::Double))
+}
+
+fn square(vector: &Tensor) -> f64 {
+    vector.dot(vector).double_value(&[])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Reading;
+    use crate::control::tests::{fixture, senses_and_embedding};
+
+    const WORD: i64 = 90;
+    const OLD: i64 = 5;
+    const NEW: i64 = 17;
+
+    /// By hand, and what follows from the formula: C' . E[old] is what E[new] brings of it, C' . E[new] has all that
+    /// the old word had.
+    #[test]
+    fn each_sense_points_to_the_new_word_as_it_did_to_the_old() {
+        let mut model = fixture("inv_scale");
+        let (senses, embedding) = senses_and_embedding(&model, &[WORD]);
+        let dot = |a: &[f64], b: &[f64]| -> f64 { a.iter().zip(b).map(|(a, b)| a * b).sum() };
+        let (from, to) = (&embedding[OLD as usize], &embedding[NEW as usize]);
+        let before = sense_shifts(&model, WORD, OLD, NEW).unwrap();
+        let edits = knowledge_edits(&model, WORD, OLD, NEW).unwrap();
+        assert_eq!(edits.len(), 4);
+        for (edit, sense) in edits.iter().zip(&senses[0]) {
+            let SenseOp::Replace(vector) = &edit.op else { panic!("{edit:?}") };
+            for (i, got) in vector.iter().enumerate() {
+                let want =
+                    sense[i] - dot(sense, from) / dot(from, from) * from[i] + dot(sense, from) / dot(to, to) * to[i];
+                assert!((f64::from(*got) - want).abs() < 1e-5);
+            }
+        }
+        model.edit(&edits).unwrap();
+        let after = sense_shifts(&model, WORD, OLD, NEW).unwrap();
+        let crossed = dot(from, to);
+        for (before, after) in before.iter().zip(&after) {
+            assert!((after.old - before.old * crossed / dot(to, to)).abs() < 1e-4);
+            let want = before.new - before.old * crossed / dot(from, from) + before.old;
+            assert!((after.new - want).abs() < 1e-4);
+        }
+    }
+
+    /// Where the two words' embeddings are at right angles nothing is left of the old one.
+    #[test]
+    fn at_right_angles_nothing_is_left_of_the_old_word() {
+        let model = fixture("inv_scale");
+        let name = "backpack.gpt2_model.wte.weight";
+        let wte = model.parameters().get(name).detach().copy();
+        let [from, to] = embeddings(&model, [OLD, NEW]).unwrap();
+        let right = &to - &from * (to.dot(&from).double_value(&[]) / square(&from));
+        wte.get(NEW).copy_(&right.to_kind(Kind::Float));
+        let mut model = model.with_parameter(name, wte).unwrap();
+        let before = sense_shifts(&model, WORD, OLD, NEW).unwrap();
+        model.edit(&knowledge_edits(&model, WORD, OLD, NEW).unwrap()).unwrap();
+        for (before, after) in before.iter().zip(sense_shifts(&model, WORD, OLD, NEW).unwrap()) {
+            assert!(before.old.abs() > 1e-3 && after.old.abs() < 1e-4, "{before:?} {after:?}");
+            assert!((after.new - before.new - before.old).abs() < 1e-4);
+        }
+    }
+
+    #[test]
+    fn texts_without_the_word_are_unchanged_to_the_bit() {
+        let mut model = fixture("inv_scale");
+        let edits = knowledge_edits(&model, WORD, OLD, NEW).unwrap();
+        let logits = |model: &LanguageModel, ids: &[i64]| Reading::of(model, ids).unwrap().logits;
+        let (with, without) = ([7, WORD, 3], [7, 12, 3]);
+        let before = (logits(&model, &with), logits(&model, &without));
+        let after = model.with_edits(&edits, |model| Ok((logits(model, &with), logits(model, &without)))).unwrap();
+        assert_eq!(before.1, after.1);
+        assert_eq!(before.0.get(0), after.0.get(0));
+        assert!(before.0.get(2) != after.0.get(2));
+    }
+
+    #[test]
+    fn words_that_are_none_are_refused() {
+        let model = fixture("inv_scale");
+        assert!(knowledge_edits(&model, WORD, OLD, OLD).unwrap_err().to_string().contains("are one token"));
+        assert!(knowledge_edits(&model, 311, OLD, NEW).is_err() && knowledge_edits(&model, WORD, 311, NEW).is_err());
+    }
+}

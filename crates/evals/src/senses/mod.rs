@@ -1,0 +1,4 @@
+//! Inspection of sense vectors, and sense edits as files.
+
+pub(crate) mod edit_file;
+pub(crate) mod inspect;

@@ -1,0 +1,3 @@
+//! Sense edits, and the memory-mapped table of all sense vectors.
+
+pub(crate) mod edits;

@@ -1,0 +1,342 @@
+//! TOML in: inheritance, `--set`, and errors that name the file and the key.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use toml::{Table, Value};
+
+use crate::config::Config;
+
+impl Config {
+    /// Reads a file with what it inherits by `base = "other.toml"`, applies `key.path=value`
+    /// overrides, fills in defaults and validates.
+    ///
+    /// # Errors
+    /// In one sentence with file and key: not TOML, an unknown key (with the nearest one),
+    /// a value of the wrong type, a setting that cannot be meant.
+    pub fn load(path: &Path, overrides: &[String]) -> Result<Self> {
+        let table = read(path, overrides)?;
+        let data = table.get("data").and_then(Value::as_table);
+        ensure!(
+            data.is_some_and(|d| d.contains_key("path")),
+            "{} sets no data.path: name the folder that `backpack prepare-data` wrote, in the file or with --set data.path=FOLDER",
+            path.display()
+        );
+        Self::from_table(path, table)
+    }
+
+    /// As [`Config::load`], for what needs no prepared data: `data.path` may be left out, and
+    /// is empty then.
+    ///
+    /// # Errors
+    /// As those of [`Config::load`].
+    pub fn load_without_data(path: &Path, overrides: &[String]) -> Result<Self> {
+        let mut table = read(path, overrides)?;
+        if let Value::Table(data) = table.entry("data").or_insert_with(|| Value::Table(Table::new())) {
+            data.entry("path").or_insert_with(|| Value::String(String::new()));
+        }
+        Self::from_table(path, table)
+    }
+
+    fn from_table(path: &Path, table: Table) -> Result<Self> {
+        let config: Config = serde_path_to_error::deserialize(Value::Table(table)).map_err(|e| {
+            let message = e.inner().message().replace('\n', " ");
+            // In the words of TOML, not of Rust.
+            let message = message.replace("expected u64", POSITIVE).replace("expected usize", POSITIVE);
+            anyhow::anyhow!("{} is not usable: key {}: {message}", path.display(), e.path())
+        })?;
+        config.validate().with_context(|| format!("{} cannot be run", path.display()))?;
+        Ok(config)
+    }
+
+    /// The file with every key, as a run folder keeps it.
+    ///
+    /// # Errors
+    /// When a path is not UTF-8.
+    pub fn to_toml(&self) -> Result<String> {
+        toml::to_string_pretty(self).context("the configuration cannot be written as TOML")
+    }
+}
+
+const POSITIVE: &str = "expected a whole number of at least 0";
+
+/// All sections and keys, each with a value of its type.
+fn schema() -> Result<Table> {
+    match Value::try_from(Config::example()).context("the example configuration cannot be written as TOML")? {
+        Value::Table(table) => Ok(table),
+        other => bail!("a configuration is written as {}, not as a table", other.type_str()),
+    }
+}
+
+/// The file with its bases and `--set`.
+fn read(path: &Path, overrides: &[String]) -> Result<Table> {
+    let schema = schema()?;
+    let mut table = read_with_bases(path, &schema, &mut Vec::new())?;
+    for assignment in overrides {
+        apply(&mut table, &schema, assignment).with_context(|| format!("--set {assignment} is not usable"))?;
+    }
+    Ok(table)
+}
+
+fn read_with_bases(path: &Path, schema: &Table, above: &mut Vec<PathBuf>) -> Result<Table> {
+    let text =
+        fs::read_to_string(path).with_context(|| format!("the config file {} cannot be read", path.display()))?;
+    let real = path.canonicalize().with_context(|| format!("{} has no place on disk", path.display()))?;
+    ensure!(!above.contains(&real), "{} inherits from itself through `base`", path.display());
+    above.push(real);
+    let mut table: Table = text.parse().map_err(|e: toml::de::Error| {
+        let line = e.span().map_or(0, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+        anyhow::anyhow!("{} line {line} is not TOML: {}", path.display(), e.message().replace('\n', " "))
+    })?;
+    let base = table.remove("base");
+    check(&table, schema, "").with_context(|| format!("{} is not usable", path.display()))?;
+    let Some(base) = base else { return Ok(table) };
+    let Value::String(base) = base else {
+        bail!("{}: key base is {base}: it must be the path of another config file", path.display());
+    };
+    let base_path = path.parent().unwrap_or(Path::new(".")).join(base);
+    let inherited = read_with_bases(&base_path, schema, above)
+        .with_context(|| format!("the base of {} is not usable", path.display()))?;
+    Ok(merge(inherited, table))
+}
+
+/// `over` wins, key by key.
+fn merge(mut under: Table, over: Table) -> Table {
+    for (key, value) in over {
+        let merged = match (under.remove(&key), value) {
+            (Some(Value::Table(below)), Value::Table(above)) => Value::Table(merge(below, above)),
+            (_, value) => value,
+        };
+        under.insert(key, merged);
+    }
+    under
+}
+
+/// Every key is known and its value of the right type.
+fn check(table: &Table, schema: &Table, prefix: &str) -> Result<()> {
+    for (key, value) in table {
+        let name = format!("{prefix}{key}");
+        let example = known(schema, key, &name)?;
+        match (value, example) {
+            (Value::Table(inner), Value::Table(inner_schema)) => check(inner, inner_schema, &format!("{name}."))?,
+            _ => ensure!(
+                fits(&name, value, example),
+                "key {name} is {value}, which is {}; it must be {}",
+                describe(value),
+                wanted(&name, example)
+            ),
+        }
+    }
+    Ok(())
+}
+
+fn known<'a>(schema: &'a Table, key: &str, name: &str) -> Result<&'a Value> {
+    if let Some(example) = schema.get(key) {
+        return Ok(example);
+    }
+    // Near in spelling among this section's keys.
+    let nearest = schema.keys().max_by(|a, b| {
+        let near = |k: &str| strsim::jaro_winkler(k, key);
+        near(a).total_cmp(&near(b))
+    });
+    let prefix = name.strip_suffix(key).unwrap_or_default();
+    bail!("key {name} is unknown: the nearest is {prefix}{}", nearest.map_or("", String::as_str))
+}
+
+/// The one key with two types.
+const MICRO_BATCH: &str = "batch.micro_batch";
+
+fn fits(name: &str, value: &Value, example: &Value) -> bool {
+    match (value, example) {
+        (Value::Integer(_), Value::Float(_)) => true,
+        (Value::Integer(_), _) if name == MICRO_BATCH => true,
+        (Value::Array(values), Value::Array(examples)) => {
+            values.len() == examples.len() && values.iter().zip(examples).all(|(v, e)| fits(name, v, e))
+        }
+        _ => value.same_type(example),
+    }
+}
+
+fn describe(value: &Value) -> &'static str {
+    match value {
+        Value::String(_) => "a string",
+        Value::Integer(_) => "a whole number",
+        Value::Float(_) => "a number",
+        Value::Boolean(_) => "true or false",
+        Value::Datetime(_) => "a date",
+        Value::Array(_) => "a list",
+        Value::Table(_) => "a section",
+    }
+}
+
+fn wanted(name: &str, example: &Value) -> String {
+    match example {
+        _ if name == MICRO_BATCH => "a whole number or \"auto\"".to_owned(),
+        Value::Array(values) => format!("a list of {} numbers", values.len()),
+        other => describe(other).to_owned(),
+    }
+}
+
+/// One `key.path=value`, read as the key's type.
+fn apply(table: &mut Table, schema: &Table, assignment: &str) -> Result<()> {
+    let (name, text) = assignment.split_once('=').context("it must look like section.key=value")?;
+    let (name, text) = (name.trim(), text.trim());
+    let (section, key) = name.split_once('.').context("it must look like section.key=value")?;
+    ensure!(!section.is_empty() && !key.is_empty(), "it must look like section.key=value");
+    let Value::Table(section_schema) = known(schema, section, section)? else {
+        bail!("{section} is no section");
+    };
+    let example = known(section_schema, key, name)?;
+    let parsed = format!("value = {text}").parse::<Table>().ok().and_then(|mut t| t.remove("value"));
+    let value = match (parsed, example) {
+        // A string may come bare, whatever it looks like.
+        (Some(Value::String(quoted)), Value::String(_)) => Value::String(quoted),
+        (Some(Value::Integer(n)), _) if name == MICRO_BATCH => Value::Integer(n),
+        (_, Value::String(_)) => Value::String(text.to_owned()),
+        (Some(value), _) => value,
+        (None, _) => Value::String(text.to_owned()),
+    };
+    ensure!(
+        fits(name, &value, example),
+        "key {name} is {value}, which is {}; it must be {}",
+        describe(&value),
+        wanted(name, example)
+    );
+    match table.entry(section).or_insert_with(|| Value::Table(Table::new())) {
+        Value::Table(inner) => {
+            inner.insert(key.to_owned(), value);
+        }
+        _ => bail!("{section} is no section"),
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::batch_reader::MicroBatch;
+    use crate::optim::lr_schedule::Decay;
+
+    struct Files(tempfile::TempDir);
+
+    impl Files {
+        fn new(files: &[(&str, &str)]) -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            for (name, text) in files {
+                fs::write(folder.path().join(name), text).unwrap();
+            }
+            Files(folder)
+        }
+
+        fn load(&self, overrides: &[&str]) -> Result<Config> {
+            let overrides: Vec<String> = overrides.iter().map(|s| (*s).to_owned()).collect();
+            Config::load(&self.0.path().join("run.toml"), &overrides)
+        }
+
+        fn error(&self, overrides: &[&str]) -> String {
+            format!("{:#}", self.load(overrides).unwrap_err())
+        }
+    }
+
+    fn one(text: &str) -> Files {
+        Files::new(&[("run.toml", text)])
+    }
+
+    #[test]
+    fn a_file_with_only_a_path_is_the_published_run() {
+        let config = one("[data]\npath = 'owt'").load(&[]).unwrap();
+        assert_eq!((config.model.num_senses, config.model.sense_intermediate_scale), (16, 4));
+        assert!(config.model.scale_attn_by_inverse_layer_idx);
+        assert_eq!((config.model.dropout, config.run.seed), (0.1, 1111));
+        assert_eq!((config.optimizer.learning_rate, config.optimizer.weight_decay), (6e-4, 0.1));
+        assert_eq!((config.schedule.warmup_steps, config.schedule.max_steps), (5_000, 100_000));
+        assert_eq!((config.batch.tokens, config.data.sequence_length), (524_288, 512));
+        assert_eq!((config.checkpoint.keep_last, config.checkpoint.keep_best), (2, 3));
+    }
+
+    #[test]
+    fn a_base_is_overridden_key_by_key_and_by_set() {
+        let files = Files::new(&[
+            ("base.toml", "[model]\nn_embd = 64\nn_head = 4\nn_layer = 2\n[data]\npath = 'a'"),
+            ("run.toml", "base = 'base.toml'\n[model]\nn_layer = 3\n"),
+        ]);
+        let config = files
+            .load(&[
+                "data.path=b",
+                "optimizer.learning_rate=1",
+                "batch.micro_batch=4",
+                "schedule.decay=cosine",
+                "run.name=\"x y\"",
+                "optimizer.betas=[0.9, 0.95]",
+                "run.precision = fp32",
+                "logging.tensorboard=false",
+            ])
+            .unwrap();
+        assert_eq!((config.model.n_embd, config.model.n_layer), (64, 3));
+        assert_eq!((config.data.path.to_str(), config.run.name.as_str()), (Some("b"), "x y"));
+        assert_eq!((config.optimizer.learning_rate, config.optimizer.betas), (1.0, (0.9, 0.95)));
+        assert_eq!((config.batch.micro_batch, config.schedule.decay), (MicroBatch::Sequences(4), Decay::Cosine));
+        assert!(!config.logging.tensorboard);
+        assert_eq!(
+            one("[data]\npath='x'").load(&["batch.micro_batch=auto", "run.name=2024"]).unwrap().run.name,
+            "2024"
+        );
+    }
+
+    #[test]
+    fn what_needs_no_data_needs_no_path() {
+        let load = |text: &str| {
+            let files = one(text);
+            Config::load_without_data(&files.0.path().join("run.toml"), &["run.seed=3".to_owned()])
+        };
+        let config = load("[data]\nsequence_length = 64").unwrap();
+        assert_eq!((config.data.path.to_str(), config.data.sequence_length, config.run.seed), (Some(""), 64, 3));
+        assert_eq!(load("[data]\npath = 'owt'").unwrap().data.path.to_str(), Some("owt"));
+        assert_eq!(load("").unwrap().data.sequence_length, 512);
+        assert!(load("[data]\npat = 'owt'").unwrap_err().to_string().contains("is not usable"));
+    }
+
+    #[test]
+    fn the_resolved_file_loads_as_itself() {
+        let config = one("[data]\npath = 'owt'\n[batch]\nmicro_batch = 8").load(&[]).unwrap();
+        assert_eq!(one(&config.to_toml().unwrap()).load(&[]).unwrap(), config);
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let unknown = one("[data]\npath='x'\n[optimizer]\nlearning_rat = 1.0").error(&[]);
+        assert!(
+            unknown.ends_with("key optimizer.learning_rat is unknown: the nearest is optimizer.learning_rate"),
+            "{unknown}"
+        );
+        assert!(unknown.contains("run.toml"), "{unknown}");
+        assert!(one("[optimiser]\n").error(&[]).contains("key optimiser is unknown: the nearest is optimizer"));
+        let kind = one("[data]\npath='x'\n[model]\nn_embd = 'wide'").error(&[]);
+        assert!(kind.contains("key model.n_embd is \"wide\", which is a string; it must be a whole number"), "{kind}");
+        assert!(one("[model]\nn_embd = 1.5").error(&[]).contains("which is a number; it must be a whole number"));
+        assert!(one("data = 3").error(&[]).contains("key data is 3, which is a whole number; it must be a section"));
+        assert!(one("[batch]\nmicro_batch = true").error(&[]).contains("a whole number or \"auto\""));
+        assert!(one("[optimizer]\nbetas = [0.9]").error(&[]).contains("must be a list of 2 numbers"));
+        assert!(one("[data]\npath = \n").error(&[]).contains("line 2 is not TOML"));
+        assert!(one("").error(&[]).contains("sets no data.path"));
+        let path = "[data]\npath='x'\n";
+        assert!(one(&format!("{path}[schedule]\ndecay='sine'")).error(&[]).contains("sine"));
+        assert!(one(&format!("{path}[batch]\nmicro_batch='most'")).error(&[]).contains("most"));
+        assert!(one(path).error(&["optimizer.learning_rate=-1"]).contains("optimizer.learning_rate is -1"));
+        assert!(one(path).error(&["run.seed=-1"]).contains("-1"));
+        assert!(one(path).error(&["stability.spike_window=1"]).contains("stability.spike_window is 1"));
+        assert!(one(path).error(&["stability.skip_spikes=true", "stability.spike_window=0"]).contains("finds none"));
+        assert!(one(path).error(&["model.n_embd=ten"]).contains("it must be a whole number"));
+        assert!(one(path).error(&["model.n_emb=10"]).contains("nearest is model.n_embd"));
+        assert!(one(path).error(&["seed=10"]).contains("section.key=value"));
+        assert!(one(path).error(&["data.sequence_length=513"]).contains("more than model.n_positions 512"));
+    }
+
+    #[test]
+    fn a_base_that_is_missing_or_circular_is_refused() {
+        assert!(one("base = 'none.toml'").error(&[]).contains("none.toml cannot be read"));
+        assert!(one("base = 'run.toml'").error(&[]).contains("inherits from itself"));
+        assert!(one("base = 3").error(&[]).contains("key base is 3"));
+    }
+}

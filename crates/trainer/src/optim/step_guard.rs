@@ -1,0 +1,457 @@
+//! Steps that are out of the ordinary: a loss or gradient that is no finite number, and a loss far
+//! above those before it. What is decided is decided on the device, so that the host waits for
+//! nothing, and from numbers that are the same on all ranks.
+
+use anyhow::{Result, ensure};
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor};
+use torch_ext::{Conditions, Update};
+
+use crate::logging::metrics::is_zero;
+use crate::optim::loss_scaler::{LossScale, LossScaler};
+
+/// The `[stability]` section.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StabilityConfig {
+    /// Bad steps in a row after which the run ends; 0 for never.
+    pub max_bad_steps: u64,
+    /// Finite losses that a step's loss is held against; 0 for no look at spikes.
+    pub spike_window: usize,
+    /// Standard deviations above their mean from which a loss is a spike.
+    pub spike_z_score: f64,
+    /// Skip the update of such a step.
+    pub skip_spikes: bool,
+    /// What the loss is multiplied by at first, with fp16.
+    pub initial_loss_scale: f64,
+}
+
+impl Default for StabilityConfig {
+    fn default() -> Self {
+        StabilityConfig {
+            max_bad_steps: 10,
+            spike_window: 100,
+            // A loss of 0.5M tokens scatters by some thousandths around its trend: six deviations
+            // do not come by chance.
+            spike_z_score: 6.0,
+            skip_spikes: false,
+            initial_loss_scale: 65_536.0, // torch.amp.GradScaler's
+        }
+    }
+}
+
+impl StabilityConfig {
+    /// Refuses values that cannot be meant.
+    ///
+    /// # Errors
+    /// Naming the key.
+    pub(crate) fn validate(&self) -> Result<()> {
+        for (key, value) in [("spike_z_score", self.spike_z_score), ("initial_loss_scale", self.initial_loss_scale)] {
+            ensure!(value > 0.0 && value.is_finite(), "stability.{key} is {value}: it must be above 0");
+        }
+        ensure!(
+            self.spike_window != 1,
+            "stability.spike_window is 1: one loss has no deviation; use at least 2, or 0 for no look at spikes"
+        );
+        ensure!(
+            !self.skip_spikes || self.spike_window > 0,
+            "stability.skip_spikes is true, but stability.spike_window 0 finds none: give it a window"
+        );
+        Ok(())
+    }
+}
+
+/// What a resumed run goes on with, in `state.json`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StabilityState {
+    /// Steps skipped so far.
+    pub skipped: u64,
+    /// Of those, the newest without an update between them.
+    pub since_update: u64,
+    /// Bad steps in a row so far.
+    pub bad_in_row: u64,
+    /// What steps are judged by.
+    #[serde(flatten)]
+    pub gauge: Gauge,
+    /// Within a row of skipped steps: what it was before them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub before_row: Option<Gauge>,
+}
+
+/// What steps are judged by, which those that are skipped change too.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Gauge {
+    /// Spikes so far.
+    pub spikes: u64,
+    /// The newest finite losses, the oldest first.
+    pub losses: Vec<f64>,
+    /// With fp16.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loss_scale: Option<LossScale>,
+    /// With fp16: of the skipped steps, those that only searched for the scale.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub searched: u64,
+}
+
+impl StabilityState {
+    /// As it was before the row of skipped steps that the run is in.
+    pub(crate) fn before_row(self) -> Self {
+        StabilityState {
+            skipped: self.skipped - self.since_update,
+            gauge: self.before_row.unwrap_or(self.gauge),
+            ..StabilityState::default()
+        }
+    }
+}
+
+/// What the host sees of a step, by one wait for the device.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Seen {
+    /// Mean loss of the batch before the update.
+    pub loss: f64,
+    /// Global gradient norm before clipping.
+    pub grad_norm: f64,
+    /// How many standard deviations the loss is above the mean of those before; NaN before there
+    /// are enough.
+    pub z_score: f64,
+    /// Steps skipped so far.
+    pub skipped: u64,
+    /// Of those, the newest without an update between them.
+    pub since_update: u64,
+    /// Bad steps in a row.
+    pub bad_in_row: u64,
+    /// Spikes so far.
+    pub spikes: u64,
+    /// Of the skipped steps, those that only searched for the loss scale.
+    pub searched: u64,
+    /// What the next loss is multiplied by.
+    pub loss_scale: Option<f64>,
+}
+
+/// Counts and what steps are judged by, as fp64 tensors on the device.
+#[derive(Debug)]
+pub struct Stability {
+    config: StabilityConfig,
+    skipped: Tensor,
+    since_update: Tensor,
+    bad_in_row: Tensor,
+    gauge: DeviceGauge,
+    /// [`DeviceGauge::tensors`] after the newest update.
+    at_update: [Tensor; GAUGE],
+}
+
+/// A [`Gauge`] on the device.
+#[derive(Debug)]
+struct DeviceGauge {
+    spikes: Tensor,
+    /// `[spike_window]`; NaN where there was no loss yet.
+    losses: Tensor,
+    scaler: Option<LossScaler>,
+    searched: Tensor,
+}
+
+/// Tensors that a [`Gauge`] is read from.
+const GAUGE: usize = 5;
+
+fn number(value: u64, device: Device) -> Result<Tensor> {
+    Ok(Tensor::f_from_slice(&[value as f64])?.f_to_device(device)?.f_view([] as [i64; 0])?)
+}
+
+impl DeviceGauge {
+    fn of(gauge: &Gauge, config: &StabilityConfig, scaled: bool, device: Device) -> Result<Self> {
+        let known = &gauge.losses[gauge.losses.len().saturating_sub(config.spike_window)..];
+        let mut losses = vec![f64::NAN; config.spike_window - known.len()];
+        // Losses are fp32: what reading decimals may be off by is rounded away.
+        losses.extend(known.iter().map(|loss| f64::from(*loss as f32)));
+        let fresh = LossScale { scale: config.initial_loss_scale, good_steps: 0 };
+        let scale = gauge.loss_scale.unwrap_or(fresh);
+        Ok(DeviceGauge {
+            spikes: number(gauge.spikes, device)?,
+            losses: Tensor::f_from_slice(&losses)?.f_to_device(device)?,
+            scaler: scaled.then(|| LossScaler::new(scale, device)).transpose()?,
+            searched: number(gauge.searched, device)?,
+        })
+    }
+
+    fn tensors(&self) -> Result<[Tensor; GAUGE]> {
+        let none = self.spikes.f_zeros_like()?;
+        let (scale, good_steps) = self.scaler.as_ref().map_or((&none, &none), LossScaler::tensors);
+        Ok([&self.losses, &self.spikes, &self.searched, scale, good_steps].map(Tensor::shallow_clone))
+    }
+}
+
+/// What is known of a step before its update.
+#[derive(Debug)]
+pub struct Verdict {
+    finite: Tensor,
+    spike: Tensor,
+    /// In standard deviations, fp64.
+    pub(crate) z_score: Tensor,
+    /// Whether there is to be no update, bool.
+    veto: Tensor,
+}
+
+impl Stability {
+    /// At the start of a run; `scaled` for fp16, whose loss is scaled.
+    ///
+    /// # Errors
+    /// When libtorch refuses.
+    pub fn new(config: &StabilityConfig, scaled: bool, device: Device) -> Result<Self> {
+        Self::resume(config, scaled, device, &StabilityState::default())
+    }
+
+    /// As it was.
+    ///
+    /// # Errors
+    /// When libtorch refuses.
+    pub fn resume(config: &StabilityConfig, scaled: bool, device: Device, state: &StabilityState) -> Result<Self> {
+        let before = state.before_row.as_ref().unwrap_or(&state.gauge);
+        Ok(Stability {
+            skipped: number(state.skipped, device)?,
+            since_update: number(state.since_update, device)?,
+            bad_in_row: number(state.bad_in_row, device)?,
+            gauge: DeviceGauge::of(&state.gauge, config, scaled, device)?,
+            at_update: DeviceGauge::of(before, config, scaled, device)?.tensors()?,
+            config: config.clone(),
+        })
+    }
+
+    /// What the loss is to be multiplied by before the backward pass.
+    pub(crate) fn loss_scale(&self) -> Option<&Tensor> {
+        self.gauge.scaler.as_ref().map(LossScaler::scale)
+    }
+
+    /// Before the update, from the loss of the whole batch: an fp32 scalar.
+    pub(crate) fn judge(&mut self, loss: &Tensor) -> Result<Verdict> {
+        let loss = loss.f_to_kind(Kind::Double)?;
+        let finite = loss.f_isfinite()?;
+        let (z_score, spike) = if self.config.spike_window > 0 {
+            // 1e-6: losses that are all the same have no spikes, only rounding.
+            let deviation = self.gauge.losses.f_std(true)?.f_clamp_min(1e-6)?;
+            let z_score = loss.f_sub(&self.gauge.losses.f_mean(Kind::Double)?)?.f_div(&deviation)?;
+            let spike = z_score.f_gt(self.config.spike_z_score)?.f_logical_and(&finite)?;
+            let newer = Tensor::f_cat(
+                &[self.gauge.losses.f_narrow(0, 1, self.gauge.losses.size()[0] - 1)?, loss.f_view([1])?],
+                0,
+            )?;
+            self.gauge.losses = newer.f_where_self(&finite, &self.gauge.losses)?;
+            (z_score, spike)
+        } else {
+            (loss.f_full_like(f64::NAN)?, finite.f_zeros_like()?)
+        };
+        let mut veto = finite.f_logical_not()?;
+        if self.config.skip_spikes {
+            veto = veto.f_logical_or(&spike)?;
+        }
+        if self.config.max_bad_steps > 0 {
+            // Where the host looks seldom, nothing is trained between the last of the row and its look.
+            veto = veto.f_logical_or(&self.bad_in_row.f_ge(self.config.max_bad_steps as f64)?)?;
+        }
+        Ok(Verdict { finite, spike, z_score, veto })
+    }
+
+    /// For the update.
+    pub(crate) fn conditions<'a>(&'a self, verdict: &'a Verdict) -> Conditions<'a> {
+        Conditions { loss_scale: self.loss_scale(), veto: Some(&verdict.veto) }
+    }
+
+    /// After the update.
+    pub(crate) fn count(&mut self, verdict: &Verdict, update: &Update) -> Result<()> {
+        let skipped = verdict.veto.f_logical_or(&update.overflow)?;
+        self.skipped = self.skipped.f_add(&skipped)?;
+        self.gauge.spikes = self.gauge.spikes.f_add(&verdict.spike)?;
+        self.since_update = self.since_update.f_add_scalar(1)?.f_mul(&skipped)?;
+        let row = self.bad_in_row.f_add_scalar(1)?.f_mul(&skipped)?;
+        self.bad_in_row = match &mut self.gauge.scaler {
+            None => row,
+            Some(scaler) => {
+                // A gradient that overflows at a large scale says nothing but that the scale is too
+                // large: the search for it counts as no bad step.
+                let searching = update.overflow.f_logical_and(&verdict.finite)?.f_logical_and(&scaler.can_fall()?)?;
+                scaler.update(&update.overflow)?;
+                self.gauge.searched = self.gauge.searched.f_add(&searching)?;
+                self.bad_in_row.f_where_self(&searching, &row)?
+            }
+        };
+        let now = self.gauge.tensors()?;
+        for (at_update, now) in self.at_update.iter_mut().zip(now) {
+            *at_update = at_update.f_where_self(&skipped, &now)?;
+        }
+        Ok(())
+    }
+
+    /// Waits for a step and tells of it.
+    ///
+    /// # Errors
+    /// When libtorch refuses.
+    pub fn look(&self, loss: &Tensor, grad_norm: &Tensor, z_score: &Tensor) -> Result<Seen> {
+        let scale = self.loss_scale().map_or_else(|| grad_norm.f_zeros_like(), Tensor::f_detach)?;
+        let numbers = [
+            loss,
+            grad_norm,
+            z_score,
+            &self.skipped,
+            &self.since_update,
+            &self.bad_in_row,
+            &self.gauge.spikes,
+            &scale,
+            &self.gauge.searched,
+        ];
+        let numbers: Vec<Tensor> = numbers.iter().map(|n| n.f_to_kind(Kind::Double)).collect::<Result<_, _>>()?;
+        let mut values = [0f64; 9];
+        Tensor::f_stack(&numbers, 0)?.f_to_device(Device::Cpu)?.f_copy_data(&mut values, 9)?;
+        let [loss, grad_norm, z_score, skipped, since_update, bad_in_row, spikes, scale, searched] = values;
+        Ok(Seen {
+            loss,
+            grad_norm,
+            z_score,
+            skipped: skipped as u64,
+            since_update: since_update as u64,
+            bad_in_row: bad_in_row as u64,
+            spikes: spikes as u64,
+            searched: searched as u64,
+            loss_scale: self.gauge.scaler.is_some().then_some(scale),
+        })
+    }
+
+    /// For a checkpoint.
+    pub(crate) fn state(&self) -> Result<StabilityState> {
+        let since_update = count(&self.since_update)?;
+        let before_row = (since_update > 0).then(|| self.read(&self.at_update)).transpose()?;
+        Ok(StabilityState {
+            skipped: count(&self.skipped)?,
+            since_update,
+            bad_in_row: count(&self.bad_in_row)?,
+            gauge: self.read(&self.gauge.tensors()?)?,
+            before_row,
+        })
+    }
+
+    fn read(&self, [losses, spikes, searched, scale, good_steps]: &[Tensor; GAUGE]) -> Result<Gauge> {
+        let mut known = vec![0f64; losses.numel()];
+        losses.f_to_device(Device::Cpu)?.f_copy_data(&mut known, losses.numel())?;
+        known.retain(|loss| loss.is_finite());
+        let scale = || -> Result<LossScale> {
+            Ok(LossScale { scale: scale.f_double_value(&[])?, good_steps: good_steps.f_int64_value(&[])? })
+        };
+        let loss_scale = self.gauge.scaler.as_ref().map(|_| scale()).transpose()?;
+        Ok(Gauge { spikes: count(spikes)?, losses: known, loss_scale, searched: count(searched)? })
+    }
+}
+
+fn count(tensor: &Tensor) -> Result<u64> {
+    Ok(tensor.f_double_value(&[])? as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(spike_window: usize, skip_spikes: bool) -> StabilityConfig {
+        StabilityConfig { max_bad_steps: 3, spike_window, skip_spikes, ..StabilityConfig::default() }
+    }
+
+    /// One step with this loss and a gradient that overflows or not; whether it was skipped.
+    fn step(stability: &mut Stability, loss: f32, overflow: bool) -> bool {
+        let verdict = stability.judge(&Tensor::from(loss)).unwrap();
+        let before = stability.state().unwrap().skipped;
+        let update = Update { grad_norm: Tensor::from(1f32), overflow: Tensor::from(overflow) };
+        stability.count(&verdict, &update).unwrap();
+        stability.state().unwrap().skipped > before
+    }
+
+    #[test]
+    fn bad_steps_are_counted_and_a_row_of_them_stays_one() {
+        let mut stability = Stability::new(&config(0, false), false, Device::Cpu).unwrap();
+        assert!(!step(&mut stability, 3.0, false));
+        assert!(step(&mut stability, f32::NAN, true) && step(&mut stability, 3.0, true));
+        assert_eq!(stability.state().unwrap().bad_in_row, 2);
+        assert!(!step(&mut stability, 3.0, false));
+        for loss in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {
+            assert!(step(&mut stability, loss, false));
+        }
+        // The third was one too many: no update until the host has looked.
+        assert!(step(&mut stability, 3.0, false));
+        let state = stability.state().unwrap();
+        assert_eq!((state.skipped, state.bad_in_row, state.since_update), (6, 4, 4));
+    }
+
+    #[test]
+    fn a_spike_is_far_above_a_full_window_of_finite_losses() {
+        for skip in [false, true] {
+            let mut stability = Stability::new(&config(4, skip), false, Device::Cpu).unwrap();
+            // Too few losses to tell.
+            assert!(!step(&mut stability, 4.0, false) && !step(&mut stability, 9.0, false));
+            for loss in [2.0, 2.1, f32::NAN, 1.9, 2.0, 2.1] {
+                step(&mut stability, loss, false);
+            }
+            assert_eq!(stability.state().unwrap().gauge.spikes, 0);
+            assert_eq!(step(&mut stability, 4.0, false), skip);
+            assert_eq!(stability.state().unwrap().gauge.spikes, 1);
+            // It is among the window now: a level that stays up is none for long.
+            assert!(!step(&mut stability, 4.0, false));
+            assert_eq!(stability.state().unwrap().gauge.losses, [2.0f32, 2.1, 4.0, 4.0].map(f64::from));
+        }
+    }
+
+    #[test]
+    fn a_search_for_the_loss_scale_is_skipped_but_no_bad_step() {
+        let tiny = StabilityConfig { initial_loss_scale: 4.0, ..config(0, false) };
+        let mut stability = Stability::new(&tiny, true, Device::Cpu).unwrap();
+        let scale = |stability: &Stability| stability.state().unwrap().gauge.loss_scale.unwrap().scale;
+        assert!(step(&mut stability, 3.0, true) && step(&mut stability, 3.0, true));
+        assert_eq!((scale(&stability), stability.state().unwrap().bad_in_row), (1.0, 0));
+        assert!(step(&mut stability, 3.0, true));
+        let state = stability.state().unwrap();
+        assert_eq!((state.bad_in_row, state.since_update, state.skipped, state.gauge.searched), (1, 3, 3, 2));
+    }
+
+    #[test]
+    fn before_a_row_of_skipped_steps_all_is_as_it_was() {
+        let config = config(3, true);
+        let mut whole = Stability::new(&config, true, Device::Cpu).unwrap();
+        assert_eq!(whole.state().unwrap().before_row, None);
+        for loss in [2.0, 2.1, 1.9] {
+            step(&mut whole, loss, false);
+        }
+        let before = whole.state().unwrap();
+        // A spike, an overflow and a NaN, the middle one after a resume from within the row.
+        assert!(step(&mut whole, 9.0, false));
+        let text = serde_json::to_string(&whole.state().unwrap()).unwrap();
+        let read = serde_json::from_str(&text).unwrap();
+        let mut resumed = Stability::resume(&config, true, Device::Cpu, &read).unwrap();
+        for stability in [&mut whole, &mut resumed] {
+            assert!(step(stability, 2.0, true) && step(stability, f32::NAN, false));
+            let after = stability.state().unwrap();
+            assert_eq!(
+                (after.since_update, after.gauge.spikes, after.gauge.loss_scale.unwrap().scale),
+                (3, 1, 32_768.0)
+            );
+            assert_eq!(after.before_row(), before);
+            assert!(!step(stability, 2.0, false));
+            assert_eq!(stability.state().unwrap().before_row, None);
+        }
+    }
+
+    #[test]
+    fn what_is_saved_is_what_goes_on() {
+        let mut whole = Stability::new(&config(5, true), true, Device::Cpu).unwrap();
+        for i in 0..7 {
+            step(&mut whole, 2.0 + 0.1 * i as f32, i == 3);
+        }
+        let text = serde_json::to_string(&whole.state().unwrap()).unwrap();
+        // In the file the gauge's values stand beside the counts.
+        assert!(text.contains("\"spikes\":") && !text.contains("gauge"), "{text}");
+        let read: StabilityState = serde_json::from_str(&text).unwrap();
+        let mut resumed = Stability::resume(&config(5, true), true, Device::Cpu, &read).unwrap();
+        for loss in [2.5, 9.0, f32::NAN, 2.4] {
+            assert_eq!(step(&mut whole, loss, false), step(&mut resumed, loss, false));
+            assert_eq!(whole.state().unwrap(), resumed.state().unwrap());
+        }
+        // Another window takes what it has room for.
+        let narrow = Stability::resume(&config(2, true), true, Device::Cpu, &read).unwrap();
+        assert_eq!(narrow.state().unwrap().gauge.losses, read.gauge.losses[3..]);
+    }
+}

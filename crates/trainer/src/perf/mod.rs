@@ -1,0 +1,5 @@
+//! Speed and cost: FLOPs per token, peak matrix-product throughput, the step profiler, energy and money.
+
+pub(crate) mod cost;
+pub(crate) mod matmul_peak;
+pub(crate) mod profiler;

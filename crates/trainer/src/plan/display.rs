@@ -1,0 +1,71 @@
+//! A forecast as a person reads it.
+
+use std::fmt;
+
+use crate::logging::console::human_duration;
+use crate::plan::Forecast;
+
+fn gigabytes(bytes: u64) -> f64 {
+    bytes as f64 / 1e9
+}
+
+impl fmt::Display for Forecast {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "model       {} parameters", self.parameters)?;
+        for part in &self.parameters_by_part {
+            let share = 100.0 * part.parameters as f64 / self.parameters as f64;
+            writeln!(f, "            {:>11}  {:4.1}%  {}", part.parameters, share, part.name)?;
+        }
+        writeln!(
+            f,
+            "step        {} tokens = {} sequences = {} x {} x {} (processes x accumulation x micro-batch)",
+            self.tokens_per_step, self.sequences_per_step, self.processes, self.accumulation, self.micro_batch
+        )?;
+        write!(f, "run         {} steps, {} tokens", self.steps, self.tokens)?;
+        match (self.epochs, self.train_tokens) {
+            (Some(epochs), Some(tokens)) => writeln!(f, ", {epochs:.2} epochs of {tokens} tokens")?,
+            _ => writeln!(f, "; the data is not there, --train-tokens N says how many epochs that is")?,
+        }
+        writeln!(f, "computing   {:.3e} FLOP = {:.1} MFLOP a token", self.flops, self.flops_per_token / 1e6)?;
+        write!(f, "validation  {} times", self.validations)?;
+        match self.validation_share {
+            Some(share) => writeln!(f, ", {:.1}% of the computing", 100.0 * share)?,
+            None => writeln!(f)?,
+        }
+        match (self.seconds, self.tokens_per_second, &self.cost) {
+            (Some(seconds), Some(rate), Some(cost)) => {
+                let hours = cost.describe(self.device == "cuda");
+                writeln!(f, "time        {} at {rate:.0} tokens/s, {hours}", human_duration(seconds))?;
+            }
+            _ => writeln!(
+                f,
+                "time        unknown: give --tokens-per-second X, or --from-bench FILE of `backpack bench --json`"
+            )?,
+        }
+        let memory = &self.memory;
+        writeln!(
+            f,
+            "memory      {:.2} GB a process on a {}: weights {:.2}, gradients {:.2}, optimiser {:.2}, activations {:.2}, logits {:.2}, copy for checkpoints {:.2}, other {:.2}",
+            gigabytes(memory.total),
+            if self.device == "cuda" { "GPU" } else { "CPU" },
+            gigabytes(memory.weights),
+            gigabytes(memory.gradients),
+            gigabytes(memory.optimizer),
+            gigabytes(memory.activations),
+            gigabytes(memory.logits),
+            gigabytes(memory.checkpoint),
+            gigabytes(memory.overhead)
+        )?;
+        write!(
+            f,
+            "disk        {:.2} GB at most: {} checkpoints of {:.2}",
+            gigabytes(self.disk.bytes),
+            self.disk.most,
+            gigabytes(self.disk.bytes_each)
+        )?;
+        for warning in &self.warnings {
+            write!(f, "\nwarning     {warning}")?;
+        }
+        Ok(())
+    }
+}

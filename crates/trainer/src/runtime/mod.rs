@@ -1,0 +1,8 @@
+//! The process and its machine: device, CPU threads, signals, time limit, watchdog.
+
+pub(crate) mod cpu_topology;
+pub(crate) mod device;
+pub(crate) mod signals;
+pub(crate) mod threads;
+pub(crate) mod time_limit;
+pub(crate) mod watchdog;

@@ -1,0 +1,86 @@
+//! One optimiser step.
+
+use anyhow::Result;
+use model::{LanguageModel, Pass};
+use tch::{Kind, Tensor};
+use torch_ext::profiler::lap;
+
+use crate::distributed::grad_reducer::Reduction;
+use crate::optim::adamw::Optimizer;
+use crate::optim::step_guard::Stability;
+
+/// What a step leaves on its device; reading it waits for the step.
+#[derive(Debug)]
+pub struct StepResult {
+    /// Mean loss of the whole batch before the update, a scalar.
+    pub loss: Tensor,
+    /// Global norm of the whole batch's gradient before clipping, a scalar.
+    pub grad_norm: Tensor,
+    /// How far the loss is above those before it, in standard deviations, a scalar.
+    pub z_score: Tensor,
+}
+
+/// What a step trains, and how.
+#[derive(Debug)]
+pub struct Trained<'a> {
+    /// The network.
+    pub model: &'a LanguageModel,
+    /// Over its parameters.
+    pub optimizer: &'a mut Optimizer,
+    /// How the ranks' gradients become one.
+    pub reduction: &'a Reduction<'a>,
+    /// What is done about a step that is out of the ordinary.
+    pub stability: &'a mut Stability,
+    /// How a pass is done.
+    pub pass: Pass,
+}
+
+/// Forward and backward over `accumulation` micro-batches, the last of which makes every
+/// gradient the mean over all ranks, then one clipped AdamW update, or none where loss or gradient
+/// are not fit for one.
+///
+/// `micro_batch(i)` gives inputs and targets `[M, T]` of the i-th pass; `seed(i)` seeds its
+/// dropout; `mean` makes this rank's loss that of all. All micro-batches are of one size, so that the mean of their means is the
+/// batch's mean. The parts of it that [`torch_ext::profiler`] tells apart end at the laps here
+/// and at the marks in the model.
+///
+/// # Errors
+/// When a batch cannot be read, another rank is gone, or libtorch refuses.
+pub fn training_step(
+    trained: Trained<'_>,
+    learning_rate: f64,
+    accumulation: u64,
+    mut micro_batch: impl FnMut(u64) -> Result<(Tensor, Tensor)>,
+    seed: impl Fn(u64) -> u64,
+    mean: impl FnOnce(&Tensor) -> Result<()>,
+) -> Result<StepResult> {
+    let Trained { model, optimizer, reduction, stability, pass } = trained;
+    let mut total = Tensor::zeros([], (Kind::Float, model.device()));
+    optimizer.zero_grad()?;
+    lap("clip and optimiser");
+    for i in 0..accumulation {
+        let (ids, targets) = micro_batch(i)?;
+        lap("data");
+        if pass.dropout > 0.0 {
+            tch::manual_seed(seed(i) as i64);
+        }
+        let last = i + 1 == accumulation;
+        reduction.before_forward(last)?;
+        let loss = model.loss(&ids, &targets, pass)? / accumulation as f64;
+        lap("head and loss");
+        reduction.before_backward(last)?;
+        let scaled = stability.loss_scale().map(|scale| loss.f_mul(scale)).transpose()?;
+        // Where a rank that is gone is noticed, in words of ours.
+        scaled.as_ref().unwrap_or(&loss).f_backward().map_err(torch_ext::Error::from)?;
+        reduction.after_backward(last, optimizer)?;
+        lap("embedding backward");
+        total += loss.detach();
+    }
+    // The ranks have the same gradients by now; with one loss they decide alike.
+    mean(&total)?;
+    let verdict = stability.judge(&total)?;
+    let update = optimizer.update(learning_rate, stability.conditions(&verdict))?;
+    stability.count(&verdict, &update)?;
+    lap("clip and optimiser");
+    Ok(StepResult { loss: total, grad_norm: update.grad_norm, z_score: verdict.z_score })
+}
