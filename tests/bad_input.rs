@@ -50,8 +50,8 @@ fn configs_that_cannot_be_run() {
         ("optimizer.learning_rate=-1e-3", "optimizer.learning_rate is -0.001: it must be above 0"),
         ("schedule.warmup_steps=0", "schedule.warmup_steps is 0"),
         ("schedule.warmup_steps=13", "more than schedule.max_steps 12"),
-        ("batch.tokens=100", "no multiple of data.sequence_length 32: use 96 or 128"),
-        ("batch.micro_batch=3", "micro_batch 3 does not divide the 4 sequences"),
+        ("batch.tokens_per_step=100", "no multiple of data.sequence_length 32: use 96 or 128"),
+        ("batch.micro_batch_size=3", "micro_batch 3 does not divide the 4 sequences"),
         ("stability.initial_loss_scale=0", "stability.initial_loss_scale is 0"),
         ("model.num_senses=3", "does not divide by num_senses 3"),
         ("data.sequence_length=64", "more than model.n_positions 32"),
@@ -59,17 +59,17 @@ fn configs_that_cannot_be_run() {
         ("data.path=docs", "holds neither manifest.json nor a plain train.bin"),
         ("model.vocab_size=300", "which is not below the model's vocabulary of 300"),
         ("checkpoint.init_from=nowhere", "nowhere is not a folder"),
-        ("logging.every=0", "logging.every is 0"),
+        ("logging.every_steps=0", "logging.every_steps is 0"),
         ("run.threads=100000", "at most 4096"),
         ("run.seed=-1", "run.seed: invalid value: integer `-1`, expected a whole number of at least 0"),
-        ("batch.micro_batch=-2", "batch.micro_batch: it is -2"),
+        ("batch.micro_batch_size=-2", "batch.micro_batch_size: it is -2"),
         ("run.precision=fp8", "run.precision: unknown variant `fp8`, expected one of"),
     ] {
         let error = set(assignment);
         assert!(error.contains(why), "{assignment}: {error}");
     }
     // The same before anything starts, where it can be told.
-    for assignment in ["run.threads=100000", "checkpoint.init_from=nowhere", "batch.tokens=100"] {
+    for assignment in ["run.threads=100000", "checkpoint.init_from=nowhere", "batch.tokens_per_step=100"] {
         scratch.train("run", &["--dry-run", "--set", assignment]).error();
     }
     let narrow = format!("checkpoint.init_from={}", fixture("one_sense").display());

@@ -63,7 +63,7 @@ fn one_json_object_with_the_contract_s_keys() {
     assert!((losses[0] - 311f64.ln()).abs() < 0.2, "{losses:?}");
 
     // The same again, as a table for people.
-    let shown = bench(&scratch, &["--steps", "4", "--warmup", "0", "--part-steps", "0"]).expect(0);
+    let shown = bench(&scratch, &["--steps", "4", "--warmup", "0", "--profile-steps", "0"]).expect(0);
     for part in ["2 x 2 sequences of 32", "tokens/s (median of 4 steps; best", "utilisation", "GB resident"] {
         assert!(shown.stdout.contains(part), "{}", shown.stdout);
     }
@@ -82,7 +82,7 @@ fn the_rows_of_a_file_are_taken_in_order_and_wrap_round() {
     let file = scratch.text("six.bin");
     // A rate that leaves the weights what they are.
     let fixed = ["--set", "optimizer.learning_rate=1e-15", "--set", "model.dropout=0"];
-    let arguments = ["--json", "--warmup", "1", "--steps", "3", "--part-steps", "0", "--tokens-file", &file];
+    let arguments = ["--json", "--warmup", "1", "--steps", "3", "--profile-steps", "0", "--tokens-file", &file];
     let losses = losses(&bench(&scratch, &[&arguments[..], &fixed].concat()).expect(0).json());
     let differ = |a: usize, b: usize| (losses[a] - losses[b]).abs() > 1e-5;
     assert!(!differ(0, 3) && differ(0, 1) && differ(1, 2) && differ(2, 0), "{losses:?}");
@@ -93,7 +93,7 @@ fn what_cannot_be_benched() {
     let scratch = Scratch::new();
     let refused = |more: &[&str]| bench(&scratch, more).error();
     assert!(refused(&["--steps", "0"]).contains("--steps is 0"));
-    assert!(refused(&["--set", "batch.tokens=100"]).contains("no multiple of data.sequence_length 32"));
+    assert!(refused(&["--set", "batch.tokens_per_step=100"]).contains("no multiple of data.sequence_length 32"));
     assert!(refused(&["--tokens-file", "none.bin"]).contains("the tokens file none.bin cannot be read"));
     let file = scratch.text("ids.bin");
     write_ids(&scratch.path("ids.bin"), &[1; 32]);

@@ -241,7 +241,7 @@ fn what_cannot_be_controlled_says_why() {
     let given = ["--topic", "war", "--prompt", "!", "--tokenizer", "data/gpt2/tokenizer.json"];
     let outside = control("topic", small, &given).error();
     assert!(outside.contains("\"war\" is token 1175, outside the model's vocabulary of 311"), "{outside}");
-    scratch.train("run", &["--set", "model.kind=gpt2", "--stop-after", "1"]).expect(85);
+    scratch.train("run", &["--set", "model.architecture=gpt2", "--stop-after", "1"]).expect(85);
     let gpt2 = scratch.checkpoint("run", 1);
     let gpt2 = gpt2.to_str().unwrap();
     for recipe in [&["topic", "--topic", "war"][..], &["debias"], &["edit", "--word", "a", "--old", "b", "--new", "c"]]

@@ -13,9 +13,15 @@ use crate::signals::{signal, wait_for_checkpoint, wait_for_lines};
 use crate::support::{Scratch, command, exact};
 
 /// 12 sequences a step: they divide among 1, 2, 3 and 4.
-const BATCH: [&str; 6] =
-    ["--set", "batch.tokens=384", "--set", "batch.micro_batch=1", "--set", "distributed.start_timeout=60"];
-const LONG: [&str; 4] = ["--set", "schedule.max_steps=3000", "--set", "checkpoint.every=20"];
+const BATCH: [&str; 6] = [
+    "--set",
+    "batch.tokens_per_step=384",
+    "--set",
+    "batch.micro_batch_size=1",
+    "--set",
+    "distributed.init_timeout_seconds=60",
+];
+const LONG: [&str; 4] = ["--set", "schedule.max_steps=3000", "--set", "checkpoint.every_steps=20"];
 
 fn free_port() -> String {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string()
@@ -243,7 +249,7 @@ fn when_one_is_killed_the_others_say_so_and_end() {
 #[test]
 fn one_that_hangs_is_waited_for_no_longer_than_the_timeout() {
     let scratch = Scratch::new();
-    let more = owned(&[&LONG[..], &["--set", "distributed.timeout=2"]].concat());
+    let more = owned(&[&LONG[..], &["--set", "distributed.timeout_seconds=2"]].concat());
     let mut processes = Processes::start(&scratch, "run", 2, |_| more.clone());
     wait_for_lines(&scratch, "run", 3);
     signal(&processes.children[1], "STOP");
@@ -260,7 +266,7 @@ fn one_that_hangs_is_waited_for_no_longer_than_the_timeout() {
 #[test]
 fn the_watchdog_ends_a_process_in_which_nothing_goes_forward() {
     let scratch = Scratch::new();
-    let more = owned(&[&LONG[..], &["--set", "run.watchdog=3"]].concat());
+    let more = owned(&[&LONG[..], &["--set", "run.watchdog_seconds=3"]].concat());
     let mut processes = Processes::start(&scratch, "run", 2, |_| more.clone());
     wait_for_lines(&scratch, "run", 3);
     signal(&processes.children[1], "STOP");
@@ -275,19 +281,19 @@ fn the_watchdog_ends_a_process_in_which_nothing_goes_forward() {
 #[test]
 fn all_skip_the_same_steps_and_end_after_too_many() {
     let scratch = Scratch::new();
-    let spikes = ["--set", "stability.spike_window=3", "--set", "stability.spike_z_score=0.5"];
+    let spikes = ["--set", "step_guard.spike_window=3", "--set", "step_guard.spike_z_score=0.5"];
     let steps = ["--set", "schedule.max_steps=40", "--set", "model.dropout=0"];
-    let skip = [&spikes[..], &steps, &["--set", "stability.skip_spikes=true"]].concat();
+    let skip = [&spikes[..], &steps, &["--set", "step_guard.skip_spikes=true"]].concat();
     let (one, two) = (train(&scratch, "one", 1, &skip, 0), train(&scratch, "two", 2, &skip, 0));
     assert_close(&one, &two, &["loss", "skipped"], 1e-4);
     let last = two.iter().rfind(|line| line.get("loss").is_some()).unwrap();
     assert!(last["skipped"].as_u64().unwrap() > 0, "{last}");
-    let hot = ["--set", "optimizer.learning_rate=1e30", "--set", "stability.max_bad_steps=3"];
+    let hot = ["--set", "optimizer.learning_rate=1e30", "--set", "step_guard.max_consecutive_bad_steps=3"];
     let mut processes = Processes::start(&scratch, "hot", 2, |_| owned(&hot));
     assert_eq!(processes.codes(MINUTE), [1, 1]);
     for rank in 0..2 {
         let error = processes.error(rank);
-        assert!(error.contains("stability.max_bad_steps is 3"), "{error}");
+        assert!(error.contains("step_guard.max_consecutive_bad_steps is 3"), "{error}");
     }
 }
 
@@ -322,7 +328,7 @@ fn what_rank_0_refuses_is_said_by_all() {
 #[test]
 fn who_is_missing_is_named_and_a_port_in_use_is_said() {
     let scratch = Scratch::new();
-    let soon = |_| owned(&["--set", "distributed.start_timeout=3"]);
+    let soon = |_| owned(&["--set", "distributed.init_timeout_seconds=3"]);
     let mut two_of_three = Processes::start_ranks(&scratch, "run", 3, 0..2, &free_port(), soon);
     assert_eq!(two_of_three.codes(MINUTE), [1, 1]);
     let error = two_of_three.error(0);

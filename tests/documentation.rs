@@ -29,7 +29,7 @@ num_senses = 4
 [data]
 sequence_length = 16
 [batch]
-tokens = 64
+tokens_per_step = 64
 [validation]
 max_sequences = 20
 "#;

@@ -115,7 +115,7 @@ fn all_tasks_become_a_folder_with_json_and_a_table() {
     let said = eval(&model, "all", &tasks, &["--output", &output, "--limit", "2"]).expect(0);
     let json: Value = serde_json::from_str(&fs::read_to_string(scratch.path("results/results.json")).unwrap()).unwrap();
     assert_eq!((&json["task"], &json["model"]), (&"all".into(), &model.as_str().into()));
-    assert_eq!(json["left_out"]["lambada"], format!("there is no {tasks}/lambada"));
+    assert_eq!(json["skipped"]["lambada"], format!("there is no {tasks}/lambada"));
     let alone = eval(&model, "blimp", &format!("{tasks}/blimp"), &["--json", "--limit", "2"]).expect(0).json();
     assert_eq!(json["results"]["blimp"], alone);
     let table = fs::read_to_string(scratch.path("results/results.md")).unwrap();
@@ -141,7 +141,7 @@ fn all_tasks_become_a_folder_with_json_and_a_table() {
     // By name, to stdout too.
     let named = format!("blimp={tasks}/blimp");
     let json = eval(&model, "all", &named, &["--output", &second, "--json"]).expect(0).json();
-    assert_eq!((json["results"].as_object().unwrap().len(), json["left_out"].as_object().unwrap().len()), (1, 4));
+    assert_eq!((json["results"].as_object().unwrap().len(), json["skipped"].as_object().unwrap().len()), (1, 4));
     eval(&model, "all", &tasks, &[]).expect(2);
 }
 
@@ -150,7 +150,7 @@ fn a_gpt2_has_no_senses_to_compare() {
     let scratch = Scratch::new();
     let (_data, _, tasks) = with_data();
     scratch
-        .train("run", &["--set", "model.kind=gpt2", "--set", "model.vocab_size=50264", "--stop-after", "1"])
+        .train("run", &["--set", "model.architecture=gpt2", "--set", "model.vocab_size=50264", "--stop-after", "1"])
         .expect(85);
     let model = scratch.checkpoint("run", 1);
     let model = model.to_str().unwrap();

@@ -13,17 +13,20 @@ const DROPOUT: [&str; 2] = ["--set", "model.dropout=0.1"];
 fn a_row_of_bad_steps_ends_the_run_with_a_checkpoint_from_before() {
     let scratch = Scratch::new();
     // The rate of the second step, a quarter of this one's, throws the weights out of all range.
-    let hot = ["--set", "optimizer.learning_rate=1e30", "--set", "stability.max_bad_steps=4"];
-    let run = scratch.train("run", &[&hot[..], &["--set", "checkpoint.every=0"]].concat());
+    let hot = ["--set", "optimizer.learning_rate=1e30", "--set", "step_guard.max_consecutive_bad_steps=4"];
+    let run = scratch.train("run", &[&hot[..], &["--set", "checkpoint.every_steps=0"]].concat());
     let skipped = run.stderr.lines().filter(|line| line.starts_with("skipped     step ")).count();
     let error = run.error();
-    assert!(error.contains("the 4 steps up to step 6 ") && error.contains("(stability.max_bad_steps is 4)"), "{error}");
+    assert!(
+        error.contains("the 4 steps up to step 6 ") && error.contains("(step_guard.max_consecutive_bad_steps is 4)"),
+        "{error}"
+    );
     assert!(error.contains("go on with --resume auto from step 2, whose weights are those from before"), "{error}");
     assert_eq!((scratch.checkpoints("run"), skipped), (vec![2], 4));
     let bad = &scratch.metrics("run")[3];
     assert_eq!((&bad["loss"], &bad["step"], &bad["skipped"]), (&Value::Null, &4.into(), &2.into()));
     // One that was due among them has the same weights.
-    let due = scratch.train("due", &[&hot[..], &["--set", "checkpoint.every=5"]].concat()).error();
+    let due = scratch.train("due", &[&hot[..], &["--set", "checkpoint.every_steps=5"]].concat()).error();
     assert!(due.contains("go on with --resume auto from step 5, whose"), "{due}");
     let weights = |run: &str, step| fs::read(scratch.checkpoint(run, step).join("model.safetensors")).unwrap();
     assert_eq!(weights("due", 5), weights("run", 2));
@@ -32,8 +35,8 @@ fn a_row_of_bad_steps_ends_the_run_with_a_checkpoint_from_before() {
 #[test]
 fn a_run_that_skips_spikes_resumes_bit_for_bit() {
     let scratch = Scratch::new();
-    let spikes = ["--set", "stability.spike_window=3", "--set", "stability.spike_z_score=0.5"];
-    let skip = [&spikes[..], &["--set", "stability.skip_spikes=true"], &DROPOUT].concat();
+    let spikes = ["--set", "step_guard.spike_window=3", "--set", "step_guard.spike_z_score=0.5"];
+    let skip = [&spikes[..], &["--set", "step_guard.skip_spikes=true"], &DROPOUT].concat();
     let whole = scratch.train("whole", &skip).expect(0);
     assert!(
         whole.stderr.contains("spike       step ") && whole.stderr.contains("skipped     step "),

@@ -101,7 +101,7 @@ fn training_takes_the_blocks_in_order_from_given_weights() {
     let model = fixture("inv_scale");
     let init = format!("checkpoint.init_from={}", model.display());
     let sequential = ["--set", "data.order=sequential", "--set", "model.dropout=0", "--set", &init];
-    scratch.train("run", &[&sequential[..], &["--set", "batch.micro_batch=1"]].concat()).expect(0);
+    scratch.train("run", &[&sequential[..], &["--set", "batch.micro_batch_size=1"]].concat()).expect(0);
     let metrics = scratch.metrics("run");
     let ids = stream(4_500, 311);
     for step in 0..2 {
@@ -187,7 +187,7 @@ fn a_dump_of_512_tokens_is_the_training_forward_pass() {
     let model = checkpoint.to_str().unwrap();
     backpack(&["dump", "--model", model, "--ids-file", &scratch.text("ids.bin"), "--output", &output]).expect(0);
     let loaded = model::load_folder(&checkpoint, tch::Device::Cpu).unwrap();
-    let pass = model::Pass { kernels: model::Kernels::Plain, ..model::Pass::evaluation() };
+    let pass = model::ForwardOptions { kernels: model::Kernels::Reference, ..model::ForwardOptions::evaluation() };
     let logits = tch::no_grad(|| loaded.logits(&tch::Tensor::from_slice(&ids).unsqueeze(0), pass)).get(0);
     let difference = (logits - &read_tensors(output.as_ref()).unwrap()["logits"]).abs().max().double_value(&[]);
     assert!(difference < 1e-5, "{difference}");
@@ -196,7 +196,7 @@ fn a_dump_of_512_tokens_is_the_training_forward_pass() {
 #[test]
 fn a_gpt2_baseline_trains_dumps_and_generates() {
     let scratch = Scratch::new();
-    scratch.train("run", &["--set", "model.kind=gpt2", "--set", "run.kernels=plain"]).expect(0);
+    scratch.train("run", &["--set", "model.architecture=gpt2", "--set", "run.kernels=reference"]).expect(0);
     let (checkpoint, output) = (scratch.checkpoint("run", 12), scratch.text("dump.safetensors"));
     let model = checkpoint.to_str().unwrap();
     backpack(&["dump", "--model", model, "--ids", "1,2,3", "--output", &output]).expect(0);

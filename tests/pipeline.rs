@@ -24,9 +24,9 @@ learning_rate = 1e-2
 warmup_steps = 5
 max_steps = 20
 [batch]
-tokens = 256
+tokens_per_step = 256
 [validation]
-every = 10
+every_steps = 10
 max_sequences = 40
 "#;
 
@@ -64,8 +64,7 @@ fn text_becomes_shards_a_model_and_text_again() {
     for name in ["tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "generation_config.json"] {
         assert!(scratch.path("model").join(name).is_file(), "{name}");
     }
-    let eval =
-        backpack(&["eval", "--model", &model, "--task", "val", "--data", &data, "--max-sequences", "40", "--json"]);
+    let eval = backpack(&["eval", "--model", &model, "--task", "val", "--data", &data, "--limit", "40", "--json"]);
     let loss = eval.expect(0).json()["loss"].as_f64().unwrap();
     let in_training = metrics.iter().rev().find_map(|line| line["val_loss"].as_f64()).unwrap();
     assert!((loss - in_training).abs() < 1e-5, "{loss}, in training {in_training}");

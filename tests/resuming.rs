@@ -31,7 +31,7 @@ fn at_dropout_0_the_micro_batch_does_not_change_the_run() {
         scratch.train(name, &["--set", "model.dropout=0", "--set", micro]).expect(0);
         scratch.metrics(name)
     };
-    let (one, four) = (run("one", "batch.micro_batch=1"), run("four", "batch.micro_batch=4"));
+    let (one, four) = (run("one", "batch.micro_batch_size=1"), run("four", "batch.micro_batch_size=4"));
     for (a, b) in one.iter().zip(&four).filter(|(a, _)| a.get("loss").is_some()) {
         let difference = a["loss"].as_f64().unwrap() - b["loss"].as_f64().unwrap();
         assert!(difference.abs() < 1e-5, "{a} {b}");
@@ -184,7 +184,7 @@ fn what_the_toml_leaves_open_is_the_given_models_and_dropout_is_the_runs() {
 #[test]
 fn a_backpacks_body_starts_from_a_gpt2() {
     let scratch = Scratch::new();
-    scratch.train("gpt2", &["--set", "model.kind=gpt2"]).expect(0);
+    scratch.train("gpt2", &["--set", "model.architecture=gpt2"]).expect(0);
     let init = format!("checkpoint.init_from={}", scratch.checkpoint("gpt2", 12).display());
     scratch.train("run", &["--set", &init, "--stop-after", "0"]).expect(85);
     let tensors =
@@ -210,7 +210,7 @@ fn a_resume_that_is_refused_leaves_the_checkpoints_where_they_are() {
     assert!(refused.contains("run.seed is 7, but the checkpoint was made with"), "{refused}");
     assert_eq!(scratch.checkpoints("run"), [8, 12]);
     // Another kind of model has other moments.
-    let refused = scratch.train("run", &[&from[..], &["--set", "model.kind=gpt2"]].concat()).error();
+    let refused = scratch.train("run", &[&from[..], &["--set", "model.architecture=gpt2"]].concat()).error();
     assert!(refused.contains("step-00000008"), "{refused}");
     assert_eq!(scratch.checkpoints("run"), [8, 12]);
     scratch.train("run", &[&from[..], &["--stop-after", "9"]].concat()).expect(85);

@@ -47,13 +47,14 @@ fn contributions_to_a_prediction_sum_to_its_logit() {
         let positions = answer["positions"].as_array().unwrap();
         assert_eq!(positions.len(), 6);
         for position in positions {
-            let parts: f64 = position["made_by"].as_array().unwrap().iter().map(|p| number(&p["contribution"])).sum();
-            let off = parts + number(&position["others"]) - number(&position["next"]["logit"]);
+            let parts: f64 =
+                position["contributions"].as_array().unwrap().iter().map(|p| number(&p["contribution"])).sum();
+            let off = parts + number(&position["rest"]) - number(&position["next"]["logit"]);
             assert!(off.abs() < 1e-3, "{position}");
             assert!(more.is_empty() || position["next"]["word"] == " ago");
         }
-        assert_eq!(positions[5]["made_by"].as_array().unwrap().len(), 5);
-        assert_eq!(positions[0]["made_by"].as_array().unwrap().len(), 4);
+        assert_eq!(positions[5]["contributions"].as_array().unwrap().len(), 5);
+        assert_eq!(positions[0]["contributions"].as_array().unwrap().len(), 4);
     }
     let table = backpack(&["senses", "--model", &model, "--text", "It was", "--top", "2"]).expect(0).stdout;
     assert!(table.contains("  0 It  ->  ") && table.contains("all others"), "{table}");

@@ -162,7 +162,7 @@ fn every_question_is_answered_with_what_the_model_says() {
 
     let read = server.ask("reading", json!({ "text": TEXT, "position": 4, "top": 3 }));
     let ids = tokens(&read["tokens"]);
-    let reading = evals::Reading::of(&model, &ids).unwrap();
+    let reading = evals::TextAnalysis::of(&model, &ids).unwrap();
     assert_eq!((read["next"].as_array().unwrap().len(), read["weights"].as_array().unwrap().len()), (3, 4));
     for (got, want) in read["next"].as_array().unwrap().iter().zip(reading.next(4, 3).unwrap()) {
         assert_eq!(got["token"], want.id);
@@ -200,9 +200,10 @@ fn every_question_is_answered_with_what_the_model_says() {
     let next = server.ask("next", json!({ "text": TEXT, "top": 4, "edits": edits }));
     let edit = SenseEdit { token, sense: SenseChoice::All, op: SenseOp::Scale(0.0) };
     let last = ids.len() - 1;
-    let after =
-        model.with_edits(std::slice::from_ref(&edit), |model| evals::Reading::of(model, &ids)?.next(last, 4)).unwrap();
-    let before = evals::Reading::of(&model, &ids).unwrap().next(last, 4).unwrap();
+    let after = model
+        .with_edits(std::slice::from_ref(&edit), |model| evals::TextAnalysis::of(model, &ids)?.next(last, 4))
+        .unwrap();
+    let before = evals::TextAnalysis::of(&model, &ids).unwrap().next(last, 4).unwrap();
     assert!(next["divergence"].as_f64().unwrap() > 1e-6, "{next}");
     for (side, want) in [("before", before), ("after", after)] {
         for want in want {
@@ -398,7 +399,7 @@ fn what_cannot_be_served_is_said_at_the_start() {
     let fixture = fixture("inv_scale");
     let other = backpack(&["serve", "--model", fixture.to_str().unwrap(), "--port", "0"]).error();
     assert!(other.contains("the tokenizer has 50257 ids, more than the model's vocabulary of 311"), "{other}");
-    scratch.train("run", &["--set", "model.kind=gpt2", "--stop-after", "1"]).expect(85);
+    scratch.train("run", &["--set", "model.architecture=gpt2", "--stop-after", "1"]).expect(85);
     let gpt2 = scratch.checkpoint("run", 1);
     let command = ["serve", "--port", "0", "--tokenizer", "data/gpt2/tokenizer.json", "--model"];
     let gpt2 = backpack(&[&command[..], &[gpt2.to_str().unwrap()]].concat()).error();

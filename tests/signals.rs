@@ -30,7 +30,7 @@ pub(crate) fn wait_for_checkpoint(scratch: &Scratch, run: &str) {
 }
 
 /// Long enough that a signal always comes in time.
-pub(crate) const LONG: [&str; 4] = ["--set", "schedule.max_steps=3000", "--set", "checkpoint.every=0"];
+pub(crate) const LONG: [&str; 4] = ["--set", "schedule.max_steps=3000", "--set", "checkpoint.every_steps=0"];
 
 #[test]
 fn a_signal_saves_a_checkpoint_and_exits_with_85() {
@@ -50,7 +50,7 @@ fn a_signal_saves_a_checkpoint_and_exits_with_85() {
 fn a_second_sigterm_exits_at_once() {
     let scratch = Scratch::new();
     // A step of some seconds.
-    let slow = ["--set", "batch.tokens=960000", "--set", "batch.micro_batch=100"];
+    let slow = ["--set", "batch.tokens_per_step=960000", "--set", "batch.micro_batch_size=100"];
     let mut child = scratch.start_training("run", &slow);
     let log = scratch.path("run").join("log.txt");
     let start = Instant::now();
@@ -86,7 +86,7 @@ fn in_a_slurm_step_two_sigterms_are_one() {
 #[test]
 fn a_killed_run_goes_on_to_the_same_weights() {
     let scratch = Scratch::new();
-    let steps = ["--set", "schedule.max_steps=60", "--set", "checkpoint.every=10"];
+    let steps = ["--set", "schedule.max_steps=60", "--set", "checkpoint.every_steps=10"];
     scratch.train("whole", &steps).expect(0);
     let resume = [&steps[..], &["--resume", "auto"]].concat();
     for lines in [5, 25, 40] {

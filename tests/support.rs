@@ -130,12 +130,12 @@ learning_rate = 2e-3
 warmup_steps = 4
 max_steps = 12
 [batch]
-tokens = 128
-micro_batch = 2
+tokens_per_step = 128
+micro_batch_size = 2
 [validation]
-every = 5
+every_steps = 5
 [checkpoint]
-every = 4
+every_steps = 4
 "#;
 
 impl Scratch {

@@ -62,7 +62,7 @@ fn status_follows_a_run_through_stop_kill_and_end() {
     signal(&child, "KILL");
     child.wait().unwrap();
     let killed = status();
-    assert_eq!((killed["activity"].as_str(), killed["sessions"].as_u64()), (Some("stale"), Some(2)));
+    assert_eq!((killed["activity"].as_str(), killed["sessions"].as_u64()), (Some("dead"), Some(2)));
     assert!(killed["problems"][0].as_str().unwrap().contains("--resume auto"));
 
     scratch.train("run", &["--resume", "auto"]).expect(0);

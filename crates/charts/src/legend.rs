@@ -28,7 +28,7 @@ pub fn shorten(text: &str, most: usize) -> String {
 
 /// A curve's name.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Entry {
+pub struct LegendEntry {
     /// At most [`LEGEND_CHARACTERS`].
     pub name: String,
     /// That of the curves that it names.
@@ -36,17 +36,17 @@ pub struct Entry {
 }
 
 /// In pixels.
-pub(crate) fn height(entries: &[Entry]) -> u32 {
+pub(crate) fn height(entries: &[LegendEntry]) -> u32 {
     16 + entries.len().div_ceil(COLUMNS) as u32 * ROW
 }
 
-pub(crate) fn draw<B: DrawingBackend>(area: &DrawingArea<B, Shift>, entries: &[Entry]) -> Result<()>
+pub(crate) fn draw<B: DrawingBackend>(area: &DrawingArea<B, Shift>, entries: &[LegendEntry]) -> Result<()>
 where
     B::ErrorType: 'static,
 {
     let width = area.dim_in_pixel().0 as i32 / COLUMNS as i32;
     let text = TextStyle::from(("sans-serif", FONT_SIZE)).pos(Pos::new(HPos::Left, VPos::Center));
-    for (i, Entry { name, style }) in entries.iter().enumerate() {
+    for (i, LegendEntry { name, style }) in entries.iter().enumerate() {
         let (x, y) = (16 + (i % COLUMNS) as i32 * width, 12 + (i / COLUMNS) as i32 * ROW as i32 + 8);
         let line = |from: i32, to: i32, style: ShapeStyle| PathElement::new([(x + from, y), (x + to, y)], style);
         match *style {

@@ -12,8 +12,8 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::{FontStyle, register_font};
 
-pub use legend::{Entry, LEGEND_CHARACTERS, shorten};
-pub use panel::{Axis, Curve, Panel, Range, Style};
+pub use legend::{LEGEND_CHARACTERS, LegendEntry, shorten};
+pub use panel::{Axis, AxisRange, Curve, Panel, Style};
 
 /// DejaVu Sans, so that a picture is the same on every machine; its licence lies beside it.
 const FONT: &[u8] = include_bytes!("../assets/DejaVuSans.ttf");
@@ -23,14 +23,14 @@ pub const WIDTH: u32 = 1_200;
 
 /// What a picture is written as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
+pub enum ImageFormat {
     /// Shapes and text.
     Svg,
     /// Pixels.
     Png,
 }
 
-impl Format {
+impl ImageFormat {
     /// That of a file, by the ending of its name.
     ///
     /// # Errors
@@ -38,8 +38,8 @@ impl Format {
     pub fn of(path: &Path) -> Result<Self> {
         let ending = path.extension().map(|ending| ending.to_string_lossy().to_lowercase());
         match ending.as_deref() {
-            Some("svg") => Ok(Format::Svg),
-            Some("png") => Ok(Format::Png),
+            Some("svg") => Ok(ImageFormat::Svg),
+            Some("png") => Ok(ImageFormat::Png),
             _ => bail!("{} ends neither in .svg nor in .png: these are what plots are drawn as", path.display()),
         }
     }
@@ -47,7 +47,7 @@ impl Format {
 
 /// Panels side by side.
 #[derive(Debug, Clone)]
-pub struct Row {
+pub struct PanelRow {
     /// In pixels.
     pub height: u32,
     /// From the left, equally wide; at least one.
@@ -58,9 +58,9 @@ pub struct Row {
 #[derive(Debug, Clone)]
 pub struct Chart {
     /// What the curves of all panels are called.
-    pub legend: Vec<Entry>,
+    pub legend: Vec<LegendEntry>,
     /// From the top.
-    pub rows: Vec<Row>,
+    pub rows: Vec<PanelRow>,
 }
 
 impl Chart {
@@ -69,23 +69,23 @@ impl Chart {
     /// # Errors
     /// When the ending is neither `.svg` nor `.png`, or the file cannot be written.
     pub fn write(&self, path: &Path) -> Result<()> {
-        let bytes = self.bytes(Format::of(path)?)?;
+        let bytes = self.bytes(ImageFormat::of(path)?)?;
         if let Some(parent) = path.parent() {
             std::fs::create_dir_all(parent).with_context(|| format!("{} cannot be made", parent.display()))?;
         }
         std::fs::write(path, bytes).with_context(|| format!("{} cannot be written", path.display()))
     }
 
-    fn bytes(&self, format: Format) -> Result<Vec<u8>> {
+    fn bytes(&self, format: ImageFormat) -> Result<Vec<u8>> {
         register()?;
         let height = legend::height(&self.legend) + self.rows.iter().map(|row| row.height).sum::<u32>();
         match format {
-            Format::Svg => {
+            ImageFormat::Svg => {
                 let mut svg = String::new();
                 self.draw(&SVGBackend::with_string(&mut svg, (WIDTH, height)).into_drawing_area())?;
                 Ok(svg.into_bytes())
             }
-            Format::Png => {
+            ImageFormat::Png => {
                 let mut pixels = vec![0u8; (3 * WIDTH * height) as usize];
                 self.draw(&BitMapBackend::with_buffer(&mut pixels, (WIDTH, height)).into_drawing_area())?;
                 encode(&pixels, height)
@@ -143,13 +143,13 @@ mod tests {
             title: "how many".to_owned(),
             x: Axis::of_names("kind", &["cats".to_owned(), "dogs".to_owned()]),
             curves: vec![bars, level],
-            range: Range::FromZero,
+            range: AxisRange::FromZero,
         };
         let legend = vec![
-            Entry { name: "here".to_owned(), style: Style::Bars { colour: 0, place: 0, of: 1 } },
-            Entry { name: "elsewhere: 3".to_owned(), style: Style::Level(0) },
+            LegendEntry { name: "here".to_owned(), style: Style::Bars { colour: 0, place: 0, of: 1 } },
+            LegendEntry { name: "elsewhere: 3".to_owned(), style: Style::Level(0) },
         ];
-        Chart { legend, rows: vec![Row { height: 300, panels: vec![panel] }] }
+        Chart { legend, rows: vec![PanelRow { height: 300, panels: vec![panel] }] }
     }
 
     #[test]

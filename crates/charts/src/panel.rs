@@ -65,7 +65,7 @@ pub struct Curve {
 
 /// What the vertical axis holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Range {
+pub enum AxisRange {
     /// All heights, with a margin.
     Fit,
     /// 0 and all heights, none of which is below it.
@@ -75,7 +75,7 @@ pub enum Range {
     FromZeroUsual,
 }
 
-impl Range {
+impl AxisRange {
     /// Of all curves together, each by its heights.
     fn of_all(self, curves: &[Curve]) -> (f64, f64) {
         let heights = |curve: &Curve| curve.points.iter().map(|point| point.1).collect();
@@ -86,13 +86,13 @@ impl Range {
     fn of(self, mut heights: Vec<f64>) -> (f64, f64) {
         heights.sort_by(f64::total_cmp);
         let (Some(&low), Some(&high)) = (heights.first(), heights.last()) else { return (0.0, 1.0) };
-        if self == Range::Fit {
+        if self == AxisRange::Fit {
             let margin = ((high - low) * 0.05).max(0.05);
             return (low - margin, high + margin);
         }
         // Fewer than a hundred heights have no highest hundredth.
         let usual = heights[(heights.len() * 99).div_ceil(100) - 1];
-        let high = if self == Range::FromZeroUsual && high > 2.0 * usual { 1.3 * usual } else { 1.05 * high };
+        let high = if self == AxisRange::FromZeroUsual && high > 2.0 * usual { 1.3 * usual } else { 1.05 * high };
         (0.0, if high > 0.0 { high } else { 1.0 })
     }
 }
@@ -131,7 +131,7 @@ pub struct Panel {
     /// From the hindmost.
     pub curves: Vec<Curve>,
     /// The vertical axis.
-    pub range: Range,
+    pub range: AxisRange,
 }
 
 /// Of the room between two points, what bars take.
@@ -228,28 +228,32 @@ mod tests {
     fn one_wild_step_does_not_flatten_the_others() {
         let mut heights = vec![1.0; 1_000];
         heights[3] = 500.0;
-        assert_eq!(Range::FromZeroUsual.of(heights.clone()), (0.0, 1.3));
-        assert_eq!(Range::FromZero.of(heights.clone()), (0.0, 525.0));
-        assert!(Range::Fit.of(heights).1 > 500.0);
-        assert_eq!(Range::FromZero.of(Vec::new()), (0.0, 1.0));
+        assert_eq!(AxisRange::FromZeroUsual.of(heights.clone()), (0.0, 1.3));
+        assert_eq!(AxisRange::FromZero.of(heights.clone()), (0.0, 525.0));
+        assert!(AxisRange::Fit.of(heights).1 > 500.0);
+        assert_eq!(AxisRange::FromZero.of(Vec::new()), (0.0, 1.0));
         // Of a few none is wild.
-        assert_eq!(Range::FromZeroUsual.of(vec![0.0, 10.0]), (0.0, 10.5));
-        assert_eq!(Range::FromZeroUsual.of([vec![1.0; 98], vec![10.0]].concat()), (0.0, 10.5));
+        assert_eq!(AxisRange::FromZeroUsual.of(vec![0.0, 10.0]), (0.0, 10.5));
+        assert_eq!(AxisRange::FromZeroUsual.of([vec![1.0; 98], vec![10.0]].concat()), (0.0, 10.5));
     }
 
     #[test]
     fn a_short_curve_beside_a_long_one_is_whole() {
         let curve = |n: usize, height: f64| Curve { points: vec![(0.0, height); n], style: Style::Line(0) };
         let curves = [curve(1_000, 1_000.0), curve(8, 5_000.0), curve(0, 0.0)];
-        assert_eq!(Range::FromZeroUsual.of_all(&curves), (0.0, 5_250.0));
-        assert_eq!(Range::FromZero.of_all(&[]), (0.0, 1.0));
+        assert_eq!(AxisRange::FromZeroUsual.of_all(&curves), (0.0, 5_250.0));
+        assert_eq!(AxisRange::FromZero.of_all(&[]), (0.0, 1.0));
     }
 
     #[test]
     fn names_stand_at_whole_numbers() {
         let names = ["a".to_owned(), "b".to_owned()];
-        let panel =
-            Panel { title: String::new(), x: Axis::of_names("", &names), curves: Vec::new(), range: Range::FromZero };
+        let panel = Panel {
+            title: String::new(),
+            x: Axis::of_names("", &names),
+            curves: Vec::new(),
+            range: AxisRange::FromZero,
+        };
         assert_eq!((panel.x.low, panel.x.high), (-0.5, 1.5));
         assert_eq!((panel.label(1.0), panel.label(1_000.0)), ("b".to_owned(), "1,000".to_owned()));
     }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 
-use crate::{Arguments, Command};
+use crate::{Cli, Command};
 
 #[path = "../../../tests/documented.rs"]
 mod documented;
@@ -63,8 +63,8 @@ fn arguments(line: &str) -> Option<Vec<String>> {
 
 fn parse(arguments: &[String]) -> Result<(), String> {
     let given = std::iter::once("backpack".to_owned()).chain(arguments.iter().cloned());
-    match Arguments::try_parse_from(given) {
-        Ok(Arguments { command: Command::Launch(_) }) => {
+    match Cli::try_parse_from(given) {
+        Ok(Cli { command: Command::Launch(_) }) => {
             let dashes = arguments.iter().position(|word| word == "--").unwrap();
             parse(&arguments[dashes + 1..])
         }
@@ -99,7 +99,7 @@ fn every_command_of_the_documents_is_one() {
 /// Spans of code in the text: `backpack train --resume auto` names a command and flags of it.
 #[test]
 fn every_flag_that_the_text_names_is_one() {
-    let command = Arguments::command();
+    let command = Cli::command();
     let mut found = 0;
     let docs = std::fs::read_dir(root().join("docs")).unwrap().map(|file| file.unwrap().path());
     for file in docs.chain([root().join("README.md")]).filter(|file| file.is_file()) {
@@ -145,7 +145,7 @@ fn check_examples(command: &mut clap::Command, above: &[String]) {
 
 #[test]
 fn every_command_has_an_example_that_it_understands() {
-    check_examples(&mut Arguments::command(), &[]);
+    check_examples(&mut Cli::command(), &[]);
 }
 
 #[test]

@@ -17,7 +17,7 @@ use trainer::Stop;
 /// Train Backpack language models from raw text to an exported model, and look inside them.
 #[derive(Debug, Parser)]
 #[command(name = "backpack", version = VERSION, propagate_version = true)]
-struct Arguments {
+struct Cli {
     #[command(subcommand)]
     command: Command,
 }
@@ -28,18 +28,18 @@ enum Command {
     VerifyData(commands::verify_data::VerifyData),
     Train(commands::train::Train),
     Launch(commands::launch::Launch),
-    Bench(commands::bench::Bench),
+    Bench(commands::bench::BenchCommand),
     Eval(commands::eval::Eval),
     Generate(commands::generate::Generate),
     Export(commands::export::Export),
     Import(commands::import::Import),
     Dump(commands::dump::Dump),
-    Senses(commands::senses::Senses),
+    Senses(commands::senses::SensesCommand),
     Control(commands::control::Control),
     Serve(commands::serve::Serve),
-    Plan(commands::plan::Plan),
+    Plan(commands::plan::PlanCommand),
     Plot(commands::plot::Plot),
-    Status(commands::status::StatusOf),
+    Status(commands::status::StatusCommand),
     Doctor(commands::doctor::Doctor),
     Completions(commands::completions::Completions),
     Man(commands::man::Man),
@@ -56,7 +56,7 @@ fn main() -> ExitCode {
     let stop = Stop::install();
     torch_ext::keep_freed_memory();
     std::panic::set_hook(Box::new(report_panic));
-    let arguments = Arguments::parse();
+    let arguments = Cli::parse();
     let ready = commands::launch::parent_death::end_with_launcher().and(stop.map_err(anyhow::Error::from));
     match ready.and_then(|stop| run(arguments.command, &stop)) {
         Ok(code) => code,

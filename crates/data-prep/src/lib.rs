@@ -12,9 +12,9 @@ mod tokenizer;
 
 pub use config::DataConfig;
 pub use prepare::numpy_permutation::{permutation, split_documents};
-pub use prepare::throughput::{Rates, rates};
-pub use prepare::{Event, PrepareOptions, Prepared, Snapshot, Stage, prepare};
-pub use shards::manifest::{MANIFEST_FILE, Manifest, Shard, Source, SplitManifest};
+pub use prepare::throughput::{Throughput, rates};
+pub use prepare::{PrepareEvent, PrepareOptions, PrepareProgress, PrepareStage, Prepared, prepare};
+pub use shards::manifest::{MANIFEST_FILE, Manifest, Shard, SourceFileRecord, SplitManifest};
 pub use shards::reader::{Split, TokenSplit};
 pub use shards::shuffle::{Order, SequenceOrder};
 pub use shards::verify::{OpenWebText, SplitReport, VerifyReport, verify};

@@ -8,7 +8,8 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use data_prep::{
-    Event, Manifest, PrepareOptions, Recipe, Snapshot, Split, SplitManifest, Stage, TokenSplit, prepare, verify,
+    Manifest, PrepareEvent, PrepareOptions, PrepareProgress, PrepareStage, Recipe, Split, SplitManifest, TokenSplit,
+    prepare, verify,
 };
 use sha2::{Digest, Sha256};
 
@@ -283,9 +284,9 @@ impl Interrupted {
     }
 }
 
-fn note(notes: &Mutex<Vec<String>>) -> impl Fn(Event<'_>) + Sync {
+fn note(notes: &Mutex<Vec<String>>) -> impl Fn(PrepareEvent<'_>) + Sync {
     |event| {
-        if let Event::Note(text) = event {
+        if let PrepareEvent::Note(text) = event {
             notes.lock().unwrap().push(text.to_owned());
         }
     }
@@ -339,7 +340,7 @@ fn finished_shards_are_not_written_again() {
     interrupted.mend();
     let (partial, blocked) = (interrupted.path(".out.partial"), interrupted.path(".out.partial/train-00004.bin"));
     let error = prepare(&interrupted.options, &|event| {
-        if matches!(event, Event::Progress(Snapshot { stage: Stage::Writing, .. })) {
+        if matches!(event, PrepareEvent::Progress(PrepareProgress { stage: PrepareStage::Writing, .. })) {
             let _ = fs::create_dir(&blocked);
         }
     })

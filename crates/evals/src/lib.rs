@@ -11,15 +11,15 @@ mod tokenizer;
 
 pub use rows::{inputs_and_targets, read_rows};
 pub use scoring::Scorer;
-pub use scoring::requests::Framing;
+pub use scoring::requests::PromptTokenizer;
 pub use senses::edit_file::{edits_json, parse_edits, read_edits};
 pub use senses::inspect::{
-    Candidate, Reading, Scored, SenseView, TextContext, sense_cosines, sense_vectors, senses_of,
+    CandidateToken, ScoredToken, SenseView, TextAnalysis, TextContext, sense_cosines, sense_vectors, senses_of,
 };
 pub use tasks::blimp::Blimp;
 pub use tasks::lambada::Lambada;
 pub use tasks::similarity::{Agreement, SenseAgreement, Similarity};
-pub use tasks::validation::{Sequences, Share, Validated, validate};
+pub use tasks::validation::{RankShard, Sequences, ValidationResult, validate};
 pub use tasks::wikitext::Wikitext;
-pub use tasks::{Benchmark, Extent, Report, Task, Val};
+pub use tasks::{Benchmark, Task, TaskReport, TaskSize, Val};
 pub use tokenizer::Tokenizer;

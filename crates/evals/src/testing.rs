@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use model::{GPT2_END_OF_TEXT, Kind, LanguageModel, ModelConfig};
+use model::{Architecture, GPT2_END_OF_TEXT, LanguageModel, ModelConfig};
 use tch::Device;
 
 use crate::{Scorer, Tokenizer};
@@ -14,9 +14,9 @@ pub(crate) fn tokenizer() -> Tokenizer {
 }
 
 /// The shape of a model with GPT-2's vocabulary and a context of 8 tokens.
-pub(crate) fn config(kind: Kind) -> ModelConfig {
+pub(crate) fn config(architecture: Architecture) -> ModelConfig {
     ModelConfig {
-        kind,
+        architecture,
         n_embd: 16,
         n_head: 2,
         n_layer: 1,
@@ -28,8 +28,8 @@ pub(crate) fn config(kind: Kind) -> ModelConfig {
 }
 
 /// One of random weights.
-pub(crate) fn model(kind: Kind) -> LanguageModel {
-    let model = LanguageModel::initialise(config(kind), 3, Device::Cpu).unwrap();
+pub(crate) fn model(architecture: Architecture) -> LanguageModel {
+    let model = LanguageModel::initialise(config(architecture), 3, Device::Cpu).unwrap();
     for (_, parameter) in model.parameters().iter() {
         // Large enough for words to differ.
         let mut parameter = parameter.shallow_clone();

@@ -5,7 +5,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use crate::error::Refusal;
+use crate::error::ApiError;
 
 /// Bytes of a request: a context of 512 tokens is some 3 kB, an edit by a vector of 768 numbers 10 kB, and
 /// `control edit` writes one for each sense of a word.
@@ -22,7 +22,7 @@ pub(crate) const MOST_WEIGHTS: usize = 200_000;
 
 /// One question of the API, by its path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum Endpoint {
     Model,
     Senses,
     Reading,
@@ -32,16 +32,16 @@ pub(crate) enum Kind {
     Generate,
 }
 
-impl Kind {
+impl Endpoint {
     pub(crate) fn at(path: &str) -> Option<Self> {
         Some(match path {
-            "/api/v1/model" => Kind::Model,
-            "/api/v1/senses" => Kind::Senses,
-            "/api/v1/reading" => Kind::Reading,
-            "/api/v1/weights" => Kind::Weights,
-            "/api/v1/contributions" => Kind::Contributions,
-            "/api/v1/next" => Kind::Next,
-            "/api/v1/generate" => Kind::Generate,
+            "/api/v1/model" => Endpoint::Model,
+            "/api/v1/senses" => Endpoint::Senses,
+            "/api/v1/reading" => Endpoint::Reading,
+            "/api/v1/weights" => Endpoint::Weights,
+            "/api/v1/contributions" => Endpoint::Contributions,
+            "/api/v1/next" => Endpoint::Next,
+            "/api/v1/generate" => Endpoint::Generate,
             _ => return None,
         })
     }
@@ -50,7 +50,7 @@ impl Kind {
 /// The senses of a word.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Senses {
+pub(crate) struct SensesRequest {
     pub(crate) word: Option<String>,
     pub(crate) token: Option<i64>,
     #[serde(default = "twelve")]
@@ -61,7 +61,7 @@ pub(crate) struct Senses {
 /// One position of a text: what its words and senses count there, or what follows it.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Position {
+pub(crate) struct PositionRequest {
     pub(crate) text: Option<String>,
     pub(crate) ids: Option<Vec<i64>>,
     pub(crate) position: Option<usize>,
@@ -73,7 +73,7 @@ pub(crate) struct Position {
 /// The whole contextualization, sense by sense. Edits do not change it.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Weights {
+pub(crate) struct WeightsRequest {
     pub(crate) text: Option<String>,
     pub(crate) ids: Option<Vec<i64>>,
     pub(crate) senses: Option<Vec<usize>>,
@@ -82,7 +82,7 @@ pub(crate) struct Weights {
 /// What made the logit of a word.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Contributions {
+pub(crate) struct ContributionsRequest {
     pub(crate) text: Option<String>,
     pub(crate) ids: Option<Vec<i64>>,
     pub(crate) position: Option<usize>,
@@ -94,7 +94,7 @@ pub(crate) struct Contributions {
 /// A text that goes on.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Generate {
+pub(crate) struct GenerateRequest {
     pub(crate) text: Option<String>,
     pub(crate) ids: Option<Vec<i64>>,
     #[serde(default = "forty")]
@@ -121,24 +121,24 @@ fn forty() -> usize {
 ///
 /// # Errors
 /// 400 for what is no such request.
-pub(crate) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
-    serde_json::from_slice(body).map_err(|error| Refusal::bad(format!("the request is not understood: {error}")))
+pub(crate) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+    serde_json::from_slice(body).map_err(|error| ApiError::bad(format!("the request is not understood: {error}")))
 }
 
 /// Refuses a number that is 0 or too large.
 ///
 /// # Errors
 /// 400, naming it.
-pub(crate) fn check_number(name: &str, number: usize, most: usize) -> Result<(), Refusal> {
+pub(crate) fn check_number(name: &str, number: usize, most: usize) -> Result<(), ApiError> {
     if (1..=most).contains(&number) {
         return Ok(());
     }
-    Err(Refusal::bad(format!("\"{name}\" is {number}: it must be between 1 and {most}")))
+    Err(ApiError::bad(format!("\"{name}\" is {number}: it must be between 1 and {most}")))
 }
 
 /// Refuses what is more than one answer holds.
-pub(crate) fn too_large(sentence: String) -> Refusal {
-    Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, sentence)
+pub(crate) fn too_large(sentence: String) -> ApiError {
+    ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, sentence)
 }
 
 /// The limits as the model's description states them.

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 /// What is sent instead of an answer.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Refusal {
+pub(crate) struct ApiError {
     pub(crate) status: StatusCode,
     sentence: String,
     /// Into what a word splits that is not one token.
@@ -16,10 +16,10 @@ pub(crate) struct Refusal {
     pub(crate) allow: Option<&'static str>,
 }
 
-impl Refusal {
+impl ApiError {
     pub(crate) fn new(status: StatusCode, sentence: impl fmt::Display) -> Self {
         // Causes are part of an error's sentence: `{:#}` shows them.
-        Refusal { status, sentence: format!("{sentence:#}"), pieces: None, allow: None }
+        ApiError { status, sentence: format!("{sentence:#}"), pieces: None, allow: None }
     }
 
     /// The request is not as it must be.
@@ -29,11 +29,11 @@ impl Refusal {
 
     /// The method is none of those that the path takes.
     pub(crate) fn method(sentence: impl fmt::Display, allow: &'static str) -> Self {
-        Refusal { allow: Some(allow), ..Self::new(StatusCode::METHOD_NOT_ALLOWED, sentence) }
+        ApiError { allow: Some(allow), ..Self::new(StatusCode::METHOD_NOT_ALLOWED, sentence) }
     }
 
     pub(crate) fn with_pieces(self, pieces: Value) -> Self {
-        Refusal { pieces: Some(pieces), ..self }
+        ApiError { pieces: Some(pieces), ..self }
     }
 
     pub(crate) fn json(&self) -> Vec<u8> {
@@ -46,7 +46,7 @@ impl Refusal {
 }
 
 /// An error of the model's about what it was asked.
-impl From<anyhow::Error> for Refusal {
+impl From<anyhow::Error> for ApiError {
     fn from(error: anyhow::Error) -> Self {
         Self::bad(error)
     }

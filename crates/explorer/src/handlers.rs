@@ -1,24 +1,24 @@
 //! What each question of the API is answered with. Weights are rounded to four decimals,
 //! contributions to seven: a shorter answer, whose parts still sum to the logit but for that rounding.
 
-use evals::{Candidate, Scored, SenseView, TextContext};
+use evals::{CandidateToken, ScoredToken, SenseView, TextContext};
 use model::Sampling;
 use serde_json::{Value, json};
 use tch::{Kind, Tensor};
 
 use crate::api::{
-    Contributions, Generate, MOST_NEW_TOKENS, MOST_WEIGHTS, MOST_WORDS, Position, Senses, Weights, check_number,
-    too_large,
+    ContributionsRequest, GenerateRequest, MOST_NEW_TOKENS, MOST_WEIGHTS, MOST_WORDS, PositionRequest, SensesRequest,
+    WeightsRequest, check_number, too_large,
 };
-use crate::error::Refusal;
-use crate::state::Explorer;
+use crate::error::ApiError;
+use crate::state::AppState;
 
-pub(crate) fn senses(explorer: &mut Explorer, asked: Senses) -> Result<Value, Refusal> {
+pub(crate) fn senses(explorer: &mut AppState, asked: SensesRequest) -> Result<Value, ApiError> {
     check_number("top", asked.top, MOST_WORDS)?;
     let edits = explorer.edits(asked.edits.as_ref())?;
     let token = explorer.token(asked.word, asked.token)?;
     let views = explorer.model.with_edits(&edits, |model| evals::senses_of(model, token, asked.top))?;
-    let scored = |words: &[Scored]| -> Vec<Value> {
+    let scored = |words: &[ScoredToken]| -> Vec<Value> {
         words.iter().map(|w| with(explorer.word(w.id), [("logit", w.logit)])).collect()
     };
     let sense = |view: &SenseView| {
@@ -34,14 +34,14 @@ pub(crate) fn senses(explorer: &mut Explorer, asked: Senses) -> Result<Value, Re
     Ok(answer)
 }
 
-pub(crate) fn reading(explorer: &mut Explorer, asked: Position) -> Result<Value, Refusal> {
+pub(crate) fn reading(explorer: &mut AppState, asked: PositionRequest) -> Result<Value, ApiError> {
     check_number("top", asked.top, MOST_WORDS)?;
     let edits = explorer.edits(asked.edits.as_ref())?;
     let context = explorer.context(asked.text, asked.ids)?;
     let position = asked.position.unwrap_or(context.ids.len() - 1);
     let next = explorer
         .model
-        .with_edits(&edits, |model| evals::Reading::at(model, &context, position)?.next(position, asked.top))?;
+        .with_edits(&edits, |model| evals::TextAnalysis::at(model, &context, position)?.next(position, asked.top))?;
     Ok(json!({
         "tokens": words(explorer, &context.ids),
         "position": position,
@@ -50,11 +50,11 @@ pub(crate) fn reading(explorer: &mut Explorer, asked: Position) -> Result<Value,
     }))
 }
 
-pub(crate) fn weights(explorer: &mut Explorer, asked: Weights) -> Result<Value, Refusal> {
+pub(crate) fn weights(explorer: &mut AppState, asked: WeightsRequest) -> Result<Value, ApiError> {
     let num_senses = explorer.model.config().num_senses as usize;
     let senses = asked.senses.unwrap_or_else(|| (0..num_senses).collect());
     if let Some(sense) = senses.iter().find(|sense| **sense >= num_senses) {
-        return Err(Refusal::bad(format!("there is no sense {sense}: the model has 0 to {}", num_senses - 1)));
+        return Err(ApiError::bad(format!("there is no sense {sense}: the model has 0 to {}", num_senses - 1)));
     }
     let ids = explorer.ids(asked.text, asked.ids)?;
     let length = ids.len();
@@ -67,7 +67,7 @@ pub(crate) fn weights(explorer: &mut Explorer, asked: Weights) -> Result<Value, 
         )));
     }
     let context = explorer.context(None, Some(ids))?;
-    let one = |sense: usize| -> Result<Value, Refusal> {
+    let one = |sense: usize| -> Result<Value, ApiError> {
         // The triangle of positions that a word can see.
         let mut square = rows(&context.weights.get(sense as i64), 4)?;
         square.iter_mut().enumerate().for_each(|(position, row)| row.truncate(position + 1));
@@ -77,13 +77,13 @@ pub(crate) fn weights(explorer: &mut Explorer, asked: Weights) -> Result<Value, 
     Ok(json!({ "tokens": words(explorer, &context.ids), "senses": senses }))
 }
 
-pub(crate) fn contributions(explorer: &mut Explorer, asked: Contributions) -> Result<Value, Refusal> {
+pub(crate) fn contributions(explorer: &mut AppState, asked: ContributionsRequest) -> Result<Value, ApiError> {
     let edits = explorer.edits(asked.edits.as_ref())?;
     let token = explorer.token(asked.word, asked.token)?;
     let context = explorer.context(asked.text, asked.ids)?;
     let position = asked.position.unwrap_or(context.ids.len() - 1);
     let (next, parts) = explorer.model.with_edits(&edits, |model| {
-        let reading = evals::Reading::at(model, &context, position)?;
+        let reading = evals::TextAnalysis::at(model, &context, position)?;
         Ok((reading.candidate(position, token)?, reading.contributions(position, token)?))
     })?;
     Ok(json!({
@@ -95,13 +95,13 @@ pub(crate) fn contributions(explorer: &mut Explorer, asked: Contributions) -> Re
     }))
 }
 
-pub(crate) fn next(explorer: &mut Explorer, asked: Position) -> Result<Value, Refusal> {
+pub(crate) fn next(explorer: &mut AppState, asked: PositionRequest) -> Result<Value, ApiError> {
     check_number("top", asked.top, MOST_WORDS)?;
     let edits = explorer.edits(asked.edits.as_ref())?;
     let context = explorer.context(asked.text, asked.ids)?;
     let position = asked.position.unwrap_or(context.ids.len() - 1);
     let read = |model: &_| {
-        let reading = evals::Reading::at(model, &context, position)?;
+        let reading = evals::TextAnalysis::at(model, &context, position)?;
         let best = reading.next(position, asked.top)?.into_iter().map(|next| next.id).collect::<Vec<i64>>();
         Ok((best, reading.logits_after(position)?))
     };
@@ -130,11 +130,11 @@ pub(crate) fn next(explorer: &mut Explorer, asked: Position) -> Result<Value, Re
     }))
 }
 
-pub(crate) fn generate(explorer: &mut Explorer, asked: Generate) -> Result<Value, Refusal> {
+pub(crate) fn generate(explorer: &mut AppState, asked: GenerateRequest) -> Result<Value, ApiError> {
     check_number("max_new_tokens", asked.max_new_tokens, MOST_NEW_TOKENS)?;
     let sampling = if asked.greedy {
         if asked.temperature.is_some() || asked.top_k.is_some() || asked.top_p.is_some() {
-            return Err(Refusal::bad("\"greedy\" leaves temperature, top_k and top_p without effect: leave them out"));
+            return Err(ApiError::bad("\"greedy\" leaves temperature, top_k and top_p without effect: leave them out"));
         }
         Sampling::Greedy
     } else {
@@ -161,11 +161,11 @@ pub(crate) fn generate(explorer: &mut Explorer, asked: Generate) -> Result<Value
     }))
 }
 
-fn words(explorer: &Explorer, ids: &[i64]) -> Vec<Value> {
+fn words(explorer: &AppState, ids: &[i64]) -> Vec<Value> {
     ids.iter().map(|&id| explorer.word(id)).collect()
 }
 
-fn candidate(explorer: &Explorer, Candidate { id, logit, probability }: Candidate) -> Value {
+fn candidate(explorer: &AppState, CandidateToken { id, logit, probability }: CandidateToken) -> Value {
     with(explorer.word(id), [("logit", logit), ("probability", probability)])
 }
 
@@ -182,7 +182,7 @@ fn weights_at(context: &TextContext, position: usize) -> Tensor {
 }
 
 /// A matrix row by row, to so many decimals.
-fn rows(matrix: &Tensor, decimals: i32) -> Result<Vec<Vec<f64>>, Refusal> {
+fn rows(matrix: &Tensor, decimals: i32) -> Result<Vec<Vec<f64>>, ApiError> {
     let (width, scale) = (matrix.size()[1] as usize, 10f64.powi(decimals));
     let numbers = Vec::<f64>::try_from(matrix.to_kind(Kind::Double).reshape([-1])).map_err(anyhow::Error::from)?;
     let round = |number: &f64| (number * scale).round() / scale;

@@ -12,4 +12,4 @@ mod state;
 mod worker;
 
 pub use server::{Address, serve};
-pub use state::Explorer;
+pub use state::AppState;

@@ -6,7 +6,7 @@ use hyper::header::{CONTENT_TYPE, HOST, HeaderName, ORIGIN};
 use hyper::http::uri::Authority;
 use hyper::{HeaderMap, StatusCode};
 
-use crate::error::Refusal;
+use crate::error::ApiError;
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
@@ -16,10 +16,10 @@ const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 ///
 /// # Errors
 /// 400 without a host, 403 with a wrong one.
-pub(crate) fn check_host(headers: &HeaderMap, bound: IpAddr) -> Result<(), Refusal> {
-    let host = sole(headers, &HOST)?.ok_or_else(|| Refusal::bad("the request has no Host header: send one"))?;
+pub(crate) fn check_host(headers: &HeaderMap, bound: IpAddr) -> Result<(), ApiError> {
+    let host = sole(headers, &HOST)?.ok_or_else(|| ApiError::bad("the request has no Host header: send one"))?;
     let refused = || {
-        Refusal::new(
+        ApiError::new(
             StatusCode::FORBIDDEN,
             format!("the host \"{host}\" is not this server's: ask for the address that it printed, or localhost"),
         )
@@ -39,9 +39,9 @@ pub(crate) fn check_host(headers: &HeaderMap, bound: IpAddr) -> Result<(), Refus
 ///
 /// # Errors
 /// 403 for another origin.
-pub(crate) fn check_origin(headers: &HeaderMap) -> Result<(), Refusal> {
+pub(crate) fn check_origin(headers: &HeaderMap) -> Result<(), ApiError> {
     let refused = |origin: &str| {
-        Refusal::new(
+        ApiError::new(
             StatusCode::FORBIDDEN,
             format!("requests from {origin} are refused: only this server's own page may ask"),
         )
@@ -62,24 +62,24 @@ pub(crate) fn check_origin(headers: &HeaderMap) -> Result<(), Refusal> {
 ///
 /// # Errors
 /// 415 for anything but JSON.
-pub(crate) fn check_json(headers: &HeaderMap) -> Result<(), Refusal> {
+pub(crate) fn check_json(headers: &HeaderMap) -> Result<(), ApiError> {
     let content_type = sole(headers, &CONTENT_TYPE)?.unwrap_or_default();
     let essence = content_type.split(';').next().unwrap_or_default().trim();
     if essence.eq_ignore_ascii_case("application/json") {
         return Ok(());
     }
     let sentence = format!("the content type is \"{content_type}\": it must be application/json");
-    Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, sentence))
+    Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, sentence))
 }
 
 /// The one value of a header, where there is one.
-fn sole<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Result<Option<&'h str>, Refusal> {
+fn sole<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Result<Option<&'h str>, ApiError> {
     let mut values = headers.get_all(name).iter();
     let (value, second) = (values.next(), values.next());
     let text = value.map(|value| value.to_str()).transpose();
     match (text, second) {
         (Ok(text), None) => Ok(text),
-        _ => Err(Refusal::bad(format!("the header {name} is given twice or is no text: send it once"))),
+        _ => Err(ApiError::bad(format!("the header {name} is given twice or is no text: send it once"))),
     }
 }
 
@@ -95,7 +95,7 @@ mod tests {
         headers
     }
 
-    fn status(result: Result<(), Refusal>) -> u16 {
+    fn status(result: Result<(), ApiError>) -> u16 {
         result.map_or_else(|refusal| refusal.status.as_u16(), |()| 200)
     }
 

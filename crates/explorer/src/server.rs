@@ -20,12 +20,12 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use crate::api::{Kind, MOST_BYTES, too_large};
+use crate::api::{Endpoint, MOST_BYTES, too_large};
 use crate::assets;
-use crate::error::Refusal;
+use crate::error::ApiError;
 use crate::origin_check::{check_host, check_json, check_origin};
-use crate::state::Explorer;
-use crate::worker::{Ended, Queue};
+use crate::state::AppState;
+use crate::worker::{Shutdown, Worker};
 
 /// Connections at once; further ones wait to be taken.
 const MOST_CONNECTIONS: usize = 256;
@@ -61,7 +61,7 @@ pub struct Address {
 }
 
 /// A request of the API: what is asked, and its body.
-type Question = (Kind, Bytes);
+type ApiRequest = (Endpoint, Bytes);
 
 /// Serves what `load` makes until `is_over`, which is asked 20 times a second; `listening` hears the address. `load` is
 /// called in the thread that computes, and again after a failure there.
@@ -70,7 +70,7 @@ type Question = (Kind, Bytes);
 /// When the address cannot be listened on, or the model cannot be loaded (again).
 pub fn serve(
     address: Address,
-    load: impl Fn() -> Result<Explorer> + Send + 'static,
+    load: impl Fn() -> Result<AppState> + Send + 'static,
     listening: impl FnOnce(SocketAddr) -> Result<()>,
     is_over: impl Fn() -> bool,
 ) -> Result<()> {
@@ -82,14 +82,19 @@ pub fn serve(
         )
     })?;
     let (queue, ended) =
-        Queue::start(load, |explorer: &mut Explorer, (kind, body): Question| explorer.answer(kind, &body))?;
+        Worker::start(load, |explorer: &mut AppState, (kind, body): ApiRequest| explorer.answer(kind, &body))?;
     let bound = listener.local_addr()?;
     listening(bound)?;
-    let site = Arc::new(Site { queue, bound: bound.ip() });
+    let site = Arc::new(Server { queue, bound: bound.ip() });
     runtime.block_on(accept(listener, site, ended, is_over))
 }
 
-async fn accept(listener: TcpListener, site: Arc<Site>, mut ended: Ended, is_over: impl Fn() -> bool) -> Result<()> {
+async fn accept(
+    listener: TcpListener,
+    site: Arc<Server>,
+    mut ended: Shutdown,
+    is_over: impl Fn() -> bool,
+) -> Result<()> {
     let (connections, places) = (GracefulShutdown::new(), Arc::new(Semaphore::new(MOST_CONNECTIONS)));
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(PATIENCE);
@@ -132,12 +137,12 @@ async fn accept(listener: TcpListener, site: Arc<Site>, mut ended: Ended, is_ove
 }
 
 /// What there is to be asked.
-struct Site {
-    queue: Queue<Question>,
+struct Server {
+    queue: Worker<ApiRequest>,
     bound: IpAddr,
 }
 
-impl Site {
+impl Server {
     async fn respond(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         let (status, allow, content_type, body) = match self.answer(request).await {
             Ok((content_type, body)) => (StatusCode::OK, None, content_type, body),
@@ -160,7 +165,7 @@ impl Site {
     }
 
     /// A file of the page, or an answer of the API.
-    async fn answer(&self, request: Request<Incoming>) -> Result<(&'static str, Bytes), Refusal> {
+    async fn answer(&self, request: Request<Incoming>) -> Result<(&'static str, Bytes), ApiError> {
         check_host(request.headers(), self.bound)?;
         let is_read = [Method::GET, Method::HEAD].contains(request.method());
         let path = request.uri().path();
@@ -171,11 +176,11 @@ impl Site {
                 Err(wrong_method(&request, READ))
             };
         }
-        let kind = Kind::at(path).ok_or_else(|| {
-            Refusal::new(StatusCode::NOT_FOUND, format!("there is nothing at {path}: docs/explorer.md lists the API"))
+        let kind = Endpoint::at(path).ok_or_else(|| {
+            ApiError::new(StatusCode::NOT_FOUND, format!("there is nothing at {path}: docs/explorer.md lists the API"))
         })?;
         check_origin(request.headers())?;
-        let body = if kind == Kind::Model {
+        let body = if kind == Endpoint::Model {
             if !is_read {
                 return Err(wrong_method(&request, READ));
             }
@@ -196,19 +201,20 @@ const JSON: &str = "application/json";
 
 const READ: &str = "GET, HEAD";
 
-fn wrong_method(request: &Request<Incoming>, allow: &'static str) -> Refusal {
+fn wrong_method(request: &Request<Incoming>, allow: &'static str) -> ApiError {
     let (method, path) = (request.method(), request.uri().path());
-    Refusal::method(format!("{method} is not for {path}: the header Allow says what is"), allow)
+    ApiError::method(format!("{method} is not for {path}: the header Allow says what is"), allow)
 }
 
-async fn body(body: Incoming) -> Result<Bytes, Refusal> {
+async fn body(body: Incoming) -> Result<Bytes, ApiError> {
     let whole = timeout(PATIENCE, Limited::new(body, MOST_BYTES).collect()).await;
-    let late = |_| Refusal::new(StatusCode::REQUEST_TIMEOUT, "the request did not arrive in 15 seconds: send it again");
+    let late =
+        |_| ApiError::new(StatusCode::REQUEST_TIMEOUT, "the request did not arrive in 15 seconds: send it again");
     whole.map_err(late)?.map(|whole| whole.to_bytes()).map_err(|error| {
         if error.is::<LengthLimitError>() {
             too_large(format!("the request is larger than {} kB: shorten it", MOST_BYTES >> 10))
         } else {
-            Refusal::bad(format!("the request did not arrive whole: {error}"))
+            ApiError::bad(format!("the request did not arrive whole: {error}"))
         }
     })
 }

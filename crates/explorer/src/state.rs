@@ -9,10 +9,10 @@ use hyper::StatusCode;
 use model::{LanguageModel, SenseEdit};
 use serde_json::{Value, json};
 
-use crate::api::{self, Kind, MOST_EDITS};
-use crate::error::Refusal;
+use crate::api::{self, Endpoint, MOST_EDITS};
+use crate::error::ApiError;
 use crate::handlers;
-use crate::worker::Answer;
+use crate::worker::ApiResponse;
 
 /// Texts whose contextualization is kept: what a page asks next is mostly about the same text, and a slider
 /// changes nothing of it. One of 512 tokens is 17 MB.
@@ -20,14 +20,14 @@ const KEPT_CONTEXTS: usize = 8;
 
 /// A model, its words, and what was made of the last texts.
 #[derive(Debug)]
-pub struct Explorer {
+pub struct AppState {
     pub(crate) model: LanguageModel,
     pub(crate) tokenizer: Tokenizer,
     name: String,
     contexts: VecDeque<Rc<TextContext>>,
 }
 
-impl Explorer {
+impl AppState {
     /// A model under the name that the page shows.
     ///
     /// # Errors
@@ -38,19 +38,19 @@ impl Explorer {
             "{name} is a GPT-2, which has no senses to explore: give a Backpack (generate and eval take both)"
         );
         tokenizer.check_fits(model.config())?;
-        Ok(Explorer { model, tokenizer, name, contexts: VecDeque::new() })
+        Ok(AppState { model, tokenizer, name, contexts: VecDeque::new() })
     }
 
     /// The answer to a question of this kind.
-    pub(crate) fn answer(&mut self, kind: Kind, body: &[u8]) -> Answer {
+    pub(crate) fn answer(&mut self, kind: Endpoint, body: &[u8]) -> ApiResponse {
         let answer = match kind {
-            Kind::Model => Ok(self.describe()),
-            Kind::Senses => handlers::senses(self, api::parse(body)?),
-            Kind::Reading => handlers::reading(self, api::parse(body)?),
-            Kind::Weights => handlers::weights(self, api::parse(body)?),
-            Kind::Contributions => handlers::contributions(self, api::parse(body)?),
-            Kind::Next => handlers::next(self, api::parse(body)?),
-            Kind::Generate => handlers::generate(self, api::parse(body)?),
+            Endpoint::Model => Ok(self.describe()),
+            Endpoint::Senses => handlers::senses(self, api::parse(body)?),
+            Endpoint::Reading => handlers::reading(self, api::parse(body)?),
+            Endpoint::Weights => handlers::weights(self, api::parse(body)?),
+            Endpoint::Contributions => handlers::contributions(self, api::parse(body)?),
+            Endpoint::Next => handlers::next(self, api::parse(body)?),
+            Endpoint::Generate => handlers::generate(self, api::parse(body)?),
         }?;
         Ok(answer.to_string().into_bytes())
     }
@@ -81,14 +81,14 @@ impl Explorer {
     }
 
     /// The ids of a text that fits the model.
-    pub(crate) fn ids(&self, text: Option<String>, ids: Option<Vec<i64>>) -> Result<Vec<i64>, Refusal> {
+    pub(crate) fn ids(&self, text: Option<String>, ids: Option<Vec<i64>>) -> Result<Vec<i64>, ApiError> {
         let ids = match (text, ids) {
             (Some(text), None) => self.tokenizer.encode(&text)?,
             (None, Some(ids)) => ids,
-            _ => return Err(Refusal::bad("the request names either a \"text\" or \"ids\": give one of them")),
+            _ => return Err(ApiError::bad("the request names either a \"text\" or \"ids\": give one of them")),
         };
         if ids.is_empty() {
-            return Err(Refusal::bad("the text is empty: give at least one word"));
+            return Err(ApiError::bad("the text is empty: give at least one word"));
         }
         let (length, context) = (ids.len(), self.model.config().n_positions);
         if length as i64 > context {
@@ -101,7 +101,7 @@ impl Explorer {
     }
 
     /// The token that a word is, or that an id names.
-    pub(crate) fn token(&self, word: Option<String>, token: Option<i64>) -> Result<i64, Refusal> {
+    pub(crate) fn token(&self, word: Option<String>, token: Option<i64>) -> Result<i64, ApiError> {
         match (word, token) {
             (None, Some(id)) => {
                 self.model.check_ids(&[id])?;
@@ -110,14 +110,14 @@ impl Explorer {
             (Some(word), None) => self.tokenizer.word(&word).map_err(|error| {
                 let pieces = self.tokenizer.encode(&format!(" {}", word.trim())).unwrap_or_default();
                 let pieces = pieces.into_iter().map(|id| self.word(id)).collect();
-                Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, error).with_pieces(pieces)
+                ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, error).with_pieces(pieces)
             }),
-            _ => Err(Refusal::bad("the request names either a \"word\" or a \"token\" (an id): give one of them")),
+            _ => Err(ApiError::bad("the request names either a \"word\" or a \"token\" (an id): give one of them")),
         }
     }
 
     /// Edits in the form of `--edit`.
-    pub(crate) fn edits(&self, given: Option<&Value>) -> Result<Vec<SenseEdit>, Refusal> {
+    pub(crate) fn edits(&self, given: Option<&Value>) -> Result<Vec<SenseEdit>, ApiError> {
         let Some(given) = given else { return Ok(Vec::new()) };
         let edits = parse_edits(given, Some(&self.tokenizer))?;
         if edits.len() > MOST_EDITS {
@@ -128,7 +128,7 @@ impl Explorer {
     }
 
     /// The contextualization of a text that fits the model, kept or made.
-    pub(crate) fn context(&mut self, text: Option<String>, ids: Option<Vec<i64>>) -> Result<Rc<TextContext>, Refusal> {
+    pub(crate) fn context(&mut self, text: Option<String>, ids: Option<Vec<i64>>) -> Result<Rc<TextContext>, ApiError> {
         let ids = self.ids(text, ids)?;
         let kept = self.contexts.iter().position(|context| context.ids == ids);
         let context = match kept.and_then(|place| self.contexts.remove(place)) {

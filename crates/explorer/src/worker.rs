@@ -8,33 +8,33 @@ use anyhow::{Context, Result, anyhow};
 use hyper::StatusCode;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::error::Refusal;
+use crate::error::ApiError;
 
 /// Requests that wait: more than 50 clients with one each, a few seconds of a micro model's.
 const LENGTH: usize = 64;
 
 /// An answer as JSON, or why there is none.
-pub(crate) type Answer = Result<Vec<u8>, Refusal>;
+pub(crate) type ApiResponse = Result<Vec<u8>, ApiError>;
 
 /// A question on its way to the thread that answers.
-struct Asked<Q> {
+struct QueuedRequest<Q> {
     question: Q,
-    answer: oneshot::Sender<Answer>,
+    answer: oneshot::Sender<ApiResponse>,
 }
 
 /// Where questions are put.
-pub(crate) struct Queue<Q>(mpsc::Sender<Asked<Q>>);
+pub(crate) struct Worker<Q>(mpsc::Sender<QueuedRequest<Q>>);
 
-impl<Q> Clone for Queue<Q> {
+impl<Q> Clone for Worker<Q> {
     fn clone(&self) -> Self {
-        Queue(self.0.clone())
+        Worker(self.0.clone())
     }
 }
 
 /// How the thread ended: with the queue, or because what it needs could not be made again.
-pub(crate) type Ended = oneshot::Receiver<Result<()>>;
+pub(crate) type Shutdown = oneshot::Receiver<Result<()>>;
 
-impl<Q: Send + 'static> Queue<Q> {
+impl<Q: Send + 'static> Worker<Q> {
     /// Starts the thread, which makes for itself what it answers with, and makes it anew when an
     /// answer panics: who knows in what state that left it.
     ///
@@ -42,9 +42,9 @@ impl<Q: Send + 'static> Queue<Q> {
     /// When it cannot be made.
     pub(crate) fn start<S: 'static>(
         make: impl Fn() -> Result<S> + Send + 'static,
-        answer: impl Fn(&mut S, Q) -> Answer + Send + 'static,
-    ) -> Result<(Self, Ended)> {
-        let (sender, mut receiver) = mpsc::channel::<Asked<Q>>(LENGTH);
+        answer: impl Fn(&mut S, Q) -> ApiResponse + Send + 'static,
+    ) -> Result<(Self, Shutdown)> {
+        let (sender, mut receiver) = mpsc::channel::<QueuedRequest<Q>>(LENGTH);
         let ((ready, is_ready), (end, ended)) = (oneshot::channel(), oneshot::channel());
         let work = move || -> Result<()> {
             let mut state = match make() {
@@ -64,7 +64,7 @@ impl<Q: Send + 'static> Queue<Q> {
                     Ok(answer) => drop(asked.answer.send(answer)),
                     Err(_) => {
                         let sentence = "the computation failed; the server's standard error says why, and it goes on";
-                        let _ = asked.answer.send(Err(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, sentence)));
+                        let _ = asked.answer.send(Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, sentence)));
                         state = make().context("the model could not be loaded again after a failure")?;
                     }
                 }
@@ -73,14 +73,14 @@ impl<Q: Send + 'static> Queue<Q> {
         };
         thread::Builder::new().name("compute".into()).spawn(move || drop(end.send(work())))?;
         is_ready.blocking_recv().map_err(|_| anyhow!("the model could not be loaded: see the line above"))??;
-        Ok((Queue(sender), ended))
+        Ok((Worker(sender), ended))
     }
 
     /// The answer, in turn. Dropping the future withdraws the question.
-    pub(crate) async fn ask(&self, question: Q) -> Answer {
+    pub(crate) async fn ask(&self, question: Q) -> ApiResponse {
         let (answer, answered) = oneshot::channel();
-        self.0.try_send(Asked { question, answer }).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => Refusal::new(
+        self.0.try_send(QueuedRequest { question, answer }).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => ApiError::new(
                 StatusCode::SERVICE_UNAVAILABLE,
                 format!("{LENGTH} requests wait already: try again in a second"),
             ),
@@ -90,8 +90,8 @@ impl<Q: Send + 'static> Queue<Q> {
     }
 }
 
-fn ending() -> Refusal {
-    Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "the server is ending: start it again")
+fn ending() -> ApiError {
+    ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "the server is ending: start it again")
 }
 
 #[cfg(test)]
@@ -110,7 +110,7 @@ mod tests {
         let made = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&made);
         let make = move || Ok(count.fetch_add(1, Ordering::SeqCst));
-        let (queue, _ended) = Queue::start(make, |state, question: u8| {
+        let (queue, _ended) = Worker::start(make, |state, question: u8| {
             assert!(question < 9, "nine is too many");
             Ok(vec![*state as u8, question])
         })
@@ -127,14 +127,14 @@ mod tests {
     fn what_cannot_be_made_again_ends_the_queue() {
         let made = AtomicUsize::new(0);
         let make = move || if made.fetch_add(1, Ordering::SeqCst) == 0 { Ok(()) } else { Err(anyhow!("gone")) };
-        let (queue, ended) = Queue::start(make, |(), (): ()| panic!("always")).unwrap();
+        let (queue, ended) = Worker::start(make, |(), (): ()| panic!("always")).unwrap();
         runtime().block_on(async {
             assert_eq!(queue.ask(()).await.unwrap_err().status, 500);
             let error = ended.await.unwrap().unwrap_err();
             assert_eq!(format!("{error:#}"), "the model could not be loaded again after a failure: gone");
             assert_eq!(queue.ask(()).await.unwrap_err().status, 503);
         });
-        let never = Queue::start(|| Err::<(), _>(anyhow!("no model")), |(), (): ()| Ok(vec![]));
+        let never = Worker::start(|| Err::<(), _>(anyhow!("no model")), |(), (): ()| Ok(vec![]));
         assert_eq!(never.err().unwrap().to_string(), "no model");
     }
 
@@ -144,7 +144,7 @@ mod tests {
         let (b, g) = (Arc::clone(&begun), Arc::clone(&go_on));
         let answered = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&answered);
-        let (queue, _ended) = Queue::start(
+        let (queue, _ended) = Worker::start(
             || Ok(()),
             move |(), is_first: bool| {
                 if is_first {

@@ -8,7 +8,7 @@
 use std::path::Path;
 use std::time::Instant;
 
-use model::{Kind, LanguageModel, ModelConfig, Pass, SENSES_FILE, Sampling, generate, load_folder};
+use model::{Architecture, ForwardOptions, LanguageModel, ModelConfig, SENSES_FILE, Sampling, generate, load_folder};
 use tch::{Device, Tensor};
 
 const PROMPT: [i64; 1] = [464];
@@ -43,8 +43,8 @@ fn recomputed(model: &LanguageModel, tokens: usize) -> f64 {
         let mut ids = PROMPT.to_vec();
         for _ in 0..tokens {
             let input = Tensor::from_slice(&ids).unsqueeze(0);
-            let hidden = tch::no_grad(|| model.hidden(&input, Pass::evaluation()));
-            let logits = model.head(&hidden.select(1, -1), Pass::evaluation());
+            let hidden = tch::no_grad(|| model.hidden(&input, ForwardOptions::evaluation()));
+            let logits = model.head(&hidden.select(1, -1), ForwardOptions::evaluation());
             ids.push(logits.argmax(-1, false).int64_value(&[0]));
         }
     })
@@ -66,11 +66,11 @@ fn main() {
         return;
     }
     println!("{tokens} tokens     with caches  recomputed   ratio  senses from a table  (tokens/s)");
-    for (name, kind) in [("micro Backpack", Kind::Backpack), ("micro GPT-2", Kind::Gpt2)] {
-        let shape = ModelConfig { n_embd: 384, n_head: 6, n_layer: 6, kind, ..ModelConfig::default() };
+    for (name, architecture) in [("micro Backpack", Architecture::Backpack), ("micro GPT-2", Architecture::Gpt2)] {
+        let shape = ModelConfig { n_embd: 384, n_head: 6, n_layer: 6, architecture, ..ModelConfig::default() };
         let mut model = LanguageModel::initialise(shape, 1, Device::Cpu).expect("the shapes are the paper's");
         let (with, without) = (cached(&model, tokens), recomputed(&model, tokens));
-        let table = (kind == Kind::Backpack).then(|| with_table(&mut model, tokens));
+        let table = (architecture == Architecture::Backpack).then(|| with_table(&mut model, tokens));
         let table = table.map_or_else(String::new, |rate| format!("{rate:.0}"));
         println!("{name:<16} {with:>9.0} {without:>11.1} {:>7.1} {table:>20}", with / without);
     }

@@ -3,12 +3,12 @@
 //! sum of the senses of the words so far, weighted by what the body makes of the context.
 
 use tch::{Kind, Tensor};
-use torch_ext::Branch;
+use torch_ext::ResidualBranch;
 use torch_ext::profiler::mark;
 
 use crate::config::ModelConfig;
-use crate::gpt2::{Body, embed};
-use crate::layers::{LayerNorm, Linear, Mlp, Pass, Residual, sure};
+use crate::gpt2::{Gpt2, embed};
+use crate::layers::{AddLayerNorm, ForwardOptions, LayerNorm, Linear, Mlp, sure};
 use crate::parameters::Parameters;
 use crate::sense_table::SenseTable;
 use crate::senses::edits::EditedSenses;
@@ -40,17 +40,17 @@ impl SenseNetwork {
     /// Embeddings `[N, D]` -> what the last MLP makes its senses of, `[N, D]`. A block of the
     /// body without attention: the normalised embedding stands where the attention's output
     /// would.
-    fn hidden(&self, embeddings: Tensor, pass: Pass) -> Tensor {
-        let mut x = Residual::new(pass.drop(embeddings));
+    fn hidden(&self, embeddings: Tensor, pass: ForwardOptions) -> Tensor {
+        let mut x = AddLayerNorm::new(pass.drop(embeddings));
         let normed = x.normalise(&self.ln, Kind::Float, pass);
-        x.push(Branch { value: normed, bias: None });
+        x.push(ResidualBranch { value: normed, bias: None });
         let normed = x.normalise(&self.ln_1, pass.kind, pass);
         x.push(self.mlp.branch(&normed, pass));
         x.normalise(&self.ln_2, pass.kind, pass)
     }
 
     /// Embeddings `[N, D]` -> senses `[N, L D]`.
-    fn forward(&self, embeddings: Tensor, pass: Pass) -> Tensor {
+    fn forward(&self, embeddings: Tensor, pass: ForwardOptions) -> Tensor {
         self.final_mlp.forward(&self.hidden(embeddings, pass), pass)
     }
 }
@@ -71,7 +71,7 @@ impl SenseWeightNetwork {
     }
 
     /// Queries and keys of hidden states `[B T, D]`: `[2, B, L, T, D/L]`.
-    fn qk(&self, hidden: &Tensor, sequences: i64, pass: Pass) -> Tensor {
+    fn qk(&self, hidden: &Tensor, sequences: i64, pass: ForwardOptions) -> Tensor {
         let (rows, d) = (hidden.size()[0], hidden.size()[1]);
         let shape = [sequences, rows / sequences, 2, self.num_senses, d / self.num_senses];
         self.c_attn.forward(hidden, pass).view(shape).permute([2, 0, 3, 1, 4])
@@ -85,7 +85,7 @@ impl SenseWeightNetwork {
 
     /// Hidden states `[B T, D]` -> weights `[B, L, T, T]` fp32, each row a distribution
     /// over positions up to its own.
-    fn forward(&self, hidden: &Tensor, sequences: i64, pass: Pass) -> Tensor {
+    fn forward(&self, hidden: &Tensor, sequences: i64, pass: ForwardOptions) -> Tensor {
         let (t, qk) = (hidden.size()[0] / sequences, self.qk(hidden, sequences, pass));
         let scores = Self::scores(&qk.get(0), &qk.get(1));
         let future = Tensor::ones([t, t], (Kind::Bool, hidden.device())).triu(1);
@@ -96,7 +96,7 @@ impl SenseWeightNetwork {
 /// The network without its head: the logits are its output times the embedding.
 #[derive(Debug)]
 pub struct Backpack {
-    body: Body,
+    body: Gpt2,
     sense_network: SenseNetwork,
     sense_weight_network: SenseWeightNetwork,
     /// Stands where the sense network would, in evaluation.
@@ -110,7 +110,7 @@ const WORDS_UNIT: i64 = 64;
 impl Backpack {
     pub(crate) fn new(config: &ModelConfig, parameters: &Parameters) -> Self {
         Backpack {
-            body: Body::new(config, parameters),
+            body: Gpt2::new(config, parameters),
             sense_network: SenseNetwork::new(config, parameters),
             sense_weight_network: SenseWeightNetwork::new(config, parameters),
             table: None,
@@ -133,12 +133,12 @@ impl Backpack {
     }
 
     /// The body that makes the context.
-    pub fn body(&self) -> &Body {
+    pub fn body(&self) -> &Gpt2 {
         &self.body
     }
 
     /// Sense vectors of ids `[B, T]` -> `[B, T, L, D]`, of the pass's type.
-    pub fn senses(&self, ids: &Tensor, pass: Pass) -> Tensor {
+    pub fn senses(&self, ids: &Tensor, pass: ForwardOptions) -> Tensor {
         let (words, place) = self.words(ids, pass);
         let senses = self.word_senses(&words, pass);
         let senses = if pass.shares_senses() { senses.index_select(0, &place) } else { senses };
@@ -147,7 +147,7 @@ impl Backpack {
     }
 
     /// Sense vectors of words `[U]` -> `[U, L D]`, of the pass's type: the network's or the table's, or as edited.
-    pub(crate) fn word_senses(&self, words: &Tensor, pass: Pass) -> Tensor {
+    pub(crate) fn word_senses(&self, words: &Tensor, pass: ForwardOptions) -> Tensor {
         let senses = match &self.table {
             Some(table) => table.rows(words).to_device(words.device()).to_kind(pass.kind),
             None => {
@@ -163,7 +163,7 @@ impl Backpack {
 
     /// The words whose senses are made, `[U]`, and which one each token is, `[B T]`: each
     /// distinct token once where nothing tells its places apart, else every token by itself.
-    fn words(&self, ids: &Tensor, pass: Pass) -> (Tensor, Tensor) {
+    fn words(&self, ids: &Tensor, pass: ForwardOptions) -> (Tensor, Tensor) {
         let ids = ids.flatten(0, -1);
         if pass.shares_senses() {
             let (distinct, place, _) = ids.internal_unique2(true, true, false);
@@ -178,13 +178,13 @@ impl Backpack {
     }
 
     /// Contextualization weights of ids `[B, T]` -> `[B, L, T, T]` fp32.
-    pub fn contextualization(&self, ids: &Tensor, pass: Pass) -> Tensor {
+    pub fn contextualization(&self, ids: &Tensor, pass: ForwardOptions) -> Tensor {
         self.sense_weight_network.forward(&self.body.forward(ids, pass), ids.size()[0], pass)
     }
 
     /// Weights `[B, L, R, T]` of R positions and senses `[B, T, L, D]` -> outputs `[B, R, D]`: one
     /// matrix product over (position, sense) pairs, so that no sense's own output exists.
-    pub fn combine(&self, weights: &Tensor, senses: &Tensor, pass: Pass) -> Tensor {
+    pub fn combine(&self, weights: &Tensor, senses: &Tensor, pass: ForwardOptions) -> Tensor {
         let size = senses.size();
         let (b, t, l, d) = (size[0], size[1], size[2], size[3]);
         let rows = weights.size()[2];
@@ -194,7 +194,7 @@ impl Backpack {
 
     /// Weights `[L, S]` fp32 of the last of S positions, the last T of which have the hidden
     /// states `[T, D]` and the others their keys in `keys`.
-    pub(crate) fn extend_weights(&self, hidden: &Tensor, keys: &mut Option<Tensor>, pass: Pass) -> Tensor {
+    pub(crate) fn extend_weights(&self, hidden: &Tensor, keys: &mut Option<Tensor>, pass: ForwardOptions) -> Tensor {
         let qk = self.sense_weight_network.qk(hidden, 1, pass);
         let all = match keys.take() {
             Some(keys) => Tensor::cat(&[keys, qk.get(1)], 2),
@@ -206,8 +206,8 @@ impl Backpack {
         weights.squeeze_dim(2).squeeze_dim(0)
     }
 
-    /// `[B, T]` int64 -> `[B T, D]`, to be multiplied by the embedding `wte` ([`Body::tied`]).
-    pub(crate) fn forward(&self, wte: &Tensor, ids: &Tensor, pass: Pass) -> Tensor {
+    /// `[B, T]` int64 -> `[B T, D]`, to be multiplied by the embedding `wte` ([`Gpt2::tied`]).
+    pub(crate) fn forward(&self, wte: &Tensor, ids: &Tensor, pass: ForwardOptions) -> Tensor {
         let sequences = ids.size()[0];
         let weights = &self.sense_weight_network;
         let mixed = if pass.is_fused_on(ids.device()) && weights.num_senses <= torch_ext::MOST_SENSES {

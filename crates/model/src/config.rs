@@ -11,7 +11,7 @@ pub const GPT2_END_OF_TEXT: i64 = 50_256;
 /// Which network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Kind {
+pub enum Architecture {
     /// Sense vectors weighted by a GPT-2 body (Hewitt et al., ACL 2023).
     Backpack,
     /// The baseline: the same body predicting from its own hidden state.
@@ -23,7 +23,7 @@ pub enum Kind {
 #[serde(deny_unknown_fields, default)]
 pub struct ModelConfig {
     /// Backpack or its GPT-2 baseline.
-    pub kind: Kind,
+    pub architecture: Architecture,
     /// Width D of embeddings, hidden states and sense vectors.
     pub n_embd: i64,
     /// Attention heads of the body.
@@ -65,7 +65,7 @@ impl Default for ModelConfig {
     /// The published Backpack-GPT2: GPT-2 small with 16 senses, 170,083,584 parameters.
     fn default() -> Self {
         ModelConfig {
-            kind: Kind::Backpack,
+            architecture: Architecture::Backpack,
             n_embd: 768,
             n_head: 12,
             n_layer: 12,
@@ -133,7 +133,7 @@ impl ModelConfig {
             self.n_embd,
             self.n_head
         );
-        if self.kind == Kind::Backpack {
+        if self.architecture == Architecture::Backpack {
             ensure!(
                 self.n_embd % self.num_senses == 0,
                 "n_embd {} does not divide by num_senses {}: each sense has n_embd / num_senses query and key channels",
@@ -194,7 +194,7 @@ impl ModelConfig {
         }
         let defaults = ModelConfig::default();
         let config = ModelConfig {
-            kind: if is_backpack { Kind::Backpack } else { Kind::Gpt2 },
+            architecture: if is_backpack { Architecture::Backpack } else { Architecture::Gpt2 },
             n_embd: integer("n_embd")?,
             n_head: integer("n_head")?,
             n_layer: integer("n_layer")?,
@@ -222,9 +222,9 @@ impl ModelConfig {
     pub fn to_hugging_face(&self) -> Value {
         let mut json = json!({
             "model_type": "gpt2",
-            "architectures": [match self.kind {
-                Kind::Backpack => "BackpackGPT2LMHeadModel",
-                Kind::Gpt2 => "GPT2LMHeadModel",
+            "architectures": [match self.architecture {
+                Architecture::Backpack => "BackpackGPT2LMHeadModel",
+                Architecture::Gpt2 => "GPT2LMHeadModel",
             }],
             "vocab_size": self.vocab_size,
             "n_positions": self.n_positions,
@@ -247,7 +247,7 @@ impl ModelConfig {
             "eos_token_id": self.end_of_text,
             "torch_dtype": "float32",
         });
-        if self.kind == Kind::Backpack {
+        if self.architecture == Architecture::Backpack {
             json["num_senses"] = json!(self.num_senses);
             json["sense_intermediate_scale"] = json!(self.sense_intermediate_scale);
             if let Some(width) = self.sense_block_inner {
@@ -304,7 +304,7 @@ mod tests {
         };
         let text = config.to_hugging_face().to_string();
         assert_eq!(ModelConfig::from_hugging_face(&text).unwrap(), config);
-        let gpt2 = ModelConfig { kind: Kind::Gpt2, ..ModelConfig::default() };
+        let gpt2 = ModelConfig { architecture: Architecture::Gpt2, ..ModelConfig::default() };
         assert_eq!(ModelConfig::from_hugging_face(&gpt2.to_hugging_face().to_string()).unwrap(), gpt2);
     }
 
@@ -331,8 +331,8 @@ mod tests {
 
     #[test]
     fn the_inverse_layer_scale_is_a_backpacks_default_and_not_a_gpt2s() {
-        for (kind, default) in [(Kind::Backpack, true), (Kind::Gpt2, false)] {
-            let mut json = ModelConfig { kind, ..ModelConfig::default() }.to_hugging_face();
+        for (kind, default) in [(Architecture::Backpack, true), (Architecture::Gpt2, false)] {
+            let mut json = ModelConfig { architecture: kind, ..ModelConfig::default() }.to_hugging_face();
             json.as_object_mut().unwrap().remove("scale_attn_by_inverse_layer_idx");
             let config = ModelConfig::from_hugging_face(&json.to_string()).unwrap();
             assert_eq!(config.scale_attn_by_inverse_layer_idx, default);

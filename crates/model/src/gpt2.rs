@@ -1,11 +1,11 @@
 //! The GPT-2 body (reference points 1 to 5): token ids in, contextual hidden states out.
 
 use tch::Tensor;
-use torch_ext::Branch;
+use torch_ext::ResidualBranch;
 use torch_ext::profiler::mark;
 
 use crate::config::ModelConfig;
-use crate::layers::{LayerNorm, Linear, Mlp, Pass, Residual, sure};
+use crate::layers::{AddLayerNorm, ForwardOptions, LayerNorm, Linear, Mlp, sure};
 use crate::parameters::Parameters;
 
 #[derive(Debug)]
@@ -29,14 +29,14 @@ impl Attention {
     }
 
     /// Queries, keys and values of `[B T, D]`: `[3, B, H, T, D/H]`.
-    fn qkv(&self, x: &Tensor, sequences: i64, pass: Pass) -> Tensor {
+    fn qkv(&self, x: &Tensor, sequences: i64, pass: ForwardOptions) -> Tensor {
         let (rows, d) = (x.size()[0], x.size()[1]);
         let shape = [sequences, rows / sequences, 3, self.n_head, d / self.n_head];
         self.c_attn.forward(x, pass).view(shape).permute([2, 0, 3, 1, 4])
     }
 
     /// `[B, H, T, D/H]` each -> `[B T, D]`. libtorch picks the flash kernel where it has one.
-    fn mix(&self, query: &Tensor, key: &Tensor, value: &Tensor, causal: bool, pass: Pass) -> Tensor {
+    fn mix(&self, query: &Tensor, key: &Tensor, value: &Tensor, causal: bool, pass: ForwardOptions) -> Tensor {
         let none = None::<Tensor>;
         let mixed =
             Tensor::scaled_dot_product_attention(query, key, value, none, pass.dropout, causal, self.scale, false);
@@ -44,7 +44,7 @@ impl Attention {
     }
 
     /// `[B T, D] -> [B T, D]`, causal in each of the `sequences`.
-    fn forward(&self, x: &Tensor, sequences: i64, pass: Pass) -> Branch {
+    fn forward(&self, x: &Tensor, sequences: i64, pass: ForwardOptions) -> ResidualBranch {
         let mixed = if pass.is_fused_on(x.device()) {
             let qkv = self.c_attn.product(x, pass);
             let bias = self.c_attn.bias();
@@ -58,7 +58,7 @@ impl Attention {
 
     /// The same for the positions `[T, D]` of one sequence that follow those in the cache:
     /// all of it at first, then one at a time.
-    fn extend(&self, x: &Tensor, cache: &mut Option<[Tensor; 2]>, pass: Pass) -> Branch {
+    fn extend(&self, x: &Tensor, cache: &mut Option<[Tensor; 2]>, pass: ForwardOptions) -> ResidualBranch {
         let qkv = self.qkv(x, 1, pass);
         let (key, value, causal) = match cache.take() {
             None => (qkv.get(1), qkv.get(2), true),
@@ -91,7 +91,7 @@ impl Block {
     }
 
     /// Adds what `attend` finds, and the MLP, to the residual stream.
-    fn add(&self, x: &mut Residual, attend: impl FnOnce(&Tensor) -> Branch, pass: Pass) {
+    fn add(&self, x: &mut AddLayerNorm, attend: impl FnOnce(&Tensor) -> ResidualBranch, pass: ForwardOptions) {
         let normed = x.normalise(&self.ln_1, pass.kind, pass);
         x.push(attend(&normed));
         let normed = x.normalise(&self.ln_2, pass.kind, pass);
@@ -101,24 +101,24 @@ impl Block {
 
 /// Keys and values `[B, H, T, D/H]` of the positions so far, for each block.
 #[derive(Debug, Default)]
-pub(crate) struct BodyCache {
+pub(crate) struct KvCache {
     blocks: Vec<Option<[Tensor; 2]>>,
     length: i64,
 }
 
 /// A GPT-2 without its head.
 #[derive(Debug)]
-pub struct Body {
+pub struct Gpt2 {
     wte: Tensor,
     wpe: Tensor,
     blocks: Vec<Block>,
     ln_f: LayerNorm,
 }
 
-impl Body {
+impl Gpt2 {
     pub(crate) fn new(config: &ModelConfig, parameters: &Parameters) -> Self {
         let prefix = config.body_prefix();
-        Body {
+        Gpt2 {
             wte: parameters.get(&format!("{prefix}.wte.weight")),
             wpe: parameters.get(&format!("{prefix}.wpe.weight")),
             blocks: (0..config.n_layer)
@@ -134,21 +134,21 @@ impl Body {
     }
 
     /// The token embedding for all that uses it in one pass: rows, and the head's product.
-    pub(crate) fn tied(&self, pass: Pass) -> Tensor {
+    pub(crate) fn tied(&self, pass: ForwardOptions) -> Tensor {
         if pass.is_fused_on(self.wte.device()) { sure(torch_ext::tie(&self.wte)) } else { self.wte.shallow_clone() }
     }
 
     /// `[B, T]` int64 -> `[B T, D]`, fp32 or of the pass's type, after the last LayerNorm.
-    pub fn forward(&self, ids: &Tensor, pass: Pass) -> Tensor {
+    pub fn forward(&self, ids: &Tensor, pass: ForwardOptions) -> Tensor {
         self.forward_from(&self.tied(pass), ids, pass)
     }
 
-    /// The same where `wte`, [`Body::tied`], has other uses in this pass.
-    pub(crate) fn forward_from(&self, wte: &Tensor, ids: &Tensor, pass: Pass) -> Tensor {
+    /// The same where `wte`, [`Gpt2::tied`], has other uses in this pass.
+    pub(crate) fn forward_from(&self, wte: &Tensor, ids: &Tensor, pass: ForwardOptions) -> Tensor {
         let (sequences, length) = (ids.size()[0], ids.size()[1]);
         let x = embed(wte, ids, pass) + self.wpe.narrow(0, 0, length);
         let x = mark(&pass.drop(x).flatten(0, 1), "embedding", "body backward");
-        let mut x = Residual::new(x);
+        let mut x = AddLayerNorm::new(x);
         for block in &self.blocks {
             block.add(&mut x, |normed| block.attention.forward(normed, sequences, pass), pass);
         }
@@ -157,10 +157,10 @@ impl Body {
 
     /// `[T]` int64 of one sequence that follow what is in the cache -> their `[T, D]`. More
     /// than one at a time only into an empty cache.
-    pub(crate) fn extend(&self, ids: &Tensor, cache: &mut BodyCache, pass: Pass) -> Tensor {
+    pub(crate) fn extend(&self, ids: &Tensor, cache: &mut KvCache, pass: ForwardOptions) -> Tensor {
         let new = ids.size()[0];
         cache.blocks.resize_with(self.blocks.len(), || None);
-        let mut x = Residual::new(embed(&self.tied(pass), ids, pass) + self.wpe.narrow(0, cache.length, new));
+        let mut x = AddLayerNorm::new(embed(&self.tied(pass), ids, pass) + self.wpe.narrow(0, cache.length, new));
         for (block, cache) in self.blocks.iter().zip(&mut cache.blocks) {
             block.add(&mut x, |normed| block.attention.extend(normed, cache, pass), pass);
         }
@@ -169,8 +169,8 @@ impl Body {
     }
 }
 
-/// Rows of [`Body::tied`] `[V, D]`: `[..]` -> `[.., D]`.
-pub(crate) fn embed(wte: &Tensor, ids: &Tensor, pass: Pass) -> Tensor {
+/// Rows of [`Gpt2::tied`] `[V, D]`: `[..]` -> `[.., D]`.
+pub(crate) fn embed(wte: &Tensor, ids: &Tensor, pass: ForwardOptions) -> Tensor {
     if pass.is_fused_on(wte.device()) {
         sure(torch_ext::embedding(wte, ids))
     } else {

@@ -17,7 +17,7 @@ use crate::layers::is_finite;
 /// Naming the tensor that holds a number too large for `kind`.
 pub fn export_tensors(model: &LanguageModel, kind: Kind) -> Result<(ModelConfig, Vec<(String, Tensor)>)> {
     let mut config = model.config().clone();
-    let fold = config.kind == config::Kind::Gpt2 && config.scale_attn_by_inverse_layer_idx;
+    let fold = config.architecture == config::Architecture::Gpt2 && config.scale_attn_by_inverse_layer_idx;
     config.scale_attn_by_inverse_layer_idx &= !fold;
     let export = |(name, tensor): (&str, &Tensor)| {
         let own = tch::no_grad(|| tensor.detach().copy());
@@ -49,14 +49,14 @@ pub(crate) fn attention_layer(name: &str) -> Option<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::layers::Pass;
+    use crate::layers::ForwardOptions;
     use crate::parameters::Parameters;
     use tch::Device;
 
     #[test]
     fn a_folded_gpt2_computes_the_same_without_the_scale() {
         let config = ModelConfig {
-            kind: config::Kind::Gpt2,
+            architecture: config::Architecture::Gpt2,
             n_embd: 16,
             n_head: 2,
             n_layer: 3,
@@ -75,7 +75,7 @@ mod tests {
         let parameters = Parameters::from_tensors(&config, tensors.into_iter().collect(), Device::Cpu).unwrap();
         let folded = LanguageModel::new(config.clone(), parameters);
         let ids = Tensor::from_slice(&[1i64, 5, 9, 2, 29, 0, 7, 7]).unsqueeze(0);
-        let logits = |m: &LanguageModel| tch::no_grad(|| m.logits(&ids, Pass::evaluation()));
+        let logits = |m: &LanguageModel| tch::no_grad(|| m.logits(&ids, ForwardOptions::evaluation()));
         let difference = (logits(&model) - logits(&folded)).abs().max().double_value(&[]);
         assert!(difference < 1e-4, "{difference}");
         // Without folding it would not be.

@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use tch::Tensor;
 
-use crate::config::Kind;
+use crate::config::Architecture;
 use crate::language_model::LanguageModel;
 
 /// Copies a GPT-2 into the body of a fresh Backpack of its width, heads and layers. The
@@ -16,7 +16,10 @@ use crate::language_model::LanguageModel;
 /// Naming what does not fit.
 pub fn graft_body(backpack: &LanguageModel, gpt2: &LanguageModel) -> Result<()> {
     let (ours, theirs) = (backpack.config(), gpt2.config());
-    ensure!(ours.kind == Kind::Backpack && theirs.kind == Kind::Gpt2, "a body is taken from a GPT-2 into a Backpack");
+    ensure!(
+        ours.architecture == Architecture::Backpack && theirs.architecture == Architecture::Gpt2,
+        "a body is taken from a GPT-2 into a Backpack"
+    );
     for (key, here, there) in [
         ("n_embd", ours.n_embd, theirs.n_embd),
         ("n_head", ours.n_head, theirs.n_head),
@@ -62,12 +65,12 @@ pub fn graft_body(backpack: &LanguageModel, gpt2: &LanguageModel) -> Result<()> 
 mod tests {
     use super::*;
     use crate::config::ModelConfig;
-    use crate::layers::Pass;
+    use crate::layers::ForwardOptions;
     use tch::Device;
 
-    fn model(kind: Kind, vocab_size: i64, n_positions: i64, scale: bool) -> LanguageModel {
+    fn model(architecture: Architecture, vocab_size: i64, n_positions: i64, scale: bool) -> LanguageModel {
         let config = ModelConfig {
-            kind,
+            architecture,
             n_embd: 16,
             n_head: 2,
             n_layer: 3,
@@ -88,11 +91,11 @@ mod tests {
 
     #[test]
     fn the_body_computes_what_the_gpt2_does_and_the_senses_stay() {
-        let gpt2 = model(Kind::Gpt2, 50, 12, false);
+        let gpt2 = model(Architecture::Gpt2, 50, 12, false);
         let ids = Tensor::from_slice(&[3i64, 49, 0, 7, 7, 21]).unsqueeze(0);
-        let pass = Pass::evaluation();
+        let pass = ForwardOptions::evaluation();
         for scale in [true, false] {
-            let backpack = model(Kind::Backpack, 56, 8, scale);
+            let backpack = model(Architecture::Backpack, 56, 8, scale);
             let padding = backpack.parameters().get("backpack.gpt2_model.wte.weight").narrow(0, 50, 6).copy();
             let senses = backpack.parameters().get("backpack.sense_network.final_mlp.c_fc.weight").copy();
             graft_body(&backpack, &gpt2).unwrap();
@@ -107,11 +110,11 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_named() {
-        let backpack = model(Kind::Backpack, 50, 12, false);
+        let backpack = model(Architecture::Backpack, 50, 12, false);
         let error = |gpt2: &LanguageModel| graft_body(&backpack, gpt2).unwrap_err().to_string();
-        let error_of_vocabulary = error(&model(Kind::Gpt2, 51, 12, false));
+        let error_of_vocabulary = error(&model(Architecture::Gpt2, 51, 12, false));
         assert_eq!(error_of_vocabulary, "vocab_size is 50 here, which has no room for the 51 there");
-        assert!(error(&model(Kind::Gpt2, 50, 11, false)).starts_with("n_positions is 12 here"));
-        assert!(error(&model(Kind::Gpt2, 50, 12, true)).contains("scale_attn_by_inverse_layer_idx"));
+        assert!(error(&model(Architecture::Gpt2, 50, 11, false)).starts_with("n_positions is 12 here"));
+        assert!(error(&model(Architecture::Gpt2, 50, 12, true)).contains("scale_attn_by_inverse_layer_idx"));
     }
 }

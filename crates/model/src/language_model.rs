@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, bail, ensure};
 use tch::{Device, Kind, Reduction, Tensor};
-use torch_ext::Weight;
+use torch_ext::ProductWeight;
 use torch_ext::profiler::mark;
 
 use crate::backpack::Backpack;
 use crate::config::{self, ModelConfig};
-use crate::gpt2::Body;
-use crate::layers::{Kernels, Matrix, Pass, sure};
+use crate::gpt2::Gpt2;
+use crate::layers::{ForwardOptions, Kernels, Weight, sure};
 use crate::parameters::Parameters;
 use crate::senses::edits::{EditedSenses, SenseEdit};
 
@@ -18,7 +18,7 @@ use crate::senses::edits::{EditedSenses, SenseEdit};
 #[derive(Debug)]
 pub(crate) enum Network {
     Backpack(Box<Backpack>),
-    Gpt2(Body),
+    Gpt2(Gpt2),
 }
 
 /// A Backpack or its GPT-2 baseline, ready to be trained or asked.
@@ -28,7 +28,7 @@ pub struct LanguageModel {
     parameters: Parameters,
     network: Network,
     /// The tied embedding, `[V, D]`.
-    head: Matrix,
+    head: Weight,
 }
 
 /// Rows of logits that exist at once in training: 512 x 50,264 bf16 are 51 MB. On two cores
@@ -38,11 +38,11 @@ const LOGIT_ROWS: i64 = 512;
 impl LanguageModel {
     /// The network over given parameters, which it shares.
     pub fn new(config: ModelConfig, parameters: Parameters) -> Self {
-        let network = match config.kind {
-            config::Kind::Backpack => Network::Backpack(Box::new(Backpack::new(&config, &parameters))),
-            config::Kind::Gpt2 => Network::Gpt2(Body::new(&config, &parameters)),
+        let network = match config.architecture {
+            config::Architecture::Backpack => Network::Backpack(Box::new(Backpack::new(&config, &parameters))),
+            config::Architecture::Gpt2 => Network::Gpt2(Gpt2::new(&config, &parameters)),
         };
-        let head = Matrix::new(&parameters, &format!("{}.wte.weight", config.body_prefix()));
+        let head = Weight::new(&parameters, &format!("{}.wte.weight", config.body_prefix()));
         LanguageModel { config, parameters, network, head }
     }
 
@@ -55,9 +55,9 @@ impl LanguageModel {
         mut tensors: BTreeMap<String, Tensor>,
         device: Device,
     ) -> Result<Self> {
-        let edited = match config.kind {
-            config::Kind::Backpack => EditedSenses::take(&config, &mut tensors, device)?,
-            config::Kind::Gpt2 => None,
+        let edited = match config.architecture {
+            config::Architecture::Backpack => EditedSenses::take(&config, &mut tensors, device)?,
+            config::Architecture::Gpt2 => None,
         };
         let parameters = Parameters::from_tensors(&config, tensors, device)?;
         let mut model = Self::new(config, parameters);
@@ -70,7 +70,7 @@ impl LanguageModel {
     /// Keeps bf16 copies of the weights where this pass would make them anew for each product:
     /// fused kernels in bf16 on the CPU. From then on only an optimiser that rewrites them
     /// ([`Parameters::copy_of`]) may change the weights.
-    pub fn prepare_for(self, pass: Pass) -> Self {
+    pub fn prepare_for(self, pass: ForwardOptions) -> Self {
         if pass.kind != Kind::BFloat16 || !pass.is_fused_on(self.device()) {
             return self;
         }
@@ -94,7 +94,7 @@ impl LanguageModel {
         &self.config
     }
 
-    /// Changes what its `config.json` says of dropout; a [`Pass`] carries what is done.
+    /// Changes what its `config.json` says of dropout; a [`ForwardOptions`] carries what is done.
     pub fn set_dropout(&mut self, dropout: f64) {
         self.config.dropout = dropout;
     }
@@ -127,7 +127,7 @@ impl LanguageModel {
         let (config, device) = (self.config.clone(), self.device());
         let backpack = self.backpack_mut().context("a GPT-2 has no senses to edit: give a Backpack")?;
         let senses = |tokens: &Tensor| {
-            let senses = tch::no_grad(|| backpack.word_senses(tokens, Pass::evaluation()));
+            let senses = tch::no_grad(|| backpack.word_senses(tokens, ForwardOptions::evaluation()));
             senses.view([-1, config.num_senses, config.n_embd])
         };
         let edited = EditedSenses::compile(&config, edits, backpack.edited(), senses, device)?;
@@ -179,20 +179,20 @@ impl LanguageModel {
     }
 
     /// What the head sees: `[B, T]` int64 -> `[B, T, D]`.
-    pub fn hidden(&self, ids: &Tensor, pass: Pass) -> Tensor {
+    pub fn hidden(&self, ids: &Tensor, pass: ForwardOptions) -> Tensor {
         let size = ids.size();
         self.rows(&self.body().tied(pass), ids, pass).view([size[0], size[1], -1])
     }
 
     /// The same as rows, `[B T, D]`, of the embedding `wte`.
-    fn rows(&self, wte: &Tensor, ids: &Tensor, pass: Pass) -> Tensor {
+    fn rows(&self, wte: &Tensor, ids: &Tensor, pass: ForwardOptions) -> Tensor {
         match &self.network {
             Network::Backpack(backpack) => backpack.forward(wte, ids, pass),
             Network::Gpt2(body) => mark(&body.forward_from(wte, ids, pass), "body", "head and loss backward"),
         }
     }
 
-    fn body(&self) -> &Body {
+    fn body(&self) -> &Gpt2 {
         match &self.network {
             Network::Backpack(backpack) => backpack.body(),
             Network::Gpt2(body) => body,
@@ -200,7 +200,7 @@ impl LanguageModel {
     }
 
     /// The head: `[.., D]` -> `[.., V]` fp32, padding rows included.
-    pub fn head(&self, hidden: &Tensor, pass: Pass) -> Tensor {
+    pub fn head(&self, hidden: &Tensor, pass: ForwardOptions) -> Tensor {
         let hidden = hidden.to_kind(pass.kind);
         if !pass.is_fused_on(hidden.device()) {
             return hidden.linear::<Tensor>(&self.head.cast(pass), None).to_kind(Kind::Float);
@@ -213,7 +213,7 @@ impl LanguageModel {
     }
 
     /// `[B, T]` int64 -> logits `[B, T, V]` fp32.
-    pub fn logits(&self, ids: &Tensor, pass: Pass) -> Tensor {
+    pub fn logits(&self, ids: &Tensor, pass: ForwardOptions) -> Tensor {
         self.head(&self.hidden(ids, pass), pass)
     }
 
@@ -222,19 +222,19 @@ impl LanguageModel {
     ///
     /// # Errors
     /// When libtorch refuses, for instance for lack of memory.
-    pub fn loss(&self, ids: &Tensor, targets: &Tensor, pass: Pass) -> Result<Tensor> {
+    pub fn loss(&self, ids: &Tensor, targets: &Tensor, pass: ForwardOptions) -> Result<Tensor> {
         let wte = self.body().tied(pass);
         let hidden = self.rows(&wte, ids, pass);
         let targets = targets.flatten(0, 1);
         Ok(match pass.kernels {
-            Kernels::Plain => {
+            Kernels::Reference => {
                 let none: Option<Tensor> = None;
                 self.head(&hidden, pass).f_cross_entropy_loss(&targets, none, Reduction::Mean, -100, 0.0)?
             }
             Kernels::Fused => {
                 let hidden = hidden.to_kind(pass.kind);
                 self.head.with(pass, |head| {
-                    let head = Weight { master: &wte, ..head };
+                    let head = ProductWeight { master: &wte, ..head };
                     torch_ext::linear_cross_entropy(&hidden, head, &targets, LOGIT_ROWS)
                 })?
             }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
-use torch_ext::{Branch, Weight};
+use torch_ext::{ProductWeight, ResidualBranch};
 
 use crate::parameters::Parameters;
 
@@ -11,7 +11,7 @@ use crate::parameters::Parameters;
 #[serde(rename_all = "lowercase")]
 pub enum Kernels {
     /// The definition: whole logits, every token's senses. The oracle of the tests.
-    Plain,
+    Reference,
     /// The same numbers from less work: logits by chunks with their gradient in the same
     /// pass, and the senses of each distinct token once where no dropout tells them apart.
     /// On the CPU every layer is a fused kernel besides.
@@ -21,7 +21,7 @@ pub enum Kernels {
 
 /// How one forward pass is done.
 #[derive(Debug, Clone, Copy)]
-pub struct Pass {
+pub struct ForwardOptions {
     /// Type of matrix products: `Float` or `BFloat16`. Weights, residual stream,
     /// LayerNorm, softmax and loss stay fp32.
     pub kind: Kind,
@@ -34,10 +34,10 @@ pub struct Pass {
     pub share_sense_dropout: bool,
 }
 
-impl Pass {
+impl ForwardOptions {
     /// fp32 without dropout.
     pub fn evaluation() -> Self {
-        Pass { kind: Kind::Float, dropout: 0.0, kernels: Kernels::Fused, share_sense_dropout: false }
+        ForwardOptions { kind: Kind::Float, dropout: 0.0, kernels: Kernels::Fused, share_sense_dropout: false }
     }
 
     /// Whether the fused kernels compute this pass on `device`.
@@ -68,14 +68,14 @@ pub(crate) fn sure<T>(result: Result<T, torch_ext::Error>) -> T {
 
 /// A weight that is multiplied: the fp32 parameter, and its bf16 copy where one is kept.
 #[derive(Debug)]
-pub(crate) struct Matrix {
+pub(crate) struct Weight {
     master: Tensor,
     copy: Option<Tensor>,
 }
 
-impl Matrix {
+impl Weight {
     pub(crate) fn new(parameters: &Parameters, name: &str) -> Self {
-        Matrix { master: parameters.get(name), copy: parameters.copy_of(name) }
+        Weight { master: parameters.get(name), copy: parameters.copy_of(name) }
     }
 
     /// The parameter.
@@ -84,17 +84,17 @@ impl Matrix {
     }
 
     /// The parameter in the pass's type, differentiable.
-    pub(crate) fn cast(&self, pass: Pass) -> Tensor {
+    pub(crate) fn cast(&self, pass: ForwardOptions) -> Tensor {
         self.master.to_kind(pass.kind)
     }
 
     /// Calls a fused operation with the parameter and what it is to read.
-    pub(crate) fn with<R>(&self, pass: Pass, operation: impl FnOnce(Weight<'_>) -> R) -> R {
+    pub(crate) fn with<R>(&self, pass: ForwardOptions, operation: impl FnOnce(ProductWeight<'_>) -> R) -> R {
         let master = &self.master;
         match &self.copy {
-            Some(copy) if copy.kind() == pass.kind => operation(Weight { master, value: copy }),
-            _ if pass.kind == Kind::Float => operation(Weight { master, value: master }),
-            _ => operation(Weight { master, value: &master.detach().to_kind(pass.kind) }),
+            Some(copy) if copy.kind() == pass.kind => operation(ProductWeight { master, value: copy }),
+            _ if pass.kind == Kind::Float => operation(ProductWeight { master, value: master }),
+            _ => operation(ProductWeight { master, value: &master.detach().to_kind(pass.kind) }),
         }
     }
 }
@@ -102,7 +102,7 @@ impl Matrix {
 /// y = x W + b.
 #[derive(Debug)]
 pub(crate) struct Linear {
-    weight: Matrix,
+    weight: Weight,
     /// Whether the weight is stored `[out, in]`.
     transposed: bool,
     bias: Tensor,
@@ -120,7 +120,7 @@ impl Linear {
     }
 
     fn new(parameters: &Parameters, name: &str, transposed: bool) -> Self {
-        let weight = Matrix::new(parameters, &format!("{name}.weight"));
+        let weight = Weight::new(parameters, &format!("{name}.weight"));
         Linear { weight, transposed, bias: parameters.get(&format!("{name}.bias")) }
     }
 
@@ -130,7 +130,7 @@ impl Linear {
     }
 
     /// `[N, in] -> [N, out]`, of the pass's type.
-    pub(crate) fn forward(&self, x: &Tensor, pass: Pass) -> Tensor {
+    pub(crate) fn forward(&self, x: &Tensor, pass: ForwardOptions) -> Tensor {
         if pass.is_fused_on(x.device()) {
             return self.product(x, pass) + self.bias.to_kind(pass.kind);
         }
@@ -140,16 +140,16 @@ impl Linear {
     }
 
     /// `[N, in] -> [N, out]` by the fused kernels, without the bias.
-    pub(crate) fn product(&self, x: &Tensor, pass: Pass) -> Tensor {
+    pub(crate) fn product(&self, x: &Tensor, pass: ForwardOptions) -> Tensor {
         sure(self.weight.with(pass, |weight| torch_ext::linear(&x.to_kind(pass.kind), weight, self.transposed)))
     }
 
     /// What goes onto a residual stream: `[N, in] -> [N, out]`.
-    pub(crate) fn branch(&self, x: &Tensor, pass: Pass) -> Branch {
+    pub(crate) fn branch(&self, x: &Tensor, pass: ForwardOptions) -> ResidualBranch {
         if pass.is_fused_on(x.device()) {
-            Branch { value: self.product(x, pass), bias: Some(self.bias.shallow_clone()) }
+            ResidualBranch { value: self.product(x, pass), bias: Some(self.bias.shallow_clone()) }
         } else {
-            Branch { value: self.forward(x, pass), bias: None }
+            ResidualBranch { value: self.forward(x, pass), bias: None }
         }
     }
 }
@@ -175,24 +175,24 @@ impl LayerNorm {
 /// The sum that blocks add to, fp32 `[N, D]`, and what the last one is yet to add: the fused
 /// kernel adds and normalises in one pass.
 #[derive(Debug)]
-pub(crate) struct Residual {
+pub(crate) struct AddLayerNorm {
     sum: Tensor,
-    pending: Option<Branch>,
+    pending: Option<ResidualBranch>,
 }
 
-impl Residual {
+impl AddLayerNorm {
     pub(crate) fn new(start: Tensor) -> Self {
-        Residual { sum: start, pending: None }
+        AddLayerNorm { sum: start, pending: None }
     }
 
     /// Adds a block's result, which is normalised before the next comes.
-    pub(crate) fn push(&mut self, branch: Branch) {
+    pub(crate) fn push(&mut self, branch: ResidualBranch) {
         debug_assert!(self.pending.is_none(), "a residual stream is normalised between two results");
         self.pending = Some(branch);
     }
 
     /// The normalised sum `[N, D]`, in `kind` or fp32.
-    pub(crate) fn normalise(&mut self, norm: &LayerNorm, kind: Kind, pass: Pass) -> Tensor {
+    pub(crate) fn normalise(&mut self, norm: &LayerNorm, kind: Kind, pass: ForwardOptions) -> Tensor {
         let pending = self.pending.take();
         if pass.is_fused_on(self.sum.device()) {
             let (weight, bias) = (&norm.weight, &norm.bias);
@@ -202,7 +202,7 @@ impl Residual {
             self.sum = sum;
             return normed;
         }
-        if let Some(Branch { value, bias }) = pending {
+        if let Some(ResidualBranch { value, bias }) = pending {
             let value = bias.map_or_else(|| value.shallow_clone(), |bias| &value + bias);
             self.sum = &self.sum + pass.drop(value);
         }
@@ -232,21 +232,24 @@ impl Mlp {
     }
 
     /// `[N, in] -> [N, out]`.
-    pub(crate) fn branch(&self, x: &Tensor, pass: Pass) -> Branch {
+    pub(crate) fn branch(&self, x: &Tensor, pass: ForwardOptions) -> ResidualBranch {
         if !pass.is_fused_on(x.device()) {
-            return Branch { value: self.c_proj.forward(&self.c_fc.forward(x, pass).gelu("tanh"), pass), bias: None };
+            return ResidualBranch {
+                value: self.c_proj.forward(&self.c_fc.forward(x, pass).gelu("tanh"), pass),
+                bias: None,
+            };
         }
         let x = x.to_kind(pass.kind);
         let value = self
             .c_fc
             .weight
             .with(pass, |fc| self.c_proj.weight.with(pass, |proj| torch_ext::mlp(&x, fc, self.c_fc.bias(), proj)));
-        Branch { value: sure(value), bias: Some(self.bias().shallow_clone()) }
+        ResidualBranch { value: sure(value), bias: Some(self.bias().shallow_clone()) }
     }
 
     /// The same with its bias.
-    pub(crate) fn forward(&self, x: &Tensor, pass: Pass) -> Tensor {
-        let Branch { value, bias } = self.branch(x, pass);
+    pub(crate) fn forward(&self, x: &Tensor, pass: ForwardOptions) -> Tensor {
+        let ResidualBranch { value, bias } = self.branch(x, pass);
         bias.map_or_else(|| value.shallow_clone(), |bias| &value + bias.to_kind(value.kind()))
     }
 }

@@ -5,7 +5,7 @@ use anyhow::{Context, Result, ensure};
 use std::collections::BTreeMap;
 use tch::{Device, Tensor};
 
-use crate::config::{Kind, ModelConfig};
+use crate::config::{Architecture, ModelConfig};
 use crate::layers::is_finite;
 
 /// What a parameter holds before training.
@@ -36,13 +36,13 @@ pub struct ParameterSpec {
 const STANDARD_DEVIATION: f64 = 0.02;
 
 /// Collects rows; the methods are the kinds of layer.
-struct Table {
+struct ParameterTable {
     rows: Vec<ParameterSpec>,
     /// Standard deviation of weights that write to a residual stream.
     residual: f64,
 }
 
-impl Table {
+impl ParameterTable {
     fn push(&mut self, name: String, shape: &[i64], init: Init, decay: bool) {
         self.rows.push(ParameterSpec { name, shape: shape.to_vec(), init, decay });
     }
@@ -71,16 +71,17 @@ impl Table {
 impl ModelConfig {
     /// Where the body's parameters stand: `backpack.gpt2_model` or GPT-2's `transformer`.
     pub fn body_prefix(&self) -> &'static str {
-        match self.kind {
-            Kind::Backpack => "backpack.gpt2_model",
-            Kind::Gpt2 => "transformer",
+        match self.architecture {
+            Architecture::Backpack => "backpack.gpt2_model",
+            Architecture::Gpt2 => "transformer",
         }
     }
 
     /// The table of all parameters, tied ones once.
     pub fn parameters(&self) -> Vec<ParameterSpec> {
         let (d, body) = (self.n_embd, self.body_prefix());
-        let mut t = Table { rows: Vec::new(), residual: STANDARD_DEVIATION / (2.0 * self.n_layer as f64).sqrt() };
+        let mut t =
+            ParameterTable { rows: Vec::new(), residual: STANDARD_DEVIATION / (2.0 * self.n_layer as f64).sqrt() };
         t.embedding(&format!("{body}.wte"), self.vocab_size, d);
         t.embedding(&format!("{body}.wpe"), self.n_positions, d);
         for layer in 0..self.n_layer {
@@ -92,7 +93,7 @@ impl ModelConfig {
             t.mlp(&format!("{block}.mlp"), d, self.inner_size(), d);
         }
         t.layer_norm(&format!("{body}.ln_f"), d);
-        if self.kind == Kind::Backpack {
+        if self.architecture == Architecture::Backpack {
             let senses = "backpack.sense_network";
             t.layer_norm(&format!("{senses}.ln"), d);
             t.layer_norm(&format!("{senses}.block.ln_1"), d);
@@ -223,8 +224,8 @@ mod tests {
         Parameters::initialise(config, seed, Device::Cpu)
     }
 
-    fn size(n_embd: i64, n_head: i64, n_layer: i64, kind: Kind) -> ModelConfig {
-        ModelConfig { n_embd, n_head, n_layer, kind, ..ModelConfig::default() }
+    fn size(n_embd: i64, n_head: i64, n_layer: i64, architecture: Architecture) -> ModelConfig {
+        ModelConfig { n_embd, n_head, n_layer, architecture, ..ModelConfig::default() }
     }
 
     /// The table of sizes in the paper's code: micro, mini, small.
@@ -235,8 +236,8 @@ mod tests {
             (640, 8, 8, 71_886_080, 103_856_000),
             (768, 12, 12, 124_051_968, 170_083_584),
         ] {
-            assert_eq!(size(d, heads, layers, Kind::Gpt2).num_parameters(), transformer);
-            assert_eq!(size(d, heads, layers, Kind::Backpack).num_parameters(), backpack);
+            assert_eq!(size(d, heads, layers, Architecture::Gpt2).num_parameters(), transformer);
+            assert_eq!(size(d, heads, layers, Architecture::Backpack).num_parameters(), backpack);
         }
     }
 
@@ -278,7 +279,7 @@ mod tests {
 
     #[test]
     fn initialisation_has_the_references_deviations() {
-        let config = ModelConfig { vocab_size: 4096, ..size(128, 4, 8, Kind::Backpack) };
+        let config = ModelConfig { vocab_size: 4096, ..size(128, 4, 8, Architecture::Backpack) };
         let parameters = initialise(&config, 7);
         for spec in config.parameters() {
             let tensor = parameters.get(&spec.name);
@@ -299,7 +300,7 @@ mod tests {
 
     #[test]
     fn a_seed_gives_the_same_weights_twice() {
-        let config = ModelConfig { vocab_size: 64, ..size(32, 2, 1, Kind::Backpack) };
+        let config = ModelConfig { vocab_size: 64, ..size(32, 2, 1, Architecture::Backpack) };
         let draw = |seed| initialise(&config, seed).get("backpack.gpt2_model.wte.weight");
         assert_eq!(draw(1), draw(1));
         assert_ne!(draw(1), draw(2));
@@ -307,7 +308,7 @@ mod tests {
 
     #[test]
     fn decay_is_on_linear_weights_only() {
-        for spec in size(384, 6, 6, Kind::Backpack).parameters() {
+        for spec in size(384, 6, 6, Architecture::Backpack).parameters() {
             let linear = ["c_attn.weight", "c_proj.weight", "c_fc.weight"].iter().any(|end| spec.name.ends_with(end));
             assert_eq!(spec.decay, linear, "{}", spec.name);
         }
@@ -315,7 +316,7 @@ mod tests {
 
     #[test]
     fn tensors_are_checked_by_name_and_shape() {
-        let config = ModelConfig { vocab_size: 64, ..size(32, 2, 1, Kind::Gpt2) };
+        let config = ModelConfig { vocab_size: 64, ..size(32, 2, 1, Architecture::Gpt2) };
         let tensors = || -> BTreeMap<String, Tensor> {
             initialise(&config, 1).iter().map(|(n, t)| (n.to_owned(), t.copy())).collect()
         };

@@ -34,7 +34,7 @@ fn read(path: &Path) -> Result<BTreeMap<String, Tensor>> {
 
 /// Where a tensor lies in its file, and what it is.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct TensorPlace {
+pub(crate) struct TensorLocation {
     /// Its first byte.
     pub(crate) start: usize,
     /// Its bytes.
@@ -47,13 +47,13 @@ pub(crate) struct TensorPlace {
 ///
 /// # Errors
 /// Naming the file: as [`read_tensors`], or that there is no such tensor.
-pub(crate) fn place_of(path: &Path, name: &str) -> Result<TensorPlace> {
+pub(crate) fn place_of(path: &Path, name: &str) -> Result<TensorLocation> {
     let find = || read_header(&mut File::open(path)?)?.remove(name).with_context(|| format!("it has no tensor {name}"));
     find().with_context(|| format!("{} cannot be read as safetensors", path.display()))
 }
 
 /// Every tensor's place by its name; the file is left where its tensors begin.
-fn read_header(file: &mut File) -> Result<BTreeMap<String, TensorPlace>> {
+fn read_header(file: &mut File) -> Result<BTreeMap<String, TensorLocation>> {
     let length = file.metadata()?.len();
     let mut prefix = [0u8; 8];
     ensure!(length > 8, "it is only {length} bytes long");
@@ -88,7 +88,7 @@ fn read_header(file: &mut File) -> Result<BTreeMap<String, TensorPlace>> {
             to - from
         );
         let (start, length) = ((data_start + from) as usize, (to - from) as usize);
-        places.insert(name.clone(), TensorPlace { start, length, shape, kind });
+        places.insert(name.clone(), TensorLocation { start, length, shape, kind });
     }
     ensure!(data_start + end == length, "it has {} bytes that belong to no tensor", length - data_start - end);
     Ok(places)

@@ -9,8 +9,8 @@ use torch_ext::MappedFile;
 
 use crate::config::ModelConfig;
 use crate::language_model::LanguageModel;
-use crate::layers::{Pass, is_finite};
-use crate::safetensors::{TensorPlace, place_of, write_rows};
+use crate::layers::{ForwardOptions, is_finite};
+use crate::safetensors::{TensorLocation, place_of, write_rows};
 
 /// The table's file in a model folder.
 pub const SENSES_FILE: &str = "senses.safetensors";
@@ -25,7 +25,7 @@ const SAMPLED: i64 = 16;
 #[derive(Debug)]
 pub(crate) struct SenseTable {
     file: MappedFile,
-    place: TensorPlace,
+    place: TensorLocation,
     row_bytes: usize,
 }
 
@@ -69,7 +69,7 @@ impl LanguageModel {
             progress(first);
             let words =
                 Tensor::arange_start(first, (first + WORDS).min(config.vocab_size), (Kind::Int64, self.device()));
-            let senses = tch::no_grad(|| backpack.word_senses(&words, Pass::evaluation())).to_kind(kind);
+            let senses = tch::no_grad(|| backpack.word_senses(&words, ForwardOptions::evaluation())).to_kind(kind);
             ensure!(is_finite(&senses), "a sense is too large for {kind:?}: export with --dtype fp32");
             Ok(senses)
         });
@@ -89,7 +89,7 @@ impl LanguageModel {
         // Rows from all over the vocabulary tell whether it is this model's.
         let sample: Vec<i64> = (0..SAMPLED).map(|i| i * (vocab_size - 1) / (SAMPLED - 1)).collect();
         let sample = Tensor::from_slice(&sample).to_device(device);
-        let made = tch::no_grad(|| backpack.word_senses(&sample, Pass::evaluation()));
+        let made = tch::no_grad(|| backpack.word_senses(&sample, ForwardOptions::evaluation()));
         let kept = table.rows(&sample).to_device(device).to_kind(Kind::Float);
         let scale = made.abs().max().double_value(&[]);
         let off = (made - kept).abs().max().double_value(&[]);

@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 use std::sync::Mutex;
 
-use model::{Kernels, LanguageModel, Pass, load_folder};
+use model::{ForwardOptions, Kernels, LanguageModel, load_folder};
 use tch::{Device, Kind, Tensor};
 
 /// libtorch's generator is one per process: tests that draw take turns.
@@ -101,21 +101,21 @@ fn dropout_is_where_the_reference_has_it() {
         let model = load_folder(&folder, Device::Cpu).unwrap();
         let ids = Tensor::arange(2 * 20, (Kind::Int64, Device::Cpu)).view([2, 20]) * 5;
         for p in [0.1, 0.5] {
-            let pass = Pass { dropout: p, kernels: Kernels::Plain, ..Pass::evaluation() };
+            let pass = ForwardOptions { dropout: p, kernels: Kernels::Reference, ..ForwardOptions::evaluation() };
             tch::manual_seed(7);
             let got = model.hidden(&ids, pass);
             tch::manual_seed(7);
             let want = Reference { model: &model, p }.hidden(&ids);
             let difference = (&got - &want).abs().max().double_value(&[]);
             assert!(difference < 2e-5, "{set}, {p}: {difference}");
-            let without = model.hidden(&ids, Pass { dropout: 0.0, ..pass });
+            let without = model.hidden(&ids, ForwardOptions { dropout: 0.0, ..pass });
             assert!((got - without).abs().max().double_value(&[]) > 1e-2);
         }
     }
 }
 
 /// Mean and variance of each output over many draws, as rows of `[2, ..]`.
-fn moments(model: &model::LanguageModel, ids: &Tensor, pass: Pass, draws: i64) -> Tensor {
+fn moments(model: &model::LanguageModel, ids: &Tensor, pass: ForwardOptions, draws: i64) -> Tensor {
     tch::manual_seed(11);
     let all: Vec<Tensor> = (0..draws).map(|_| tch::no_grad(|| model.hidden(ids, pass))).collect();
     let all = Tensor::stack(&all, 0);
@@ -131,8 +131,8 @@ fn fused_dropout_has_the_plain_ones_mean_and_variance() {
         let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/backpack").join(set);
         let model = load_folder(&folder, Device::Cpu).unwrap();
         let ids = Tensor::arange(2 * 20, (Kind::Int64, Device::Cpu)).view([2, 20]) * 5;
-        let pass = Pass { dropout: 0.2, ..Pass::evaluation() };
-        let plain = moments(&model, &ids, Pass { kernels: Kernels::Plain, ..pass }, draws);
+        let pass = ForwardOptions { dropout: 0.2, ..ForwardOptions::evaluation() };
+        let plain = moments(&model, &ids, ForwardOptions { kernels: Kernels::Reference, ..pass }, draws);
         let fused = moments(&model, &ids, pass, draws);
         // Differences of means in standard errors: 1 in the root mean square.
         let errors = ((plain.get(1) + fused.get(1)) / draws as f64).sqrt();
@@ -152,7 +152,7 @@ fn shared_dropout_gives_a_repeated_token_one_mask() {
     let model = load_folder(&folder, Device::Cpu).unwrap();
     let ids = Tensor::from_slice(&[5i64, 9, 5]).unsqueeze(0);
     let first_and_last = |share_sense_dropout| {
-        let pass = Pass { dropout: 0.3, share_sense_dropout, ..Pass::evaluation() };
+        let pass = ForwardOptions { dropout: 0.3, share_sense_dropout, ..ForwardOptions::evaluation() };
         let senses = model.backpack().unwrap().senses(&ids, pass);
         (senses.select(1, 0), senses.select(1, 2))
     };

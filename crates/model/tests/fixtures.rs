@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use model::{
-    Decoder, Kernels, LanguageModel, Pass, Sampling, SenseChoice, SenseEdit, SenseOp, generate, load_folder,
-    read_tensors,
+    ForwardOptions, IncrementalDecoder, Kernels, LanguageModel, Sampling, SenseChoice, SenseEdit, SenseOp, generate,
+    load_folder, read_tensors,
 };
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
@@ -33,8 +33,8 @@ fn fixture(set: &str) -> Fixture {
     }
 }
 
-fn passes() -> [Pass; 2] {
-    [Kernels::Plain, Kernels::Fused].map(|kernels| Pass { kernels, ..Pass::evaluation() })
+fn passes() -> [ForwardOptions; 2] {
+    [Kernels::Reference, Kernels::Fused].map(|kernels| ForwardOptions { kernels, ..ForwardOptions::evaluation() })
 }
 
 #[track_caller]
@@ -127,9 +127,9 @@ fn decoding_token_by_token_equals_the_whole_forward_pass() {
         for kind in [Kind::Float, Kind::BFloat16] {
             let Fixture { model, .. } = fixture(set);
             let context = model.config().n_positions as usize;
-            let pass = Pass { kind, ..Pass::evaluation() };
+            let pass = ForwardOptions { kind, ..ForwardOptions::evaluation() };
             let ids: Vec<i64> = (0..context as i64 + 6).map(|i| i * i % 97).collect();
-            let mut decoder = Decoder::new(&model, pass);
+            let mut decoder = IncrementalDecoder::new(&model, pass);
             let mut from = 0;
             for to in (5..=ids.len()).filter(|to| *to == 5 || *to > 9) {
                 let logits = decoder.push(&ids[from..to]);
@@ -159,27 +159,27 @@ fn sense_edits_agree() {
     for set in SETS {
         let Fixture { mut model, forward, cases } = fixture(set);
         let ids = &forward["edit_ids"];
-        let untouched = tch::no_grad(|| model.logits(ids, Pass::evaluation()));
+        let untouched = tch::no_grad(|| model.logits(ids, ForwardOptions::evaluation()));
         for (which, want) in [("edit_single", "edit_single_logits"), ("edit_multi", "edit_multi_logits")] {
             let check = |model: &LanguageModel| {
                 for pass in passes() {
                     assert_close(&format!("{set}: {which}"), &model.logits(ids, pass), &forward[want], 5e-5);
                 }
                 let row: Vec<i64> = Vec::try_from(ids.get(0)).unwrap();
-                let last = Decoder::new(model, Pass::evaluation()).push(&row);
+                let last = IncrementalDecoder::new(model, ForwardOptions::evaluation()).push(&row);
                 assert_close(&format!("{set}: {which}, decoded"), &last, &forward[want].get(0).get(-1), 5e-5);
                 Ok(())
             };
             model.with_edits(&edits_of(&cases[which]), check).unwrap();
         }
-        assert_close(set, &model.logits(ids, Pass::evaluation()), &untouched, 0.0);
+        assert_close(set, &model.logits(ids, ForwardOptions::evaluation()), &untouched, 0.0);
     }
 }
 
 #[test]
 fn edits_are_done_in_their_order_and_travel_with_the_model() {
     let Fixture { mut model, .. } = fixture("inv_scale");
-    let (d, pass) = (model.config().n_embd, Pass::evaluation());
+    let (d, pass) = (model.config().n_embd, ForwardOptions::evaluation());
     let ids = Tensor::from_slice(&[5i64, 7, 5]).unsqueeze(0);
     let senses = |model: &LanguageModel| tch::no_grad(|| model.backpack().unwrap().senses(&ids, pass)).squeeze_dim(0);
     let before = senses(&model);
@@ -251,14 +251,14 @@ fn a_sense_table_computes_what_the_network_does() {
             let mut quick = fixture(set).model;
             quick.use_sense_table(&path).unwrap();
             for pass in passes() {
-                let pass = Pass { kind: Kind::Float, ..pass };
+                let pass = ForwardOptions { kind: Kind::Float, ..pass };
                 assert_close(&format!("{set}, {kind:?}"), &quick.logits(&ids, pass), &forward["logits"], tolerance);
             }
             assert_eq!(generate(&quick, &prompt, want.len(), Sampling::Greedy).unwrap(), want, "{set}, {kind:?}");
             // Edits go on top.
             let edits = edits_of(&cases["edit_multi"]);
             quick.edit(&edits).unwrap();
-            let edited = quick.logits(&forward["edit_ids"], Pass::evaluation());
+            let edited = quick.logits(&forward["edit_ids"], ForwardOptions::evaluation());
             assert_close(&format!("{set}, edited"), &edited, &forward["edit_multi_logits"], tolerance);
         }
         // Those of an edited model hold its edits.
@@ -282,9 +282,14 @@ fn weights_of_senses_can_be_scaled_while_decoding() {
         let factors: Vec<f32> = window.iter().map(|&id| if id == 5 { 0.25 } else { 1.0 }).collect();
         Tensor::from_slice(&factors).unsqueeze(1).repeat([1, num_senses])
     };
-    let scaled = Decoder::new(&model, Pass::evaluation()).push_scaled(&ids, Some(&mut scale));
+    let scaled = IncrementalDecoder::new(&model, ForwardOptions::evaluation()).push_scaled(&ids, Some(&mut scale));
     model.edit(&[SenseEdit { token: 5, sense: SenseChoice::All, op: SenseOp::Scale(0.25) }]).unwrap();
-    assert_close("as an edit", &scaled, &Decoder::new(&model, Pass::evaluation()).push(&ids), 5e-5);
+    assert_close(
+        "as an edit",
+        &scaled,
+        &IncrementalDecoder::new(&model, ForwardOptions::evaluation()).push(&ids),
+        5e-5,
+    );
 }
 
 #[test]
@@ -292,8 +297,8 @@ fn bf16_products_stay_near_fp32_with_fp32_gradients() {
     for set in SETS {
         let Fixture { model, forward, .. } = fixture(set);
         let (ids, targets) = inputs_and_targets(&forward["tokens"]);
-        for kernels in [Kernels::Plain, Kernels::Fused] {
-            let pass = Pass { kind: Kind::BFloat16, kernels, ..Pass::evaluation() };
+        for kernels in [Kernels::Reference, Kernels::Fused] {
+            let pass = ForwardOptions { kind: Kind::BFloat16, kernels, ..ForwardOptions::evaluation() };
             let loss = model.loss(&ids, &targets, pass).unwrap();
             loss.backward();
             assert_eq!(loss.kind(), Kind::Float);
@@ -303,7 +308,7 @@ fn bf16_products_stay_near_fp32_with_fp32_gradients() {
                 assert_eq!(parameter.grad().kind(), Kind::Float, "{name}");
             }
             // The fused kernels hand on what the next product reads.
-            let handed_on = if kernels == Kernels::Plain { Kind::Float } else { Kind::BFloat16 };
+            let handed_on = if kernels == Kernels::Reference { Kind::Float } else { Kind::BFloat16 };
             assert_eq!(model.backpack().unwrap().body().forward(&ids, pass).kind(), handed_on);
         }
     }

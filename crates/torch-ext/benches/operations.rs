@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use tch::nn::{self, OptimizerConfig};
 use tch::{Device, Kind, Tensor};
-use torch_ext::{AdamW, Branch, Conditions, Updated, Weight, clipped_adamw, forget_grad};
+use torch_ext::{AdamW, AdamWTensors, ProductWeight, ResidualBranch, UpdateGuard, clipped_adamw, forget_grad};
 
 /// 4 x 512 tokens of the micro model.
 const SEQUENCES: i64 = 4;
@@ -54,8 +54,8 @@ impl Inputs {
     }
 
     /// A weight with the copy that ours reads.
-    fn weight(&self, i: usize) -> Weight<'_> {
-        Weight { master: &self.tensors[i], value: &self.copies[i] }
+    fn weight(&self, i: usize) -> ProductWeight<'_> {
+        ProductWeight { master: &self.tensors[i], value: &self.copies[i] }
     }
 
     /// A parameter cast as autocast does, differentiably.
@@ -167,7 +167,7 @@ const OPERATIONS: [Operation; 8] = [
         },
         ours: |i| {
             let [stream, branch, branch_bias, weight, bias] = &i.tensors[..] else { unreachable!() };
-            let branch = Branch { value: branch.shallow_clone(), bias: Some(branch_bias.shallow_clone()) };
+            let branch = ResidualBranch { value: branch.shallow_clone(), bias: Some(branch_bias.shallow_clone()) };
             let done = torch_ext::add_layer_norm(stream, Some(&branch), weight, bias, 1e-5, 0.0, i.kind);
             let (sum, normed) = done.expect("the shapes fit");
             vec![sum, normed]
@@ -331,7 +331,7 @@ fn compare_adamw(kind: Kind) -> (f64, f64) {
     let grads: Vec<Tensor> = theirs.iter().map(|p| p.grad().copy()).collect();
     let zeros = || parameters.iter().map(Tensor::zeros_like).collect::<Vec<Tensor>>();
     let (exp_avgs, exp_avg_sqs, weight_decays) = (zeros(), zeros(), vec![0.1; parameters.len()]);
-    let lists = Updated {
+    let lists = AdamWTensors {
         parameters: &parameters,
         grads: &grads,
         exp_avgs: &exp_avgs,
@@ -340,7 +340,7 @@ fn compare_adamw(kind: Kind) -> (f64, f64) {
         weight_decays: &weight_decays,
         updates: &Tensor::from(0f32),
     };
-    let ours = || timed(|| clipped_adamw(lists, Conditions::default(), OPTIONS).expect("the lists fit")).0;
+    let ours = || timed(|| clipped_adamw(lists, UpdateGuard::default(), OPTIONS).expect("the lists fit")).0;
     let optimizer = std::cell::RefCell::new(&mut optimizer);
     let libtorch = || {
         let update = || {

@@ -45,7 +45,7 @@ pub struct AdamW {
 
 /// What an update reads and writes; the lists run in parallel.
 #[derive(Debug, Clone, Copy)]
-pub struct Updated<'a> {
+pub struct AdamWTensors<'a> {
     /// fp32.
     pub parameters: &'a [Tensor],
     /// fp32; left as they are on the CPU, scaled by the clip on a GPU.
@@ -65,7 +65,7 @@ pub struct Updated<'a> {
 /// What decides beside the gradients whether and how an update is made; scalars on the
 /// parameters' device, so that the host waits for none of them.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Conditions<'a> {
+pub struct UpdateGuard<'a> {
     /// What the loss was multiplied by before the backward pass, fp32.
     pub loss_scale: Option<&'a Tensor>,
     /// Whether to leave everything as it is, bool.
@@ -74,7 +74,7 @@ pub struct Conditions<'a> {
 
 /// What an update tells; scalars on the parameters' device.
 #[derive(Debug)]
-pub struct Update {
+pub struct UpdateStats {
     /// Global norm of the gradients before clipping, without the loss scale.
     pub grad_norm: Tensor,
     /// Whether that is no finite number, bool: then nothing was changed.
@@ -87,7 +87,11 @@ pub struct Update {
 ///
 /// # Errors
 /// When lengths or shapes disagree.
-pub fn clipped_adamw(lists: Updated<'_>, conditions: Conditions<'_>, options: AdamW) -> Result<Update, Error> {
+pub fn clipped_adamw(
+    lists: AdamWTensors<'_>,
+    conditions: UpdateGuard<'_>,
+    options: AdamW,
+) -> Result<UpdateStats, Error> {
     let n = lists.parameters.len();
     let lengths = [
         lists.grads.len(),
@@ -123,7 +127,7 @@ pub fn clipped_adamw(lists: Updated<'_>, conditions: Conditions<'_>, options: Ad
             &mut norm,
             &mut overflow,
         ))?;
-        Ok(Update { grad_norm: Tensor::from_ptr(norm), overflow: Tensor::from_ptr(overflow) })
+        Ok(UpdateStats { grad_norm: Tensor::from_ptr(norm), overflow: Tensor::from_ptr(overflow) })
     }
 }
 

@@ -13,11 +13,11 @@ mod ops;
 pub mod profiler;
 mod runtime;
 
-pub use adamw::{AdamW, Conditions, Update, Updated, clipped_adamw, forget_grad};
+pub use adamw::{AdamW, AdamWTensors, UpdateGuard, UpdateStats, clipped_adamw, forget_grad};
 pub use error::{Error, first_line};
 pub use mmap::MappedFile;
 pub use ops::{
-    Branch, MOST_SENSES, Weight, add_layer_norm, attention, embedding, linear, linear_cross_entropy, mix_senses, mlp,
-    product, tie,
+    MOST_SENSES, ProductWeight, ResidualBranch, add_layer_norm, attention, embedding, linear, linear_cross_entropy,
+    mix_senses, mlp, product, tie,
 };
-pub use runtime::{Description, describe, exit_now, keep_freed_memory, load_cuda, set_cuda_device};
+pub use runtime::{BuildInfo, describe, exit_now, keep_freed_memory, load_cuda, set_cuda_device};

@@ -47,7 +47,7 @@ unsafe extern "C" {
 
 /// A weight matrix: the parameter, and what products read of it.
 #[derive(Debug, Clone, Copy)]
-pub struct Weight<'a> {
+pub struct ProductWeight<'a> {
     /// The fp32 parameter, which gets the gradient.
     pub master: &'a Tensor,
     /// The parameter itself, or its copy in the activations' type.
@@ -78,7 +78,7 @@ pub fn embedding(tied: &Tensor, ids: &Tensor) -> Result<Tensor, Error> {
 ///
 /// # Errors
 /// When shapes or types disagree.
-pub fn linear(x: &Tensor, weight: Weight<'_>, transposed: bool) -> Result<Tensor, Error> {
+pub fn linear(x: &Tensor, weight: ProductWeight<'_>, transposed: bool) -> Result<Tensor, Error> {
     // SAFETY: live handles.
     made(|y| unsafe { bpx_linear(handle(x), handle(weight.master), handle(weight.value), transposed.into(), y) })
 }
@@ -88,7 +88,7 @@ pub fn linear(x: &Tensor, weight: Weight<'_>, transposed: bool) -> Result<Tensor
 ///
 /// # Errors
 /// When shapes or types disagree.
-pub fn mlp(x: &Tensor, fc: Weight<'_>, fc_bias: &Tensor, proj: Weight<'_>) -> Result<Tensor, Error> {
+pub fn mlp(x: &Tensor, fc: ProductWeight<'_>, fc_bias: &Tensor, proj: ProductWeight<'_>) -> Result<Tensor, Error> {
     // SAFETY: live handles.
     made(|y| unsafe {
         bpx_mlp(
@@ -121,7 +121,7 @@ pub fn attention(
 
 /// What is added to a residual stream: a result `[N, D]`, and its bias where it has one.
 #[derive(Debug)]
-pub struct Branch {
+pub struct ResidualBranch {
     /// The result.
     pub value: Tensor,
     /// Added to it before dropout.
@@ -134,7 +134,7 @@ pub struct Branch {
 /// When shapes or types disagree.
 pub fn add_layer_norm(
     stream: &Tensor,
-    branch: Option<&Branch>,
+    branch: Option<&ResidualBranch>,
     weight: &Tensor,
     bias: &Tensor,
     eps: f64,
@@ -204,7 +204,7 @@ pub fn mix_senses(
 /// When shapes disagree, a target is outside the vocabulary or memory runs out.
 pub fn linear_cross_entropy(
     hidden: &Tensor,
-    weight: Weight<'_>,
+    weight: ProductWeight<'_>,
     targets: &Tensor,
     chunk: i64,
 ) -> Result<Tensor, Error> {

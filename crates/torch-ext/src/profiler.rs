@@ -28,7 +28,7 @@ unsafe extern "C" {
     fn bpx_gpu_memory(index: i64, free: *mut i64, total: *mut i64) -> *mut c_char;
 }
 
-struct Watch {
+struct SectionTimer {
     /// When the running lap began.
     since: Option<Instant>,
     /// Seconds by part, in order of first appearance.
@@ -49,9 +49,9 @@ pub struct Lap {
 }
 
 static RUNNING: AtomicBool = AtomicBool::new(false);
-static WATCH: Mutex<Watch> = Mutex::new(Watch { since: None, parts: Vec::new(), laps: None });
+static WATCH: Mutex<SectionTimer> = Mutex::new(SectionTimer { since: None, parts: Vec::new(), laps: None });
 
-fn watch() -> MutexGuard<'static, Watch> {
+fn watch() -> MutexGuard<'static, SectionTimer> {
     // A panic elsewhere leaves whole numbers behind.
     WATCH.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -67,7 +67,7 @@ pub fn start_with_laps() {
 }
 
 fn begin(laps: Option<Vec<Lap>>) {
-    *watch() = Watch { since: Some(now()), parts: Vec::new(), laps };
+    *watch() = SectionTimer { since: Some(now()), parts: Vec::new(), laps };
     RUNNING.store(true, Ordering::Relaxed);
 }
 

@@ -51,7 +51,7 @@ pub fn exit_now(code: i32) -> ! {
 
 /// What libtorch says of itself.
 #[derive(Debug, Clone)]
-pub struct Description {
+pub struct BuildInfo {
     /// libtorch's version, for instance `2.13.0`.
     pub version: String,
     /// The vector instructions its kernels use on this machine.
@@ -68,7 +68,7 @@ pub struct Description {
 ///
 /// # Errors
 /// When libtorch throws.
-pub fn describe() -> Result<Description, Error> {
+pub fn describe() -> Result<BuildInfo, Error> {
     let mut text = std::ptr::null_mut();
     // SAFETY: on success the shim stored a string that is now ours.
     let text = unsafe {
@@ -77,7 +77,7 @@ pub fn describe() -> Result<Description, Error> {
     };
     let mut lines = text.lines().map(|line| line.trim().to_owned());
     let mut next = || lines.next().unwrap_or_default();
-    Ok(Description { version: next(), cpu_capability: next(), onednn: next(), mkl: next(), kernels: next() })
+    Ok(BuildInfo { version: next(), cpu_capability: next(), onednn: next(), mkl: next(), kernels: next() })
 }
 
 #[cfg(test)]

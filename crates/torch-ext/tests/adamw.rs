@@ -1,12 +1,12 @@
 //! AdamW against its formula and clipping against the norm.
 
 use tch::{Device, Kind, Tensor};
-use torch_ext::{AdamW, Conditions, Updated, clipped_adamw};
+use torch_ext::{AdamW, AdamWTensors, UpdateGuard, clipped_adamw};
 
 /// Updates parameter, gradient and moments once; gives the norm.
 fn update([p, g, m, v]: [&Tensor; 4], copy: Option<&Tensor>, step: u64, o: AdamW, decay: f64) -> f64 {
     let list = |t: &Tensor| [t.shallow_clone()];
-    let lists = Updated {
+    let lists = AdamWTensors {
         parameters: &list(p),
         grads: &list(g),
         exp_avgs: &list(m),
@@ -15,7 +15,7 @@ fn update([p, g, m, v]: [&Tensor; 4], copy: Option<&Tensor>, step: u64, o: AdamW
         weight_decays: &[decay],
         updates: &Tensor::from((step - 1) as f32),
     };
-    clipped_adamw(lists, Conditions::default(), o).expect("the lists fit").grad_norm.double_value(&[])
+    clipped_adamw(lists, UpdateGuard::default(), o).expect("the lists fit").grad_norm.double_value(&[])
 }
 
 const OPTIONS: AdamW = AdamW { lr: 0.01, betas: (0.9, 0.999), eps: 1e-8, max_norm: f64::INFINITY };
@@ -70,7 +70,7 @@ fn what_is_vetoed_or_overflows_changes_nothing_and_a_loss_scale_is_taken_out() {
             let (copy, updates) = (values.to_kind(Kind::BFloat16), Tensor::from(4f32));
             let (scale, veto) = (loss_scale.map(Tensor::from), Tensor::from(veto));
             let list = |t: &Tensor| [t.shallow_clone()];
-            let lists = Updated {
+            let lists = AdamWTensors {
                 parameters: &list(&p),
                 grads: &[grad.copy()],
                 exp_avgs: &list(&m),
@@ -79,7 +79,7 @@ fn what_is_vetoed_or_overflows_changes_nothing_and_a_loss_scale_is_taken_out() {
                 weight_decays: &[0.1],
                 updates: &updates,
             };
-            let conditions = Conditions { loss_scale: scale.as_ref(), veto: Some(&veto) };
+            let conditions = UpdateGuard { loss_scale: scale.as_ref(), veto: Some(&veto) };
             let done = clipped_adamw(lists, conditions, AdamW { max_norm: 1.0, ..OPTIONS }).expect("the lists fit");
             let overflow = done.overflow.int64_value(&[]) != 0;
             ([p, m, v, copy, updates], done.grad_norm.double_value(&[]), overflow)
@@ -110,7 +110,7 @@ fn what_is_vetoed_or_overflows_changes_nothing_and_a_loss_scale_is_taken_out() {
 #[test]
 fn lists_of_different_lengths_are_refused() {
     let t = [Tensor::from_slice(&[1f32])];
-    let lists = Updated {
+    let lists = AdamWTensors {
         parameters: &t,
         grads: &[],
         exp_avgs: &t,
@@ -119,6 +119,6 @@ fn lists_of_different_lengths_are_refused() {
         weight_decays: &[0.0],
         updates: &t[0],
     };
-    let error = clipped_adamw(lists, Conditions::default(), OPTIONS).unwrap_err();
+    let error = clipped_adamw(lists, UpdateGuard::default(), OPTIONS).unwrap_err();
     assert!(error.to_string().contains("1 parameters, but lists of [0, 1, 1, 1, 1]"), "{error}");
 }

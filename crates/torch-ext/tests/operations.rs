@@ -4,7 +4,8 @@
 
 use tch::{Device, Kind, Tensor};
 use torch_ext::{
-    Branch, Weight, add_layer_norm, attention, embedding, linear, linear_cross_entropy, mix_senses, mlp, tie,
+    ProductWeight, ResidualBranch, add_layer_norm, attention, embedding, linear, linear_cross_entropy, mix_senses, mlp,
+    tie,
 };
 
 fn random(shape: &[i64], scale: f64) -> Tensor {
@@ -66,9 +67,9 @@ fn compare(
 }
 
 /// A weight whose value is its copy in the type of `x`.
-fn with_weight<R>(x: &Tensor, master: &Tensor, f: impl FnOnce(Weight<'_>) -> R) -> R {
+fn with_weight<R>(x: &Tensor, master: &Tensor, f: impl FnOnce(ProductWeight<'_>) -> R) -> R {
     let value = master.detach().to_kind(x.kind());
-    f(Weight { master, value: &value })
+    f(ProductWeight { master, value: &value })
 }
 
 #[test]
@@ -111,7 +112,7 @@ fn mlp_with_odd_widths() {
 fn gelu_of_extreme_values_is_finite() {
     let x = Tensor::from_slice(&[-1e4f32, -100.0, -10.0, 0.0, 10.0, 1e4]).view([6, 1]).set_requires_grad(true);
     let one = Tensor::ones([1, 1], (Kind::Float, Device::Cpu)).set_requires_grad(true);
-    let w = Weight { master: &one, value: &one };
+    let w = ProductWeight { master: &one, value: &one };
     let y = mlp(&x, w, &Tensor::zeros([1], (Kind::Float, Device::Cpu)), w).unwrap();
     y.sum(Kind::Float).backward();
     assert!(distance(&y.view([6]), &x.view([6]).gelu("tanh")) < 1e-6);
@@ -139,7 +140,7 @@ fn add_layer_norm_with_and_without_a_branch() {
             &[1],
             |i| plain(&(&i[0] + &i[1] + &i[2]), i),
             |i| {
-                let branch = Branch { value: i[1].shallow_clone(), bias: Some(i[2].shallow_clone()) };
+                let branch = ResidualBranch { value: i[1].shallow_clone(), bias: Some(i[2].shallow_clone()) };
                 let (sum, h) = add_layer_norm(&i[0], Some(&branch), &i[3], &i[4], 1e-5, 0.0, i[1].kind()).unwrap();
                 Tensor::cat(&[sum, h.to_kind(Kind::Float)], 1)
             },
@@ -261,7 +262,7 @@ fn a_tied_embedding_gets_all_its_gradients() {
                 let rows = looked_up(&embedding(&tied, &first).unwrap().view([6, width]), &i[1]);
                 let again = embedding(&tied, &i[1].get(0).unsqueeze(0)).unwrap();
                 let hidden = rows + again;
-                let weight = Weight { master: &tied, value: &i[0].detach() };
+                let weight = ProductWeight { master: &tied, value: &i[0].detach() };
                 if head { linear_cross_entropy(&hidden, weight, &i[1], 4).unwrap() } else { hidden }
             },
         );
@@ -287,7 +288,7 @@ fn a_tied_weight_without_gradients_or_uses_is_harmless() {
 fn linear_cross_entropy_without_gradients_is_the_same_loss() {
     let (h, w) = (random(&[10, 6], 1.0), leaf(&random(&[13, 6], 1.0)));
     let targets = Tensor::zeros([10], (Kind::Int64, Device::Cpu));
-    let weight = Weight { master: &w, value: &w };
+    let weight = ProductWeight { master: &w, value: &w };
     let with = linear_cross_entropy(&h, weight, &targets, 4).unwrap();
     let without = tch::no_grad(|| linear_cross_entropy(&h, weight, &targets, 4)).unwrap();
     assert!(with.requires_grad() && !without.requires_grad());
@@ -300,14 +301,14 @@ fn a_logit_that_is_no_number_is_seen_in_the_loss() {
     let w = random(&[40, 3], 1.0);
     let _ = w.get(7).fill_(f64::NAN);
     let targets = Tensor::zeros([2], (Kind::Int64, Device::Cpu));
-    let loss = linear_cross_entropy(&h, Weight { master: &w, value: &w }, &targets, 8).unwrap();
+    let loss = linear_cross_entropy(&h, ProductWeight { master: &w, value: &w }, &targets, 8).unwrap();
     assert!(loss.double_value(&[]).is_nan());
 }
 
 #[test]
 fn what_does_not_fit_is_an_error_in_one_line() {
     let w = random(&[4, 3], 1.0);
-    let weight = Weight { master: &w, value: &w };
+    let weight = ProductWeight { master: &w, value: &w };
     let zero = Tensor::from_slice(&[0i64]);
     let text = linear_cross_entropy(&random(&[2, 3], 1.0), weight, &zero, 8).unwrap_err().to_string();
     assert!(text.starts_with("libtorch: linear_cross_entropy wants") && !text.contains('\n'), "{text}");
@@ -329,7 +330,7 @@ fn dropout_is_the_same_both_ways() {
     let zero = Tensor::zeros([rows, width], (Kind::Float, Device::Cpu));
     let branch = leaf(&zero.ones_like());
     let (w, b) = (leaf(&Tensor::ones([width], (Kind::Float, Device::Cpu))), leaf(&zero.get(0)));
-    let pending = Branch { value: branch.shallow_clone(), bias: None };
+    let pending = ResidualBranch { value: branch.shallow_clone(), bias: None };
     let (sum, _) = add_layer_norm(&zero, Some(&pending), &w, &b, 1e-5, p, Kind::Float).unwrap();
     let kept = sum.gt(0.0).to_kind(Kind::Float).mean(Kind::Float).double_value(&[]);
     assert!((kept - (1.0 - p)).abs() < 0.03, "{kept}");

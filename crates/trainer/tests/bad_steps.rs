@@ -3,9 +3,11 @@
 
 use std::sync::Mutex;
 
-use model::{Kernels, LanguageModel, ModelConfig, Pass};
+use model::{ForwardOptions, Kernels, LanguageModel, ModelConfig};
 use tch::{Device, Kind, Tensor};
-use trainer::{Optimizer, OptimizerConfig, Reduction, Seen, Stability, StabilityConfig, Trained, training_step};
+use trainer::{
+    GradReducer, Optimizer, OptimizerConfig, StepContext, StepGuard, StepGuardConfig, StepStats, training_step,
+};
 
 /// libtorch's generator is one per process: tests that draw take turns.
 static GENERATOR: Mutex<()> = Mutex::new(());
@@ -13,13 +15,13 @@ static GENERATOR: Mutex<()> = Mutex::new(());
 struct Run {
     model: LanguageModel,
     optimizer: Optimizer,
-    stability: Stability,
-    pass: Pass,
+    stability: StepGuard,
+    pass: ForwardOptions,
     ids: Tensor,
 }
 
 impl Run {
-    fn new(kind: Kind, kernels: Kernels, stability: &StabilityConfig) -> Self {
+    fn new(kind: Kind, kernels: Kernels, stability: &StepGuardConfig) -> Self {
         let config = ModelConfig {
             n_embd: 32,
             n_head: 4,
@@ -29,25 +31,25 @@ impl Run {
             n_positions: 16,
             ..ModelConfig::default()
         };
-        let pass = Pass { kind, dropout: 0.0, kernels, share_sense_dropout: false };
+        let pass = ForwardOptions { kind, dropout: 0.0, kernels, share_sense_dropout: false };
         let turn = GENERATOR.lock().unwrap();
         let model = LanguageModel::initialise(config, 3, Device::Cpu).unwrap().prepare_for(pass);
         drop(turn);
         let optimizer = Optimizer::new(OptimizerConfig { learning_rate: 3e-3, ..OptimizerConfig::default() }, &model);
-        let stability = Stability::new(stability, kind == Kind::Half, Device::Cpu).unwrap();
+        let stability = StepGuard::new(stability, kind == Kind::Half, Device::Cpu).unwrap();
         // Sequences of a pattern that can be learnt.
         let ids = Tensor::arange(8 * 17, (Kind::Int64, Device::Cpu)).view([8, 17]);
         let ids = (&ids * &ids * 7).remainder(96);
         Run { model, optimizer, stability, pass, ids }
     }
 
-    fn step(&mut self) -> Seen {
+    fn step(&mut self) -> StepStats {
         let (inputs, targets) = (self.ids.narrow(1, 0, 16), self.ids.narrow(1, 1, 16));
         let result = training_step(
-            Trained {
+            StepContext {
                 model: &self.model,
                 optimizer: &mut self.optimizer,
-                reduction: &Reduction::None,
+                reduction: &GradReducer::None,
                 stability: &mut self.stability,
                 pass: self.pass,
             },
@@ -77,11 +79,11 @@ impl Run {
 #[test]
 fn a_step_with_a_loss_that_is_no_number_changes_nothing_and_the_run_goes_on() {
     for (kind, kernels) in
-        [(Kind::Float, Kernels::Plain), (Kind::Float, Kernels::Fused), (Kind::BFloat16, Kernels::Fused)]
+        [(Kind::Float, Kernels::Reference), (Kind::Float, Kernels::Fused), (Kind::BFloat16, Kernels::Fused)]
     {
         let (mut run, mut undisturbed) = (
-            Run::new(kind, kernels, &StabilityConfig::default()),
-            Run::new(kind, kernels, &StabilityConfig::default()),
+            Run::new(kind, kernels, &StepGuardConfig::default()),
+            Run::new(kind, kernels, &StepGuardConfig::default()),
         );
         for _ in 0..3 {
             run.step();
@@ -112,13 +114,13 @@ fn a_step_with_a_loss_that_is_no_number_changes_nothing_and_the_run_goes_on() {
 fn fp16_trains_as_fp32_does() {
     let losses = |kind, kernels| -> Vec<f64> {
         // Low enough that no step is skipped: one would shift all that follow.
-        let low = StabilityConfig { initial_loss_scale: 1_024.0, ..StabilityConfig::default() };
+        let low = StepGuardConfig { initial_loss_scale: 1_024.0, ..StepGuardConfig::default() };
         let mut run = Run::new(kind, kernels, &low);
         (0..40).map(|_| run.step().loss).collect()
     };
-    let expected = losses(Kind::Float, Kernels::Plain);
+    let expected = losses(Kind::Float, Kernels::Reference);
     assert!(expected[39] < 0.7 * expected[0], "{expected:?}");
-    for kernels in [Kernels::Plain, Kernels::Fused] {
+    for kernels in [Kernels::Reference, Kernels::Fused] {
         let half = losses(Kind::Half, kernels);
         for (step, (half, expected)) in half.iter().zip(&expected).enumerate() {
             assert!((half - expected).abs() < 0.02, "{kernels:?}, step {step}: {half} and {expected}");
@@ -128,14 +130,14 @@ fn fp16_trains_as_fp32_does() {
 
 #[test]
 fn an_overflow_in_fp16_skips_the_step_and_halves_the_scale() {
-    let high = StabilityConfig { initial_loss_scale: 2f64.powi(32), ..StabilityConfig::default() };
-    let mut run = Run::new(Kind::Half, Kernels::Plain, &high);
+    let high = StepGuardConfig { initial_loss_scale: 2f64.powi(32), ..StepGuardConfig::default() };
+    let mut run = Run::new(Kind::Half, Kernels::Reference, &high);
     let before = run.tensors();
     let first = run.step();
     assert!(first.loss.is_finite() && !first.grad_norm.is_finite(), "{first:?}");
     assert_eq!((first.loss_scale, first.skipped, first.bad_in_row), (Some(2f64.powi(31)), 1, 0));
     assert!(before.iter().zip(run.tensors()).all(|(a, b)| *a == b));
-    let steps: Vec<Seen> = (0..30).map(|_| run.step()).collect();
+    let steps: Vec<StepStats> = (0..30).map(|_| run.step()).collect();
     // From a scale on that it found by itself it trains.
     let found = steps.iter().rfind(|seen| seen.since_update == 0).unwrap();
     assert!(found.grad_norm.is_finite() && found.loss < first.loss - 0.5, "{found:?}");

@@ -62,7 +62,7 @@ fn the_configs_are_the_papers_models() {
     ] {
         let config = Config::load(&configs.join(format!("{name}.toml")), &[]).unwrap();
         assert_eq!(config.model.num_parameters(), parameters, "{name}");
-        assert_eq!((config.batch.tokens, config.schedule.max_steps), (524_288, 100_000), "{name}");
+        assert_eq!((config.batch.tokens_per_step, config.schedule.max_steps), (524_288, 100_000), "{name}");
     }
     Config::load(&configs.join("quickstart.toml"), &[]).unwrap();
     // The paper's ablations: mini for 50,000 steps with a shrunk sense network.

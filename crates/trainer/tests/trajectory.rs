@@ -5,11 +5,12 @@
 
 use std::path::PathBuf;
 
-use model::{Kernels, Pass, load_folder, read_tensors};
+use model::{ForwardOptions, Kernels, load_folder, read_tensors};
 use serde_json::Value;
 use tch::Device;
 use trainer::{
-    Decay, Optimizer, OptimizerConfig, Reduction, ScheduleConfig, Stability, StabilityConfig, Trained, training_step,
+    Decay, GradReducer, Optimizer, OptimizerConfig, ScheduleConfig, StepContext, StepGuard, StepGuardConfig,
+    training_step,
 };
 
 fn folder(set: &str) -> PathBuf {
@@ -26,7 +27,7 @@ fn trajectory(set: &str, accumulation: i64, kernels: Kernels) {
         warmup_steps: number("warmup_steps") as u64,
         max_steps: steps,
         decay: Decay::Linear,
-        final_learning_rate: 0.0,
+        min_learning_rate: 0.0,
     };
     let model = load_folder(&folder, Device::Cpu).unwrap();
     let config = OptimizerConfig {
@@ -37,8 +38,8 @@ fn trajectory(set: &str, accumulation: i64, kernels: Kernels) {
         grad_clip: number("clip"),
     };
     let mut optimizer = Optimizer::new(config, &model);
-    let mut stability = Stability::new(&StabilityConfig::default(), false, Device::Cpu).unwrap();
-    let pass = Pass { kernels, ..Pass::evaluation() };
+    let mut stability = StepGuard::new(&StepGuardConfig::default(), false, Device::Cpu).unwrap();
+    let pass = ForwardOptions { kernels, ..ForwardOptions::evaluation() };
     let batches = &tensors["batches"];
     let (rows, length) = (batches.size()[1], batches.size()[2] - 1);
     let micro = rows / accumulation;
@@ -47,10 +48,10 @@ fn trajectory(set: &str, accumulation: i64, kernels: Kernels) {
         assert!((lr - tensors["lr"].double_value(&[step as i64])).abs() < 1e-12, "{set}: rate of step {step}");
         let batch = batches.get(step as i64);
         let result = training_step(
-            Trained {
+            StepContext {
                 model: &model,
                 optimizer: &mut optimizer,
-                reduction: &Reduction::None,
+                reduction: &GradReducer::None,
                 stability: &mut stability,
                 pass,
             },
@@ -93,7 +94,7 @@ fn trajectory(set: &str, accumulation: i64, kernels: Kernels) {
 fn twenty_steps_agree_with_pytorch_for_every_accumulation() {
     for set in ["inv_scale", "no_inv_scale", "one_sense"] {
         for accumulation in [1, 2, 4] {
-            for kernels in [Kernels::Plain, Kernels::Fused] {
+            for kernels in [Kernels::Reference, Kernels::Fused] {
                 trajectory(set, accumulation, kernels);
             }
         }

@@ -7,7 +7,7 @@ use clap::Args;
 use trainer::Config;
 
 #[derive(Debug, Args)]
-pub(crate) struct RunConfig {
+pub(crate) struct ConfigArgs {
     /// The configuration; docs/config.md lists every key
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
@@ -19,7 +19,7 @@ pub(crate) struct RunConfig {
     threads: Option<usize>,
 }
 
-impl RunConfig {
+impl ConfigArgs {
     /// The file with its overrides; a flag wins over `--set`.
     pub(crate) fn load(self) -> Result<Config> {
         let (file, overrides) = self.overridden();

@@ -1,10 +1,10 @@
 //! The arguments of every command that says what computing costs.
 
 use clap::Args;
-use trainer::Rates;
+use trainer::CostRates;
 
 #[derive(Debug, Args)]
-pub(crate) struct RateArguments {
+pub(crate) struct CostArgs {
     /// Power that one process (a GPU with its share of the host) draws, in W: energy is told too
     #[arg(long, value_name = "W")]
     watts: Option<f64>,
@@ -13,8 +13,8 @@ pub(crate) struct RateArguments {
     price_per_hour: Option<f64>,
 }
 
-impl From<RateArguments> for Rates {
-    fn from(arguments: RateArguments) -> Self {
-        Rates { watts: arguments.watts, price_per_hour: arguments.price_per_hour }
+impl From<CostArgs> for CostRates {
+    fn from(arguments: CostArgs) -> Self {
+        CostRates { watts: arguments.watts, price_per_hour: arguments.price_per_hour }
     }
 }

@@ -12,7 +12,7 @@ static RANK: OnceLock<usize> = OnceLock::new();
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "One of several processes")]
-pub(crate) struct WorldArguments {
+pub(crate) struct DistributedArgs {
     /// Which of the run's processes this is, from 0 [default: RANK, else Slurm's]
     #[arg(long, value_name = "N")]
     rank: Option<usize>,
@@ -30,7 +30,7 @@ pub(crate) struct WorldArguments {
     master_port: Option<u16>,
 }
 
-impl WorldArguments {
+impl DistributedArgs {
     /// Whether one of them is there.
     pub(crate) fn is_given(&self) -> bool {
         let numbers = [self.rank, self.world_size, self.local_rank];

@@ -19,19 +19,19 @@ enum DeviceName {
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct Compute {
+pub(crate) struct ModelArgs {
     /// A model folder (config.json and model.safetensors) or a training checkpoint
     #[arg(long, value_name = "DIR")]
     pub(crate) model: PathBuf,
     #[command(flatten)]
-    pub(crate) text: Text,
+    pub(crate) text: TextArgs,
     #[command(flatten)]
-    machine: Machine,
+    machine: DeviceArgs,
 }
 
 /// How a model's words are found, and what is changed of their senses.
 #[derive(Debug, Args)]
-pub(crate) struct Text {
+pub(crate) struct TextArgs {
     /// The tokenizer.json to use [default: the model folder's, then data/gpt2/tokenizer.json]
     #[arg(long, value_name = "FILE")]
     pub(crate) tokenizer: Option<PathBuf>,
@@ -40,7 +40,7 @@ pub(crate) struct Text {
     edit: Option<PathBuf>,
 }
 
-impl Text {
+impl TextArgs {
     /// The tokenizer of a model that came from `folder`.
     fn tokenizer(&self, folder: &Path, config: &ModelConfig) -> Result<Tokenizer> {
         Tokenizer::of_model(self.tokenizer.as_deref(), folder, config)
@@ -55,7 +55,7 @@ impl Text {
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct Machine {
+pub(crate) struct DeviceArgs {
     /// Where to compute
     #[arg(long, value_enum, default_value = "auto")]
     device: DeviceName,
@@ -64,7 +64,7 @@ pub(crate) struct Machine {
     threads: usize,
 }
 
-impl Compute {
+impl ModelArgs {
     /// Loads the model, edited where that is asked for; a checkpoint's files are checked against their hashes first.
     pub(crate) fn load(&self) -> Result<LanguageModel> {
         let mut model = self.machine.load(&self.model)?;
@@ -100,14 +100,14 @@ impl Compute {
     }
 }
 
-impl Machine {
+impl DeviceArgs {
     pub(crate) fn load(&self, folder: &Path) -> Result<LanguageModel> {
         let local = LocalRanks::from_environment()?;
         trainer::set_threads(self.threads, true, local)?;
         let device = match self.device {
-            DeviceName::Auto => trainer::Device::Auto,
-            DeviceName::Cpu => trainer::Device::Cpu,
-            DeviceName::Cuda => trainer::Device::Cuda,
+            DeviceName::Auto => trainer::DeviceKind::Auto,
+            DeviceName::Cpu => trainer::DeviceKind::Cpu,
+            DeviceName::Cuda => trainer::DeviceKind::Cuda,
         };
         let device = trainer::select_device(device, local)?;
         trainer::verify_model(folder)?;

@@ -4,7 +4,7 @@ use clap::Args;
 use model::Sampling;
 
 #[derive(Debug, Args)]
-pub(crate) struct SamplingArguments {
+pub(crate) struct SamplingArgs {
     /// Divides the logits before sampling [default: 1]
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     temperature: Option<f64>,
@@ -19,7 +19,7 @@ pub(crate) struct SamplingArguments {
     pub(crate) seed: u64,
 }
 
-impl SamplingArguments {
+impl SamplingArgs {
     /// Whether anything but the seed was given.
     pub(crate) fn are_given(&self) -> bool {
         self.temperature.is_some() || self.top_k.is_some() || self.top_p.is_some()

@@ -5,21 +5,21 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 use model::Kernels;
-use trainer::{BenchReport, BenchRequest};
+use trainer::{BenchOptions, BenchReport};
 
-use crate::args::config::RunConfig;
-use crate::args::distributed::WorldArguments;
+use crate::args::config::ConfigArgs;
+use crate::args::distributed::DistributedArgs;
 
 /// Measure how fast a configuration trains on this machine
 ///
 /// The steps are those of train (forward, backward, clipping, AdamW) from fresh weights, at
 /// the constant rate optimizer.learning_rate; nothing is written, and no prepared data is
-/// needed. After the timed steps come those of --part-steps, which tell the time by part.
-/// Example: backpack bench --config configs/owt/micro.toml --set batch.tokens=2048
+/// needed. After the timed steps come those of --profile-steps, which tell the time by part.
+/// Example: backpack bench --config configs/owt/micro.toml --set batch.tokens_per_step=2048
 #[derive(Debug, Args)]
-pub(crate) struct Bench {
+pub(crate) struct BenchCommand {
     #[command(flatten)]
-    run: RunConfig,
+    run: ConfigArgs,
     /// Train on the rows tokens[r*T .. r*T+T+1] of this file in order, uint16 little-endian
     /// [default: random ids by Zipf's law, the same every time]
     #[arg(long, value_name = "F.bin")]
@@ -32,24 +32,24 @@ pub(crate) struct Bench {
     warmup: u64,
     /// Steps after them, in no other figure, whose time is told by part; 0 for none
     #[arg(long, value_name = "N", default_value_t = 2)]
-    part_steps: u64,
+    profile_steps: u64,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    pub(crate) world: WorldArguments,
+    pub(crate) world: DistributedArgs,
 }
 
-impl Bench {
+impl BenchCommand {
     pub(crate) fn run(self) -> Result<()> {
         let world = self.world.detect()?;
         let config = self.run.load_without_data()?;
-        let request = BenchRequest {
+        let request = BenchOptions {
             world,
             tokens_file: self.tokens_file,
             warmup: self.warmup,
             steps: self.steps,
-            part_steps: self.part_steps,
+            profile_steps: self.profile_steps,
         };
         let speaks = request.world.rank == 0;
         let report = trainer::bench(&config, &request, &mut |line| {
@@ -69,7 +69,7 @@ impl Bench {
 /// The report as a person reads it.
 fn table(report: &BenchReport) -> String {
     let kernels = match report.kernels {
-        Kernels::Plain => "plain",
+        Kernels::Reference => "reference",
         Kernels::Fused => "fused",
     };
     let mut text = format!(

@@ -4,7 +4,7 @@ use anyhow::Result;
 use clap::{Args, CommandFactory};
 use clap_complete::{Shell, generate};
 
-use crate::Arguments;
+use crate::Cli;
 
 /// Print the completions of a shell
 ///
@@ -20,7 +20,7 @@ impl Completions {
     pub(crate) fn run(self) -> Result<()> {
         // In one write: a reader that goes away is then an error and no panic.
         let mut script = Vec::new();
-        generate(self.shell, &mut Arguments::command(), "backpack", &mut script);
+        generate(self.shell, &mut Cli::command(), "backpack", &mut script);
         Ok(io::Write::write_all(&mut io::stdout().lock(), &script)?)
     }
 }

@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use model::{Pass, write_tensors};
+use model::{ForwardOptions, write_tensors};
 use tch::{Kind, Tensor};
 
-use crate::args::model::{Compute, parse_ids};
+use crate::args::model::{ModelArgs, parse_ids};
 
 /// Write what a model computes for a text, as safetensors
 ///
@@ -17,9 +17,9 @@ use crate::args::model::{Compute, parse_ids};
 #[derive(Debug, Args)]
 pub(crate) struct Dump {
     #[command(flatten)]
-    compute: Compute,
+    compute: ModelArgs,
     #[command(flatten)]
-    input: Input,
+    input: DumpInput,
     /// The file to write
     #[arg(long, value_name = "F.safetensors")]
     output: PathBuf,
@@ -27,7 +27,7 @@ pub(crate) struct Dump {
 
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
-struct Input {
+struct DumpInput {
     /// A text
     #[arg(long, value_name = "TEXT")]
     text: Option<String>,
@@ -51,7 +51,7 @@ impl Dump {
         model.check_ids(&ids)?;
         let row = Tensor::from_slice(&ids);
         let input = row.unsqueeze(0).to_device(model.device());
-        let pass = Pass::evaluation();
+        let pass = ForwardOptions::evaluation();
         let tensors = tch::no_grad(|| {
             let mut tensors = vec![("ids", row)];
             let hidden = match model.backpack() {

@@ -5,8 +5,8 @@ use clap::Args;
 use model::Sampling;
 use serde_json::json;
 
-use crate::args::model::{Compute, parse_ids};
-use crate::args::sampling::SamplingArguments;
+use crate::args::model::{ModelArgs, parse_ids};
+use crate::args::sampling::SamplingArgs;
 
 /// Continue a text
 ///
@@ -14,7 +14,7 @@ use crate::args::sampling::SamplingArguments;
 #[derive(Debug, Args)]
 pub(crate) struct Generate {
     #[command(flatten)]
-    compute: Compute,
+    compute: ModelArgs,
     /// The text to continue
     #[arg(long, value_name = "TEXT", required_unless_present = "prompt_ids", conflicts_with = "prompt_ids")]
     prompt: Option<String>,
@@ -25,7 +25,7 @@ pub(crate) struct Generate {
     #[arg(long, value_name = "N", default_value_t = 100)]
     max_new_tokens: usize,
     #[command(flatten)]
-    sampling: SamplingArguments,
+    sampling: SamplingArgs,
     /// Always take the most probable token
     #[arg(long)]
     greedy: bool,

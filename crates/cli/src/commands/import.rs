@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 
-use crate::output::atomic_dir::{NewFolder, copy};
+use crate::output::atomic_dir::{AtomicDir, copy};
 
 /// Make a model folder from a Hugging Face folder or the authors' .ckpt
 ///
@@ -38,7 +38,7 @@ const COMPANIONS: [&str; 7] = [
 
 impl Import {
     pub(crate) fn run(self) -> Result<()> {
-        let output = NewFolder::at(&self.output)?;
+        let output = AtomicDir::at(&self.output)?;
         let imported = model::import(&self.input, self.n_head)?;
         let mut copied = Vec::new();
         output.fill(|folder| {

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use clap::{Args, CommandFactory};
 use clap_mangen::{Man as Page, generate_to};
 
-use crate::Arguments;
+use crate::Cli;
 
 /// Write the manual pages, one a command, into a folder; without one, print backpack(1)
 ///
@@ -22,11 +22,11 @@ impl Man {
     pub(crate) fn run(self) -> Result<()> {
         let Some(folder) = self.folder else {
             let mut page = Vec::new();
-            Page::new(Arguments::command()).render(&mut page)?;
+            Page::new(Cli::command()).render(&mut page)?;
             return Ok(io::stdout().lock().write_all(&page)?);
         };
         fs::create_dir_all(&folder).with_context(|| format!("{} cannot be made", folder.display()))?;
-        generate_to(Arguments::command(), &folder)
+        generate_to(Cli::command(), &folder)
             .with_context(|| format!("no manual pages can be written in {}", folder.display()))
     }
 }

@@ -3,10 +3,10 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
-use trainer::{Forecast, ForecastRequest, rate_of_bench};
+use trainer::{PlanOptions, RunPlan, rate_of_bench};
 
-use crate::args::config::RunConfig;
-use crate::args::cost::RateArguments;
+use crate::args::config::ConfigArgs;
+use crate::args::cost::CostArgs;
 
 /// Say what a run will take: parameters, tokens, time, memory, disk; runs nothing
 ///
@@ -14,9 +14,9 @@ use crate::args::cost::RateArguments;
 /// Memory is an estimate (docs/watching.md says how good). Warns of settings that are likely mistakes.
 /// Example: backpack plan --config configs/owt/small.toml --processes 4 --tokens-per-second 168000 --watts 400
 #[derive(Debug, Args)]
-pub(crate) struct Plan {
+pub(crate) struct PlanCommand {
     #[command(flatten)]
-    config: RunConfig,
+    config: ConfigArgs,
     /// Training tokens of data that is not there
     #[arg(long, value_name = "N")]
     train_tokens: Option<u64>,
@@ -33,24 +33,24 @@ pub(crate) struct Plan {
     #[arg(long, value_name = "DIR")]
     run_dir: Option<PathBuf>,
     #[command(flatten)]
-    rates: RateArguments,
+    rates: CostArgs,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
 }
 
-impl Plan {
+impl PlanCommand {
     pub(crate) fn run(self) -> Result<()> {
         let config = self.config.load_without_data()?;
         let measured = self.from_bench.map(|file| rate_of_bench(&file, self.processes)).transpose()?;
-        let request = ForecastRequest {
+        let request = PlanOptions {
             train_tokens: self.train_tokens,
             processes: self.processes,
             tokens_per_second: self.tokens_per_second.or(measured),
             rates: self.rates.into(),
             run_dir: self.run_dir.unwrap_or_else(|| PathBuf::from("runs").join(&config.run.name)),
         };
-        let forecast = Forecast::new(&config, &request)?;
+        let forecast = RunPlan::new(&config, &request)?;
         let text = if self.json { serde_json::to_string(&forecast)? } else { forecast.to_string() };
         Ok(writeln!(io::stdout().lock(), "{text}")?)
     }

@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
-use trainer::Reference;
+use trainer::ReferenceLine;
 
 /// Draw one or more runs: loss, validation, learning rate, gradient norm, throughput
 ///
@@ -14,7 +14,7 @@ pub(crate) struct Plot {
     runs: Vec<PathBuf>,
     /// A line across the losses, in nats; may be repeated
     #[arg(long = "reference", value_name = "NAME=X")]
-    references: Vec<Reference>,
+    references: Vec<ReferenceLine>,
     /// The file to write, SVG or PNG by its ending
     #[arg(long, value_name = "F.svg|F.png")]
     output: PathBuf,

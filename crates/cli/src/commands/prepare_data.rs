@@ -7,7 +7,7 @@ use clap::Args;
 use data_prep::{PrepareOptions, Prepared, Recipe};
 use evals::Tokenizer;
 
-use crate::output::progress::Bar;
+use crate::output::progress::TerminalProgress;
 
 /// What a kill costs at most.
 const COMMIT_EVERY: Duration = Duration::from_secs(5);
@@ -72,7 +72,7 @@ impl PrepareData {
         if options.inputs.iter().any(|input| input == "-") {
             eprintln!("reading standard input: if this is killed, it has to start over");
         }
-        let bar = Bar::new();
+        let bar = TerminalProgress::new();
         let prepared = data_prep::prepare(&options, &|event| bar.hear(event));
         bar.finish();
         let Prepared { manifest, was_there } = prepared?;

@@ -2,12 +2,12 @@ use std::io::{self, Write};
 
 use anyhow::Result;
 use clap::Args;
-use evals::{Reading, Scored, SenseView, Tokenizer};
+use evals::{ScoredToken, SenseView, TextAnalysis, Tokenizer};
 use model::LanguageModel;
 use serde_json::{Value, json};
 use tch::Kind;
 
-use crate::args::model::{Compute, at_least_one};
+use crate::args::model::{ModelArgs, at_least_one};
 
 /// Look into a word's senses, or at what made a text's predictions
 ///
@@ -16,9 +16,9 @@ use crate::args::model::{Compute, at_least_one};
 /// each position; they sum to the logit.
 /// Example: backpack senses --model runs/quickstart-model time --top 5
 #[derive(Debug, Args)]
-pub(crate) struct Senses {
+pub(crate) struct SensesCommand {
     #[command(flatten)]
-    compute: Compute,
+    compute: ModelArgs,
     /// A word that is one token with a space before it
     #[arg(required_unless_present_any = ["token", "compare", "text"], conflicts_with_all = ["token", "compare"])]
     word: Option<String>,
@@ -42,7 +42,7 @@ pub(crate) struct Senses {
     json: bool,
 }
 
-impl Senses {
+impl SensesCommand {
     pub(crate) fn run(self) -> Result<()> {
         let model = self.compute.load_with_sense_table()?;
         let needs_tokenizer = self.word.is_some() || self.text.is_some() || self.compare.is_some();
@@ -60,8 +60,8 @@ impl Senses {
             (Some(text), Some(tokenizer)) => Some(tokenizer.encode(text)?),
             _ => None,
         };
-        let names = Names(tokenizer);
-        let reading = ids.map(|ids| Reading::of(&model, &ids)).transpose()?;
+        let names = TokenNames(tokenizer);
+        let reading = ids.map(|ids| TextAnalysis::of(&model, &ids)).transpose()?;
         let mut out = io::stdout().lock();
         let answer = match (compared.as_slice(), word, &reading) {
             ([first, second], _, _) => compare(&model, [*first, *second], &names)?,
@@ -79,15 +79,15 @@ impl Senses {
 }
 
 /// What ids are called.
-struct Names<'t>(Option<&'t Tokenizer>);
+struct TokenNames<'t>(Option<&'t Tokenizer>);
 
-impl Names<'_> {
+impl TokenNames<'_> {
     /// A token's text, spaces and all; its id where there is no tokenizer.
     fn of(&self, id: i64) -> String {
         self.0.and_then(|tokenizer| tokenizer.decode(&[id]).ok()).unwrap_or_else(|| id.to_string())
     }
 
-    fn scored(&self, words: &[Scored]) -> Vec<Value> {
+    fn scored(&self, words: &[ScoredToken]) -> Vec<Value> {
         words.iter().map(|w| json!({ "token": w.id, "word": self.of(w.id), "logit": w.logit })).collect()
     }
 }
@@ -95,9 +95,9 @@ impl Names<'_> {
 fn of_word(
     model: &LanguageModel,
     token: i64,
-    text: Option<&Reading<'_>>,
+    text: Option<&TextAnalysis<'_>>,
     top: usize,
-    names: &Names<'_>,
+    names: &TokenNames<'_>,
 ) -> Result<Value> {
     let views = evals::senses_of(model, token, top)?;
     let usage = match text {
@@ -124,7 +124,7 @@ fn of_word(
     Ok(json!({ "token": token, "word": names.of(token), "senses": views.iter().map(sense).collect::<Vec<_>>() }))
 }
 
-fn compare(model: &LanguageModel, tokens: [i64; 2], names: &Names<'_>) -> Result<Value> {
+fn compare(model: &LanguageModel, tokens: [i64; 2], names: &TokenNames<'_>) -> Result<Value> {
     let cosines = evals::sense_cosines(model, tokens[0], tokens[1])?;
     let words = tokens.map(|token| names.of(token));
     Ok(json!({ "tokens": tokens, "words": words, "cosines": cosines }))
@@ -132,7 +132,7 @@ fn compare(model: &LanguageModel, tokens: [i64; 2], names: &Names<'_>) -> Result
 
 /// Each position with the word it predicts and the largest contributions to that word's logit; `others` is the sum
 /// of the rest.
-fn explain(reading: &Reading<'_>, next: Option<i64>, top: usize, names: &Names<'_>) -> Result<Value> {
+fn explain(reading: &TextAnalysis<'_>, next: Option<i64>, top: usize, names: &TokenNames<'_>) -> Result<Value> {
     let position = |position: usize| -> Result<Value> {
         let predicted = match next {
             Some(id) => reading.candidate(position, id)?,
@@ -144,7 +144,7 @@ fn explain(reading: &Reading<'_>, next: Option<i64>, top: usize, names: &Names<'
         let (_, order) = flat.abs().topk(top.min(flat.numel()) as i64, 0, true, true);
         let order: Vec<i64> = Vec::try_from(order)?;
         let mut others = flat.sum(Kind::Double).double_value(&[]);
-        let made_by: Vec<Value> = order
+        let contributions: Vec<Value> = order
             .iter()
             .map(|&place| {
                 let (from, sense) = (place / num_senses, place % num_senses);
@@ -162,8 +162,8 @@ fn explain(reading: &Reading<'_>, next: Option<i64>, top: usize, names: &Names<'
             "word": names.of(reading.ids[position]),
             "next": { "token": predicted.id, "word": names.of(predicted.id), "logit": predicted.logit,
                       "probability": predicted.probability },
-            "made_by": made_by,
-            "others": others,
+            "contributions": contributions,
+            "rest": others,
         }))
     };
     Ok(json!({ "positions": (0..reading.ids.len()).map(position).collect::<Result<Vec<_>>>()? }))
@@ -187,7 +187,7 @@ fn print(answer: &Value, out: &mut impl Write) -> io::Result<()> {
                 100.0 * number(&next["probability"]),
                 number(&next["logit"])
             )?;
-            for part in list(&position["made_by"]) {
+            for part in list(&position["contributions"]) {
                 writeln!(
                     out,
                     "      {:+.2}  sense {} of {} at {}, weight {:.3}",
@@ -198,7 +198,7 @@ fn print(answer: &Value, out: &mut impl Write) -> io::Result<()> {
                     number(&part["weight"])
                 )?;
             }
-            writeln!(out, "      {:+.2}  all others", number(&position["others"]))?;
+            writeln!(out, "      {:+.2}  all others", number(&position["rest"]))?;
         }
         return Ok(());
     }

@@ -4,10 +4,10 @@ use std::panic;
 
 use anyhow::Result;
 use clap::Args;
-use explorer::{Address, Explorer};
+use explorer::{Address, AppState};
 use trainer::Stop;
 
-use crate::args::model::Compute;
+use crate::args::model::ModelArgs;
 use crate::panic_message;
 
 /// Explore a Backpack's senses in a browser
@@ -18,7 +18,7 @@ use crate::panic_message;
 #[derive(Debug, Args)]
 pub(crate) struct Serve {
     #[command(flatten)]
-    compute: Compute,
+    compute: ModelArgs,
     /// The port to listen on; 0 takes a free one
     #[arg(long, value_name = "N", default_value_t = 8008)]
     port: u16,
@@ -45,7 +45,7 @@ impl Serve {
             let tokenizer = compute.tokenizer(&model)?;
             let name = compute.model.canonicalize().ok().and_then(|path| Some(path.file_name()?.to_owned()));
             let name = name.unwrap_or_else(|| compute.model.clone().into_os_string());
-            Explorer::new(model, tokenizer, name.to_string_lossy().into_owned())
+            AppState::new(model, tokenizer, name.to_string_lossy().into_owned())
         };
         let listening = |address| {
             let mut out = io::stdout().lock();

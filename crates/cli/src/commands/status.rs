@@ -5,7 +5,7 @@ use anyhow::Result;
 use clap::Args;
 use trainer::Status;
 
-use crate::args::cost::RateArguments;
+use crate::args::cost::CostArgs;
 
 /// Say where a run is, when it is done, what it cost and whether it is healthy
 ///
@@ -14,18 +14,18 @@ use crate::args::cost::RateArguments;
 /// newest checkpoint, every file of it checked; its cost; its health.
 /// Example: backpack status runs/quickstart --watts 65
 #[derive(Debug, Args)]
-pub(crate) struct StatusOf {
+pub(crate) struct StatusCommand {
     /// The run folder
     #[arg(value_name = "RUN_DIR")]
     run: PathBuf,
     #[command(flatten)]
-    rates: RateArguments,
+    rates: CostArgs,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
 }
 
-impl StatusOf {
+impl StatusCommand {
     pub(crate) fn run(self) -> Result<()> {
         let status = Status::of(&self.run, &self.rates.into())?;
         let text = if self.json { serde_json::to_string(&status)? } else { status.to_string() };

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
-use trainer::{Outcome, Request, Resume, Stop};
+use trainer::{Resume, Stop, TrainOptions, TrainOutcome};
 
-use crate::args::config::RunConfig;
-use crate::args::distributed::WorldArguments;
+use crate::args::config::ConfigArgs;
+use crate::args::distributed::DistributedArgs;
 
 /// Train a model as a TOML file says, or go on with a run
 ///
@@ -17,7 +17,7 @@ use crate::args::distributed::WorldArguments;
 #[derive(Debug, Args)]
 pub(crate) struct Train {
     #[command(flatten)]
-    config: RunConfig,
+    config: ConfigArgs,
     /// Where checkpoints, metrics and logs go [default: runs/<run.name>]
     #[arg(long, value_name = "DIR")]
     run_dir: Option<PathBuf>,
@@ -40,14 +40,14 @@ pub(crate) struct Train {
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
-    pub(crate) world: WorldArguments,
+    pub(crate) world: DistributedArgs,
 }
 
 impl Train {
     pub(crate) fn run(self, stop: &Stop) -> Result<ExitCode> {
         let world = self.world.detect()?;
         let config = self.config.load()?;
-        let request = Request {
+        let request = TrainOptions {
             world,
             run_dir: self.run_dir.unwrap_or_else(|| PathBuf::from("runs").join(&config.run.name)),
             resume: match self.resume.as_str() {
@@ -61,8 +61,8 @@ impl Train {
             dry_run: self.dry_run,
         };
         Ok(match trainer::train(&config, &request, stop)? {
-            Outcome::Finished | Outcome::DryRun => ExitCode::SUCCESS,
-            Outcome::Stopped => ExitCode::from(crate::STOPPED),
+            TrainOutcome::Finished | TrainOutcome::DryRun => ExitCode::SUCCESS,
+            TrainOutcome::Stopped => ExitCode::from(crate::STOPPED),
         })
     }
 }

@@ -7,13 +7,13 @@ use anyhow::{Context, Result, ensure};
 
 /// A folder to be made, which holds nothing yet.
 #[derive(Debug)]
-pub(crate) struct NewFolder {
+pub(crate) struct AtomicDir {
     path: PathBuf,
     /// The hidden name under which it is filled.
     partial: PathBuf,
 }
 
-impl NewFolder {
+impl AtomicDir {
     /// Checks, before any work is done, that `path` can become a new folder; makes the one above it.
     ///
     /// # Errors
@@ -28,7 +28,7 @@ impl NewFolder {
         fs::create_dir_all(&partial).with_context(|| format!("--output {} cannot be made", path.display()))?;
         // Holds something where an earlier call was killed; filling clears it.
         let _ = fs::remove_dir(&partial);
-        Ok(NewFolder { path: path.to_owned(), partial })
+        Ok(AtomicDir { path: path.to_owned(), partial })
     }
 
     /// Fills the folder under its hidden name, waits for the disk, and renames it; leaves

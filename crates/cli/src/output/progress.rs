@@ -5,20 +5,20 @@ use std::io::{self, IsTerminal, Write};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use data_prep::{Event, Snapshot, Stage};
+use data_prep::{PrepareEvent, PrepareProgress, PrepareStage};
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// Between plain lines.
 const PAUSE: Duration = Duration::from_secs(10);
 
 /// Plain lines alone.
-pub(crate) struct Plain {
+pub(crate) struct LogProgress {
     last: Instant,
 }
 
-impl Plain {
+impl LogProgress {
     pub(crate) fn new() -> Self {
-        Plain { last: Instant::now() }
+        LogProgress { last: Instant::now() }
     }
 
     /// Writes a line when it is time for one.
@@ -31,13 +31,13 @@ impl Plain {
 }
 
 /// The progress of `prepare-data`.
-pub(crate) struct Bar {
+pub(crate) struct TerminalProgress {
     bar: Option<ProgressBar>,
-    plain: Mutex<Plain>,
+    plain: Mutex<LogProgress>,
     start: Instant,
 }
 
-impl Bar {
+impl TerminalProgress {
     pub(crate) fn new() -> Self {
         let bar = io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new(0);
@@ -47,24 +47,24 @@ impl Bar {
             }
             bar
         });
-        Bar { bar, plain: Mutex::new(Plain::new()), start: Instant::now() }
+        TerminalProgress { bar, plain: Mutex::new(LogProgress::new()), start: Instant::now() }
     }
 
-    pub(crate) fn hear(&self, event: Event<'_>) {
+    pub(crate) fn hear(&self, event: PrepareEvent<'_>) {
         match (event, &self.bar) {
-            (Event::Progress(snapshot), _) => self.update(&snapshot),
-            (Event::Note(text), Some(bar)) => bar.println(text),
-            (Event::Note(text), None) => {
+            (PrepareEvent::Progress(snapshot), _) => self.update(&snapshot),
+            (PrepareEvent::Note(text), Some(bar)) => bar.println(text),
+            (PrepareEvent::Note(text), None) => {
                 let _ = writeln!(io::stderr(), "{text}");
             }
         }
     }
 
-    fn update(&self, snapshot: &Snapshot) {
+    fn update(&self, snapshot: &PrepareProgress) {
         let rate = snapshot.text_bytes as f64 / 1e6 / self.start.elapsed().as_secs_f64().max(1e-3);
         let stage = match snapshot.stage {
-            Stage::Tokenising => "tokenising",
-            Stage::Writing => "writing",
+            PrepareStage::Tokenising => "tokenising",
+            PrepareStage::Writing => "writing",
         };
         let message = || format!("{stage} {} documents, {rate:.1} MB/s", snapshot.documents);
         match &self.bar {
@@ -76,7 +76,7 @@ impl Bar {
             None => {
                 let Ok(mut plain) = self.plain.lock() else { return };
                 plain.say(|| {
-                    let Snapshot { start_bytes, done_bytes, total_bytes, .. } = *snapshot;
+                    let PrepareProgress { start_bytes, done_bytes, total_bytes, .. } = *snapshot;
                     if total_bytes == 0 {
                         return message(); // standard input does not say how long it is
                     }

@@ -9,27 +9,27 @@ use anyhow::{Context, Result};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::prepare::spool::Extent;
+use crate::prepare::spool::SpoolRange;
 
 /// How far the reading is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub(crate) struct Position {
+pub(crate) struct SourcePosition {
     /// Which source file.
     pub file: usize,
     /// Items taken of it, bad ones included.
     pub items: u64,
     /// What is spooled of all files.
-    pub spooled: Extent,
+    pub spooled: SpoolRange,
 }
 
 /// One line of the reading's journal.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(crate) struct Commit {
     /// Where the reading was.
-    pub position: Position,
+    pub position: SourcePosition,
     /// Where it was when it began the file it is in: to there it goes back if that file has
     /// been mended meanwhile.
-    pub file_start: Position,
+    pub file_start: SourcePosition,
     /// SHA-256 of the files finished since the line before; null where one cannot be read.
     pub hashes: Vec<Option<String>>,
 }

@@ -16,10 +16,10 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::prepare::journal::Commit;
 use crate::prepare::numpy_permutation::validation_documents;
 use crate::prepare::shard_stage::place;
-use crate::prepare::spool::Extent;
-use crate::prepare::staging_dir::{Plan, Settings, Workplace};
+use crate::prepare::spool::SpoolRange;
+use crate::prepare::staging_dir::{PrepareSettings, PrepareSpec, StagingDir};
 use crate::prepare::tokenize_stage::ingest;
-use crate::shards::manifest::{FORMAT_VERSION, MANIFEST_FILE, Manifest, Source};
+use crate::shards::manifest::{FORMAT_VERSION, MANIFEST_FILE, Manifest, SourceFileRecord};
 use crate::sources::{self, SourceFile};
 use crate::tokenizer::Encoder;
 use crate::tokenizer::recipe::Recipe;
@@ -53,7 +53,7 @@ pub struct PrepareOptions {
 
 /// What is being done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stage {
+pub enum PrepareStage {
     /// Reading text and making ids of it.
     Tokenising,
     /// Writing ids in the split's order.
@@ -62,9 +62,9 @@ pub enum Stage {
 
 /// How far it is.
 #[derive(Debug, Clone, Copy)]
-pub struct Snapshot {
+pub struct PrepareProgress {
     /// What is being done.
-    pub stage: Stage,
+    pub stage: PrepareStage,
     /// Documents done in this stage.
     pub documents: u64,
     /// UTF-8 bytes of text tokenised by this process.
@@ -79,9 +79,9 @@ pub struct Snapshot {
 
 /// What a preparation tells while it runs.
 #[derive(Debug, Clone, Copy)]
-pub enum Event<'a> {
+pub enum PrepareEvent<'a> {
     /// How far it is.
-    Progress(Snapshot),
+    Progress(PrepareProgress),
     /// Something to be read.
     Note(&'a str),
 }
@@ -101,13 +101,13 @@ pub struct Prepared {
 /// # Errors
 /// In one sentence with file and place. Nothing stands under the final name then; what was
 /// done is kept for the next call with the same arguments.
-pub fn prepare(options: &PrepareOptions, report: &(dyn Fn(Event<'_>) + Sync)) -> Result<Prepared> {
+pub fn prepare(options: &PrepareOptions, report: &(dyn Fn(PrepareEvent<'_>) + Sync)) -> Result<Prepared> {
     validate(options)?;
     let threads = if options.threads == 0 { rayon::current_num_threads() } else { options.threads };
     let options = &PrepareOptions { threads, ..options.clone() };
     let files = sources::expand(&options.inputs, options.skip_bad_documents)?;
     let encoder = Encoder::load(&options.tokenizer, options.recipe, threads)?;
-    let settings = Settings {
+    let settings = PrepareSettings {
         recipe: options.recipe,
         tokenizer_sha256: encoder.sha256.clone(),
         text_column: options.text_column.clone(),
@@ -119,18 +119,18 @@ pub fn prepare(options: &PrepareOptions, report: &(dyn Fn(Event<'_>) + Sync)) ->
     if let Some(manifest) = finished(&options.output, &settings, &files)? {
         return Ok(Prepared { manifest, was_there: true });
     }
-    let workplace = Workplace::open(&options.output)?;
+    let workplace = StagingDir::open(&options.output)?;
     workplace.publish_if_complete()?;
     if let Some(manifest) = finished(&options.output, &settings, &files)? {
         return Ok(Prepared { manifest, was_there: true });
     }
     if let Some(why) = &encoder.slow_because {
-        report(Event::Note(&format!("this tokenizer takes the slow path ({why})")));
+        report(PrepareEvent::Note(&format!("this tokenizer takes the slow path ({why})")));
     }
-    let plan = Plan { settings, files };
+    let plan = PrepareSpec { settings, files };
     let from = workplace.take_up(&plan)?.unwrap_or_default();
     if from != Commit::default() {
-        report(Event::Note(&format!(
+        report(PrepareEvent::Note(&format!(
             "going on after {} documents, as an earlier call left it",
             from.position.spooled.documents
         )));
@@ -153,7 +153,7 @@ pub fn prepare(options: &PrepareOptions, report: &(dyn Fn(Event<'_>) + Sync)) ->
             Err(why)
         }
         Err(why) => {
-            report(Event::Note("what was done is kept: the same command goes on from there"));
+            report(PrepareEvent::Note("what was done is kept: the same command goes on from there"));
             Err(why)
         }
     }
@@ -181,8 +181,8 @@ fn validate(options: &PrepareOptions) -> Result<()> {
 }
 
 /// Refuses a corpus of which nothing usable would come.
-fn require_output(options: &PrepareOptions, spooled: Extent) -> Result<()> {
-    let Extent { documents, tokens, .. } = spooled;
+fn require_output(options: &PrepareOptions, spooled: SpoolRange) -> Result<()> {
+    let SpoolRange { documents, tokens, .. } = spooled;
     ensure!(tokens > 0, "the corpus is empty: {documents} documents and no token in them");
     let PrepareOptions { val_fraction, shard_tokens, .. } = *options;
     ensure!(
@@ -199,14 +199,14 @@ fn require_output(options: &PrepareOptions, spooled: Extent) -> Result<()> {
 
 fn make(
     options: &PrepareOptions,
-    plan: &Plan,
+    plan: &PrepareSpec,
     encoder: &Encoder,
-    workplace: &Workplace,
+    workplace: &StagingDir,
     read: &Commit,
-    report: &(dyn Fn(Event<'_>) + Sync),
+    report: &(dyn Fn(PrepareEvent<'_>) + Sync),
 ) -> Result<Manifest> {
     let (train, val) = place(options, &workplace.folder, read.position.spooled.documents, report)?;
-    let source = |(file, hash): (&SourceFile, &Option<String>)| Source {
+    let source = |(file, hash): (&SourceFile, &Option<String>)| SourceFileRecord {
         path: file.path.display().to_string(),
         bytes: file.bytes,
         sha256: hash.clone(),
@@ -237,7 +237,7 @@ fn make(
 ///
 /// # Errors
 /// When something else is there.
-fn finished(output: &Path, settings: &Settings, files: &[SourceFile]) -> Result<Option<Manifest>> {
+fn finished(output: &Path, settings: &PrepareSettings, files: &[SourceFile]) -> Result<Option<Manifest>> {
     if !output.is_dir() {
         ensure!(!output.exists(), "the output {} is no folder", output.display());
         return Ok(None);

@@ -17,19 +17,19 @@ use crate::prepare::journal::{self, Journal};
 use crate::prepare::numpy_permutation::split_documents;
 use crate::prepare::spool::Spool;
 use crate::prepare::staging_dir::SHARDS_FILE;
-use crate::prepare::{Event, PrepareOptions, Snapshot, Stage};
+use crate::prepare::{PrepareEvent, PrepareOptions, PrepareProgress, PrepareStage};
 use crate::shards::manifest::{Shard, SplitManifest, hex};
 use crate::shards::reader::Split;
 
 /// Documents of a split in the order they are written, and where each starts in it.
-struct Layout {
+struct ShardLayout {
     split: Split,
     documents: Vec<u32>,
     /// In tokens; last the end.
     starts: Vec<u64>,
 }
 
-impl Layout {
+impl ShardLayout {
     fn new(split: Split, documents: Vec<u32>, spool: &Spool) -> Self {
         let mut starts = Vec::with_capacity(documents.len() + 1);
         let mut end = 0;
@@ -38,7 +38,7 @@ impl Layout {
             end += spool.tokens(document);
             starts.push(end);
         }
-        Layout { split, documents, starts }
+        ShardLayout { split, documents, starts }
     }
 
     fn tokens(&self) -> u64 {
@@ -47,19 +47,19 @@ impl Layout {
 }
 
 /// Counts over all threads.
-struct Progress<'a> {
-    report: &'a (dyn Fn(Event<'_>) + Sync),
+struct ShardProgress<'a> {
+    report: &'a (dyn Fn(PrepareEvent<'_>) + Sync),
     documents: AtomicU64,
     bytes: AtomicU64,
     total_bytes: u64,
 }
 
-impl Progress<'_> {
+impl ShardProgress<'_> {
     fn add(&self, documents: u64, bytes: u64) {
         let documents = self.documents.fetch_add(documents, Ordering::Relaxed) + documents;
         let done_bytes = self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        (self.report)(Event::Progress(Snapshot {
-            stage: Stage::Writing,
+        (self.report)(PrepareEvent::Progress(PrepareProgress {
+            stage: PrepareStage::Writing,
             documents,
             text_bytes: 0,
             start_bytes: 0,
@@ -78,24 +78,24 @@ pub(crate) fn place(
     options: &PrepareOptions,
     folder: &Path,
     documents: u64,
-    report: &(dyn Fn(Event<'_>) + Sync),
+    report: &(dyn Fn(PrepareEvent<'_>) + Sync),
 ) -> Result<(SplitManifest, SplitManifest)> {
     // numpy's permutation is drawn from 32-bit numbers here.
     let documents = u32::try_from(documents).with_context(|| format!("there are more than {} documents", u32::MAX))?;
     let spool = Spool::open(folder)?;
     let (train, val) = split_documents(documents, options.val_fraction, options.split_seed);
-    let layouts = [Layout::new(Split::Val, val, &spool), Layout::new(Split::Train, train, &spool)];
+    let layouts = [ShardLayout::new(Split::Val, val, &spool), ShardLayout::new(Split::Train, train, &spool)];
     let path = folder.join(SHARDS_FILE);
     let finished: Vec<Shard> = journal::read(&path);
     let journal = Mutex::new(Journal::rewrite(&path, &finished)?);
     let finished: HashMap<&str, &Shard> = finished.iter().map(|s| (s.name.as_str(), s)).collect();
-    let progress = Progress {
+    let progress = ShardProgress {
         report,
         documents: AtomicU64::new(0),
         bytes: AtomicU64::new(0),
-        total_bytes: 2 * layouts.iter().map(Layout::tokens).sum::<u64>(),
+        total_bytes: 2 * layouts.iter().map(ShardLayout::tokens).sum::<u64>(),
     };
-    let write = |layout: &Layout, number: u64| -> Result<Shard> {
+    let write = |layout: &ShardLayout, number: u64| -> Result<Shard> {
         let name = format!("{}-{number:05}.bin", layout.split);
         let first = number * options.shard_tokens;
         let last = layout.tokens().min(first + options.shard_tokens);
@@ -110,7 +110,7 @@ pub(crate) fn place(
     };
     let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads).build()?;
     let manifests = pool.install(|| -> Result<Vec<SplitManifest>> {
-        let write_split = |layout: &Layout| -> Result<SplitManifest> {
+        let write_split = |layout: &ShardLayout| -> Result<SplitManifest> {
             let shards = layout.tokens().div_ceil(options.shard_tokens);
             let shards = (0..shards).into_par_iter().map(|number| write(layout, number)).collect::<Result<_>>()?;
             Ok(SplitManifest { documents: layout.documents.len() as u64, tokens: layout.tokens(), shards })
@@ -124,11 +124,11 @@ pub(crate) fn place(
 /// Tokens `first .. last` of a split into a file. Gives its SHA-256.
 fn write_shard(
     path: &Path,
-    layout: &Layout,
+    layout: &ShardLayout,
     first: u64,
     last: u64,
     spool: &Spool,
-    progress: &Progress,
+    progress: &ShardProgress,
 ) -> Result<String> {
     let cannot = || format!("{} cannot be written", path.display());
     let mut file = BufWriter::with_capacity(1 << 20, File::create(path).with_context(cannot)?);

@@ -20,7 +20,7 @@ pub(crate) const FILES: [&str; 2] = [IDS, LENGTHS];
 
 /// How much is in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub(crate) struct Extent {
+pub(crate) struct SpoolRange {
     pub documents: u64,
     pub tokens: u64,
     /// Documents left out.
@@ -61,12 +61,12 @@ pub(crate) struct SpoolWriter {
     lengths: Appended,
     /// A line for each document that was left out.
     bad: Appended,
-    pub extent: Extent,
+    pub extent: SpoolRange,
 }
 
 impl SpoolWriter {
     /// Opens the spool of a workplace, cut back to `extent`.
-    pub(crate) fn open(folder: &Path, extent: Extent) -> Result<Self> {
+    pub(crate) fn open(folder: &Path, extent: SpoolRange) -> Result<Self> {
         let path = folder.join(BAD_FILE);
         let text = std::fs::read_to_string(&path).unwrap_or_default();
         let kept: usize = text.split_inclusive('\n').take(extent.bad as usize).map(str::len).sum();
@@ -90,7 +90,7 @@ impl SpoolWriter {
 
     /// Notes why a document was left out.
     pub(crate) fn push_bad(&mut self, why: &str) -> Result<()> {
-        self.bad.write((serde_json::json!({ "left_out": why }).to_string() + "\n").as_bytes())?;
+        self.bad.write((serde_json::json!({ "skipped": why }).to_string() + "\n").as_bytes())?;
         self.extent.bad += 1;
         Ok(())
     }
@@ -103,7 +103,7 @@ impl SpoolWriter {
 }
 
 /// Whether a workplace's spool holds that much.
-pub(crate) fn holds(folder: &Path, extent: Extent) -> bool {
+pub(crate) fn holds(folder: &Path, extent: SpoolRange) -> bool {
     let length = |name: &str| std::fs::metadata(folder.join(name)).map_or(0, |m| m.len());
     length(LENGTHS) >= 4 * extent.documents && length(IDS) >= 2 * extent.tokens
 }

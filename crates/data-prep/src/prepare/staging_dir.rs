@@ -15,15 +15,15 @@ use crate::tokenizer::recipe::Recipe;
 
 /// All that decides what comes out.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Plan {
-    pub settings: Settings,
+pub(crate) struct PrepareSpec {
+    pub settings: PrepareSettings,
     /// In order.
     pub files: Vec<SourceFile>,
 }
 
 /// The arguments that decide what comes out, the inputs aside.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Settings {
+pub(crate) struct PrepareSettings {
     pub recipe: Recipe,
     pub tokenizer_sha256: String,
     pub text_column: String,
@@ -33,9 +33,9 @@ pub(crate) struct Settings {
     pub skip_bad_documents: bool,
 }
 
-impl Settings {
+impl PrepareSettings {
     /// The first setting that differs, in words.
-    pub(crate) fn difference(&self, other: &Settings) -> Result<Option<String>> {
+    pub(crate) fn difference(&self, other: &PrepareSettings) -> Result<Option<String>> {
         let (ours, theirs) = (serde_json::to_value(self)?, serde_json::to_value(other)?);
         let differing = ours.as_object().into_iter().flatten().find(|(key, value)| theirs.get(key) != Some(value));
         Ok(differing.map(|(key, value)| format!("{key} is {value} now and was {}", theirs[key])))
@@ -47,14 +47,14 @@ pub(crate) const SHARDS_FILE: &str = "shards.jsonl";
 const PLAN_FILE: &str = "plan.json";
 
 /// The folder.
-pub(crate) struct Workplace {
+pub(crate) struct StagingDir {
     pub folder: PathBuf,
     output: PathBuf,
     /// On the folder itself; the kernel drops it with the process.
     _lock: File,
 }
 
-impl Workplace {
+impl StagingDir {
     /// Makes or takes up the folder of an output that is not there yet.
     ///
     /// # Errors
@@ -68,7 +68,7 @@ impl Workplace {
         fs::create_dir_all(&folder).with_context(cannot)?;
         let lock = File::open(&folder).with_context(cannot)?;
         match lock.try_lock() {
-            Ok(()) => Ok(Workplace { folder, output: output.to_owned(), _lock: lock }),
+            Ok(()) => Ok(StagingDir { folder, output: output.to_owned(), _lock: lock }),
             Err(TryLockError::WouldBlock) => {
                 bail!("another process is preparing {} at this moment: wait for it", output.display())
             }
@@ -82,7 +82,7 @@ impl Workplace {
     /// # Errors
     /// When an unfinished preparation was started with other arguments or inputs, or a file
     /// that it has read has changed.
-    pub(crate) fn take_up(&self, plan: &Plan) -> Result<Option<Commit>> {
+    pub(crate) fn take_up(&self, plan: &PrepareSpec) -> Result<Option<Commit>> {
         let commit = match self.unfinished()? {
             Some(before) if !plan.files.iter().any(SourceFile::is_standard_input) => self.go_on(plan, &before)?,
             _ => None,
@@ -103,7 +103,7 @@ impl Workplace {
     }
 
     /// The plan of a preparation that was not finished.
-    fn unfinished(&self) -> Result<Option<Plan>> {
+    fn unfinished(&self) -> Result<Option<PrepareSpec>> {
         let path = self.folder.join(PLAN_FILE);
         match fs::read_to_string(&path) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
@@ -114,7 +114,7 @@ impl Workplace {
         }
     }
 
-    fn go_on(&self, plan: &Plan, before: &Plan) -> Result<Option<Commit>> {
+    fn go_on(&self, plan: &PrepareSpec, before: &PrepareSpec) -> Result<Option<Commit>> {
         let otherwise = |what: &str| {
             format!(
                 "an unfinished preparation of {} was started otherwise ({what}): run it with the same arguments, or remove {} to start afresh",
@@ -125,7 +125,7 @@ impl Workplace {
         if let Some(difference) = plan.settings.difference(&before.settings)? {
             bail!(otherwise(&difference));
         }
-        let paths = |plan: &Plan| plan.files.iter().map(|f| f.path.clone()).collect::<Vec<_>>();
+        let paths = |plan: &PrepareSpec| plan.files.iter().map(|f| f.path.clone()).collect::<Vec<_>>();
         ensure!(
             paths(plan) == paths(before),
             otherwise(&format!("other inputs: {} files now, {} then", plan.files.len(), before.files.len()))

@@ -14,7 +14,7 @@ use crate::tokenizer::recipe::Recipe;
 
 /// MB of UTF-8 text a second (1 MB = 10^6 bytes).
 #[derive(Debug, Clone, Copy)]
-pub struct Rates {
+pub struct Throughput {
     /// Text in the source, in MB.
     pub text: f64,
     /// Reading alone, on one thread.
@@ -29,7 +29,7 @@ pub struct Rates {
 ///
 /// # Errors
 /// When a file cannot be read.
-pub fn rates(input: &str, tokenizer: &Path, threads: usize) -> Result<Rates> {
+pub fn rates(input: &str, tokenizer: &Path, threads: usize) -> Result<Throughput> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
     let files = sources::expand(&[input.to_owned()], false)?;
     let start = Instant::now();
@@ -67,5 +67,5 @@ pub fn rates(input: &str, tokenizer: &Path, threads: usize) -> Result<Rates> {
         .map_err(anyhow::Error::msg)
         .context("the definition refuses a text")?;
     let bytes = first.iter().map(|t| t.len() as f64).sum::<f64>();
-    Ok(Rates { text, reading, tokenising, definition: bytes / 1e6 / start.elapsed().as_secs_f64() })
+    Ok(Throughput { text, reading, tokenising, definition: bytes / 1e6 / start.elapsed().as_secs_f64() })
 }

@@ -11,10 +11,10 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, bail};
 
-use crate::prepare::journal::{Commit, Journal, Position};
-use crate::prepare::spool::{Extent, SpoolWriter};
+use crate::prepare::journal::{Commit, Journal, SourcePosition};
+use crate::prepare::spool::{SpoolRange, SpoolWriter};
 use crate::prepare::staging_dir::COMMITS_FILE;
-use crate::prepare::{Event, PrepareOptions, Snapshot, Stage};
+use crate::prepare::{PrepareEvent, PrepareOptions, PrepareProgress, PrepareStage};
 use crate::sources::{Item, SourceFile};
 use crate::tokenizer::{Encoded, Encoder};
 
@@ -25,7 +25,7 @@ const AHEAD: usize = 3;
 
 /// What the reading thread hands on.
 #[derive(Default)]
-struct Batch {
+struct DocumentBatch {
     texts: Vec<String>,
     /// Documents that were left out, as sentences.
     bad: Vec<String>,
@@ -40,7 +40,7 @@ struct Batch {
 }
 
 /// What is written, to be noted when it is on the disk.
-struct Note {
+struct CommitRequest {
     files: [File; 3],
     commit: Commit,
 }
@@ -49,7 +49,7 @@ struct Note {
 struct EncodedBatch {
     groups: Vec<Encoded>,
     text_bytes: u64,
-    rest: Batch,
+    rest: DocumentBatch,
 }
 
 /// Reads `files` from `from` on. Gives where it ends, with the hashes of all files.
@@ -62,7 +62,7 @@ pub(crate) fn ingest(
     encoder: &Encoder,
     folder: &Path,
     from: Commit,
-    report: &(dyn Fn(Event<'_>) + Sync),
+    report: &(dyn Fn(PrepareEvent<'_>) + Sync),
 ) -> Result<Commit> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads).build()?;
     let known = Some(&from).filter(|c| **c != Commit::default());
@@ -70,9 +70,9 @@ pub(crate) fn ingest(
     let (to_encoder, batches) = sync_channel(AHEAD);
     let (to_writer, encoded) = sync_channel(AHEAD);
     let (to_disk, notes) = sync_channel(1);
-    let mut writer = Writer::open(options, files, folder, from.clone(), to_disk, report)?;
+    let mut writer = OrderedSpooler::open(options, files, folder, from.clone(), to_disk, report)?;
     thread::scope(|scope| {
-        let reader = scope.spawn(move || Reader::new(options, files, to_encoder).read(from.position));
+        let reader = scope.spawn(move || DocumentReader::new(options, files, to_encoder).read(from.position));
         let encoding = scope.spawn(move || encode(&pool, encoder, &batches, &to_writer));
         let committing = scope.spawn(move || commit(&notes, journal));
         let written = writer.take(&encoded);
@@ -91,8 +91,8 @@ pub(crate) fn ingest(
 }
 
 /// Notes how far the spool is, each time once it is on the disk.
-fn commit(notes: &Receiver<Note>, mut journal: Journal) -> Result<()> {
-    for Note { files, commit } in notes {
+fn commit(notes: &Receiver<CommitRequest>, mut journal: Journal) -> Result<()> {
+    for CommitRequest { files, commit } in notes {
         for file in &files {
             file.sync_data().context("the spool cannot be written")?;
         }
@@ -108,7 +108,7 @@ fn join(thread: ScopedJoinHandle<'_, Result<()>>) -> Result<()> {
 fn encode(
     pool: &rayon::ThreadPool,
     encoder: &Encoder,
-    batches: &Receiver<Batch>,
+    batches: &Receiver<DocumentBatch>,
     writer: &SyncSender<EncodedBatch>,
 ) -> Result<()> {
     for mut batch in batches {
@@ -122,20 +122,20 @@ fn encode(
     Ok(())
 }
 
-struct Reader<'a> {
+struct DocumentReader<'a> {
     options: &'a PrepareOptions,
     files: &'a [SourceFile],
-    sender: SyncSender<Batch>,
-    batch: Batch,
+    sender: SyncSender<DocumentBatch>,
+    batch: DocumentBatch,
     size: usize,
 }
 
-impl<'a> Reader<'a> {
-    fn new(options: &'a PrepareOptions, files: &'a [SourceFile], sender: SyncSender<Batch>) -> Self {
-        Reader { options, files, sender, batch: Batch::default(), size: 0 }
+impl<'a> DocumentReader<'a> {
+    fn new(options: &'a PrepareOptions, files: &'a [SourceFile], sender: SyncSender<DocumentBatch>) -> Self {
+        DocumentReader { options, files, sender, batch: DocumentBatch::default(), size: 0 }
     }
 
-    fn read(mut self, from: Position) -> Result<()> {
+    fn read(mut self, from: SourcePosition) -> Result<()> {
         self.batch.end = (from.file, from.items);
         let result = self.read_files(from);
         // Also in error: what was read before it is good.
@@ -146,7 +146,7 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    fn read_files(&mut self, from: Position) -> Result<()> {
+    fn read_files(&mut self, from: SourcePosition) -> Result<()> {
         let files = self.files;
         let mut before: u64 = files[..from.file].iter().map(|f| f.bytes).sum();
         for (number, file) in files.iter().enumerate().skip(from.file) {
@@ -214,18 +214,18 @@ impl<'a> Reader<'a> {
 
     fn send(&mut self) -> Result<()> {
         self.size = 0;
-        let next = Batch { end: self.batch.end, done_bytes: self.batch.done_bytes, ..Batch::default() };
+        let next = DocumentBatch { end: self.batch.end, done_bytes: self.batch.done_bytes, ..DocumentBatch::default() };
         let batch = std::mem::replace(&mut self.batch, next);
         self.sender.send(batch).map_err(|_| anyhow!("the tokenising thread is gone"))
     }
 }
 
 /// Writes the spool and says how far it is.
-struct Writer<'a> {
+struct OrderedSpooler<'a> {
     options: &'a PrepareOptions,
-    report: &'a (dyn Fn(Event<'_>) + Sync),
+    report: &'a (dyn Fn(PrepareEvent<'_>) + Sync),
     spool: SpoolWriter,
-    to_disk: SyncSender<Note>,
+    to_disk: SyncSender<CommitRequest>,
     /// Up to what is written, with the hashes not yet noted.
     at: Commit,
     /// Hashes that are.
@@ -238,16 +238,16 @@ struct Writer<'a> {
     total_bytes: u64,
 }
 
-impl<'a> Writer<'a> {
+impl<'a> OrderedSpooler<'a> {
     fn open(
         options: &'a PrepareOptions,
         files: &[SourceFile],
         folder: &Path,
         from: Commit,
-        to_disk: SyncSender<Note>,
-        report: &'a (dyn Fn(Event<'_>) + Sync),
+        to_disk: SyncSender<CommitRequest>,
+        report: &'a (dyn Fn(PrepareEvent<'_>) + Sync),
     ) -> Result<Self> {
-        Ok(Writer {
+        Ok(OrderedSpooler {
             options,
             report,
             spool: SpoolWriter::open(folder, from.position.spooled)?,
@@ -268,26 +268,26 @@ impl<'a> Writer<'a> {
                 let before = self.spool.extent;
                 // Tokens of the documents before it: groups hold several.
                 let lengths = groups.iter().flat_map(|g| &g.lengths).take(texts);
-                let spooled = Extent {
+                let spooled = SpoolRange {
                     documents: before.documents + texts as u64,
                     tokens: before.tokens + lengths.map(|&l| u64::from(l)).sum::<u64>(),
                     bad: before.bad + bad as u64,
                 };
-                self.at.file_start = Position { file, items: 0, spooled };
+                self.at.file_start = SourcePosition { file, items: 0, spooled };
             }
             for group in &groups {
                 self.spool.push(group)?;
             }
             for why in rest.bad {
-                (self.report)(Event::Note(&format!("left out: {why}")));
+                (self.report)(PrepareEvent::Note(&format!("left out: {why}")));
                 self.spool.push_bad(&why)?;
             }
             let (file, items) = rest.end;
-            self.at.position = Position { file, items, spooled: self.spool.extent };
+            self.at.position = SourcePosition { file, items, spooled: self.spool.extent };
             self.at.hashes.extend(rest.hashes);
             self.text_bytes += text_bytes;
-            (self.report)(Event::Progress(Snapshot {
-                stage: Stage::Tokenising,
+            (self.report)(PrepareEvent::Progress(PrepareProgress {
+                stage: PrepareStage::Tokenising,
                 documents: self.spool.extent.documents,
                 text_bytes: self.text_bytes,
                 start_bytes: self.start_bytes,
@@ -304,7 +304,7 @@ impl<'a> Writer<'a> {
     /// Has what is written noted; without `wait` not where the note before is still on its
     /// way to the disk.
     fn note(&mut self, wait: bool) -> Result<()> {
-        let note = Note { files: self.spool.flush()?, commit: self.at.clone() };
+        let note = CommitRequest { files: self.spool.flush()?, commit: self.at.clone() };
         let sent = if wait {
             self.to_disk.send(note).map_err(|e| TrySendError::Disconnected(e.0))
         } else {

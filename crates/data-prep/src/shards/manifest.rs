@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::prepare::staging_dir::Settings;
+use crate::prepare::staging_dir::PrepareSettings;
 use crate::tokenizer::recipe::Recipe;
 
 /// Its name in a folder of shards.
@@ -46,7 +46,7 @@ pub struct Manifest {
     pub skipped_documents: u64,
     /// The files that were read, in order.
     #[serde(default)]
-    pub sources: Vec<Source>,
+    pub sources: Vec<SourceFileRecord>,
     /// The training split.
     pub train: SplitManifest,
     /// The validation split.
@@ -55,7 +55,7 @@ pub struct Manifest {
 
 /// A file that was read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Source {
+pub struct SourceFileRecord {
     /// As it was found from the command line.
     pub path: String,
     /// Its size on disk; 0 for standard input.
@@ -89,8 +89,8 @@ pub struct Shard {
 
 impl Manifest {
     /// The arguments that it was made by.
-    pub(crate) fn settings(&self) -> Settings {
-        Settings {
+    pub(crate) fn settings(&self) -> PrepareSettings {
+        PrepareSettings {
             recipe: self.recipe,
             tokenizer_sha256: self.tokenizer_sha256.clone(),
             text_column: self.text_column.clone(),

@@ -19,7 +19,7 @@ pub(super) enum Compression {
 /// How a file is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum Format {
+pub(super) enum CorpusFormat {
     Jsonl(Compression),
     Parquet,
     /// Arrow IPC, as the Hugging Face cache keeps it.
@@ -31,30 +31,30 @@ pub(super) enum Format {
 }
 
 /// Endings and what they mean.
-const ENDINGS: [(&str, Format); 8] = [
-    (".jsonl", Format::Jsonl(Compression::None)),
-    (".jsonl.gz", Format::Jsonl(Compression::Gzip)),
-    (".jsonl.zst", Format::Jsonl(Compression::Zstd)),
-    (".ndjson", Format::Jsonl(Compression::None)),
-    (".parquet", Format::Parquet),
-    (".arrow", Format::Arrow),
-    (".tar.xz", Format::TarXz),
-    (".txt", Format::Text),
+const ENDINGS: [(&str, CorpusFormat); 8] = [
+    (".jsonl", CorpusFormat::Jsonl(Compression::None)),
+    (".jsonl.gz", CorpusFormat::Jsonl(Compression::Gzip)),
+    (".jsonl.zst", CorpusFormat::Jsonl(Compression::Zstd)),
+    (".ndjson", CorpusFormat::Jsonl(Compression::None)),
+    (".parquet", CorpusFormat::Parquet),
+    (".arrow", CorpusFormat::Arrow),
+    (".tar.xz", CorpusFormat::TarXz),
+    (".txt", CorpusFormat::Text),
 ];
 
 /// First bytes and what they mean, for files of other names. Arrow's streaming format
 /// begins with a continuation marker.
-const BEGINNINGS: [(&[u8], Format); 6] = [
-    (b"PAR1", Format::Parquet),
-    (b"ARROW1", Format::Arrow),
-    (b"\xff\xff\xff\xff", Format::Arrow),
-    (b"\xfd7zXZ\0", Format::TarXz),
-    (b"\x1f\x8b", Format::Jsonl(Compression::Gzip)),
-    (b"\x28\xb5\x2f\xfd", Format::Jsonl(Compression::Zstd)),
+const BEGINNINGS: [(&[u8], CorpusFormat); 6] = [
+    (b"PAR1", CorpusFormat::Parquet),
+    (b"ARROW1", CorpusFormat::Arrow),
+    (b"\xff\xff\xff\xff", CorpusFormat::Arrow),
+    (b"\xfd7zXZ\0", CorpusFormat::TarXz),
+    (b"\x1f\x8b", CorpusFormat::Jsonl(Compression::Gzip)),
+    (b"\x28\xb5\x2f\xfd", CorpusFormat::Jsonl(Compression::Zstd)),
 ];
 
 /// By its name, where that says it.
-pub(super) fn by_name(path: &Path) -> Option<Format> {
+pub(super) fn by_name(path: &Path) -> Option<CorpusFormat> {
     let name = path.file_name()?.to_str()?.to_ascii_lowercase();
     ENDINGS.iter().find(|(ending, _)| name.ends_with(ending)).map(|(_, format)| *format)
 }
@@ -63,7 +63,7 @@ pub(super) fn by_name(path: &Path) -> Option<Format> {
 ///
 /// # Errors
 /// When neither says what it is, or it cannot be read.
-pub(super) fn of(path: &Path) -> Result<Format> {
+pub(super) fn of(path: &Path) -> Result<CorpusFormat> {
     if let Some(format) = by_name(path) {
         return Ok(format);
     }
@@ -75,7 +75,7 @@ pub(super) fn of(path: &Path) -> Result<Format> {
         return Ok(*format);
     }
     if first.trim_ascii_start().starts_with(b"{") {
-        return Ok(Format::Jsonl(Compression::None));
+        return Ok(CorpusFormat::Jsonl(Compression::None));
     }
     bail!(
         "{} is of no kind that can be read: neither its name ({}) nor its first bytes say what it is",
@@ -101,13 +101,13 @@ mod tests {
             std::fs::write(&path, bytes).unwrap();
             of(&path).map_err(|e| e.to_string())
         };
-        assert_eq!(format("a.TXT", b"PAR1"), Ok(Format::Text));
-        assert_eq!(format("train-00000-of-00080.parquet", b""), Ok(Format::Parquet));
-        assert_eq!(format("blob-1", b"PAR1..."), Ok(Format::Parquet));
-        assert_eq!(format("blob-2", b"\xff\xff\xff\xff\x10"), Ok(Format::Arrow));
-        assert_eq!(format("openwebtext", b"\xfd7zXZ\0..."), Ok(Format::TarXz));
-        assert_eq!(format("lines.gz", b"\x1f\x8b\x08"), Ok(Format::Jsonl(Compression::Gzip)));
-        assert_eq!(format("data.json", b"\n {\"text\": 1}"), Ok(Format::Jsonl(Compression::None)));
+        assert_eq!(format("a.TXT", b"PAR1"), Ok(CorpusFormat::Text));
+        assert_eq!(format("train-00000-of-00080.parquet", b""), Ok(CorpusFormat::Parquet));
+        assert_eq!(format("blob-1", b"PAR1..."), Ok(CorpusFormat::Parquet));
+        assert_eq!(format("blob-2", b"\xff\xff\xff\xff\x10"), Ok(CorpusFormat::Arrow));
+        assert_eq!(format("openwebtext", b"\xfd7zXZ\0..."), Ok(CorpusFormat::TarXz));
+        assert_eq!(format("lines.gz", b"\x1f\x8b\x08"), Ok(CorpusFormat::Jsonl(Compression::Gzip)));
+        assert_eq!(format("data.json", b"\n {\"text\": 1}"), Ok(CorpusFormat::Jsonl(Compression::None)));
         assert!(format("notes.md", b"# Notes").unwrap_err().contains("is of no kind that can be read"));
     }
 }

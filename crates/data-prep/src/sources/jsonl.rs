@@ -14,12 +14,12 @@ use super::format::Compression;
 use super::{Item, STANDARD_INPUT, Sink};
 
 /// Counts what is read of the file itself, under the decompression.
-struct Counted<R> {
+struct CountingReader<R> {
     inner: R,
     read: Rc<Cell<u64>>,
 }
 
-impl<R: Read> Read for Counted<R> {
+impl<R: Read> Read for CountingReader<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let n = self.inner.read(buffer)?;
         self.read.set(self.read.get() + n as u64);
@@ -34,7 +34,7 @@ pub(super) fn read(path: &Path, compression: Compression, key: &str, sink: &mut 
         true => Box::new(io::stdin()),
         false => Box::new(File::open(path).with_context(cannot)?),
     };
-    let file = Counted { inner: file, read: Rc::clone(&position) };
+    let file = CountingReader { inner: file, read: Rc::clone(&position) };
     let reader: Box<dyn Read> = match compression {
         Compression::None => Box::new(file),
         Compression::Gzip => Box::new(MultiGzDecoder::new(file)),

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 pub(crate) use expand::expand;
-use format::{Compression, Format};
+use format::{Compression, CorpusFormat};
 pub use jsonl::json_object;
 
 use crate::shards::manifest::hex;
@@ -38,7 +38,7 @@ pub(crate) struct SourceFile {
     pub bytes: u64,
     /// Nanoseconds of its last change since 1970.
     pub modified: u64,
-    format: Format,
+    format: CorpusFormat,
 }
 
 /// What a reader hands over.
@@ -55,7 +55,7 @@ pub(crate) type Sink<'a> = dyn FnMut(Item, u64) -> ControlFlow<()> + 'a;
 
 impl SourceFile {
     /// A file as it is now; of size 0 where that cannot be told and `skip_bad` allows it.
-    fn new(path: PathBuf, format: Format, skip_bad: bool) -> Result<Self> {
+    fn new(path: PathBuf, format: CorpusFormat, skip_bad: bool) -> Result<Self> {
         let (bytes, modified) = match size_and_time(&path) {
             Err(_) if skip_bad => (0, 0),
             result => result?,
@@ -64,7 +64,7 @@ impl SourceFile {
     }
 
     fn standard_input() -> Self {
-        let format = Format::Jsonl(Compression::None);
+        let format = CorpusFormat::Jsonl(Compression::None);
         SourceFile { path: PathBuf::from(STANDARD_INPUT), bytes: 0, modified: 0, format }
     }
 
@@ -87,12 +87,12 @@ impl SourceFile {
             sink(item, position)
         };
         match self.format {
-            Format::Jsonl(compression) => jsonl::read(&self.path, compression, text_column, &mut after_skipped),
+            CorpusFormat::Jsonl(compression) => jsonl::read(&self.path, compression, text_column, &mut after_skipped),
             // Rows are skipped without being decoded.
-            Format::Parquet => parquet::read(&self.path, self.bytes, text_column, skip, sink),
-            Format::Arrow => arrow::read(&self.path, text_column, &mut after_skipped),
-            Format::TarXz => openwebtext_tar::read(&self.path, &mut after_skipped),
-            Format::Text => text::read(&self.path, &mut after_skipped),
+            CorpusFormat::Parquet => parquet::read(&self.path, self.bytes, text_column, skip, sink),
+            CorpusFormat::Arrow => arrow::read(&self.path, text_column, &mut after_skipped),
+            CorpusFormat::TarXz => openwebtext_tar::read(&self.path, &mut after_skipped),
+            CorpusFormat::Text => text::read(&self.path, &mut after_skipped),
         }
     }
 

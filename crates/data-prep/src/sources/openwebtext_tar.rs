@@ -14,12 +14,12 @@ use tar::{Archive, Entry};
 use super::{Item, Sink};
 
 /// Counts what is read of the file itself.
-struct Counted<'a> {
+struct CountingFile<'a> {
     file: File,
     read: &'a Cell<u64>,
 }
 
-impl Read for Counted<'_> {
+impl Read for CountingFile<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let n = self.file.read(buffer)?;
         self.read.set(self.read.get() + n as u64);
@@ -30,7 +30,7 @@ impl Read for Counted<'_> {
 pub(super) fn read(path: &Path, sink: &mut Sink) -> Result<()> {
     let position = Cell::new(0);
     let file = File::open(path).with_context(|| format!("{} cannot be read", path.display()))?;
-    let file = BufReader::with_capacity(1 << 20, Counted { file, read: &position });
+    let file = BufReader::with_capacity(1 << 20, CountingFile { file, read: &position });
     // Where the reading is, for messages: documents so far, archive, member.
     let (document, archive, member) = (Cell::new(0u64), RefCell::new(String::new()), RefCell::new(String::new()));
     let place = || format!("document {} ({} {})", document.get(), archive.borrow(), member.borrow());
@@ -64,10 +64,10 @@ pub(super) fn read(path: &Path, sink: &mut Sink) -> Result<()> {
 }
 
 /// Takes a file's name and bytes, and says whether to go on.
-type Act<'a> = dyn FnMut(&str, &mut dyn Read) -> Result<ControlFlow<()>> + 'a;
+type TarAction<'a> = dyn FnMut(&str, &mut dyn Read) -> Result<ControlFlow<()>> + 'a;
 
 /// Hands every file of an xz-compressed tar whose name has this ending to `act`.
-fn each_file(reader: impl Read, ending: &str, act: &mut Act) -> Result<ControlFlow<()>> {
+fn each_file(reader: impl Read, ending: &str, act: &mut TarAction) -> Result<ControlFlow<()>> {
     let mut archive = Archive::new(BufReader::with_capacity(1 << 16, XzDecoder::new_multi_decoder(reader)));
     for entry in archive.entries()? {
         let mut entry: Entry<_> = entry?;

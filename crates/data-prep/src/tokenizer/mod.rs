@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 use tokenizers::Tokenizer;
 
 use crate::shards::manifest::hex;
-use crate::tokenizer::bpe::{ByteLevelBpe, Scratch, TokenizerFile};
+use crate::tokenizer::bpe::{ByteLevelBpe, MergeBuffers, TokenizerFile};
 use crate::tokenizer::recipe::Recipe;
 
 const END_OF_TEXT: &str = "<|endoftext|>";
@@ -34,7 +34,7 @@ pub(crate) struct Encoder {
     engine: Engine,
     recipe: Recipe,
     /// Buffers, one a thread of the pool; locked by that thread alone.
-    scratch: Vec<Mutex<Scratch>>,
+    scratch: Vec<Mutex<MergeBuffers>>,
     end_marker: memmem::Finder<'static>,
     /// Why the fast path is not taken, where it is not.
     pub slow_because: Option<String>,
@@ -79,7 +79,7 @@ impl Encoder {
         Ok(Encoder {
             engine,
             recipe,
-            scratch: (0..threads.max(1)).map(|_| Mutex::new(Scratch::new())).collect(),
+            scratch: (0..threads.max(1)).map(|_| Mutex::new(MergeBuffers::new())).collect(),
             end_marker: memmem::Finder::new(END_OF_TEXT).into_owned(),
             slow_because,
             end_of_text,

@@ -5,7 +5,7 @@
 //! pass a prompt gives the ratio at every factor of every sense, exactly.
 
 use anyhow::{Context, Result, ensure};
-use model::{Kernels, LanguageModel, Pass, SenseChoice, SenseEdit, SenseOp};
+use model::{ForwardOptions, Kernels, LanguageModel, SenseChoice, SenseEdit, SenseOp};
 use tch::{Kind, Tensor};
 
 use super::minimize::minimise;
@@ -13,14 +13,14 @@ use crate::senses::inspect::backpack_of;
 
 /// How a prompt's next word leans.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Leaning {
+pub struct GenderLogRatio {
     /// ln(p(first) / p(second)) of the model as it is.
     pub ratio: f64,
     /// What each sense of the occupation adds to it.
     pub by_sense: Vec<f64>,
 }
 
-impl Leaning {
+impl GenderLogRatio {
     /// ln(p(first) / p(second)) when sense `sense` of the occupation is multiplied by `factor`.
     pub fn scaled(&self, sense: usize, factor: f64) -> f64 {
         self.ratio + (factor - 1.0) * self.by_sense[sense]
@@ -32,7 +32,7 @@ impl Leaning {
 ///
 /// # Errors
 /// When the model is a GPT-2, the occupation is not in the prompt, or an id is outside the vocabulary.
-pub fn leaning(model: &LanguageModel, prompt: &[i64], occupation: i64, pair: [i64; 2]) -> Result<Leaning> {
+pub fn leaning(model: &LanguageModel, prompt: &[i64], occupation: i64, pair: [i64; 2]) -> Result<GenderLogRatio> {
     let backpack = backpack_of(model)?;
     model.check_ids(prompt)?;
     model.check_ids(&pair)?;
@@ -41,16 +41,17 @@ pub fn leaning(model: &LanguageModel, prompt: &[i64], occupation: i64, pair: [i6
     // Logits are sums over words and senses, so that their difference needs no head.
     let parts = tch::no_grad(|| {
         let ids = Tensor::from_slice(prompt).unsqueeze(0).to_device(model.device());
-        let weights = backpack.contextualization(&ids, Pass::evaluation()).get(0).select(1, -1).to_kind(Kind::Double);
+        let weights =
+            backpack.contextualization(&ids, ForwardOptions::evaluation()).get(0).select(1, -1).to_kind(Kind::Double);
         // By the definition: the fused path makes senses of sixty-four words at a time.
-        let plain = Pass { kernels: Kernels::Plain, ..Pass::evaluation() };
+        let plain = ForwardOptions { kernels: Kernels::Reference, ..ForwardOptions::evaluation() };
         let senses = backpack.senses(&ids, plain).get(0).to_kind(Kind::Double);
         let row = |id: i64| backpack.body().wte().get(id).to_kind(Kind::Double);
         senses.matmul(&(row(pair[0]) - row(pair[1]))) * weights.tr() // [T, L]
     });
     let of_sense = |sense| places.iter().map(|&place| parts.double_value(&[place as i64, sense])).sum();
     let by_sense = (0..model.config().num_senses).map(of_sense).collect();
-    Ok(Leaning { ratio: parts.sum(Kind::Double).double_value(&[]), by_sense })
+    Ok(GenderLogRatio { ratio: parts.sum(Kind::Double).double_value(&[]), by_sense })
 }
 
 /// The mean over prompts of max(p(first) / p(second), p(second) / p(first)), from their logarithms: 1 is none.
@@ -74,7 +75,7 @@ pub struct SenseTrial {
 
 /// The sense that carries most of the bias, and its factor.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Found {
+pub struct FitResult {
     /// Which, from 0.
     pub sense: usize,
     /// What it is multiplied by.
@@ -88,7 +89,7 @@ pub struct Found {
 ///
 /// # Errors
 /// When there are no prompts.
-pub fn find_factor(training: &[Leaning]) -> Result<Found> {
+pub fn find_factor(training: &[GenderLogRatio]) -> Result<FitResult> {
     let num_senses = training.first().context("there are no training prompts: give at least one")?.by_sense.len();
     let bias_at = |sense: usize, factor: f64| bias(training.iter().map(|leaning| leaning.scaled(sense, factor)));
     let trial = |sense| {
@@ -99,7 +100,7 @@ pub fn find_factor(training: &[Leaning]) -> Result<Found> {
     let best = trials.iter().min_by(|a, b| a.lowest.total_cmp(&b.lowest)).context("the model has no senses")?;
     let sense = best.sense;
     let factor = minimise(|factor| bias_at(sense, factor) + (1.0 - factor).abs(), 1.0, 0.0..=1.0);
-    Ok(Found { sense, factor, trials })
+    Ok(FitResult { sense, factor, trials })
 }
 
 /// The edits that multiply a sense of these words by a factor.
@@ -145,7 +146,7 @@ mod tests {
         let prompt = [7, 90, 12, 90, 3];
         let leaning_of = |model: &LanguageModel| leaning(model, &prompt, 90, PAIR).unwrap();
         let plain = leaning_of(&model);
-        let reading = crate::Reading::of(&model, &prompt).unwrap();
+        let reading = crate::TextAnalysis::of(&model, &prompt).unwrap();
         let logit = |id: i64| reading.logits.double_value(&[4, id]);
         assert!((plain.ratio - (logit(30) - logit(41))).abs() < 1e-4);
         for sense in 0..4 {
@@ -170,7 +171,7 @@ mod tests {
     fn the_sense_that_carries_the_bias_is_found_with_its_factor() {
         // Sense 1 makes ln 9 of two prompts' ln 10 and of the third's; sense 0 pushes one of them back.
         let ln = f64::ln;
-        let prompt = |ratio: f64, zero: f64, one: f64| Leaning { ratio, by_sense: vec![zero, one] };
+        let prompt = |ratio: f64, zero: f64, one: f64| GenderLogRatio { ratio, by_sense: vec![zero, one] };
         let training =
             [prompt(ln(10.0), -0.1, ln(9.0)), prompt(ln(10.0), 0.1, ln(9.0)), prompt(-ln(9.0), 0.0, -ln(9.0))];
         let found = find_factor(&training).unwrap();
@@ -187,7 +188,7 @@ mod tests {
     #[test]
     fn a_factor_between_is_found_where_the_leaning_would_turn() {
         // ln ratio 2 - 4 (1 - f): even at f = 0.5.
-        let training = [Leaning { ratio: 2.0, by_sense: vec![4.0] }];
+        let training = [GenderLogRatio { ratio: 2.0, by_sense: vec![4.0] }];
         let found = find_factor(&training).unwrap();
         assert!((found.factor - 0.5).abs() < 1e-4 && (found.trials[0].best_factor - 0.5).abs() < 1e-4);
         assert!((found.trials[0].removed - 2f64.exp()).abs() < 1e-9);
@@ -201,11 +202,11 @@ mod tests {
         let planted: Vec<f32> = Vec::try_from((wte.get(41) - wte.get(30)) * 3.0).unwrap();
         let plant = |token| SenseEdit { token, sense: SenseChoice::One(2), op: SenseOp::Add(planted.clone()) };
         let prompts = [([7, 90, 12], 90), ([3, 90, 8], 90), ([7, 17, 12], 17), ([3, 17, 8], 17)];
-        let read = |model: &LanguageModel| -> Result<Vec<Leaning>> {
+        let read = |model: &LanguageModel| -> Result<Vec<GenderLogRatio>> {
             prompts.iter().map(|(prompt, word)| leaning(model, prompt, *word, PAIR)).collect()
         };
         let (before, after) = (read(&model).unwrap(), model.with_edits(&[plant(90), plant(17)], read).unwrap());
-        let bias_of = |leanings: &[Leaning]| bias(leanings.iter().map(|leaning| leaning.ratio));
+        let bias_of = |leanings: &[GenderLogRatio]| bias(leanings.iter().map(|leaning| leaning.ratio));
         assert!(bias_of(&after) > 10.0 * bias_of(&before));
         let found = find_factor(&after).unwrap();
         assert_eq!(found.sense, 2);

@@ -71,7 +71,7 @@ fn square(vector: &Tensor) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Reading;
+    use crate::TextAnalysis;
     use crate::control::tests::{fixture, senses_and_embedding};
 
     const WORD: i64 = 90;
@@ -129,7 +129,7 @@ mod tests {
     fn texts_without_the_word_are_unchanged_to_the_bit() {
         let mut model = fixture("inv_scale");
         let edits = knowledge_edits(&model, WORD, OLD, NEW).unwrap();
-        let logits = |model: &LanguageModel, ids: &[i64]| Reading::of(model, ids).unwrap().logits;
+        let logits = |model: &LanguageModel, ids: &[i64]| TextAnalysis::of(model, ids).unwrap().logits;
         let (with, without) = ([7, WORD, 3], [7, 12, 3]);
         let before = (logits(&model, &with), logits(&model, &without));
         let after = model.with_edits(&edits, |model| Ok((logits(model, &with), logits(model, &without)))).unwrap();

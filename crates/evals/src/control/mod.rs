@@ -8,7 +8,7 @@ mod steering;
 mod texts;
 mod topic;
 
-pub use debias::{Found, Leaning, SenseTrial, bias, debias_edits, find_factor, leaning, project_out};
+pub use debias::{FitResult, GenderLogRatio, SenseTrial, bias, debias_edits, find_factor, leaning, project_out};
 pub use fact_edit::{SenseShift, knowledge_edits, sense_shifts};
 pub use steering::Steering;
 pub use texts::{TextRequest, mean_probabilities, perplexity, words_about, write_text};

@@ -2,7 +2,7 @@
 //! come true is let go.
 
 use anyhow::Result;
-use model::{Backpack, Kernels, LanguageModel, Pass};
+use model::{Backpack, ForwardOptions, Kernels, LanguageModel};
 use tch::{Kind, Tensor};
 
 use super::topic::Multipliers;
@@ -81,7 +81,7 @@ impl<'m> Steering<'m> {
         }
         let ids = Tensor::from_slice(new).to_device(self.senses.device());
         // By the definition: the fused path makes senses of sixty-four words at a time.
-        let pass = Pass { kernels: Kernels::Plain, ..Pass::evaluation() };
+        let pass = ForwardOptions { kernels: Kernels::Reference, ..ForwardOptions::evaluation() };
         let senses = self.backpack.senses(&ids.unsqueeze(0), pass).squeeze_dim(0);
         let embeddings = self.backpack.body().wte().index_select(0, &ids);
         let before = &self.come_true + came_true(&self.senses, &embeddings);

@@ -1,7 +1,7 @@
 //! Texts under a topic's control, how fluent they are, and what words a text is about.
 
 use anyhow::{Result, ensure};
-use model::{LanguageModel, Pass, Sampling, generate_scaled};
+use model::{ForwardOptions, LanguageModel, Sampling, generate_scaled};
 use tch::{Kind, Tensor};
 
 use super::steering::Steering;
@@ -100,7 +100,7 @@ pub fn mean_probabilities(model: &LanguageModel, texts: &[Vec<i64>]) -> Result<V
 /// Of what follows each of `ids [T]`: `[T, V]` fp32.
 fn log_probabilities(model: &LanguageModel, ids: &[i64]) -> Tensor {
     let input = Tensor::from_slice(ids).unsqueeze(0).to_device(model.device());
-    tch::no_grad(|| model.logits(&input, Pass::evaluation()).get(0).log_softmax(-1, Kind::Float))
+    tch::no_grad(|| model.logits(&input, ForwardOptions::evaluation()).get(0).log_softmax(-1, Kind::Float))
 }
 
 #[cfg(test)]
@@ -137,7 +137,7 @@ mod tests {
             let mut ids = prompt.to_vec();
             for &id in text {
                 let input = Tensor::from_slice(&ids).unsqueeze(0);
-                let logits = tch::no_grad(|| model.logits(&input, Pass::evaluation())).get(0).get(-1);
+                let logits = tch::no_grad(|| model.logits(&input, ForwardOptions::evaluation())).get(0).get(-1);
                 losses.push(-logits.log_softmax(-1, Kind::Double).double_value(&[id]));
                 ids.push(id);
             }

@@ -1,7 +1,7 @@
 //! Which senses of which words speak of a topic, and by what they are multiplied.
 
 use anyhow::{Result, ensure};
-use model::{LanguageModel, Pass};
+use model::{ForwardOptions, LanguageModel};
 use tch::{Device, Kind, Tensor};
 
 use crate::senses::inspect::backpack_of;
@@ -66,7 +66,7 @@ pub fn score_pairs(
         let end = (first + WORDS).min(num_tokens);
         let words = Tensor::arange_start(first, end, (Kind::Int64, model.device())).unsqueeze(0);
         chunks.push(tch::no_grad(|| {
-            let senses = backpack.senses(&words, Pass::evaluation()).view([-1, width]);
+            let senses = backpack.senses(&words, ForwardOptions::evaluation()).view([-1, width]);
             let highest = highest_logits(&senses, &embeddings).unsqueeze(1);
             let scores = (senses.matmul(&sums) / &highest).masked_fill(&highest.le(0.0), 0.0);
             scores.to_device(Device::Cpu)

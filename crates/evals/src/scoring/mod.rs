@@ -5,10 +5,10 @@ pub(crate) mod input_files;
 pub(crate) mod requests;
 
 use anyhow::{Result, ensure};
-use model::{LanguageModel, Pass};
+use model::{ForwardOptions, LanguageModel};
 use tch::{Kind, Tensor};
 
-use crate::scoring::requests::Request;
+use crate::scoring::requests::ScoringRequest;
 
 /// What a model makes of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -40,7 +40,7 @@ impl Scorer<'_> {
     ///
     /// # Errors
     /// When libtorch refuses, or the model's answer is no number.
-    pub(crate) fn score(&mut self, requests: &[Request]) -> Result<Vec<Score>> {
+    pub(crate) fn score(&mut self, requests: &[ScoringRequest]) -> Result<Vec<Score>> {
         let mut order: Vec<usize> = (0..requests.len()).collect();
         // Long ones first, so that a lack of memory shows at once; then those that begin alike side by side.
         order.sort_by(|&a, &b| {
@@ -54,7 +54,7 @@ impl Scorer<'_> {
             (self.progress)(done, all);
             let count = (self.batch_tokens / requests[longest[0]].inputs().len()).clamp(1, left.len());
             let (now, later) = left.split_at(count);
-            let batch: Vec<&Request> = now.iter().map(|same| &requests[same[0]]).collect();
+            let batch: Vec<&ScoringRequest> = now.iter().map(|same| &requests[same[0]]).collect();
             for (same, score) in now.iter().zip(score_batch(self.model, &batch)?) {
                 same.iter().for_each(|&place| scores[place] = score);
             }
@@ -67,26 +67,26 @@ impl Scorer<'_> {
 
 /// Which hidden states the head sees, and what is asked of its rows.
 #[derive(Debug, Default)]
-struct Rows {
+struct ScoredRows {
     /// Indices into the batch's `B T` positions.
     places: Vec<i64>,
     /// In the order of rows.
-    asked: Vec<Asked>,
+    asked: Vec<PendingRequest>,
 }
 
 /// The log-probability of one token.
 #[derive(Debug, Clone, Copy, PartialEq)]
-struct Asked {
+struct PendingRequest {
     row: usize,
     target: i64,
     request: usize,
 }
 
-impl Rows {
+impl ScoredRows {
     /// Of requests that are padded to `length`. A position that has the same tokens up to it as
     /// the request before has the same hidden state, and shares its row.
-    fn of(requests: &[&Request], length: usize) -> Self {
-        let mut rows = Rows::default();
+    fn of(requests: &[&ScoringRequest], length: usize) -> Self {
+        let mut rows = ScoredRows::default();
         let (mut before, mut row_at): (&[i64], Vec<Option<usize>>) = (&[], Vec::new());
         for (number, request) in requests.iter().enumerate() {
             let inputs = request.inputs();
@@ -99,7 +99,7 @@ impl Rows {
                     rows.places.push((number * length + position) as i64);
                     rows.places.len() - 1
                 });
-                rows.asked.push(Asked { row, target, request: number });
+                rows.asked.push(PendingRequest { row, target, request: number });
             }
             before = inputs;
         }
@@ -109,7 +109,7 @@ impl Rows {
 }
 
 /// Scores requests of which the first is the longest, in one pass.
-fn score_batch(model: &LanguageModel, requests: &[&Request]) -> Result<Vec<Score>> {
+fn score_batch(model: &LanguageModel, requests: &[&ScoringRequest]) -> Result<Vec<Score>> {
     let length = requests.first().map_or(0, |longest| longest.inputs().len());
     let mut ids: Vec<i64> = Vec::with_capacity(requests.len() * length);
     for request in requests {
@@ -118,10 +118,10 @@ fn score_batch(model: &LanguageModel, requests: &[&Request]) -> Result<Vec<Score
         // What follows a text does not reach back; a word that is there has its senses made already.
         ids.extend(std::iter::repeat_n(inputs[0], length - inputs.len()));
     }
-    let rows = Rows::of(requests, length);
+    let rows = ScoredRows::of(requests, length);
     let mut scores = vec![Score { log_probability: 0.0, is_greedy: true }; requests.len()];
     tch::no_grad(|| -> Result<()> {
-        let (device, pass, vocab_size) = (model.device(), Pass::evaluation(), model.config().vocab_size);
+        let (device, pass, vocab_size) = (model.device(), ForwardOptions::evaluation(), model.config().vocab_size);
         let ids = Tensor::f_from_slice(&ids)?.f_view([-1, length as i64])?.f_to_device(device)?;
         let hidden = model.hidden(&ids, pass).f_flatten(0, 1)?;
         let mut left = &rows.asked[..];
@@ -159,14 +159,14 @@ mod tests {
     use super::*;
     use crate::testing;
 
-    fn request(before: &[i64], after: &[i64]) -> Request {
-        Request::of(before.to_vec(), after.to_vec(), 8).unwrap()
+    fn request(before: &[i64], after: &[i64]) -> ScoringRequest {
+        ScoringRequest::of(before.to_vec(), after.to_vec(), 8).unwrap()
     }
 
     /// Each request by itself, by the definition.
-    fn alone(model: &LanguageModel, request: &Request) -> Score {
+    fn alone(model: &LanguageModel, request: &ScoringRequest) -> Score {
         let ids = Tensor::from_slice(request.inputs()).unsqueeze(0);
-        let pass = Pass { kernels: Kernels::Plain, ..Pass::evaluation() };
+        let pass = ForwardOptions { kernels: Kernels::Reference, ..ForwardOptions::evaluation() };
         let log_probabilities = tch::no_grad(|| model.logits(&ids, pass)).get(0).log_softmax(-1, Kind::Double);
         let mut score = Score { log_probability: 0.0, is_greedy: true };
         let first = (request.inputs().len() - request.targets().len()) as i64;
@@ -179,7 +179,7 @@ mod tests {
 
     #[test]
     fn scores_do_not_depend_on_what_is_computed_together() {
-        for kind in [model::Kind::Backpack, model::Kind::Gpt2] {
+        for kind in [model::Architecture::Backpack, model::Architecture::Gpt2] {
             let model = testing::model(kind);
             let mut requests = vec![
                 request(&[1], &[2, 3, 4]),
@@ -192,7 +192,8 @@ mod tests {
             ];
             // What the model itself would say.
             let ids = Tensor::from_slice(&[1i64, 2]).unsqueeze(0);
-            let next = model.logits(&ids, Pass::evaluation()).get(0).get(-1).argmax(-1, false).int64_value(&[]);
+            let next =
+                model.logits(&ids, ForwardOptions::evaluation()).get(0).get(-1).argmax(-1, false).int64_value(&[]);
             requests.push(request(&[1, 2], &[next]));
             let want: Vec<Score> = requests.iter().map(|request| alone(&model, request)).collect();
             assert!(want[7].is_greedy && !want[1].is_greedy);
@@ -218,18 +219,18 @@ mod tests {
     #[test]
     fn a_shared_beginning_is_one_row() {
         let (a, b, c) = (request(&[1], &[2, 3, 4]), request(&[1], &[2, 5, 6]), request(&[1, 2], &[5]));
-        let rows = Rows::of(&[&a, &b, &c], 3);
+        let rows = ScoredRows::of(&[&a, &b, &c], 3);
         // a: 1, 1 2, 1 2 3; b: its third alone; c: 1 2 again, of a.
         assert_eq!(rows.places, [0, 1, 2, 5]);
         let asked: Vec<_> = rows.asked.iter().map(|asked| (asked.row, asked.target, asked.request)).collect();
         assert_eq!(asked, [(0, 2, 0), (0, 2, 1), (1, 3, 0), (1, 5, 1), (1, 5, 2), (2, 4, 0), (3, 6, 1)]);
         // c comes first: what it does not ask of is a row of its own.
-        assert_eq!(Rows::of(&[&c, &a], 3).places, [1, 3, 5]);
+        assert_eq!(ScoredRows::of(&[&c, &a], 3).places, [1, 3, 5]);
     }
 
     #[test]
     fn a_model_that_gives_no_numbers_is_told_of() {
-        let model = testing::model(model::Kind::Gpt2);
+        let model = testing::model(model::Architecture::Gpt2);
         let mut weight = model.parameters().get("transformer.ln_f.weight");
         let _ = tch::no_grad(|| weight.fill_(f64::NAN));
         let error = testing::scored(&model, |scorer| scorer.score(&[request(&[1], &[2])])).unwrap_err();

@@ -7,13 +7,13 @@ use crate::tokenizer::Tokenizer;
 
 /// Tokens of which the last ones are to be predicted, each from all before it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Request {
+pub(crate) struct ScoringRequest {
     ids: Vec<i64>,
     scored: usize,
     is_truncated: bool,
 }
 
-impl Request {
+impl ScoringRequest {
     /// `after` behind what of `before` leaves room for it in a model's context.
     ///
     /// # Errors
@@ -30,7 +30,7 @@ impl Request {
         // The last token is predicted, not read.
         let surplus = ids.len().saturating_sub(context + 1);
         ids.drain(..surplus);
-        Ok(Request { ids, scored, is_truncated: surplus > 0 })
+        Ok(ScoringRequest { ids, scored, is_truncated: surplus > 0 })
     }
 
     /// What the model reads: all but the last token.
@@ -52,14 +52,14 @@ impl Request {
 /// How texts are framed for a model: its tokenizer, its context, and the end-of-text id that
 /// stands before a text without a context.
 #[derive(Debug, Clone, Copy)]
-pub struct Framing<'a> {
+pub struct PromptTokenizer<'a> {
     tokenizer: &'a Tokenizer,
     /// None where the model does not say.
     end_of_text: Option<i64>,
     context: usize,
 }
 
-impl<'a> Framing<'a> {
+impl<'a> PromptTokenizer<'a> {
     /// For a model of this shape.
     ///
     /// # Errors
@@ -76,7 +76,7 @@ impl<'a> Framing<'a> {
                 "the model's config.json has eos_token_id {id}, which is outside its vocabulary of {vocab_size}"
             );
         }
-        Ok(Framing { tokenizer, end_of_text, context: config.n_positions as usize })
+        Ok(PromptTokenizer { tokenizer, end_of_text, context: config.n_positions as usize })
     }
 
     /// The tokenizer.
@@ -97,17 +97,17 @@ impl<'a> Framing<'a> {
     ///
     /// # Errors
     /// When the continuation alone is longer than the model's context, or no token.
-    pub(crate) fn continuation(&self, context: &str, continuation: &str) -> Result<Request> {
+    pub(crate) fn continuation(&self, context: &str, continuation: &str) -> Result<ScoringRequest> {
         let bare = context.trim_end_matches(is_white_space);
         let continuation = format!("{}{continuation}", &context[bare.len()..]);
         if bare.is_empty() {
-            return Request::of(vec![self.beginning()?], self.tokenizer.encode(&continuation)?, self.context);
+            return ScoringRequest::of(vec![self.beginning()?], self.tokenizer.encode(&continuation)?, self.context);
         }
         let before = self.tokenizer.encode(bare)?;
         let mut after = self.tokenizer.encode(&format!("{bare}{continuation}"))?;
         // The tokens past as many as the context has by itself, whether or not these are the same.
         after.drain(..before.len().min(after.len()));
-        Request::of(before, after, self.context)
+        ScoringRequest::of(before, after, self.context)
     }
 
     /// Windows over a text of any length in which each token is predicted once: from the
@@ -116,22 +116,22 @@ impl<'a> Framing<'a> {
     ///
     /// # Errors
     /// When the tokenizer refuses, or the model does not say what its end-of-text id is.
-    pub(crate) fn windows(&self, text: &str) -> Result<Vec<Request>> {
+    pub(crate) fn windows(&self, text: &str) -> Result<Vec<ScoringRequest>> {
         Ok(windows(&self.tokenizer.encode(text)?, self.beginning()?, self.context))
     }
 }
 
-fn windows(ids: &[i64], end_of_text: i64, context: usize) -> Vec<Request> {
+fn windows(ids: &[i64], end_of_text: i64, context: usize) -> Vec<ScoringRequest> {
     let (first, rest) = ids.split_at(ids.len().min(context));
     if first.is_empty() {
         return Vec::new();
     }
-    let begin = Request { ids: [&[end_of_text], first].concat(), scored: first.len(), is_truncated: false };
+    let begin = ScoringRequest { ids: [&[end_of_text], first].concat(), scored: first.len(), is_truncated: false };
     let mut end = first.len();
     let others = rest.chunks(context).map(|predicted| {
         end += predicted.len();
         let ids = ids[end - context - 1..end].to_vec();
-        Request { ids, scored: predicted.len(), is_truncated: false }
+        ScoringRequest { ids, scored: predicted.len(), is_truncated: false }
     });
     std::iter::once(begin).chain(others).collect()
 }
@@ -143,17 +143,17 @@ pub(crate) fn is_white_space(character: char) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use model::Kind;
+    use model::Architecture;
 
     use super::*;
     use crate::testing;
 
-    fn request(ids: &[i64], scored: usize, is_truncated: bool) -> Request {
-        Request { ids: ids.to_vec(), scored, is_truncated }
+    fn request(ids: &[i64], scored: usize, is_truncated: bool) -> ScoringRequest {
+        ScoringRequest { ids: ids.to_vec(), scored, is_truncated }
     }
 
     /// The tokens of a request's context and of what is scored, as text.
-    fn parts(request: &Request, tokenizer: &Tokenizer) -> (String, String) {
+    fn parts(request: &ScoringRequest, tokenizer: &Tokenizer) -> (String, String) {
         let (before, after) = request.ids.split_at(request.ids.len() - request.scored);
         (tokenizer.decode(before).unwrap(), tokenizer.decode(after).unwrap())
     }
@@ -161,7 +161,7 @@ mod tests {
     #[test]
     fn white_space_before_a_word_is_the_words() {
         let tokenizer = testing::tokenizer();
-        let framing = Framing::new(&testing::config(Kind::Backpack), &tokenizer).unwrap();
+        let framing = PromptTokenizer::new(&testing::config(Architecture::Backpack), &tokenizer).unwrap();
         for (context, continuation, want) in [
             ("The cat sat", " down", ("The cat sat", " down")),
             ("The cat \u{a0}\n", " down", ("The cat", " \u{a0}\n down")),
@@ -205,11 +205,11 @@ mod tests {
     #[test]
     fn a_tokenizer_that_is_not_the_models_is_refused() {
         let tokenizer = testing::tokenizer();
-        let error = |config: ModelConfig| Framing::new(&config, &tokenizer).unwrap_err().to_string();
-        let config = testing::config(Kind::Gpt2);
+        let error = |config: ModelConfig| PromptTokenizer::new(&config, &tokenizer).unwrap_err().to_string();
+        let config = testing::config(Architecture::Gpt2);
         assert!(error(ModelConfig { vocab_size: 311, ..config.clone() }).contains("50257 ids, more than the model's"));
         assert!(error(ModelConfig { end_of_text: Some(50_264), ..config.clone() }).contains("eos_token_id 50264"));
         let silent = ModelConfig { end_of_text: None, ..config };
-        assert_eq!(Framing::new(&silent, &tokenizer).unwrap().end_of_text, Some(GPT2_END_OF_TEXT));
+        assert_eq!(PromptTokenizer::new(&silent, &tokenizer).unwrap().end_of_text, Some(GPT2_END_OF_TEXT));
     }
 }

@@ -18,11 +18,11 @@ use crate::tokenizer::Tokenizer;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Row {
+struct EditRow {
     token: Option<i64>,
     word: Option<String>,
     sense: Sense,
-    op: Option<Op>,
+    op: Option<EditOp>,
     factor: Option<f64>,
     vector: Option<Vec<f32>>,
 }
@@ -42,7 +42,7 @@ enum All {
 
 #[derive(Clone, Copy, Deserialize)]
 #[serde(rename_all = "lowercase")]
-enum Op {
+enum EditOp {
     Scale,
     Zero,
     Add,
@@ -70,7 +70,7 @@ pub fn read_edits(path: &Path, tokenizer: impl FnOnce() -> Result<Tokenizer>) ->
 /// Naming the edit, counted from 1: an unknown key, a word that is not one token or without a tokenizer.
 pub fn parse_edits(value: &Value, tokenizer: Option<&Tokenizer>) -> Result<Vec<SenseEdit>> {
     let edit = |(number, row): (usize, &Value)| {
-        let parse = || edit_of(Row::deserialize(row)?, tokenizer);
+        let parse = || edit_of(EditRow::deserialize(row)?, tokenizer);
         parse().with_context(|| format!("edit {}", number + 1))
     };
     rows_of(value)?.iter().enumerate().map(edit).collect()
@@ -85,7 +85,7 @@ fn rows_of(value: &Value) -> Result<&Vec<Value>> {
         .context("there is no list of edits: it is {\"edits\": [{\"token\": 5, \"sense\": 0, \"factor\": 2}]}")
 }
 
-fn edit_of(row: Row, tokenizer: Option<&Tokenizer>) -> Result<SenseEdit> {
+fn edit_of(row: EditRow, tokenizer: Option<&Tokenizer>) -> Result<SenseEdit> {
     let token = match (row.token, row.word) {
         (Some(token), None) => token,
         (None, Some(word)) => {
@@ -97,10 +97,10 @@ fn edit_of(row: Row, tokenizer: Option<&Tokenizer>) -> Result<SenseEdit> {
         Sense::One(sense) => SenseChoice::One(sense),
         Sense::All(All::All) => SenseChoice::All,
     };
-    let op = row.op.unwrap_or(Op::Scale);
-    let takes_vector = matches!(op, Op::Add | Op::Replace);
+    let op = row.op.unwrap_or(EditOp::Scale);
+    let takes_vector = matches!(op, EditOp::Add | EditOp::Replace);
     ensure!(takes_vector || row.vector.is_none(), "a \"vector\" goes with \"add\" and \"replace\" alone");
-    ensure!(!matches!(op, Op::Zero) || row.factor.is_none(), "\"zero\" has no \"factor\"");
+    ensure!(!matches!(op, EditOp::Zero) || row.factor.is_none(), "\"zero\" has no \"factor\"");
     // The vector times the factor, where one is given.
     let vector = || -> Result<Vec<f32>> {
         let vector = row.vector.context("\"add\" and \"replace\" want a \"vector\" of n_embd numbers")?;
@@ -108,10 +108,10 @@ fn edit_of(row: Row, tokenizer: Option<&Tokenizer>) -> Result<SenseEdit> {
         Ok(vector.iter().map(|x| x * factor).collect())
     };
     let op = match op {
-        Op::Zero => SenseOp::Scale(0.0),
-        Op::Scale => SenseOp::Scale(row.factor.context("\"scale\" wants a \"factor\"")?),
-        Op::Add => SenseOp::Add(vector()?),
-        Op::Replace => SenseOp::Replace(vector()?),
+        EditOp::Zero => SenseOp::Scale(0.0),
+        EditOp::Scale => SenseOp::Scale(row.factor.context("\"scale\" wants a \"factor\"")?),
+        EditOp::Add => SenseOp::Add(vector()?),
+        EditOp::Replace => SenseOp::Replace(vector()?),
     };
     Ok(SenseEdit { token, sense, op })
 }

@@ -2,12 +2,12 @@
 //! senses made a prediction. Attributions are exact: they sum to the logits.
 
 use anyhow::{Context, Result, ensure};
-use model::{Backpack, LanguageModel, Pass};
+use model::{Backpack, ForwardOptions, LanguageModel};
 use tch::{Kind, Tensor};
 
 /// A word and how strongly it is meant.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Scored {
+pub struct ScoredToken {
     /// Its id.
     pub id: i64,
     /// What it adds to, or has as, its logit.
@@ -22,14 +22,14 @@ pub struct SenseView {
     /// Its length.
     pub norm: f64,
     /// The words whose logits it raises most, the highest first.
-    pub raises: Vec<Scored>,
+    pub raises: Vec<ScoredToken>,
     /// Those it lowers most, the lowest first.
-    pub lowers: Vec<Scored>,
+    pub lowers: Vec<ScoredToken>,
 }
 
 /// A word that may follow.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Candidate {
+pub struct CandidateToken {
     /// Its id.
     pub id: i64,
     /// Its logit.
@@ -53,7 +53,7 @@ pub(crate) fn backpack_of(model: &LanguageModel) -> Result<&Backpack> {
 pub fn sense_vectors(model: &LanguageModel, tokens: &[i64]) -> Result<Tensor> {
     let ids = Tensor::from_slice(tokens).unsqueeze(0).to_device(model.device());
     let backpack = backpack_of(model)?;
-    Ok(tch::no_grad(|| backpack.senses(&ids, Pass::evaluation())).squeeze_dim(0))
+    Ok(tch::no_grad(|| backpack.senses(&ids, ForwardOptions::evaluation())).squeeze_dim(0))
 }
 
 /// Every sense of a token, with `top` words at either end.
@@ -63,7 +63,7 @@ pub fn sense_vectors(model: &LanguageModel, tokens: &[i64]) -> Result<Tensor> {
 pub fn senses_of(model: &LanguageModel, token: i64, top: usize) -> Result<Vec<SenseView>> {
     model.check_ids(&[token])?;
     let senses = sense_vectors(model, &[token])?.squeeze_dim(0);
-    let logits = words_only(model, &model.head(&senses, Pass::evaluation()));
+    let logits = words_only(model, &model.head(&senses, ForwardOptions::evaluation()));
     let norms: Vec<f64> = Vec::try_from(senses.norm_scalaropt_dim(2.0, [1], false).to_kind(Kind::Double))?;
     let (raises, lowers) = (ends(&logits, top, true)?, ends(&logits, top, false)?);
     let views = norms.into_iter().zip(raises).zip(lowers).enumerate();
@@ -89,13 +89,13 @@ fn words_only(model: &LanguageModel, logits: &Tensor) -> Tensor {
 }
 
 /// The `top` highest, or lowest, of each row of `[N, V]`.
-fn ends(logits: &Tensor, top: usize, highest: bool) -> Result<Vec<Vec<Scored>>> {
+fn ends(logits: &Tensor, top: usize, highest: bool) -> Result<Vec<Vec<ScoredToken>>> {
     let top = i64::try_from(top).unwrap_or(i64::MAX).min(logits.size()[1]);
     let (values, ids) = logits.topk(top, 1, highest, true);
     let (values, ids) = (rows_of(&values.to_kind(Kind::Double))?, ids);
-    let row = |(row, values): (usize, Vec<f64>)| -> Result<Vec<Scored>> {
+    let row = |(row, values): (usize, Vec<f64>)| -> Result<Vec<ScoredToken>> {
         let ids: Vec<i64> = Vec::try_from(ids.get(row as i64))?;
-        Ok(ids.into_iter().zip(values).map(|(id, logit)| Scored { id, logit }).collect())
+        Ok(ids.into_iter().zip(values).map(|(id, logit)| ScoredToken { id, logit }).collect())
     };
     values.into_iter().enumerate().map(row).collect()
 }
@@ -124,14 +124,14 @@ impl TextContext {
         model.check_ids(ids)?;
         let backpack = backpack_of(model)?;
         let input = Tensor::from_slice(ids).unsqueeze(0).to_device(model.device());
-        let weights = tch::no_grad(|| backpack.contextualization(&input, Pass::evaluation())).squeeze_dim(0);
+        let weights = tch::no_grad(|| backpack.contextualization(&input, ForwardOptions::evaluation())).squeeze_dim(0);
         Ok(TextContext { ids: ids.to_vec(), weights })
     }
 }
 
 /// A text as a Backpack reads it.
 #[derive(Debug)]
-pub struct Reading<'m> {
+pub struct TextAnalysis<'m> {
     model: &'m LanguageModel,
     /// Its ids `[T]`.
     pub ids: Vec<i64>,
@@ -139,13 +139,13 @@ pub struct Reading<'m> {
     pub weights: Tensor,
     /// The senses of its words, `[T, L, D]` fp32.
     pub senses: Tensor,
-    /// What follows each position, `[T, V]` fp32; the last one alone, `[1, V]`, of [`Reading::at`].
+    /// What follows each position, `[T, V]` fp32; the last one alone, `[1, V]`, of [`TextAnalysis::at`].
     pub logits: Tensor,
     /// The position of its first row.
     first: usize,
 }
 
-impl<'m> Reading<'m> {
+impl<'m> TextAnalysis<'m> {
     /// Reads `ids`.
     ///
     /// # Errors
@@ -166,7 +166,7 @@ impl<'m> Reading<'m> {
     }
 
     fn from_position(model: &'m LanguageModel, context: &TextContext, first: usize) -> Result<Self> {
-        let (backpack, pass) = (backpack_of(model)?, Pass::evaluation());
+        let (backpack, pass) = (backpack_of(model)?, ForwardOptions::evaluation());
         let (ids, weights) = (context.ids.clone(), context.weights.shallow_clone());
         let senses = sense_vectors(model, &ids)?;
         let logits = tch::no_grad(|| {
@@ -177,13 +177,13 @@ impl<'m> Reading<'m> {
             model::is_finite(&logits),
             "the logits are not finite: an edit's factor is too large, or the weights are broken"
         );
-        Ok(Reading { model, ids, weights, senses, logits, first })
+        Ok(TextAnalysis { model, ids, weights, senses, logits, first })
     }
 
     /// The logits of all ids after `position`, `[V]` fp32.
     ///
     /// # Errors
-    /// When there is no such position, or the reading is [`Reading::at`] a later one.
+    /// When there is no such position, or the reading is [`TextAnalysis::at`] a later one.
     pub fn logits_after(&self, position: usize) -> Result<Tensor> {
         check_position(position, self.ids.len())?;
         ensure!(position >= self.first, "position {position} was not read: the reading is at {}", self.first);
@@ -194,12 +194,15 @@ impl<'m> Reading<'m> {
     ///
     /// # Errors
     /// When there is no such position.
-    pub fn next(&self, position: usize, top: usize) -> Result<Vec<Candidate>> {
+    pub fn next(&self, position: usize, top: usize) -> Result<Vec<CandidateToken>> {
         let logits = self.logits_after(position)?;
         let probabilities = logits.softmax(-1, Kind::Double);
         let best = ends(&words_only(self.model, &logits).unsqueeze(0), top, true)?.swap_remove(0);
-        let candidate =
-            |s: Scored| Candidate { id: s.id, logit: s.logit, probability: probabilities.double_value(&[s.id]) };
+        let candidate = |s: ScoredToken| CandidateToken {
+            id: s.id,
+            logit: s.logit,
+            probability: probabilities.double_value(&[s.id]),
+        };
         Ok(best.into_iter().map(candidate).collect())
     }
 
@@ -207,11 +210,11 @@ impl<'m> Reading<'m> {
     ///
     /// # Errors
     /// When there is no such position or token.
-    pub fn candidate(&self, position: usize, id: i64) -> Result<Candidate> {
+    pub fn candidate(&self, position: usize, id: i64) -> Result<CandidateToken> {
         self.model.check_ids(&[id])?;
         let logits = self.logits_after(position)?;
         let probability = logits.softmax(-1, Kind::Double).double_value(&[id]);
-        Ok(Candidate { id, logit: logits.double_value(&[id]), probability })
+        Ok(CandidateToken { id, logit: logits.double_value(&[id]), probability })
     }
 
     /// What each sense of each word up to `position` adds to the logit of `id` after it: `[position + 1, L]` in double
@@ -269,7 +272,7 @@ mod tests {
     fn contributions_sum_to_the_logits() {
         for set in ["inv_scale", "one_sense"] {
             let model = fixture(set);
-            let reading = Reading::of(&model, &IDS).unwrap();
+            let reading = TextAnalysis::of(&model, &IDS).unwrap();
             for (position, id) in [(0, 7), (3, 0), (5, 255)] {
                 let parts = reading.contributions(position, id).unwrap();
                 assert_eq!(parts.size(), [position as i64 + 1, model.config().num_senses]);
@@ -283,9 +286,9 @@ mod tests {
     #[test]
     fn senses_and_what_follows_are_those_of_the_definition() {
         let model = fixture("inv_scale");
-        let reading = Reading::of(&model, &IDS).unwrap();
+        let reading = TextAnalysis::of(&model, &IDS).unwrap();
         let input = Tensor::from_slice(&IDS).unsqueeze(0);
-        let plain = Pass { kernels: model::Kernels::Plain, ..Pass::evaluation() };
+        let plain = ForwardOptions { kernels: model::Kernels::Reference, ..ForwardOptions::evaluation() };
         let logits = tch::no_grad(|| model.logits(&input, plain)).get(0).get(-1);
         let next = reading.next(5, 3).unwrap();
         let best = logits.argmax(-1, false).int64_value(&[]);
@@ -309,7 +312,7 @@ mod tests {
     #[test]
     fn usage_is_the_mean_weight_over_all_places_and_cosines_are_symmetric() {
         let model = fixture("inv_scale");
-        let reading = Reading::of(&model, &IDS).unwrap();
+        let reading = TextAnalysis::of(&model, &IDS).unwrap();
         let usage = reading.usage(5).unwrap();
         let mut sum = 0.0;
         let mut count = 0.0;
@@ -329,9 +332,9 @@ mod tests {
     #[test]
     fn a_reading_at_a_position_is_that_of_the_whole_text_there() {
         let model = fixture("inv_scale");
-        let (whole, context) = (Reading::of(&model, &IDS).unwrap(), TextContext::of(&model, &IDS).unwrap());
+        let (whole, context) = (TextAnalysis::of(&model, &IDS).unwrap(), TextContext::of(&model, &IDS).unwrap());
         for position in [0, 3, 5] {
-            let here = Reading::at(&model, &context, position).unwrap();
+            let here = TextAnalysis::at(&model, &context, position).unwrap();
             let off = (here.logits_after(position).unwrap() - whole.logits_after(position).unwrap())
                 .abs()
                 .max()
@@ -340,17 +343,17 @@ mod tests {
             let parts = here.contributions(position, 7).unwrap() - whole.contributions(position, 7).unwrap();
             assert!(parts.abs().max().double_value(&[]) < 1e-6);
         }
-        let last = Reading::at(&model, &context, 5).unwrap();
+        let last = TextAnalysis::at(&model, &context, 5).unwrap();
         assert_eq!(last.next(4, 1).unwrap_err().to_string(), "position 4 was not read: the reading is at 5");
-        assert!(Reading::at(&model, &context, 6).is_err());
+        assert!(TextAnalysis::at(&model, &context, 6).is_err());
     }
 
     #[test]
     fn what_is_not_there_is_refused() {
         let model = fixture("inv_scale");
-        let reading = Reading::of(&model, &IDS).unwrap();
+        let reading = TextAnalysis::of(&model, &IDS).unwrap();
         assert!(reading.next(6, 1).unwrap_err().to_string().starts_with("there is no position 6"));
         assert!(reading.contributions(0, 311).is_err() && senses_of(&model, 311, 1).is_err());
-        assert!(Reading::of(&model, &[1; 33]).is_err());
+        assert!(TextAnalysis::of(&model, &[1; 33]).is_err());
     }
 }

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::scoring::Scorer;
 use crate::scoring::input_files::{files, read_jsonl, text};
-use crate::scoring::requests::{Framing, Request};
+use crate::scoring::requests::{PromptTokenizer, ScoringRequest};
 
 /// The pairs of all paradigms.
 #[derive(Debug)]
@@ -18,7 +18,7 @@ pub(crate) struct MinimalPairs {
     /// Of each pair.
     paradigms: Vec<String>,
     /// Of each pair the acceptable sentence, then the other.
-    requests: Vec<Request>,
+    requests: Vec<ScoringRequest>,
 }
 
 /// How a model does on BLiMP.
@@ -44,7 +44,7 @@ impl MinimalPairs {
     ///
     /// # Errors
     /// Naming the file and the line that is not so, or that holds a sentence longer than the model's context.
-    pub(crate) fn open(path: &Path, most: usize, framing: &Framing) -> Result<Self> {
+    pub(crate) fn open(path: &Path, most: usize, framing: &PromptTokenizer) -> Result<Self> {
         let mut pairs = MinimalPairs { paradigms: Vec::new(), requests: Vec::new() };
         for file in files(path, &["jsonl"])? {
             let name = file.file_stem().unwrap_or_default().to_string_lossy();
@@ -98,7 +98,7 @@ impl MinimalPairs {
 
 #[cfg(test)]
 mod tests {
-    use model::Kind;
+    use model::Architecture;
 
     use super::*;
     use crate::testing;
@@ -111,8 +111,8 @@ mod tests {
     #[test]
     fn accuracy_is_by_paradigm_and_its_mean() {
         let (folder, tokenizer, model) =
-            (tempfile::tempdir().unwrap(), testing::tokenizer(), testing::model(Kind::Backpack));
-        let framing = Framing::new(model.config(), &tokenizer).unwrap();
+            (tempfile::tempdir().unwrap(), testing::tokenizer(), testing::model(Architecture::Backpack));
+        let framing = PromptTokenizer::new(model.config(), &tokenizer).unwrap();
         // One order of these two is right, whichever the model prefers; equal sentences are.
         let (a, b) = ("The cats sleep.", "The cats sleeps.");
         let both = line(a, b, Some("agreement")) + &line(b, a, Some("agreement"));
@@ -131,7 +131,7 @@ mod tests {
     #[test]
     fn a_line_that_is_no_pair_is_named() {
         let (folder, tokenizer) = (tempfile::tempdir().unwrap(), testing::tokenizer());
-        let framing = Framing::new(&testing::config(Kind::Gpt2), &tokenizer).unwrap();
+        let framing = PromptTokenizer::new(&testing::config(Architecture::Gpt2), &tokenizer).unwrap();
         let error = |text: &str| {
             let file = testing::write(folder.path(), "x.jsonl", text);
             format!("{:#}", MinimalPairs::open(&file, 9, &framing).unwrap_err())

@@ -8,11 +8,11 @@ use serde::Serialize;
 
 use crate::scoring::Scorer;
 use crate::scoring::input_files::{ends_in, read_jsonl, text, the_file};
-use crate::scoring::requests::{Framing, Request, is_white_space};
+use crate::scoring::requests::{PromptTokenizer, ScoringRequest, is_white_space};
 
 /// The passages.
 #[derive(Debug)]
-pub(crate) struct Passages(Vec<Request>);
+pub(crate) struct Passages(Vec<ScoringRequest>);
 
 /// How a model does on LAMBADA.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -36,7 +36,7 @@ impl Passages {
     ///
     /// # Errors
     /// Naming the file and the line that is not so, or whose last word is longer than the model's context.
-    pub(crate) fn open(path: &Path, most: usize, framing: &Framing) -> Result<Self> {
+    pub(crate) fn open(path: &Path, most: usize, framing: &PromptTokenizer) -> Result<Self> {
         let file = the_file(path, &["jsonl"])?;
         ensure!(
             !ends_in(&file, "txt"),
@@ -85,7 +85,7 @@ impl Passages {
 
 #[cfg(test)]
 mod tests {
-    use model::Kind;
+    use model::Architecture;
 
     use super::*;
     use crate::testing;
@@ -93,8 +93,8 @@ mod tests {
     #[test]
     fn the_last_word_is_what_follows_the_last_blank() {
         let (folder, tokenizer, model) =
-            (tempfile::tempdir().unwrap(), testing::tokenizer(), testing::model(Kind::Gpt2));
-        let framing = Framing::new(model.config(), &tokenizer).unwrap();
+            (tempfile::tempdir().unwrap(), testing::tokenizer(), testing::model(Architecture::Gpt2));
+        let framing = PromptTokenizer::new(model.config(), &tokenizer).unwrap();
         let text =
             "{\"text\": \"The cat sat\\n on the mat\"}\n{\"text\": \"one\"}\n{\"text\": \"a b c d e f g h i\"}\n";
         let file = testing::write(folder.path(), "x.jsonl", text);
@@ -114,7 +114,7 @@ mod tests {
     #[test]
     fn what_is_no_passage_is_refused() {
         let (folder, tokenizer) = (tempfile::tempdir().unwrap(), testing::tokenizer());
-        let framing = Framing::new(&testing::config(Kind::Gpt2), &tokenizer).unwrap();
+        let framing = PromptTokenizer::new(&testing::config(Architecture::Gpt2), &tokenizer).unwrap();
         let error = |name: &str, text: &str| {
             format!("{:#}", Passages::open(&testing::write(folder.path(), name, text), 9, &framing).unwrap_err())
         };

@@ -13,15 +13,15 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use data_prep::{Split, TokenSplit};
-use model::{ModelConfig, Pass};
+use model::{ForwardOptions, ModelConfig};
 use serde::Serialize;
 
-use crate::scoring::requests::Framing;
+use crate::scoring::requests::PromptTokenizer;
 use crate::scoring::{NO_NUMBERS, Scorer};
 use crate::tasks::blimp::{Blimp, MinimalPairs};
 use crate::tasks::lambada::{Lambada, Passages};
 use crate::tasks::similarity::{Similarity, WordLists};
-use crate::tasks::validation::{Sequences, Share, validate};
+use crate::tasks::validation::{RankShard, Sequences, validate};
 use crate::tasks::wikitext::{Pages, Wikitext};
 
 /// The measurements there are.
@@ -57,7 +57,7 @@ impl Task {
 
 /// How much of a task's data is measured on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Extent {
+pub struct TaskSize {
     /// The first so many sequences, passages, pages, or pairs of each file; 0 for all.
     pub limit: u64,
     /// Tokens of a sequence of [`Task::Val`].
@@ -67,13 +67,13 @@ pub struct Extent {
 /// A task's data, read and checked.
 #[derive(Debug)]
 pub struct Benchmark {
-    data: Data,
+    data: TaskData,
     warning: Option<String>,
 }
 
 #[derive(Debug)]
-enum Data {
-    Val { split: TokenSplit, extent: Extent },
+enum TaskData {
+    Val { split: TokenSplit, extent: TaskSize },
     Lambada(Passages),
     Wikitext(Pages),
     Blimp(MinimalPairs),
@@ -94,7 +94,7 @@ pub struct Val {
 /// What was measured.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "task", rename_all = "lowercase")]
-pub enum Report {
+pub enum TaskReport {
     /// Of [`Task::Val`].
     Val(Val),
     /// Of [`Task::Lambada`].
@@ -107,15 +107,15 @@ pub enum Report {
     Similarity(Similarity),
 }
 
-impl Report {
+impl TaskReport {
     /// What it is of.
     pub fn task(&self) -> Task {
         match self {
-            Report::Val(_) => Task::Val,
-            Report::Lambada(_) => Task::Lambada,
-            Report::Wikitext(_) => Task::Wikitext,
-            Report::Blimp(_) => Task::Blimp,
-            Report::Similarity(_) => Task::Similarity,
+            TaskReport::Val(_) => Task::Val,
+            TaskReport::Lambada(_) => Task::Lambada,
+            TaskReport::Wikitext(_) => Task::Wikitext,
+            TaskReport::Blimp(_) => Task::Blimp,
+            TaskReport::Similarity(_) => Task::Similarity,
         }
     }
 }
@@ -128,25 +128,27 @@ impl Benchmark {
     pub fn open(
         task: Task,
         path: &Path,
-        extent: Extent,
+        extent: TaskSize,
         config: &ModelConfig,
-        framing: Option<&Framing>,
+        framing: Option<&PromptTokenizer>,
     ) -> Result<Self> {
         let most = if extent.limit == 0 { usize::MAX } else { usize::try_from(extent.limit)? };
         let framing = || framing.context("texts need a tokenizer");
         let data = match task {
-            Task::Val => Data::Val { split: TokenSplit::open(path, Split::Val, config.vocab_size as usize)?, extent },
-            Task::Lambada => Data::Lambada(Passages::open(path, most, framing()?)?),
-            Task::Wikitext => Data::Wikitext(Pages::open(path, most, framing()?)?),
-            Task::Blimp => Data::Blimp(MinimalPairs::open(path, most, framing()?)?),
-            Task::Similarity => Data::Similarity(WordLists::open(path, most, framing()?.tokenizer())?),
+            Task::Val => {
+                TaskData::Val { split: TokenSplit::open(path, Split::Val, config.vocab_size as usize)?, extent }
+            }
+            Task::Lambada => TaskData::Lambada(Passages::open(path, most, framing()?)?),
+            Task::Wikitext => TaskData::Wikitext(Pages::open(path, most, framing()?)?),
+            Task::Blimp => TaskData::Blimp(MinimalPairs::open(path, most, framing()?)?),
+            Task::Similarity => TaskData::Similarity(WordLists::open(path, most, framing()?.tokenizer())?),
         };
         let warning = match &data {
-            Data::Val { split, .. } if !split.is_checked() => {
+            TaskData::Val { split, .. } if !split.is_checked() => {
                 Some(format!("{} has no manifest.json: nothing about the data could be checked", path.display()))
             }
-            Data::Lambada(passages) => passages.warning(),
-            Data::Wikitext(pages) => pages.warning(),
+            TaskData::Lambada(passages) => passages.warning(),
+            TaskData::Wikitext(pages) => pages.warning(),
             _ => None,
         };
         Ok(Benchmark { data, warning })
@@ -161,23 +163,23 @@ impl Benchmark {
     ///
     /// # Errors
     /// When a shard holds a foreign id, libtorch refuses, or the model's answers are no numbers.
-    pub fn measure(&self, scorer: &mut Scorer) -> Result<Report> {
+    pub fn measure(&self, scorer: &mut Scorer) -> Result<TaskReport> {
         Ok(match &self.data {
-            Data::Val { split, extent } => Report::Val(measure_val(split, *extent, scorer)?),
-            Data::Lambada(passages) => Report::Lambada(passages.measure(scorer)?),
-            Data::Wikitext(pages) => Report::Wikitext(pages.measure(scorer)?),
-            Data::Blimp(pairs) => Report::Blimp(pairs.measure(scorer)?),
-            Data::Similarity(lists) => Report::Similarity(lists.measure(scorer)?),
+            TaskData::Val { split, extent } => TaskReport::Val(measure_val(split, *extent, scorer)?),
+            TaskData::Lambada(passages) => TaskReport::Lambada(passages.measure(scorer)?),
+            TaskData::Wikitext(pages) => TaskReport::Wikitext(pages.measure(scorer)?),
+            TaskData::Blimp(pairs) => TaskReport::Blimp(pairs.measure(scorer)?),
+            TaskData::Similarity(lists) => TaskReport::Similarity(lists.measure(scorer)?),
         })
     }
 }
 
-fn measure_val(split: &TokenSplit, extent: Extent, scorer: &mut Scorer) -> Result<Val> {
+fn measure_val(split: &TokenSplit, extent: TaskSize, scorer: &mut Scorer) -> Result<Val> {
     let length = extent.sequence_length;
     let batch = (scorer.batch_tokens / length).max(1) as u64;
-    let sequences = Sequences { length, most: extent.limit, batch, share: Share::WHOLE };
+    let sequences = Sequences { length, most: extent.limit, batch, share: RankShard::WHOLE };
     let tokens = length as u64;
-    let validated = validate(scorer.model, split, sequences, Pass::evaluation(), &mut |done, all| {
+    let validated = validate(scorer.model, split, sequences, ForwardOptions::evaluation(), &mut |done, all| {
         (scorer.progress)(done * tokens, all * tokens);
         Ok(true)
     })?;

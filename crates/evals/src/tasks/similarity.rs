@@ -187,7 +187,7 @@ fn between(vectors: &Tensor) -> Result<Tensor> {
 
 #[cfg(test)]
 mod tests {
-    use model::Kind;
+    use model::Architecture;
 
     use super::*;
     use crate::senses::inspect::sense_cosines;
@@ -200,7 +200,7 @@ mod tests {
         let (folder, tokenizer) = (tempfile::tempdir().unwrap(), testing::tokenizer());
         testing::write(folder.path(), "list.txt", LIST);
         testing::write(folder.path(), "README.txt", "No list.");
-        let model = testing::model(Kind::Backpack);
+        let model = testing::model(Architecture::Backpack);
         let lists = WordLists::open(folder.path(), usize::MAX, &tokenizer).unwrap();
         let got = testing::scored(&model, |scorer| lists.measure(scorer)).unwrap();
         assert_eq!((got.tokens, got.lists.len()), (10, 1));
@@ -233,7 +233,7 @@ mod tests {
     fn a_gpt2_has_embeddings_alone_and_one_pair_no_correlation() {
         let (folder, tokenizer) = (tempfile::tempdir().unwrap(), testing::tokenizer());
         let file = testing::write(folder.path(), "RG65.csv", LIST);
-        let model = testing::model(Kind::Gpt2);
+        let model = testing::model(Architecture::Gpt2);
         let measure = |most| {
             let lists = WordLists::open(&file, most, &tokenizer).unwrap();
             testing::scored(&model, |scorer| lists.measure(scorer)).unwrap().lists["RG-65"].clone()

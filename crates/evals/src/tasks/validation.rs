@@ -2,22 +2,22 @@
 
 use anyhow::Result;
 use data_prep::TokenSplit;
-use model::{LanguageModel, Pass};
+use model::{ForwardOptions, LanguageModel};
 
 use crate::rows::{inputs_and_targets, read_rows};
 
 /// Which sequences of a split are this process's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Share {
+pub struct RankShard {
     /// This process, from 0.
     pub rank: u64,
     /// Processes that divide the split among them.
     pub of: u64,
 }
 
-impl Share {
+impl RankShard {
     /// All of it.
-    pub const WHOLE: Share = Share { rank: 0, of: 1 };
+    pub const WHOLE: RankShard = RankShard { rank: 0, of: 1 };
 }
 
 /// Which sequences are validated on, and how many at a time.
@@ -30,12 +30,12 @@ pub struct Sequences {
     /// Computed at once.
     pub batch: u64,
     /// This process's.
-    pub share: Share,
+    pub share: RankShard,
 }
 
 /// Losses of sequences of equal length, ready to be added to those of other shares.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Validated {
+pub struct ValidationResult {
     /// Sum of the sequences' mean cross-entropies, in nats per token.
     pub sum: f64,
     /// How many they were.
@@ -44,7 +44,7 @@ pub struct Validated {
     pub tokens: u64,
 }
 
-impl Validated {
+impl ValidationResult {
     /// Mean cross-entropy in nats per token.
     pub fn loss(&self) -> f64 {
         self.sum / self.sequences as f64
@@ -62,15 +62,15 @@ pub fn validate(
     model: &LanguageModel,
     split: &TokenSplit,
     sequences: Sequences,
-    pass: Pass,
+    pass: ForwardOptions,
     progress: &mut dyn FnMut(u64, u64) -> Result<bool>,
-) -> Result<Option<Validated>> {
+) -> Result<Option<ValidationResult>> {
     let Sequences { length, most, batch, share } = sequences;
     split.require_sequence(length)?;
     let present = split.sequences(length);
     let all = if most == 0 { present } else { present.min(most) };
     let batch = batch.max(1);
-    let mut validated = Validated { sum: 0.0, sequences: 0, tokens: 0 };
+    let mut validated = ValidationResult { sum: 0.0, sequences: 0, tokens: 0 };
     for round in (0..all).step_by((batch * share.of) as usize) {
         if !progress(round, all)? {
             return Ok(None);

@@ -9,13 +9,13 @@ use serde::Serialize;
 
 use crate::scoring::Scorer;
 use crate::scoring::input_files::{ends_in, read_jsonl, text, the_file};
-use crate::scoring::requests::{Framing, Request, is_white_space};
+use crate::scoring::requests::{PromptTokenizer, ScoringRequest, is_white_space};
 use crate::tasks::detokenize::detokenise;
 
 /// The pages, cut into windows of the model's context.
 #[derive(Debug)]
 pub(crate) struct Pages {
-    windows: Vec<Request>,
+    windows: Vec<ScoringRequest>,
     pages: u64,
     words: u64,
     bytes: u64,
@@ -52,7 +52,7 @@ impl Pages {
     ///
     /// # Errors
     /// Naming the file, and the line that is not so.
-    pub(crate) fn open(path: &Path, most: usize, framing: &Framing) -> Result<Self> {
+    pub(crate) fn open(path: &Path, most: usize, framing: &PromptTokenizer) -> Result<Self> {
         let file = the_file(path, &["jsonl", "raw", "tokens", "txt"])?;
         let texts = if ends_in(&file, "jsonl") {
             read_jsonl(&file, most, |object| text(object, "page").map(str::to_owned))?
@@ -157,7 +157,7 @@ fn words(page: &str) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use model::Kind;
+    use model::Architecture;
 
     use super::*;
     use crate::testing;
@@ -191,8 +191,8 @@ mod tests {
     #[test]
     fn both_forms_are_the_same_pages() {
         let (folder, tokenizer, model) =
-            (tempfile::tempdir().unwrap(), testing::tokenizer(), testing::model(Kind::Backpack));
-        let framing = Framing::new(model.config(), &tokenizer).unwrap();
+            (tempfile::tempdir().unwrap(), testing::tokenizer(), testing::model(Architecture::Backpack));
+        let framing = PromptTokenizer::new(model.config(), &tokenizer).unwrap();
         let raw = " \r\n = A = \r\n It was 5 @-@ 4 , then . \r\n = B = \r\n Caf\u{e9} ( a <unk> ) is closed on most days . \r\n";
         let jsonl = r#"{"page": " = A = \n It was 5 @-@ 4 , then . "}
 {"page": " = B = \n Caf\u00e9 ( a <unk> ) is closed on most days . \n"}"#;

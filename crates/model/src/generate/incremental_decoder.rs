@@ -7,9 +7,9 @@ use std::collections::HashMap;
 use tch::{Kind, Tensor};
 
 use crate::backpack::Backpack;
-use crate::gpt2::BodyCache;
+use crate::gpt2::KvCache;
 use crate::language_model::{LanguageModel, Network};
-use crate::layers::Pass;
+use crate::layers::ForwardOptions;
 
 /// What the weights of senses are multiplied by when a text's next token is predicted: given the ids of the window
 /// `[T]`, a factor for each position and sense, fp32 `[T, L]` on the model's device.
@@ -17,27 +17,27 @@ pub type SenseScale<'a> = dyn FnMut(&[i64]) -> Tensor + 'a;
 
 /// A sequence that grows by tokens and slides past the context.
 #[derive(Debug)]
-pub struct Decoder<'m> {
+pub struct IncrementalDecoder<'m> {
     model: &'m LanguageModel,
-    pass: Pass,
+    pass: ForwardOptions,
     /// All tokens so far.
     ids: Vec<i64>,
-    body: BodyCache,
+    body: KvCache,
     /// `[1, L, T, D/L]`.
     sense_keys: Option<Tensor>,
-    senses: SenseStore,
+    senses: SenseCache,
 }
 
-impl<'m> Decoder<'m> {
+impl<'m> IncrementalDecoder<'m> {
     /// An empty sequence.
-    pub fn new(model: &'m LanguageModel, pass: Pass) -> Self {
-        Decoder {
+    pub fn new(model: &'m LanguageModel, pass: ForwardOptions) -> Self {
+        IncrementalDecoder {
             model,
             pass,
             ids: Vec::new(),
-            body: BodyCache::default(),
+            body: KvCache::default(),
             sense_keys: None,
-            senses: SenseStore::default(),
+            senses: SenseCache::default(),
         }
     }
 
@@ -61,7 +61,7 @@ impl<'m> Decoder<'m> {
         self.ids.extend(new);
         let context = self.model.config().n_positions as usize;
         let window = if self.ids.len() > context {
-            self.body = BodyCache::default();
+            self.body = KvCache::default();
             self.sense_keys = None;
             &self.ids[self.ids.len() - context..]
         } else {
@@ -88,7 +88,7 @@ impl<'m> Decoder<'m> {
 
 /// Sense vectors of the tokens seen, each once.
 #[derive(Debug, Default)]
-struct SenseStore {
+struct SenseCache {
     rows: HashMap<i64, i64>,
     /// `[rows, L D]`.
     senses: Option<Tensor>,
@@ -97,12 +97,12 @@ struct SenseStore {
 /// Tokens whose senses are kept: a long text forgets those of its beginning.
 const MOST_ROWS: usize = 4_096;
 
-impl SenseStore {
+impl SenseCache {
     /// The senses of `ids [T]` summed with `weights [L, T]`: `[1, D]`. The weights of a
     /// token's places are added up first, so that no place has a copy of its senses.
-    fn mix(&mut self, backpack: &Backpack, ids: &[i64], weights: &Tensor, pass: Pass) -> Tensor {
+    fn mix(&mut self, backpack: &Backpack, ids: &[i64], weights: &Tensor, pass: ForwardOptions) -> Tensor {
         if self.rows.len() > MOST_ROWS {
-            *self = SenseStore::default();
+            *self = SenseCache::default();
         }
         let mut missing: Vec<i64> = ids.iter().copied().filter(|id| !self.rows.contains_key(id)).collect();
         missing.sort_unstable();

@@ -4,9 +4,9 @@ pub(crate) mod incremental_decoder;
 
 use anyhow::{Result, ensure};
 
-use crate::generate::incremental_decoder::{Decoder, SenseScale};
+use crate::generate::incremental_decoder::{IncrementalDecoder, SenseScale};
 use crate::language_model::LanguageModel;
-use crate::layers::Pass;
+use crate::layers::ForwardOptions;
 use crate::seed::derive_seed;
 
 /// How the next token is chosen from the logits.
@@ -111,7 +111,7 @@ pub fn generate_scaled(
 ) -> Result<Vec<i64>> {
     sampling.validate()?;
     model.check_ids(prompt)?;
-    let mut decoder = Decoder::new(model, Pass::evaluation());
+    let mut decoder = IncrementalDecoder::new(model, ForwardOptions::evaluation());
     let mut ids = prompt.to_vec();
     let mut new = 0;
     for step in 0..max_new_tokens {

@@ -7,9 +7,9 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 
-use crate::config::{Kind, ModelConfig};
+use crate::config::{Architecture, ModelConfig};
 use crate::import::torch_file::TorchFile;
-use crate::import::{Found, Weights, embeddings};
+use crate::import::{ImportSource, ImportedWeights, embeddings};
 use crate::model_dir::{CONFIG_FILE, WEIGHTS_FILE, load_config};
 use crate::safetensors::read_tensors;
 
@@ -19,17 +19,17 @@ const LAYOUTS: [&str; 4] =
 
 /// Which file holds which tensor.
 #[derive(Deserialize)]
-struct Index {
+struct ShardIndex {
     weight_map: BTreeMap<String, String>,
 }
 
-pub(super) fn read(folder: &Path) -> Result<Found> {
+pub(super) fn read(folder: &Path) -> Result<ImportSource> {
     let config = load_config(folder)?;
     let Some(layout) = LAYOUTS.iter().find(|name| folder.join(name).is_file()) else {
         bail!("{} holds no weights: one of {} is wanted", folder.display(), LAYOUTS.join(", "));
     };
     let path = folder.join(layout);
-    let mut reader = Reader { names: Names::of(&config), weights: Weights::default(), dropped: 0 };
+    let mut reader = ShardedReader { names: HfNames::of(&config), weights: ImportedWeights::default(), dropped: 0 };
     if layout.ends_with(".index.json") {
         reader
             .read_shards(folder, &path)
@@ -37,8 +37,8 @@ pub(super) fn read(folder: &Path) -> Result<Found> {
     } else {
         reader.read_file(&path)?;
     }
-    let Reader { weights, dropped, .. } = reader;
-    if config.kind == Kind::Gpt2 && weights.by_name.keys().any(|name| name.starts_with("backpack.")) {
+    let ShardedReader { weights, dropped, .. } = reader;
+    if config.architecture == Architecture::Gpt2 && weights.by_name.keys().any(|name| name.starts_with("backpack.")) {
         bail!(
             "{} has no num_senses and describes a GPT-2, but {} holds a Backpack: the two do not belong together",
             folder.join(CONFIG_FILE).display(),
@@ -46,19 +46,19 @@ pub(super) fn read(folder: &Path) -> Result<Found> {
         );
     }
     let notes = (dropped > 0).then(|| format!("left out {dropped} causal-mask buffers, which are no weights"));
-    Ok(Found { config, weights, notes: notes.into_iter().collect() })
+    Ok(ImportSource { config, weights, notes: notes.into_iter().collect() })
 }
 
-struct Reader {
-    names: Names,
-    weights: Weights,
+struct ShardedReader {
+    names: HfNames,
+    weights: ImportedWeights,
     dropped: usize,
 }
 
-impl Reader {
+impl ShardedReader {
     fn read_shards(&mut self, folder: &Path, index: &Path) -> Result<()> {
         let text = fs::read_to_string(index)?;
-        let index: Index = serde_json::from_str(&text).context("the index is broken")?;
+        let index: ShardIndex = serde_json::from_str(&text).context("the index is broken")?;
         let files: BTreeSet<&String> = index.weight_map.values().collect();
         let mut there = HashSet::new();
         for file in files {
@@ -126,14 +126,14 @@ fn is_mask(name: &str) -> bool {
 }
 
 /// The names of one model's parameters, under whichever names files have them.
-struct Names {
+struct HfNames {
     known: HashSet<String>,
-    kind: Kind,
+    kind: Architecture,
 }
 
-impl Names {
+impl HfNames {
     fn of(config: &ModelConfig) -> Self {
-        Names { known: config.parameters().into_iter().map(|spec| spec.name).collect(), kind: config.kind }
+        HfNames { known: config.parameters().into_iter().map(|spec| spec.name).collect(), kind: config.architecture }
     }
 
     /// Copies of tied weights get their parameter's name, and the prefix of the headless
@@ -141,14 +141,14 @@ impl Names {
     /// name, for the error that comes.
     fn canonical(&self, source: &str) -> String {
         let prefix = match self.kind {
-            Kind::Backpack => "backpack.",
-            Kind::Gpt2 => "transformer.",
+            Architecture::Backpack => "backpack.",
+            Architecture::Gpt2 => "transformer.",
         };
         let (wte, wpe) = embeddings(self.kind);
         let prefixed = format!("{prefix}{source}");
         match (self.kind, source.strip_prefix(prefix).unwrap_or(source)) {
-            (_, "lm_head.weight") | (Kind::Backpack, "word_embeddings.weight") => wte.to_owned(),
-            (Kind::Backpack, "position_embeddings.weight") => wpe.to_owned(),
+            (_, "lm_head.weight") | (Architecture::Backpack, "word_embeddings.weight") => wte.to_owned(),
+            (Architecture::Backpack, "position_embeddings.weight") => wpe.to_owned(),
             _ if self.known.contains(&prefixed) => prefixed,
             _ => source.to_owned(),
         }

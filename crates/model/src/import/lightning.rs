@@ -10,10 +10,10 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::config::{GPT2_END_OF_TEXT, Kind, ModelConfig};
-use crate::import::pickle::{Id, Pickle, Value};
+use crate::config::{Architecture, GPT2_END_OF_TEXT, ModelConfig};
+use crate::import::pickle::{ObjectId, Pickle, Value};
 use crate::import::torch_file::TorchFile;
-use crate::import::{Found, Weights, embeddings};
+use crate::import::{ImportSource, ImportedWeights, embeddings};
 use crate::model_dir::CONFIG_FILE;
 
 /// Heads of the published sizes by width: micro, mini, small.
@@ -22,12 +22,12 @@ const HEADS: [(i64, i64); 3] = [(384, 6), (640, 8), (768, 12)];
 /// Values of the hyper-parameters that are looked at before giving up.
 const MAX_HYPER_PARAMETERS: usize = 100_000;
 
-pub(super) fn read(path: &Path, n_head: Option<i64>) -> Result<Found> {
+pub(super) fn read(path: &Path, n_head: Option<i64>) -> Result<ImportSource> {
     if path.extension().is_some_and(|extension| extension == "safetensors") {
         bail!("it is one file of a Hugging Face folder: name the folder, which also holds config.json");
     }
     let mut file = TorchFile::open(path)?;
-    let State { tensors, others } = state(&file)?;
+    let StateDict { tensors, others } = state(&file)?;
     let shapes = Shapes { file: &file, tensors: &tensors };
     let (config, mut notes) = infer(&shapes, n_head, beside(path)?)?;
     if others > 0 {
@@ -35,9 +35,9 @@ pub(super) fn read(path: &Path, n_head: Option<i64>) -> Result<Found> {
             "left out {others} of state_dict's entries, which are not the model's (metrics keep counts there)"
         ));
     }
-    let mut weights = Weights::default();
+    let mut weights = ImportedWeights::default();
     for (source, &id) in &tensors {
-        let Some(target) = Target::of(source, &config) else {
+        let Some(target) = TargetParameter::of(source, &config) else {
             bail!("tensor model.{source} is not part of the authors' networks, so that this may be another model");
         };
         let full = format!("model.{source}");
@@ -48,7 +48,7 @@ pub(super) fn read(path: &Path, n_head: Option<i64>) -> Result<Found> {
         }
         weights.insert(target.name, &full, &tensor)?;
     }
-    Ok(Found { config, weights, notes })
+    Ok(ImportSource { config, weights, notes })
 }
 
 /// What a `config.json` in the file's folder says, where there is one.
@@ -63,13 +63,13 @@ fn beside(path: &Path) -> Result<Option<ModelConfig>> {
 }
 
 /// The model's entries of a checkpoint's `state_dict`, without the prefix `model.`.
-struct State {
-    tensors: BTreeMap<String, Id>,
+struct StateDict {
+    tensors: BTreeMap<String, ObjectId>,
     /// Entries of something else: metrics keep counts there.
     others: usize,
 }
 
-fn state(file: &TorchFile) -> Result<State> {
+fn state(file: &TorchFile) -> Result<StateDict> {
     let pickle = file.pickle();
     let root = pickle.root();
     let Some(state) = pickle.get(root, "state_dict") else {
@@ -91,13 +91,13 @@ fn state(file: &TorchFile) -> Result<State> {
         }
     }
     ensure!(!tensors.is_empty(), "its state_dict has no entry that begins with \"model.\", as the authors' have");
-    Ok(State { tensors, others })
+    Ok(StateDict { tensors, others })
 }
 
 /// Shapes by the authors' names.
 struct Shapes<'a> {
     file: &'a TorchFile,
-    tensors: &'a BTreeMap<String, Id>,
+    tensors: &'a BTreeMap<String, ObjectId>,
 }
 
 impl Shapes<'_> {
@@ -118,17 +118,17 @@ impl Shapes<'_> {
 }
 
 /// Where the body's names begin.
-fn body(kind: Kind) -> &'static str {
+fn body(kind: Architecture) -> &'static str {
     match kind {
-        Kind::Backpack => "transformer.gpt2_model.",
-        Kind::Gpt2 => "transformer.",
+        Architecture::Backpack => "transformer.gpt2_model.",
+        Architecture::Gpt2 => "transformer.",
     }
 }
 
 /// The configuration that the shapes tell, with what they do not taken from elsewhere.
 fn infer(shapes: &Shapes, n_head: Option<i64>, beside: Option<ModelConfig>) -> Result<(ModelConfig, Vec<String>)> {
-    let is_backpack = shapes.tensors.keys().any(|name| name.starts_with(body(Kind::Backpack)));
-    let kind = if is_backpack { Kind::Backpack } else { Kind::Gpt2 };
+    let is_backpack = shapes.tensors.keys().any(|name| name.starts_with(body(Architecture::Backpack)));
+    let kind = if is_backpack { Architecture::Backpack } else { Architecture::Gpt2 };
     let body = body(kind);
     let [vocab_size, n_embd] = shapes.matrix(&format!("{body}embeddings.word_embeddings.weight"))?;
     let [n_positions, _] = shapes.matrix(&format!("{body}embeddings.position_embeddings.weight"))?;
@@ -143,7 +143,7 @@ fn infer(shapes: &Shapes, n_head: Option<i64>, beside: Option<ModelConfig>) -> R
     }
     let [n_inner, _] = shapes.matrix(&format!("{body}layers.0.mlp.fc1.weight"))?;
     let mut config = ModelConfig {
-        kind,
+        architecture: kind,
         n_embd,
         n_layer: layers.len() as i64,
         n_inner: (n_inner != 4 * n_embd).then_some(n_inner),
@@ -202,7 +202,7 @@ struct HyperParameters<'a> {
 impl<'a> HyperParameters<'a> {
     fn of(pickle: &'a Pickle) -> Self {
         let mut entries = Vec::new();
-        let mut queue: VecDeque<Id> = pickle.get(pickle.root(), "hyper_parameters").into_iter().collect();
+        let mut queue: VecDeque<ObjectId> = pickle.get(pickle.root(), "hyper_parameters").into_iter().collect();
         let mut seen = HashSet::new();
         while let Some(id) = queue.pop_front() {
             if !seen.insert(id) || seen.len() > MAX_HYPER_PARAMETERS {
@@ -239,15 +239,15 @@ impl<'a> HyperParameters<'a> {
 
 /// The parameter that one of the authors' tensors is.
 #[derive(Debug, PartialEq)]
-struct Target {
+struct TargetParameter {
     name: String,
     /// An `nn.Linear` `[out, in]` that `Conv1D` has as `[in, out]`.
     transposed: bool,
 }
 
-impl Target {
-    fn of(source: &str, config: &ModelConfig) -> Option<Target> {
-        let (wte, wpe) = embeddings(config.kind);
+impl TargetParameter {
+    fn of(source: &str, config: &ModelConfig) -> Option<TargetParameter> {
+        let (wte, wpe) = embeddings(config.architecture);
         let tied = match source {
             "lm_head.weight" => Some(wte),
             _ => source.strip_prefix("transformer.").and_then(|rest| {
@@ -260,17 +260,17 @@ impl Target {
             }),
         };
         if let Some(name) = tied {
-            return Some(Target { name: name.to_owned(), transposed: false });
+            return Some(TargetParameter { name: name.to_owned(), transposed: false });
         }
         let (layer, part) = source.rsplit_once('.')?;
         let (name, conv1d) = body_layer(layer, config).or_else(|| sense_layer(layer))?;
-        Some(Target { name: format!("{name}.{part}"), transposed: conv1d && part == "weight" })
+        Some(TargetParameter { name: format!("{name}.{part}"), transposed: conv1d && part == "weight" })
     }
 }
 
 /// The body's layers: Hugging Face's name, and whether it is a `Conv1D` there.
 fn body_layer(layer: &str, config: &ModelConfig) -> Option<(String, bool)> {
-    let rest = layer.strip_prefix(body(config.kind))?;
+    let rest = layer.strip_prefix(body(config.architecture))?;
     let prefix = config.body_prefix();
     if rest == "ln_0" {
         return Some((format!("{prefix}.h.0.ln_1"), false));

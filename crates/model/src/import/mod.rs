@@ -20,7 +20,7 @@ use crate::model_dir::CONFIG_FILE;
 
 /// A model from elsewhere.
 #[derive(Debug)]
-pub struct Imported {
+pub struct ImportedModel {
     /// The model, fp32 on the CPU.
     pub model: LanguageModel,
     /// What was decided or left aside on the way, for the user.
@@ -35,14 +35,14 @@ pub struct Imported {
 /// Naming the file, and the key or tensor: one that is missing, unknown, of another shape
 /// or not finite, copies of one weight that differ, a pickle that holds anything but
 /// tensors and plain containers.
-pub fn import(path: &Path, n_head: Option<i64>) -> Result<Imported> {
+pub fn import(path: &Path, n_head: Option<i64>) -> Result<ImportedModel> {
     let from_folder = path.is_dir();
     ensure!(
         !from_folder || n_head.is_none(),
         "--n-head is for a .ckpt: here {} decides",
         path.join(CONFIG_FILE).display()
     );
-    let Found { config, weights, notes } = if from_folder {
+    let ImportSource { config, weights, notes } = if from_folder {
         hugging_face::read(path)?
     } else {
         ensure!(path.exists(), "{} does not exist", path.display());
@@ -50,24 +50,24 @@ pub fn import(path: &Path, n_head: Option<i64>) -> Result<Imported> {
     };
     let model = LanguageModel::from_tensors(config, weights.into_tensors(), Device::Cpu)
         .with_context(|| format!("the weights in {} do not fit", path.display()))?;
-    Ok(Imported { model, notes })
+    Ok(ImportedModel { model, notes })
 }
 
 /// What a reader gives: the shape, and tensors under their Hugging Face names.
-struct Found {
+struct ImportSource {
     config: ModelConfig,
-    weights: Weights,
+    weights: ImportedWeights,
     notes: Vec<String>,
 }
 
 /// Tensors by Hugging Face name, fp32, each with the name that it had in the file. Copies
 /// of tied weights come under one name and must agree.
 #[derive(Default)]
-struct Weights {
+struct ImportedWeights {
     by_name: BTreeMap<String, (String, Tensor)>,
 }
 
-impl Weights {
+impl ImportedWeights {
     /// Takes the tensor that the file calls `source`.
     ///
     /// # Errors
@@ -93,10 +93,10 @@ impl Weights {
 }
 
 /// The names of the token and position embeddings, under which tied copies come too.
-fn embeddings(kind: config::Kind) -> (&'static str, &'static str) {
+fn embeddings(kind: config::Architecture) -> (&'static str, &'static str) {
     match kind {
-        config::Kind::Backpack => ("backpack.gpt2_model.wte.weight", "backpack.gpt2_model.wpe.weight"),
-        config::Kind::Gpt2 => ("transformer.wte.weight", "transformer.wpe.weight"),
+        config::Architecture::Backpack => ("backpack.gpt2_model.wte.weight", "backpack.gpt2_model.wpe.weight"),
+        config::Architecture::Gpt2 => ("transformer.wte.weight", "transformer.wpe.weight"),
     }
 }
 

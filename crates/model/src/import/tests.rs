@@ -7,7 +7,7 @@ use tch::Kind as Type;
 
 use super::pickle::Pickle;
 use super::*;
-use crate::layers::Pass;
+use crate::layers::ForwardOptions;
 use crate::safetensors::{read_tensors, write_tensors};
 
 fn fixture(name: &str) -> PathBuf {
@@ -35,7 +35,7 @@ fn folder_with(config: &str, change: impl FnOnce(&mut serde_json::Value)) -> tem
 #[track_caller]
 fn assert_gives(model: &LanguageModel, which: &str) {
     let expected = expected();
-    let logits = tch::no_grad(|| model.logits(&expected["ids"], Pass::evaluation()));
+    let logits = tch::no_grad(|| model.logits(&expected["ids"], ForwardOptions::evaluation()));
     let difference = (logits - &expected[which]).abs().max().double_value(&[]);
     assert!(difference < 1e-5, "{which}: {difference}");
 }
@@ -126,7 +126,7 @@ fn a_tied_weight_is_found_under_any_of_its_names_and_its_copies_must_agree() {
 #[test]
 fn a_gpt2_comes_with_and_without_prefix() {
     let imported = import(&fixture("gpt2"), None).unwrap();
-    assert_eq!(imported.model.config().kind, config::Kind::Gpt2);
+    assert_eq!(imported.model.config().architecture, config::Architecture::Gpt2);
     assert_gives(&imported.model, "gpt2_logits");
     let folder = folder_with("gpt2", |_| {});
     crate::save_folder(&imported.model, folder.path()).unwrap();
@@ -223,11 +223,11 @@ fn broken_weights_are_refused_by_name() {
 }
 
 /// A name and its bytes.
-type Entry = (String, Vec<u8>);
+type TestEntry = (String, Vec<u8>);
 
 /// A stored zip archive with check sums of 0, which torch may write: what is changed in it
 /// reaches the pickle and the tensors.
-fn zip_of(entries: &[Entry]) -> Vec<u8> {
+fn zip_of(entries: &[TestEntry]) -> Vec<u8> {
     let (mut file, mut directory) = (Vec::new(), Vec::new());
     for (name, bytes) in entries {
         let header = file.len() as u32;
@@ -243,7 +243,7 @@ fn zip_of(entries: &[Entry]) -> Vec<u8> {
     file
 }
 
-fn entries_of(path: &Path) -> Vec<Entry> {
+fn entries_of(path: &Path) -> Vec<TestEntry> {
     let mut archive = zip::Archive::open(path).unwrap();
     let names: Vec<String> = archive.names().map(str::to_owned).collect();
     names.into_iter().map(|name| (name.clone(), archive.read(&name).unwrap())).collect()
@@ -255,7 +255,7 @@ fn archives_that_lie_are_refused() {
     let entries = entries_of(&path);
     let folder = tempfile::tempdir().unwrap();
     let copy = folder.path().join("x.ckpt");
-    let error_with = |change: &dyn Fn(&mut Vec<Entry>)| {
+    let error_with = |change: &dyn Fn(&mut Vec<TestEntry>)| {
         let mut entries = entries.clone();
         change(&mut entries);
         fs::write(&copy, zip_of(&entries)).unwrap();
@@ -263,7 +263,7 @@ fn archives_that_lie_are_refused() {
     };
     fs::write(&copy, zip_of(&entries)).unwrap();
     assert_same_tensors(&import(&copy, None).unwrap().model, |_, tensor| tensor.shallow_clone());
-    let find = |entries: &[Entry], end: &str| entries.iter().position(|(n, _)| n.ends_with(end)).unwrap();
+    let find = |entries: &[TestEntry], end: &str| entries.iter().position(|(n, _)| n.ends_with(end)).unwrap();
     let error = error_with(&|e| e[find(&entries, "byteorder")].1 = b"big".to_vec());
     assert!(error.contains("big-endian machine"), "{error}");
     let error = error_with(&|e| e[find(&entries, "data/0")].1.truncate(8));

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use anyhow::{Context, Result, bail, ensure};
 use tch::{Kind, Tensor};
 
-use super::pickle::{Id, Pickle, Storage, Value, View};
+use super::pickle::{ObjectId, Pickle, Storage, StorageView, Value};
 use super::zip::Archive;
 
 /// How files of torch before 1.6, or with `_use_new_zipfile_serialization=False`, begin: a
@@ -72,7 +72,7 @@ impl TorchFile {
     ///
     /// # Errors
     /// Naming the tensor, when there is none.
-    pub(super) fn size(&self, name: &str, id: Id) -> Result<&[i64]> {
+    pub(super) fn size(&self, name: &str, id: ObjectId) -> Result<&[i64]> {
         match self.pickle.value(id) {
             Value::Tensor(view) => Ok(&view.size),
             _ => bail!("{name} is {}: a tensor is wanted", self.pickle.describe(id)),
@@ -83,7 +83,7 @@ impl TorchFile {
     ///
     /// # Errors
     /// Naming the tensor.
-    pub(super) fn load(&mut self, name: &str, id: Id) -> Result<Tensor> {
+    pub(super) fn load(&mut self, name: &str, id: ObjectId) -> Result<Tensor> {
         let Value::Tensor(view) = self.pickle.value(id) else {
             bail!("{name} is {}: a tensor is wanted", self.pickle.describe(id));
         };
@@ -91,8 +91,8 @@ impl TorchFile {
         self.view(&view).with_context(|| format!("tensor {name} cannot be read"))
     }
 
-    fn view(&mut self, view: &View) -> Result<Tensor> {
-        let View { storage, offset, size, stride } = view;
+    fn view(&mut self, view: &StorageView) -> Result<Tensor> {
+        let StorageView { storage, offset, size, stride } = view;
         let reach = reach(*offset, size, stride)?;
         let values = size.iter().try_fold(1i64, |n, &s| n.checked_mul(s));
         ensure!(

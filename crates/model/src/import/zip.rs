@@ -9,7 +9,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 
 #[derive(Debug)]
-struct Entry {
+struct ZipEntry {
     /// Where its local header begins.
     header: u64,
     size: u64,
@@ -22,7 +22,7 @@ struct Entry {
 pub(super) struct Archive {
     file: File,
     length: u64,
-    entries: BTreeMap<String, Entry>,
+    entries: BTreeMap<String, ZipEntry>,
 }
 
 /// Entries of all tensors of a large checkpoint take well under a megabyte.
@@ -111,7 +111,7 @@ impl Archive {
     }
 }
 
-fn entries(mut directory: &[u8]) -> Result<BTreeMap<String, Entry>> {
+fn entries(mut directory: &[u8]) -> Result<BTreeMap<String, ZipEntry>> {
     let mut entries = BTreeMap::new();
     while directory.starts_with(b"PK\x01\x02") {
         let length = |at: usize| u16_at(directory, at).map(usize::from);
@@ -141,7 +141,7 @@ fn entries(mut directory: &[u8]) -> Result<BTreeMap<String, Entry>> {
         }
         ensure!(flags & 1 == 0, "entry {name} is encrypted");
         ensure!(method == 0 && packed == size, "entry {name} is compressed, which torch.save never does");
-        if entries.insert(name.clone(), Entry { header, size, crc }).is_some() {
+        if entries.insert(name.clone(), ZipEntry { header, size, crc }).is_some() {
             bail!("entry {name} is there twice");
         }
         directory = directory.get(end..).context("an entry is cut short")?;

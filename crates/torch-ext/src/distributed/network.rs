@@ -77,14 +77,14 @@ pub(super) fn loopback(host: &str) -> Option<IpAddr> {
 
 /// The far and the near end of a connection.
 #[derive(Debug)]
-pub(super) struct Route {
+pub(super) struct Interface {
     pub(super) to: SocketAddr,
     pub(super) from: IpAddr,
 }
 
 /// Connects to `host:port`, trying again until `deadline`: the one who listens there may be
 /// started later.
-pub(super) fn reach(host: &str, port: u16, rank: usize, begun: Instant, timeout: Duration) -> Result<Route, Error> {
+pub(super) fn reach(host: &str, port: u16, rank: usize, begun: Instant, timeout: Duration) -> Result<Interface, Error> {
     let mut pause = Duration::from_millis(20);
     loop {
         let left = timeout.saturating_sub(begun.elapsed());
@@ -106,7 +106,7 @@ pub(super) fn reach(host: &str, port: u16, rank: usize, begun: Instant, timeout:
     }
 }
 
-fn try_to_reach(host: &str, port: u16, timeout: Duration) -> io::Result<Route> {
+fn try_to_reach(host: &str, port: u16, timeout: Duration) -> io::Result<Interface> {
     let mut failed = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     let addresses: Vec<SocketAddr> = match loopback(host) {
         Some(address) => vec![(address, port).into()],
@@ -116,7 +116,7 @@ fn try_to_reach(host: &str, port: u16, timeout: Duration) -> io::Result<Route> {
         // An address that swallows what is sent to it leaves time for the others.
         let share = timeout.min(Duration::from_secs(10));
         match TcpStream::connect_timeout(to, share) {
-            Ok(connection) => return Ok(Route { to: *to, from: connection.local_addr()?.ip() }),
+            Ok(connection) => return Ok(Interface { to: *to, from: connection.local_addr()?.ip() }),
             Err(error) => failed = error,
         }
     }

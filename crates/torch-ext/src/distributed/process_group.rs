@@ -9,7 +9,7 @@ use tch::{Device, Kind, Tensor};
 use torch_sys::C_tensor;
 
 use crate::distributed::network::host_name;
-use crate::distributed::rendezvous::{RawStore, Rendezvous, Store, millis};
+use crate::distributed::rendezvous::{RawStore, Rendezvous, TcpStore, millis};
 use crate::error::{Error, c_string, check, handle, handles};
 use crate::nccl;
 
@@ -72,7 +72,7 @@ pub struct ProcessGroup {
     /// Taking NCCL down waits for the other ranks: left alone unless they all [leave](Self::leave).
     stays: bool,
     /// Serves the others while rank 0 lives.
-    _store: Store,
+    _store: TcpStore,
 }
 
 impl Drop for ProcessGroup {
@@ -100,7 +100,7 @@ impl ProcessGroup {
         unsafe { bpx_quiet(i32::from(!device.is_cuda())) }
         // Looked for first: it is no use to wait for others without it.
         let plugin = if device.is_cuda() { Some(nccl_plugin()?) } else { None };
-        let store = Store::open(at, begun)?;
+        let store = TcpStore::open(at, begun)?;
         let interfaces = c_string(&store.interfaces)?;
         let address = c_string(&store.address.to_string())?;
         let (rank, size, timeout) = (at.rank as i32, at.world_size as i32, millis(at.timeout));

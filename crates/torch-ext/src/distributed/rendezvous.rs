@@ -52,7 +52,7 @@ pub struct Rendezvous<'a> {
 
 /// The store, and where this process can be reached.
 #[derive(Debug)]
-pub(super) struct Store {
+pub(super) struct TcpStore {
     raw: NonNull<RawStore>,
     /// Comma-separated; empty for the address alone.
     pub(super) interfaces: String,
@@ -60,7 +60,7 @@ pub(super) struct Store {
     pub(super) address: IpAddr,
 }
 
-impl Drop for Store {
+impl Drop for TcpStore {
     fn drop(&mut self) {
         // SAFETY: made by bpx_store_open, freed once.
         unsafe { bpx_store_free(self.raw.as_ptr()) }
@@ -72,7 +72,7 @@ pub(super) fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX).max(1)
 }
 
-impl Store {
+impl TcpStore {
     /// Waits until all ranks have met, and makes sure that each can reach the others.
     pub(super) fn open(at: &Rendezvous<'_>, begun: Instant) -> Result<Self, Error> {
         if at.rank >= at.world_size {
@@ -95,7 +95,7 @@ impl Store {
         })
         .map_err(|error| lost(at, &error))?;
         let Some(raw) = NonNull::new(raw) else { return Err(Error("libtorch made no store".to_owned())) };
-        let store = Store { raw, interfaces, address: route.from };
+        let store = TcpStore { raw, interfaces, address: route.from };
         store.meet(at, begun)?;
         Ok(store)
     }

@@ -7,29 +7,29 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use model::{Kernels, LanguageModel, Pass, derive_seed};
+use model::{ForwardOptions, Kernels, LanguageModel, derive_seed};
 use serde::{Serialize, Serializer};
 use tch::{Device, Tensor};
 use torch_ext::profiler;
 
-use crate::bench::synthetic_data::Rows;
+use crate::bench::synthetic_data::SyntheticRows;
 use crate::config::{Config, Precision};
-use crate::data::batch_reader::Split;
-use crate::distributed::collectives::Ranks;
-use crate::distributed::grad_reducer::Reduction;
+use crate::data::batch_reader::BatchLayout;
+use crate::distributed::collectives::Collectives;
+use crate::distributed::grad_reducer::GradReducer;
 use crate::distributed::world::World;
 use crate::optim::adamw::Optimizer;
-use crate::optim::step_guard::Stability;
+use crate::optim::step_guard::StepGuard;
 use crate::perf::matmul_peak::{THOROUGH, measure_matmul_peak, product};
 use crate::runtime::device::select_device;
 use crate::runtime::threads::set_threads;
 use crate::status::health::median;
-use crate::train::step::{Trained, training_step};
+use crate::train::step::{StepContext, training_step};
 use crate::train::summary::flops_per_token;
 
 /// What to measure, besides the configuration.
 #[derive(Debug, Clone)]
-pub struct BenchRequest {
+pub struct BenchOptions {
     /// Who this process is.
     pub world: World,
     /// Rows of T + 1 ids, uint16 little-endian, each beginning at a multiple of T; none for
@@ -40,7 +40,7 @@ pub struct BenchRequest {
     /// Timed steps.
     pub steps: u64,
     /// Steps after the timed ones whose time is told by part.
-    pub part_steps: u64,
+    pub profile_steps: u64,
 }
 
 /// What was measured.
@@ -122,31 +122,31 @@ fn as_object<S: Serializer>(parts: &[(String, f64)], serializer: S) -> Result<S:
 /// # Errors
 /// In one sentence: no steps, a batch that does not divide, a tokens file that does not fit,
 /// a loss that is no number.
-pub fn bench(config: &Config, request: &BenchRequest, say: &mut dyn FnMut(&str)) -> Result<BenchReport> {
+pub fn bench(config: &Config, request: &BenchOptions, say: &mut dyn FnMut(&str)) -> Result<BenchReport> {
     ensure!(request.steps > 0, "--steps is 0: at least one step has to be timed");
     let world = &request.world;
     let device = select_device(config.run.device, world.local)?;
     let threads = set_threads(config.run.threads, config.run.pin_threads, world.local)?;
     let split = config.batch.split(config.data.sequence_length as u64, world.size as u64)?;
     let all = request.warmup + request.steps;
-    let rows = Rows::open(
+    let rows = SyntheticRows::open(
         request.tokens_file.as_deref(),
         config.data.sequence_length,
         config.model.vocab_size,
-        (all + request.part_steps) * split.sequences,
+        (all + request.profile_steps) * split.sequences,
     )?;
     if config.checkpoint.init_from.is_some() {
         say("warning: checkpoint.init_from is not used: the weights are drawn");
     }
-    let ranks = Ranks::join(world, &config.distributed, device)?;
+    let ranks = Collectives::join(world, &config.distributed, device)?;
     let pass = config.pass();
     let model = LanguageModel::initialise(config.model.clone(), config.run.seed, device)?.prepare_for(pass);
     let optimizer = Optimizer::new(config.optimizer.clone(), &model);
     let precision = config.run.precision.kind();
-    let reduction = Reduction::new(&ranks, &config.distributed, &optimizer)?;
-    let stability = Stability::new(&config.stability, config.run.precision == Precision::Fp16, device)?;
+    let reduction = GradReducer::new(&ranks, &config.distributed, &optimizer)?;
+    let stability = StepGuard::new(&config.step_guard, config.run.precision == Precision::Fp16, device)?;
     let mut bench =
-        Bench { config, split, pass, model, optimizer, stability, rows, device, ranks: &ranks, reduction, step: 0 };
+        BenchRun { config, split, pass, model, optimizer, stability, rows, device, ranks: &ranks, reduction, step: 0 };
 
     let (mut losses, mut step_seconds) = (Vec::new(), Vec::new());
     for step in 0..all {
@@ -164,13 +164,13 @@ pub fn bench(config: &Config, request: &BenchRequest, say: &mut dyn FnMut(&str))
         say(&format!(
             "step {}/{all}  loss {loss:.4}  {seconds:.3} s  {:.0} tok/s{}",
             step + 1,
-            config.batch.tokens as f64 / seconds,
+            config.batch.tokens_per_step as f64 / seconds,
             if timed { "" } else { "  (warm-up)" }
         ));
     }
     let peak_memory_bytes = peak_resident_memory()?;
     let peak_device_memory_bytes = profiler::peak_device_memory(device)?;
-    let seconds_by_part = bench.seconds_by_part(request.part_steps)?;
+    let seconds_by_part = bench.seconds_by_part(request.profile_steps)?;
     say("measuring matrix products");
     let communication = bench.reduction.statistics()?.map(|s| Communication {
         bucket_bytes: s.bucket_bytes,
@@ -183,7 +183,7 @@ pub fn bench(config: &Config, request: &BenchRequest, say: &mut dyn FnMut(&str))
     let [matmul_peak_flops] = ranks.sums([measure_matmul_peak(precision, device, THOROUGH, product)?])?;
     let world_size = ranks.size();
     ranks.leave()?;
-    let rates: Vec<f64> = step_seconds.iter().map(|seconds| config.batch.tokens as f64 / seconds).collect();
+    let rates: Vec<f64> = step_seconds.iter().map(|seconds| config.batch.tokens_per_step as f64 / seconds).collect();
     let tokens_per_s = median(&rates);
     let flops_per_token = flops_per_token(&shape, config.data.sequence_length as u64);
     Ok(BenchReport {
@@ -213,27 +213,27 @@ pub fn bench(config: &Config, request: &BenchRequest, say: &mut dyn FnMut(&str))
 }
 
 /// A training without all that is around its steps.
-struct Bench<'a> {
+struct BenchRun<'a> {
     config: &'a Config,
-    split: Split,
-    pass: Pass,
+    split: BatchLayout,
+    pass: ForwardOptions,
     model: LanguageModel,
     optimizer: Optimizer,
-    stability: Stability,
-    rows: Rows,
+    stability: StepGuard,
+    rows: SyntheticRows,
     device: Device,
-    ranks: &'a Ranks,
-    reduction: Reduction<'a>,
+    ranks: &'a Collectives,
+    reduction: GradReducer<'a>,
     step: u64,
 }
 
-impl Bench<'_> {
+impl BenchRun<'_> {
     /// The next step's loss, on its device.
     fn step(&mut self) -> Result<Tensor> {
         let (step, seed, split) = (self.step, self.config.run.seed, self.split);
         let rank = self.ranks.rank();
         let first = step * split.sequences + rank * split.micro_batch * split.accumulation;
-        let trained = Trained {
+        let trained = StepContext {
             model: &self.model,
             optimizer: &mut self.optimizer,
             reduction: &self.reduction,

@@ -14,13 +14,13 @@ const SEED: u64 = 1;
 
 /// Rows of T + 1 ids without an end: T inputs, and as targets the same one id on.
 #[derive(Debug)]
-pub(crate) struct Rows {
-    source: Source,
+pub(crate) struct SyntheticRows {
+    source: SyntheticSource,
     sequence_length: usize,
 }
 
 #[derive(Debug)]
-enum Source {
+enum SyntheticSource {
     /// Row r is `ids[r T .. r T + T + 1]`, and after the last comes the first again.
     File(Vec<u16>),
     /// Zipf's law, as that of words: the k-th most frequent id (k - 1) comes with a
@@ -29,7 +29,7 @@ enum Source {
     Random { vocab_size: i64 },
 }
 
-impl Rows {
+impl SyntheticRows {
     /// The rows of `file`, of which only what the first `most` rows take is read, or random ones.
     ///
     /// # Errors
@@ -37,10 +37,10 @@ impl Rows {
     /// `vocab_size`.
     pub(crate) fn open(file: Option<&Path>, sequence_length: usize, vocab_size: i64, most: u64) -> Result<Self> {
         let source = match file {
-            Some(path) => Source::File(read_ids(path, sequence_length, vocab_size, most)?),
-            None => Source::Random { vocab_size },
+            Some(path) => SyntheticSource::File(read_ids(path, sequence_length, vocab_size, most)?),
+            None => SyntheticSource::Random { vocab_size },
         };
-        Ok(Rows { source, sequence_length })
+        Ok(SyntheticRows { source, sequence_length })
     }
 
     /// Rows numbered `first .. first + count` as inputs and targets, each `[count, T]` int64.
@@ -55,12 +55,12 @@ impl Rows {
     fn row(&self, row: u64) -> Vec<i64> {
         let length = self.sequence_length;
         match &self.source {
-            Source::File(ids) => {
+            SyntheticSource::File(ids) => {
                 let rows = (ids.len() - 1) / length;
                 let start = (row % rows as u64) as usize * length;
                 ids[start..=start + length].iter().copied().map(i64::from).collect()
             }
-            Source::Random { vocab_size } => (0..=length as u64)
+            SyntheticSource::Random { vocab_size } => (0..=length as u64)
                 .map(|place| {
                     // 53 bits make a double in [0, 1).
                     let uniform = (derive_seed(SEED, &[row, place]) >> 11) as f64 / (1_u64 << 53) as f64;
@@ -123,7 +123,7 @@ mod tests {
     fn the_rows_of_a_file_overlap_by_one_and_wrap_round() {
         // Two rows of three, and two ids that make no third.
         let file = written(&[0, 1, 2, 3, 4, 5, 6, 7, 8]);
-        let rows = Rows::open(Some(file.path()), 3, 9, 10).unwrap();
+        let rows = SyntheticRows::open(Some(file.path()), 3, 9, 10).unwrap();
         let (inputs, targets) = rows.read(1, 3, Device::Cpu).unwrap();
         assert_eq!(values(inputs), [3, 4, 5, 0, 1, 2, 3, 4, 5]);
         assert_eq!(values(targets), [4, 5, 6, 1, 2, 3, 4, 5, 6]);
@@ -132,7 +132,7 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_refused() {
         let refuse = |ids: &[u16], most: u64| {
-            Rows::open(Some(written(ids).path()), 3, 9, most).map(|_| ()).map_err(|e| e.to_string())
+            SyntheticRows::open(Some(written(ids).path()), 3, 9, most).map(|_| ()).map_err(|e| e.to_string())
         };
         assert!(refuse(&[1, 2, 3], 5).unwrap_err().contains("holds 3 ids, too few for one row of 4"));
         assert!(refuse(&[1, 2, 3, 9], 5).unwrap_err().contains("holds id 9 at place 3"));
@@ -142,7 +142,7 @@ mod tests {
 
     #[test]
     fn random_ids_follow_zipf_and_are_the_same_every_time() {
-        let rows = || Rows::open(None, 512, 50_264, 0).unwrap();
+        let rows = || SyntheticRows::open(None, 512, 50_264, 0).unwrap();
         let ids = |first| values(rows().read(first, 4, Device::Cpu).unwrap().0);
         assert_eq!(ids(8), ids(8));
         assert_ne!(ids(8), ids(12));

@@ -7,28 +7,28 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow};
 use model::LanguageModel;
 
-use crate::checkpoint::snapshot::Snapshot;
-use crate::checkpoint::state::State;
-use crate::checkpoint::{Saved, Store};
+use crate::checkpoint::snapshot::HostSnapshot;
+use crate::checkpoint::state::TrainState;
+use crate::checkpoint::{CheckpointDir, SaveReport};
 use crate::optim::adamw::Optimizer;
 
 /// Where the checkpoint in flight is.
 #[derive(Debug)]
-pub(crate) enum Progress {
+pub(crate) enum WriterStatus {
     /// There is none.
     Idle,
     /// It is being written.
     Busy,
     /// It is complete, or failed: told once.
-    Done(Result<Written>),
+    Done(Result<FinishedSave>),
 }
 
 /// A complete checkpoint, and what it cost.
 #[derive(Debug)]
-pub(crate) struct Written {
+pub(crate) struct FinishedSave {
     /// Steps that its run had done.
     pub(crate) step: u64,
-    pub(crate) saved: Saved,
+    pub(crate) saved: SaveReport,
     /// The copy, for which training waited.
     pub(crate) copying: Duration,
     /// The rest, for which it did not.
@@ -37,18 +37,18 @@ pub(crate) struct Written {
 
 /// At most one checkpoint in flight.
 #[derive(Debug)]
-pub(crate) struct Writer {
-    store: Store,
+pub(crate) struct CheckpointWriter {
+    store: CheckpointDir,
     /// What the next one is copied into; away while one is written.
-    room: Option<Snapshot>,
-    in_flight: Option<InFlight>,
+    room: Option<HostSnapshot>,
+    in_flight: Option<PendingSave>,
     /// From a copy's begin to its checkpoint's end: the longest so far, or before the first a guess.
-    longest: Longest,
+    longest: SaveTimeEstimate,
 }
 
 /// How long checkpoints take.
 #[derive(Debug, Clone, Copy)]
-enum Longest {
+enum SaveTimeEstimate {
     Guessed(Duration),
     Seen(Duration),
 }
@@ -57,23 +57,23 @@ enum Longest {
 const CAUTIOUS_RATE: f64 = 50e6;
 
 #[derive(Debug)]
-struct InFlight {
+struct PendingSave {
     folder: PathBuf,
     step: u64,
     begun: Instant,
     copying: Duration,
-    ended: Receiver<(Snapshot, Result<(Saved, Duration)>)>,
+    ended: Receiver<(HostSnapshot, Result<(SaveReport, Duration)>)>,
 }
 
-impl Writer {
+impl CheckpointWriter {
     /// With room for copies of these.
     ///
     /// # Errors
     /// When memory is short.
-    pub(crate) fn new(store: Store, model: &LanguageModel, optimizer: &Optimizer) -> Result<Self> {
-        let room = Snapshot::room_for(model, optimizer)?;
-        let longest = Longest::Guessed(Duration::from_secs_f64(room.bytes() as f64 / CAUTIOUS_RATE));
-        Ok(Writer { store, room: Some(room), in_flight: None, longest })
+    pub(crate) fn new(store: CheckpointDir, model: &LanguageModel, optimizer: &Optimizer) -> Result<Self> {
+        let room = HostSnapshot::room_for(model, optimizer)?;
+        let longest = SaveTimeEstimate::Guessed(Duration::from_secs_f64(room.bytes() as f64 / CAUTIOUS_RATE));
+        Ok(CheckpointWriter { store, room: Some(room), in_flight: None, longest })
     }
 
     /// Whether there is a checkpoint of this step.
@@ -85,12 +85,12 @@ impl Writer {
     ///
     /// # Errors
     /// When memory or threads are short; nothing is written then.
-    pub(crate) fn start(&mut self, model: &LanguageModel, optimizer: &Optimizer, state: State) -> Result<()> {
+    pub(crate) fn start(&mut self, model: &LanguageModel, optimizer: &Optimizer, state: TrainState) -> Result<()> {
         let begun = Instant::now();
         let mut snapshot = match self.room.take() {
             Some(room) => room,
             // Lost with a thread that could not be started or broke.
-            None => Snapshot::room_for(model, optimizer)?,
+            None => HostSnapshot::room_for(model, optimizer)?,
         };
         snapshot.take(model, optimizer)?;
         let copying = begun.elapsed();
@@ -107,13 +107,13 @@ impl Writer {
         std::thread::Builder::new().name("checkpoint".to_owned()).spawn(write).with_context(|| {
             format!("the checkpoint {} cannot be written: the system starts no thread", folder.display())
         })?;
-        self.in_flight = Some(InFlight { folder, step, begun, copying, ended });
+        self.in_flight = Some(PendingSave { folder, step, begun, copying, ended });
         Ok(())
     }
 
     /// Waits at most so long for the checkpoint in flight.
-    pub(crate) fn wait(&mut self, at_most: Duration) -> Progress {
-        let Some(in_flight) = &self.in_flight else { return Progress::Idle };
+    pub(crate) fn wait(&mut self, at_most: Duration) -> WriterStatus {
+        let Some(in_flight) = &self.in_flight else { return WriterStatus::Idle };
         let ended = if at_most.is_zero() {
             in_flight.ended.try_recv().map_err(|error| error == TryRecvError::Empty)
         } else {
@@ -121,29 +121,29 @@ impl Writer {
         };
         let (copying, step) = (in_flight.copying, in_flight.step);
         let written = match ended {
-            Err(true) => return Progress::Busy,
+            Err(true) => return WriterStatus::Busy,
             Err(false) => {
                 let folder = in_flight.folder.display();
                 Err(anyhow!("the checkpoint {folder} was not written: its thread broke off"))
             }
             Ok((snapshot, saved)) => {
                 self.room = Some(snapshot);
-                saved.map(|(saved, writing)| Written { step, saved, copying, writing })
+                saved.map(|(saved, writing)| FinishedSave { step, saved, copying, writing })
             }
         };
         let took = in_flight.begun.elapsed();
-        self.longest = Longest::Seen(match self.longest {
-            Longest::Guessed(_) => took,
-            Longest::Seen(longest) => longest.max(took),
+        self.longest = SaveTimeEstimate::Seen(match self.longest {
+            SaveTimeEstimate::Guessed(_) => took,
+            SaveTimeEstimate::Seen(longest) => longest.max(took),
         });
         self.in_flight = None;
-        Progress::Done(written)
+        WriterStatus::Done(written)
     }
 
     /// How long one more checkpoint may take from now on until it is complete, after the one
     /// in flight.
     pub(crate) fn reckoned(&self) -> Duration {
-        let (Longest::Guessed(longest) | Longest::Seen(longest)) = self.longest;
+        let (SaveTimeEstimate::Guessed(longest) | SaveTimeEstimate::Seen(longest)) = self.longest;
         if self.in_flight.is_some() { 2 * longest } else { longest }
     }
 

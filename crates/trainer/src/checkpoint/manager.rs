@@ -7,10 +7,10 @@ use anyhow::{Context, Result, anyhow};
 use model::LanguageModel;
 
 use crate::checkpoint::CheckpointConfig;
-use crate::checkpoint::async_writer::{Progress, Writer, Written};
-use crate::checkpoint::state::State;
-use crate::distributed::collectives::Ranks;
-use crate::logging::run_logger::Recorder;
+use crate::checkpoint::async_writer::{CheckpointWriter, FinishedSave, WriterStatus};
+use crate::checkpoint::state::TrainState;
+use crate::distributed::collectives::Collectives;
+use crate::logging::run_logger::RunLogger;
 use crate::optim::adamw::Optimizer;
 use crate::runtime::watchdog::Watchdog;
 
@@ -18,10 +18,10 @@ use crate::runtime::watchdog::Watchdog;
 const WAITING: &str = "waiting for a checkpoint to be written";
 
 /// When checkpoints are saved, and what became of them.
-pub(crate) struct Saving<'a> {
-    ranks: &'a Ranks,
+pub(crate) struct CheckpointManager<'a> {
+    ranks: &'a Collectives,
     /// Rank 0's.
-    writer: Option<Writer>,
+    writer: Option<CheckpointWriter>,
     /// Time without a checkpoint after which one is due.
     patience: Option<Duration>,
     begun: Instant,
@@ -33,32 +33,37 @@ pub(crate) struct Saving<'a> {
 
 /// What is saved.
 #[derive(Clone, Copy)]
-pub(crate) struct Saved<'a> {
+pub(crate) struct SaveInputs<'a> {
     pub(crate) model: &'a LanguageModel,
     pub(crate) optimizer: &'a Optimizer,
-    pub(crate) state: &'a State,
+    pub(crate) state: &'a TrainState,
 }
 
 /// Who hears of it.
 pub(crate) struct Heard<'a> {
-    pub(crate) recorder: &'a mut Option<Recorder>,
+    pub(crate) recorder: &'a mut Option<RunLogger>,
     pub(crate) watchdog: &'a Watchdog,
 }
 
-impl<'a> Saving<'a> {
+impl<'a> CheckpointManager<'a> {
     /// For all ranks of a run that begins at this step; `writer` on rank 0.
-    pub(crate) fn new(config: &CheckpointConfig, ranks: &'a Ranks, writer: Option<Writer>, step: u64) -> Self {
+    pub(crate) fn new(
+        config: &CheckpointConfig,
+        ranks: &'a Collectives,
+        writer: Option<CheckpointWriter>,
+        step: u64,
+    ) -> Self {
         let patience = (config.every_minutes > 0).then(|| Duration::from_secs(60 * config.every_minutes));
         // Of a run that goes on from another run's there is none yet.
         let newest = writer.as_ref().filter(|writer| writer.has(step)).map(|_| step);
-        Saving { ranks, writer, patience, begun: Instant::now(), newest, failed: None }
+        CheckpointManager { ranks, writer, patience, begun: Instant::now(), newest, failed: None }
     }
 
     /// Whether one is due because of the time; rank 0's clock counts, and only while nothing
     /// is in flight.
     pub(crate) fn is_due_by_time(&self) -> bool {
         let due = self.patience.is_some_and(|patience| self.begun.elapsed() >= patience);
-        due && self.writer.as_ref().is_some_and(Writer::is_idle)
+        due && self.writer.as_ref().is_some_and(CheckpointWriter::is_idle)
     }
 
     /// Step of the newest one that is complete, on all ranks, after the one in flight.
@@ -73,32 +78,32 @@ impl<'a> Saving<'a> {
 
     /// How long it may take from now on until one more is complete, by what this rank has seen.
     pub(crate) fn reckoned(&self) -> Duration {
-        self.writer.as_ref().map_or(Duration::ZERO, Writer::reckoned)
+        self.writer.as_ref().map_or(Duration::ZERO, CheckpointWriter::reckoned)
     }
 
     /// Says what became of the one in flight, if it has ended. A failure is a warning: the next
     /// one may succeed.
-    pub(crate) fn look(&mut self, recorder: &mut Option<Recorder>) {
+    pub(crate) fn look(&mut self, recorder: &mut Option<RunLogger>) {
         self.wait(Duration::ZERO, recorder, true);
     }
 
     /// Whether it is still being written after so long.
-    fn wait(&mut self, at_most: Duration, recorder: &mut Option<Recorder>, goes_on: bool) -> bool {
+    fn wait(&mut self, at_most: Duration, recorder: &mut Option<RunLogger>, goes_on: bool) -> bool {
         let Some(writer) = &mut self.writer else { return false };
-        let say = |recorder: &mut Option<Recorder>, text: String| {
+        let say = |recorder: &mut Option<RunLogger>, text: String| {
             if let Some(recorder) = recorder {
                 recorder.line(&text);
             }
         };
         match writer.wait(at_most) {
-            Progress::Idle => return false,
-            Progress::Busy => {
+            WriterStatus::Idle => return false,
+            WriterStatus::Busy => {
                 if let Some(recorder) = recorder.as_mut().filter(|_| !at_most.is_zero()) {
                     recorder.still(WAITING);
                 }
                 return true;
             }
-            Progress::Done(Ok(Written { step, saved, copying, writing })) => {
+            WriterStatus::Done(Ok(FinishedSave { step, saved, copying, writing })) => {
                 let (copying, writing) = (copying.as_secs_f64(), writing.as_secs_f64());
                 say(
                     recorder,
@@ -115,7 +120,7 @@ impl<'a> Saving<'a> {
                     recorder.saved(step);
                 }
             }
-            Progress::Done(Err(error)) => self.failed = Some(error),
+            WriterStatus::Done(Err(error)) => self.failed = Some(error),
         }
         if goes_on {
             self.warn(recorder);
@@ -123,7 +128,7 @@ impl<'a> Saving<'a> {
         false
     }
 
-    fn warn(&mut self, recorder: &mut Option<Recorder>) {
+    fn warn(&mut self, recorder: &mut Option<RunLogger>) {
         if let (Some(error), Some(recorder)) = (self.failed.take(), recorder) {
             recorder
                 .line(&format!("warning     {error:#}; the run goes on, and the next one that is due is tried again"));
@@ -143,13 +148,13 @@ impl<'a> Saving<'a> {
     ///
     /// # Errors
     /// When another rank is gone.
-    pub(crate) fn save(&mut self, trained: Saved<'_>, heard: &mut Heard<'_>) -> Result<()> {
+    pub(crate) fn save(&mut self, trained: SaveInputs<'_>, heard: &mut Heard<'_>) -> Result<()> {
         self.start(trained, heard)?;
         self.warn(heard.recorder);
         Ok(())
     }
 
-    fn start(&mut self, trained: Saved<'_>, heard: &mut Heard<'_>) -> Result<()> {
+    fn start(&mut self, trained: SaveInputs<'_>, heard: &mut Heard<'_>) -> Result<()> {
         self.settle(heard, true)?;
         heard.watchdog.progress("copying a checkpoint");
         if let (Some(writer), Some(recorder)) = (&mut self.writer, &mut *heard.recorder) {
@@ -165,7 +170,7 @@ impl<'a> Saving<'a> {
     ///
     /// # Errors
     /// On all ranks, when it cannot be written.
-    pub(crate) fn save_last(&mut self, trained: Saved<'_>, heard: &mut Heard<'_>) -> Result<()> {
+    pub(crate) fn save_last(&mut self, trained: SaveInputs<'_>, heard: &mut Heard<'_>) -> Result<()> {
         self.start(trained, heard)?;
         self.settle(heard, false)?;
         self.ranks.all(self.failed.take().map_or(Ok(()), Err))
@@ -192,7 +197,7 @@ mod tests {
     use tch::Device;
 
     use super::*;
-    use crate::checkpoint::{Store, verify};
+    use crate::checkpoint::{CheckpointDir, verify};
     use crate::config::Config;
     use crate::distributed::world::World;
     use crate::optim::adamw::OptimizerConfig;
@@ -216,20 +221,20 @@ mod tests {
     fn save_at(run_dir: &Path, steps: &[u64], last: bool) -> Result<()> {
         let (model, optimizer) = tiny();
         let config = CheckpointConfig { keep_last: 9, ..CheckpointConfig::default() };
-        let ranks = Ranks::alone();
-        let writer = Writer::new(Store::new(run_dir, &config), &model, &optimizer).unwrap();
-        let mut saving = Saving::new(&config, &ranks, Some(writer), 0);
+        let ranks = Collectives::alone();
+        let writer = CheckpointWriter::new(CheckpointDir::new(run_dir, &config), &model, &optimizer).unwrap();
+        let mut saving = CheckpointManager::new(&config, &ranks, Some(writer), 0);
         saving.patience = Some(Duration::ZERO);
         assert!(saving.is_due_by_time());
         let watchdog = Watchdog::start(&World::alone(), Duration::ZERO).unwrap();
         // Without a recorder nothing would be saved.
-        let folder = crate::logging::run_dir::RunFolder::open(run_dir).unwrap();
-        let recorder = Recorder::new(folder, Store::new(run_dir, &config)).unwrap();
+        let folder = crate::logging::run_dir::RunDir::open(run_dir).unwrap();
+        let recorder = RunLogger::new(folder, CheckpointDir::new(run_dir, &config)).unwrap();
         let mut recorder = Some(recorder);
         let mut heard = Heard { recorder: &mut recorder, watchdog: &watchdog };
         for &step in steps {
-            let state = State { step, ..State::new(&Config::example(), None, 10).unwrap() };
-            let saved = Saved { model: &model, optimizer: &optimizer, state: &state };
+            let state = TrainState { step, ..TrainState::new(&Config::example(), None, 10).unwrap() };
+            let saved = SaveInputs { model: &model, optimizer: &optimizer, state: &state };
             if last && Some(&step) == steps.last() {
                 return saving.save_last(saved, &mut heard);
             }
@@ -245,17 +250,17 @@ mod tests {
     #[test]
     fn the_newest_is_one_that_is_there() {
         let (model, optimizer) = tiny();
-        let (config, ranks) = (CheckpointConfig::default(), Ranks::alone());
+        let (config, ranks) = (CheckpointConfig::default(), Collectives::alone());
         let watchdog = Watchdog::start(&World::alone(), Duration::ZERO).unwrap();
         let newest = |run_dir: &Path, begun_at: u64, step: Option<u64>| {
-            let writer = Writer::new(Store::new(run_dir, &config), &model, &optimizer).unwrap();
-            let mut saving = Saving::new(&config, &ranks, Some(writer), begun_at);
-            let folder = crate::logging::run_dir::RunFolder::open(run_dir).unwrap();
-            let mut recorder = Some(Recorder::new(folder, Store::new(run_dir, &config)).unwrap());
+            let writer = CheckpointWriter::new(CheckpointDir::new(run_dir, &config), &model, &optimizer).unwrap();
+            let mut saving = CheckpointManager::new(&config, &ranks, Some(writer), begun_at);
+            let folder = crate::logging::run_dir::RunDir::open(run_dir).unwrap();
+            let mut recorder = Some(RunLogger::new(folder, CheckpointDir::new(run_dir, &config)).unwrap());
             let mut heard = Heard { recorder: &mut recorder, watchdog: &watchdog };
             if let Some(step) = step {
-                let state = State { step, ..State::new(&Config::example(), None, 10).unwrap() };
-                saving.save(Saved { model: &model, optimizer: &optimizer, state: &state }, &mut heard).unwrap();
+                let state = TrainState { step, ..TrainState::new(&Config::example(), None, 10).unwrap() };
+                saving.save(SaveInputs { model: &model, optimizer: &optimizer, state: &state }, &mut heard).unwrap();
             }
             saving.newest(&mut heard).unwrap()
         };

@@ -21,16 +21,16 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tch::Tensor;
 
-use crate::checkpoint::retention::{Candidate, Policy, to_delete};
-use crate::checkpoint::snapshot::Snapshot;
-use crate::checkpoint::state::{State, hex};
+use crate::checkpoint::retention::{RetentionCandidate, RetentionPolicy, to_delete};
+use crate::checkpoint::snapshot::HostSnapshot;
+use crate::checkpoint::state::{TrainState, hex};
 
 /// The `[checkpoint]` section. Defaults: the published run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CheckpointConfig {
     /// Steps between checkpoints; 0 for the last step alone.
-    pub every: u64,
+    pub every_steps: u64,
     /// Minutes without a checkpoint after which one is saved that goes with the next; 0 for never.
     pub every_minutes: u64,
     /// Newest checkpoints kept; at least 1.
@@ -47,7 +47,7 @@ pub struct CheckpointConfig {
 impl Default for CheckpointConfig {
     fn default() -> Self {
         CheckpointConfig {
-            every: 1_000,
+            every_steps: 1_000,
             every_minutes: 30,
             keep_last: 2,
             keep_best: 3,
@@ -68,8 +68,8 @@ impl CheckpointConfig {
         Ok(())
     }
 
-    fn policy(&self) -> Policy {
-        Policy { last: self.keep_last, best: self.keep_best, every: self.keep_every }
+    fn policy(&self) -> RetentionPolicy {
+        RetentionPolicy { last: self.keep_last, best: self.keep_best, every: self.keep_every }
     }
 }
 
@@ -99,18 +99,18 @@ pub(crate) fn is_checkpoint(folder: &Path) -> bool {
 ///
 /// # Errors
 /// When its state is damaged.
-pub fn read_state(folder: &Path) -> Result<Option<State>> {
+pub fn read_state(folder: &Path) -> Result<Option<TrainState>> {
     is_checkpoint(folder).then(|| require_state(folder)).transpose()
 }
 
-fn require_state(folder: &Path) -> Result<State> {
+fn require_state(folder: &Path) -> Result<TrainState> {
     let path = folder.join(STATE_FILE);
     let text = fs::read_to_string(&path)
         .with_context(|| format!("{} is not a checkpoint: it has no readable {STATE_FILE}", folder.display()))?;
-    State::from_json(&text).with_context(|| format!("{} is broken", path.display()))
+    TrainState::from_json(&text).with_context(|| format!("{} is broken", path.display()))
 }
 
-fn verify_file(folder: &Path, state: &State, name: &str) -> Result<()> {
+fn verify_file(folder: &Path, state: &TrainState, name: &str) -> Result<()> {
     let path = folder.join(name);
     let want = state.files.get(name).with_context(|| format!("{STATE_FILE} has no hash of {name}"))?;
     let got = sha256_of(&path).with_context(|| format!("{} cannot be read", path.display()))?;
@@ -126,7 +126,7 @@ fn verify_file(folder: &Path, state: &State, name: &str) -> Result<()> {
 ///
 /// # Errors
 /// Naming the file that is missing or damaged.
-pub(crate) fn verify(folder: &Path) -> Result<State> {
+pub(crate) fn verify(folder: &Path) -> Result<TrainState> {
     let state = require_state(folder)?;
     for name in [WEIGHTS_FILE, CONFIG_FILE, OPTIMIZER_FILE] {
         verify_file(folder, &state, name)?;
@@ -150,22 +150,22 @@ pub fn verify_model(folder: &Path) -> Result<()> {
 
 /// The `checkpoints` folder of one run.
 #[derive(Debug, Clone)]
-pub(crate) struct Store {
+pub(crate) struct CheckpointDir {
     folder: PathBuf,
-    policy: Policy,
+    policy: RetentionPolicy,
 }
 
 /// A checkpoint that is complete.
 #[derive(Debug)]
-pub(crate) struct Saved {
+pub(crate) struct SaveReport {
     pub(crate) path: PathBuf,
     /// Why older ones could not be let go of.
     pub(crate) untidied: Option<anyhow::Error>,
 }
 
-impl Store {
+impl CheckpointDir {
     pub(crate) fn new(run_dir: &Path, config: &CheckpointConfig) -> Self {
-        Store { folder: run_dir.join("checkpoints"), policy: config.policy() }
+        CheckpointDir { folder: run_dir.join("checkpoints"), policy: config.policy() }
     }
 
     /// Where the checkpoint of a step stands.
@@ -195,7 +195,7 @@ impl Store {
     pub(crate) fn newest(
         &self,
         mut passed_over: impl FnMut(&Path, &anyhow::Error),
-    ) -> Result<Option<(PathBuf, State)>> {
+    ) -> Result<Option<(PathBuf, TrainState)>> {
         for (_, folder) in self.list()?.into_iter().rev() {
             match verify(&folder) {
                 Ok(state) => return Ok(Some((folder, state))),
@@ -269,7 +269,7 @@ impl Store {
     ///
     /// # Errors
     /// Naming the file that cannot be written; checkpoints from before are untouched.
-    pub(crate) fn save(&self, snapshot: &Snapshot, mut state: State) -> Result<Saved> {
+    pub(crate) fn save(&self, snapshot: &HostSnapshot, mut state: TrainState) -> Result<SaveReport> {
         let complete = self.folder_of(state.step);
         let name = format!("{NAME_PREFIX}{:08}", state.step);
         let partial = self.folder.join(format!(".{name}"));
@@ -316,18 +316,18 @@ impl Store {
             )));
         }
         let untidied = self.remove_partial().and_then(|()| self.retain()).err();
-        Ok(Saved { path: complete, untidied })
+        Ok(SaveReport { path: complete, untidied })
     }
 
     fn retain(&self) -> Result<()> {
         let checkpoints = self.list()?;
         // One that cannot be read counts as unscored: only age can let it go.
-        let candidates: Vec<Candidate> = checkpoints
+        let candidates: Vec<RetentionCandidate> = checkpoints
             .iter()
             .map(|(step, folder)| {
                 let state = require_state(folder).ok();
                 let by_time = state.as_ref().is_some_and(|state| state.by_time);
-                Candidate { step: *step, val_loss: state.and_then(|state| state.val_loss), by_time }
+                RetentionCandidate { step: *step, val_loss: state.and_then(|state| state.val_loss), by_time }
             })
             .collect();
         for step in to_delete(&candidates, self.policy) {
@@ -367,11 +367,11 @@ mod tests {
     use model::ModelConfig;
     use tch::Device;
 
-    fn state(step: u64, val_loss: Option<f64>) -> State {
-        State { step, val_loss, ..State::new(&Config::example(), None, 10).unwrap() }
+    fn state(step: u64, val_loss: Option<f64>) -> TrainState {
+        TrainState { step, val_loss, ..TrainState::new(&Config::example(), None, 10).unwrap() }
     }
 
-    fn tiny() -> Snapshot {
+    fn tiny() -> HostSnapshot {
         let config = ModelConfig {
             n_embd: 8,
             n_head: 2,
@@ -383,13 +383,13 @@ mod tests {
         };
         let model = LanguageModel::initialise(config, 1, Device::Cpu).unwrap();
         let optimizer = Optimizer::new(crate::optim::adamw::OptimizerConfig::default(), &model);
-        let mut snapshot = Snapshot::room_for(&model, &optimizer).unwrap();
+        let mut snapshot = HostSnapshot::room_for(&model, &optimizer).unwrap();
         snapshot.take(&model, &optimizer).unwrap();
         snapshot
     }
 
-    fn store(folder: &Path) -> Store {
-        Store::new(
+    fn store(folder: &Path) -> CheckpointDir {
+        CheckpointDir::new(
             folder,
             &CheckpointConfig { keep_last: 2, keep_best: 1, keep_every: 0, ..CheckpointConfig::default() },
         )
@@ -427,8 +427,10 @@ mod tests {
         store.remove_partial().unwrap();
         assert_eq!(fs::read_dir(folder.path().join("checkpoints")).unwrap().count(), 1);
         // A file where the store wants its folder: nothing can be written there.
-        let blocked =
-            Store { folder: folder.path().join("checkpoints/step-00000010/state.json/x"), policy: store.policy };
+        let blocked = CheckpointDir {
+            folder: folder.path().join("checkpoints/step-00000010/state.json/x"),
+            policy: store.policy,
+        };
         assert!(blocked.save(&snapshot, state(20, None)).is_err());
         verify(&folder.path().join("checkpoints/step-00000010")).unwrap();
     }
@@ -453,7 +455,7 @@ mod tests {
     fn what_a_run_did_not_come_by_is_set_aside() {
         let folder = tempfile::tempdir().unwrap();
         let (snapshot, store) = (tiny(), store(folder.path()));
-        let store = Store { policy: Policy { last: 9, ..store.policy }, ..store };
+        let store = CheckpointDir { policy: RetentionPolicy { last: 9, ..store.policy }, ..store };
         let save = |step| store.save(&snapshot, state(step, None)).unwrap().path;
         let [first, second, third] = [10, 20, 30].map(save);
         let steps = || store.list().unwrap().iter().map(|(step, _)| *step).collect::<Vec<u64>>();

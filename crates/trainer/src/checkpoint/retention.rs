@@ -2,7 +2,7 @@
 
 /// A checkpoint as the policy sees it.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct Candidate {
+pub(crate) struct RetentionCandidate {
     pub step: u64,
     /// Validation loss at its step, where there was a validation.
     pub val_loss: Option<f64>,
@@ -12,7 +12,7 @@ pub(crate) struct Candidate {
 
 /// What to keep.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Policy {
+pub(crate) struct RetentionPolicy {
     /// The newest so many of those whose step was due; at least one.
     pub last: usize,
     /// The so many of lowest validation loss.
@@ -23,7 +23,7 @@ pub(crate) struct Policy {
 
 /// Steps of the checkpoints to delete, ascending. The newest of all is never among them; one
 /// that was saved by time goes with the next of any kind, unless it is among the best or for good.
-pub(crate) fn to_delete(checkpoints: &[Candidate], policy: Policy) -> Vec<u64> {
+pub(crate) fn to_delete(checkpoints: &[RetentionCandidate], policy: RetentionPolicy) -> Vec<u64> {
     let mut by_step = checkpoints.to_vec();
     by_step.sort_by_key(|c| std::cmp::Reverse(c.step));
     let mut kept: Vec<u64> = by_step.iter().take(1).map(|c| c.step).collect();
@@ -45,15 +45,16 @@ mod tests {
 
     use super::*;
 
-    fn candidates(losses: &[(u64, f64)]) -> Vec<Candidate> {
-        let candidate = |&(step, loss)| Candidate { step, val_loss: (loss > 0.0).then_some(loss), by_time: false };
+    fn candidates(losses: &[(u64, f64)]) -> Vec<RetentionCandidate> {
+        let candidate =
+            |&(step, loss)| RetentionCandidate { step, val_loss: (loss > 0.0).then_some(loss), by_time: false };
         losses.iter().map(candidate).collect()
     }
 
     #[test]
     fn last_best_and_every_are_kept() {
         let all = candidates(&[(100, 5.0), (200, 3.0), (300, 4.0), (400, 2.0), (500, 6.0), (600, 0.0), (700, 0.0)]);
-        let delete = |last, best, every| to_delete(&all, Policy { last, best, every });
+        let delete = |last, best, every| to_delete(&all, RetentionPolicy { last, best, every });
         assert_eq!(delete(2, 2, 0), [100, 300, 500]);
         assert_eq!(delete(1, 0, 300), [100, 200, 400, 500]);
         assert_eq!(delete(10, 0, 0), [0; 0]);
@@ -64,24 +65,28 @@ mod tests {
     fn the_earlier_of_equals_and_no_nan_is_best() {
         let mut all = candidates(&[(1, 2.0), (2, 2.0), (3, 9.0), (4, 9.0)]);
         all[2].val_loss = Some(f64::NAN);
-        assert_eq!(to_delete(&all, Policy { last: 1, best: 1, every: 0 }), [2, 3]);
+        assert_eq!(to_delete(&all, RetentionPolicy { last: 1, best: 1, every: 0 }), [2, 3]);
     }
 
     #[test]
     fn one_by_time_goes_with_the_next_and_takes_no_place_of_the_last() {
-        let policy = Policy { last: 2, best: 0, every: 0 };
+        let policy = RetentionPolicy { last: 2, best: 0, every: 0 };
         let mut all = candidates(&[(100, 0.0), (200, 0.0), (237, 0.0)]);
         all[2].by_time = true;
         assert_eq!(to_delete(&all, policy), [0; 0]);
-        all.push(Candidate { step: 274, ..all[2] });
+        all.push(RetentionCandidate { step: 274, ..all[2] });
         assert_eq!(to_delete(&all, policy), [237]);
-        all.push(Candidate { step: 300, val_loss: None, by_time: false });
+        all.push(RetentionCandidate { step: 300, val_loss: None, by_time: false });
         assert_eq!(to_delete(&all, policy), [100, 237, 274]);
     }
 
-    fn candidate() -> impl Strategy<Value = Candidate> {
+    fn candidate() -> impl Strategy<Value = RetentionCandidate> {
         let loss = prop_oneof![Just(None), (0u8..5).prop_map(|n| Some(f64::from(n))), Just(Some(f64::NAN))];
-        (0u64..60, loss, any::<bool>()).prop_map(|(step, val_loss, by_time)| Candidate { step, val_loss, by_time })
+        (0u64..60, loss, any::<bool>()).prop_map(|(step, val_loss, by_time)| RetentionCandidate {
+            step,
+            val_loss,
+            by_time,
+        })
     }
 
     proptest! {
@@ -92,9 +97,9 @@ mod tests {
         ) {
             all.sort_by_key(|c| c.step);
             all.dedup_by_key(|c| c.step);
-            let policy = Policy { last, best, every };
+            let policy = RetentionPolicy { last, best, every };
             let deleted = to_delete(&all, policy);
-            let kept: Vec<Candidate> = all.iter().filter(|c| !deleted.contains(&c.step)).copied().collect();
+            let kept: Vec<RetentionCandidate> = all.iter().filter(|c| !deleted.contains(&c.step)).copied().collect();
             // Only what is there, and never the newest.
             prop_assert_eq!(kept.len() + deleted.len(), all.len());
             prop_assert_eq!(kept.last().map(|c| c.step), all.last().map(|c| c.step));
@@ -102,7 +107,7 @@ mod tests {
             prop_assert!(every == 0 || deleted.iter().all(|step| step % every != 0));
             let due: Vec<u64> = all.iter().filter(|c| !c.by_time).map(|c| c.step).collect();
             prop_assert!(due.iter().rev().take(last.max(1)).all(|step| !deleted.contains(step)));
-            let finite = |list: &[Candidate]| -> Vec<f64> {
+            let finite = |list: &[RetentionCandidate]| -> Vec<f64> {
                 list.iter().filter_map(|c| c.val_loss.filter(|l| l.is_finite())).collect()
             };
             let lowest = finite(&all).into_iter().fold(f64::INFINITY, f64::min);

@@ -10,7 +10,7 @@ use crate::optim::adamw::Optimizer;
 /// Weights and moments in host memory, 12 bytes a parameter: the room is made once, and each copy
 /// overwrites the one before.
 #[derive(Debug)]
-pub(crate) struct Snapshot {
+pub(crate) struct HostSnapshot {
     pub(crate) config: ModelConfig,
     /// In the model's order.
     weights: Vec<(String, Tensor)>,
@@ -18,7 +18,7 @@ pub(crate) struct Snapshot {
     moments: Vec<(String, Tensor)>,
 }
 
-impl Snapshot {
+impl HostSnapshot {
     /// Room for a copy of these, written to once: no page is faulted in while a step waits.
     ///
     /// # Errors
@@ -28,7 +28,7 @@ impl Snapshot {
             let made = Tensor::f_zeros(tensor.size(), (Kind::Float, Device::Cpu));
             Ok((name.to_owned(), made.context("the copy of weights and moments that a checkpoint is written from")?))
         };
-        Ok(Snapshot {
+        Ok(HostSnapshot {
             config: model.config().clone(),
             weights: model.parameters().iter().map(|(name, tensor)| room(name, tensor)).collect::<Result<_>>()?,
             moments: optimizer.state().iter().map(|(name, tensor)| room(name, tensor)).collect::<Result<_>>()?,

@@ -6,11 +6,11 @@ use anyhow::{Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::optim::step_guard::StabilityState;
+use crate::optim::step_guard::StepGuardState;
 
 /// `state.json`: where a run stands.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct State {
+pub struct TrainState {
     /// Of this file's layout.
     pub format_version: u32,
     /// Optimiser steps done.
@@ -30,7 +30,7 @@ pub struct State {
     pub by_time: bool,
     /// Steps skipped, the loss scale, and what spikes are told from.
     #[serde(default)]
-    pub stability: StabilityState,
+    pub step_guard: StepGuardState,
     /// Of the resolved configuration as TOML.
     pub config_sha256: String,
     /// Of the data's manifest; absent where the data has none.
@@ -49,17 +49,17 @@ pub struct State {
     pub checksum: String,
 }
 
-/// Layout of [`State`].
+/// Layout of [`TrainState`].
 const FORMAT_VERSION: u32 = 1;
 
-impl State {
+impl TrainState {
     /// A new state at this version, before any file is written.
     pub(crate) fn new(
         config: &crate::config::Config,
         manifest_sha256: Option<String>,
         train_tokens: u64,
     ) -> Result<Self> {
-        Ok(State {
+        Ok(TrainState {
             format_version: FORMAT_VERSION,
             step: 0,
             sequences: 0,
@@ -68,7 +68,7 @@ impl State {
             best_val_loss: None,
             best_step: None,
             by_time: false,
-            stability: StabilityState::default(),
+            step_guard: StepGuardState::default(),
             config_sha256: hex(&Sha256::digest(config.to_toml()?)),
             manifest_sha256,
             train_tokens,
@@ -85,7 +85,7 @@ impl State {
 
     /// Optimiser steps that changed the weights.
     pub(crate) fn updates(&self) -> u64 {
-        self.step.saturating_sub(self.stability.skipped)
+        self.step.saturating_sub(self.step_guard.skipped)
     }
 
     /// Where the run stood before its last `steps` steps, all of which were skipped: the weights
@@ -96,19 +96,19 @@ impl State {
         before.sequences -= steps * batch_sequences;
         before.tokens -= steps * batch_tokens;
         (before.val_loss, before.by_time) = (None, false);
-        before.stability = before.stability.before_row();
+        before.step_guard = before.step_guard.before_row();
         before
     }
 
     pub(crate) fn to_json(&self) -> Result<String> {
-        let unsigned = State { checksum: String::new(), ..self.clone() };
+        let unsigned = TrainState { checksum: String::new(), ..self.clone() };
         let text = serde_json::to_string_pretty(&unsigned)? + "\n";
         let checksum = hex(&Sha256::digest(&text));
         Ok(text.replace("\"checksum\": \"\"", &format!("\"checksum\": \"{checksum}\"")))
     }
 
     pub(crate) fn from_json(text: &str) -> Result<Self> {
-        let state: State = serde_json::from_str(text)?;
+        let state: TrainState = serde_json::from_str(text)?;
         let unsigned = text.replace(&format!("\"checksum\": \"{}\"", state.checksum), "\"checksum\": \"\"");
         ensure!(
             hex(&Sha256::digest(&unsigned)) == state.checksum,
@@ -133,7 +133,7 @@ pub(crate) fn hex(digest: &[u8]) -> String {
 ///
 /// # Errors
 /// Naming the key, with both values.
-pub(crate) fn compare(state: &State, now: &State) -> Result<Vec<String>> {
+pub(crate) fn compare(state: &TrainState, now: &TrainState) -> Result<Vec<String>> {
     if state.manifest_sha256 != now.manifest_sha256 {
         bail!(
             "the data is not the checkpoint's: the SHA-256 of its manifest differs; start a new run with checkpoint.init_from to train on other data"
@@ -156,7 +156,7 @@ pub(crate) fn compare(state: &State, now: &State) -> Result<Vec<String>> {
             }
         }
     }
-    const FIXED: [&str; 4] = ["run.seed", "data.sequence_length", "data.order", "batch.tokens"];
+    const FIXED: [&str; 4] = ["run.seed", "data.sequence_length", "data.order", "batch.tokens_per_step"];
     for (key, before, value) in &differing {
         let shape = key.starts_with("model.") && key != "model.dropout";
         ensure!(
@@ -172,16 +172,16 @@ mod tests {
     use super::*;
     use crate::config::Config;
 
-    fn state(step: u64, val_loss: Option<f64>) -> State {
-        State { step, val_loss, ..State::new(&Config::example(), None, 10).unwrap() }
+    fn state(step: u64, val_loss: Option<f64>) -> TrainState {
+        TrainState { step, val_loss, ..TrainState::new(&Config::example(), None, 10).unwrap() }
     }
 
     #[test]
     fn a_state_detects_any_change_of_itself() {
         let text = state(7, Some(3.25)).to_json().unwrap();
-        assert_eq!(State::from_json(&text).unwrap().step, 7);
+        assert_eq!(TrainState::from_json(&text).unwrap().step, 7);
         let changed = text.replace("\"step\": 7", "\"step\": 8");
-        assert!(State::from_json(&changed).unwrap_err().to_string().contains("checksum"));
+        assert!(TrainState::from_json(&changed).unwrap_err().to_string().contains("checksum"));
     }
 
     #[test]
@@ -189,14 +189,14 @@ mod tests {
         let saved = state(5, None);
         let mut config = Config::example();
         config.optimizer.weight_decay = 0.2;
-        let now = State::new(&config, None, 10).unwrap();
+        let now = TrainState::new(&config, None, 10).unwrap();
         assert_eq!(compare(&saved, &now).unwrap(), ["optimizer.weight_decay 0.1 -> 0.2"]);
         config.run.seed = 3;
-        let error = compare(&saved, &State::new(&config, None, 10).unwrap()).unwrap_err().to_string();
+        let error = compare(&saved, &TrainState::new(&config, None, 10).unwrap()).unwrap_err().to_string();
         assert!(error.starts_with("run.seed is 3, but the checkpoint was made with 1111"), "{error}");
-        let other_data = State::new(&Config::example(), Some("00".into()), 10).unwrap();
+        let other_data = TrainState::new(&Config::example(), Some("00".into()), 10).unwrap();
         assert!(compare(&saved, &other_data).unwrap_err().to_string().contains("data is not the checkpoint's"));
-        let other_data = State::new(&Config::example(), None, 11).unwrap();
+        let other_data = TrainState::new(&Config::example(), None, 11).unwrap();
         assert!(compare(&saved, &other_data).unwrap_err().to_string().contains("has 11 tokens and had 10"));
     }
 }

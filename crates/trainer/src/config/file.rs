@@ -145,7 +145,7 @@ fn known<'a>(schema: &'a Table, key: &str, name: &str) -> Result<&'a Value> {
 }
 
 /// The one key with two types.
-const MICRO_BATCH: &str = "batch.micro_batch";
+const MICRO_BATCH: &str = "batch.micro_batch_size";
 
 fn fits(name: &str, value: &Value, example: &Value) -> bool {
     match (value, example) {
@@ -218,15 +218,15 @@ mod tests {
     use crate::data::batch_reader::MicroBatch;
     use crate::optim::lr_schedule::Decay;
 
-    struct Files(tempfile::TempDir);
+    struct ConfigFiles(tempfile::TempDir);
 
-    impl Files {
+    impl ConfigFiles {
         fn new(files: &[(&str, &str)]) -> Self {
             let folder = tempfile::tempdir().unwrap();
             for (name, text) in files {
                 fs::write(folder.path().join(name), text).unwrap();
             }
-            Files(folder)
+            ConfigFiles(folder)
         }
 
         fn load(&self, overrides: &[&str]) -> Result<Config> {
@@ -239,8 +239,8 @@ mod tests {
         }
     }
 
-    fn one(text: &str) -> Files {
-        Files::new(&[("run.toml", text)])
+    fn one(text: &str) -> ConfigFiles {
+        ConfigFiles::new(&[("run.toml", text)])
     }
 
     #[test]
@@ -251,13 +251,13 @@ mod tests {
         assert_eq!((config.model.dropout, config.run.seed), (0.1, 1111));
         assert_eq!((config.optimizer.learning_rate, config.optimizer.weight_decay), (6e-4, 0.1));
         assert_eq!((config.schedule.warmup_steps, config.schedule.max_steps), (5_000, 100_000));
-        assert_eq!((config.batch.tokens, config.data.sequence_length), (524_288, 512));
+        assert_eq!((config.batch.tokens_per_step, config.data.sequence_length), (524_288, 512));
         assert_eq!((config.checkpoint.keep_last, config.checkpoint.keep_best), (2, 3));
     }
 
     #[test]
     fn a_base_is_overridden_key_by_key_and_by_set() {
-        let files = Files::new(&[
+        let files = ConfigFiles::new(&[
             ("base.toml", "[model]\nn_embd = 64\nn_head = 4\nn_layer = 2\n[data]\npath = 'a'"),
             ("run.toml", "base = 'base.toml'\n[model]\nn_layer = 3\n"),
         ]);
@@ -265,7 +265,7 @@ mod tests {
             .load(&[
                 "data.path=b",
                 "optimizer.learning_rate=1",
-                "batch.micro_batch=4",
+                "batch.micro_batch_size=4",
                 "schedule.decay=cosine",
                 "run.name=\"x y\"",
                 "optimizer.betas=[0.9, 0.95]",
@@ -276,10 +276,10 @@ mod tests {
         assert_eq!((config.model.n_embd, config.model.n_layer), (64, 3));
         assert_eq!((config.data.path.to_str(), config.run.name.as_str()), (Some("b"), "x y"));
         assert_eq!((config.optimizer.learning_rate, config.optimizer.betas), (1.0, (0.9, 0.95)));
-        assert_eq!((config.batch.micro_batch, config.schedule.decay), (MicroBatch::Sequences(4), Decay::Cosine));
+        assert_eq!((config.batch.micro_batch_size, config.schedule.decay), (MicroBatch::Sequences(4), Decay::Cosine));
         assert!(!config.logging.tensorboard);
         assert_eq!(
-            one("[data]\npath='x'").load(&["batch.micro_batch=auto", "run.name=2024"]).unwrap().run.name,
+            one("[data]\npath='x'").load(&["batch.micro_batch_size=auto", "run.name=2024"]).unwrap().run.name,
             "2024"
         );
     }
@@ -325,8 +325,8 @@ mod tests {
         assert!(one(&format!("{path}[batch]\nmicro_batch='most'")).error(&[]).contains("most"));
         assert!(one(path).error(&["optimizer.learning_rate=-1"]).contains("optimizer.learning_rate is -1"));
         assert!(one(path).error(&["run.seed=-1"]).contains("-1"));
-        assert!(one(path).error(&["stability.spike_window=1"]).contains("stability.spike_window is 1"));
-        assert!(one(path).error(&["stability.skip_spikes=true", "stability.spike_window=0"]).contains("finds none"));
+        assert!(one(path).error(&["step_guard.spike_window=1"]).contains("step_guard.spike_window is 1"));
+        assert!(one(path).error(&["step_guard.skip_spikes=true", "step_guard.spike_window=0"]).contains("finds none"));
         assert!(one(path).error(&["model.n_embd=ten"]).contains("it must be a whole number"));
         assert!(one(path).error(&["model.n_emb=10"]).contains("nearest is model.n_embd"));
         assert!(one(path).error(&["seed=10"]).contains("section.key=value"));

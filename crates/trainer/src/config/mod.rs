@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use data_prep::DataConfig;
-use model::{Kernels, ModelConfig, Pass};
+use model::{ForwardOptions, Kernels, ModelConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::CheckpointConfig;
@@ -16,7 +16,7 @@ use crate::distributed::collectives::DistributedConfig;
 use crate::logging::metrics::LoggingConfig;
 use crate::optim::adamw::OptimizerConfig;
 use crate::optim::lr_schedule::ScheduleConfig;
-use crate::optim::step_guard::StabilityConfig;
+use crate::optim::step_guard::StepGuardConfig;
 
 /// Type of matrix products.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,7 +54,7 @@ impl fmt::Display for Precision {
 /// Where to compute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Device {
+pub enum DeviceKind {
     /// A GPU where one can be used, else the CPU.
     Auto,
     /// The CPU.
@@ -74,7 +74,7 @@ pub struct RunConfig {
     /// Type of matrix products.
     pub precision: Precision,
     /// Where to compute.
-    pub device: Device,
+    pub device: DeviceKind,
     /// CPU threads of this process; 0 for physical cores / local ranks.
     pub threads: usize,
     /// Give each of several local ranks physical cores of its own.
@@ -85,7 +85,7 @@ pub struct RunConfig {
     /// once, its places sharing their dropout masks. Faster, and not quite the published run.
     pub share_sense_dropout: bool,
     /// Seconds without progress after which a process ends itself; 0 for never.
-    pub watchdog: u64,
+    pub watchdog_seconds: u64,
 }
 
 impl Default for RunConfig {
@@ -94,12 +94,12 @@ impl Default for RunConfig {
             name: "backpack".to_owned(),
             seed: 1111, // the published run's
             precision: Precision::Bf16,
-            device: Device::Auto,
+            device: DeviceKind::Auto,
             threads: 0,
             pin_threads: true,
             kernels: Kernels::default(),
             share_sense_dropout: false,
-            watchdog: 1_800, // far above any pass, batch of a validation or checkpoint
+            watchdog_seconds: 1_800, // far above any pass, batch of a validation or checkpoint
         }
     }
 }
@@ -109,7 +109,7 @@ impl Default for RunConfig {
 #[serde(deny_unknown_fields, default)]
 pub struct ValidationConfig {
     /// Steps between validations; 0 for the last step alone.
-    pub every: u64,
+    pub every_steps: u64,
     /// Validate on the first so many sequences; 0 for the whole split.
     pub max_sequences: u64,
 }
@@ -117,7 +117,7 @@ pub struct ValidationConfig {
 impl Default for ValidationConfig {
     fn default() -> Self {
         // The published run: every 1,000 steps on the whole split.
-        ValidationConfig { every: 1_000, max_sequences: 0 }
+        ValidationConfig { every_steps: 1_000, max_sequences: 0 }
     }
 }
 
@@ -136,9 +136,9 @@ pub struct Config {
     /// `[optimizer]`
     #[serde(default)]
     pub optimizer: OptimizerConfig,
-    /// `[stability]`
+    /// `[step_guard]`
     #[serde(default)]
-    pub stability: StabilityConfig,
+    pub step_guard: StepGuardConfig,
     /// `[schedule]`
     #[serde(default)]
     pub schedule: ScheduleConfig,
@@ -171,7 +171,7 @@ impl Config {
                 order: data_prep::Order::Shuffled,
             },
             optimizer: OptimizerConfig::default(),
-            stability: StabilityConfig::default(),
+            step_guard: StepGuardConfig::default(),
             schedule: ScheduleConfig::default(),
             batch: BatchConfig::default(),
             validation: ValidationConfig::default(),
@@ -182,8 +182,8 @@ impl Config {
     }
 
     /// How a training pass is done.
-    pub fn pass(&self) -> Pass {
-        Pass {
+    pub fn pass(&self) -> ForwardOptions {
+        ForwardOptions {
             kind: self.run.precision.kind(),
             dropout: self.model.dropout,
             kernels: self.run.kernels,
@@ -203,7 +203,7 @@ impl Config {
         );
         self.model.validate().context("[model] makes no network")?;
         self.optimizer.validate()?;
-        self.stability.validate()?;
+        self.step_guard.validate()?;
         self.schedule.validate(self.optimizer.learning_rate)?;
         self.checkpoint.validate()?;
         self.logging.validate()?;

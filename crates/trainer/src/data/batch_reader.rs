@@ -9,15 +9,15 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 #[serde(deny_unknown_fields, default)]
 pub struct BatchConfig {
     /// Tokens of a step over all processes.
-    pub tokens: u64,
+    pub tokens_per_step: u64,
     /// Sequences per process and pass.
-    pub micro_batch: MicroBatch,
+    pub micro_batch_size: MicroBatch,
 }
 
 impl Default for BatchConfig {
     fn default() -> Self {
         // The published run: 1,024 sequences of 512 tokens.
-        BatchConfig { tokens: 524_288, micro_batch: MicroBatch::Auto }
+        BatchConfig { tokens_per_step: 524_288, micro_batch_size: MicroBatch::Auto }
     }
 }
 
@@ -64,7 +64,7 @@ impl<'de> Deserialize<'de> for MicroBatch {
 
 /// How a step's sequences are split into passes, derived once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Split {
+pub struct BatchLayout {
     /// Sequences of a step over all processes.
     pub sequences: u64,
     /// Sequences per pass.
@@ -78,21 +78,21 @@ impl BatchConfig {
     ///
     /// # Errors
     /// When something does not divide, with what would.
-    pub fn split(&self, sequence_length: u64, world_size: u64) -> Result<Split> {
-        let tokens = self.tokens;
+    pub fn split(&self, sequence_length: u64, world_size: u64) -> Result<BatchLayout> {
+        let tokens = self.tokens_per_step;
         ensure!(
             tokens > 0 && tokens.is_multiple_of(sequence_length),
-            "batch.tokens {tokens} is no multiple of data.sequence_length {sequence_length}: use {} or {}",
+            "batch.tokens_per_step {tokens} is no multiple of data.sequence_length {sequence_length}: use {} or {}",
             (tokens / sequence_length).max(1) * sequence_length,
             ((tokens / sequence_length).max(1) + 1) * sequence_length
         );
         let sequences = tokens / sequence_length;
         ensure!(
             sequences.is_multiple_of(world_size),
-            "batch.tokens {tokens} are {sequences} sequences, which do not divide among {world_size} processes"
+            "batch.tokens_per_step {tokens} are {sequences} sequences, which do not divide among {world_size} processes"
         );
         let own = sequences / world_size;
-        let micro_batch = match self.micro_batch {
+        let micro_batch = match self.micro_batch_size {
             MicroBatch::Sequences(n) => n,
             MicroBatch::Auto => {
                 let most = (AUTO_TOKENS / sequence_length).clamp(1, own);
@@ -101,14 +101,14 @@ impl BatchConfig {
         };
         ensure!(
             micro_batch > 0 && own.is_multiple_of(micro_batch),
-            "batch.micro_batch {micro_batch} does not divide the {own} sequences of a step and process \
-             (batch.tokens {tokens} / data.sequence_length {sequence_length} / {world_size} processes)"
+            "batch.micro_batch_size {micro_batch} does not divide the {own} sequences of a step and process \
+             (batch.tokens_per_step {tokens} / data.sequence_length {sequence_length} / {world_size} processes)"
         );
-        Ok(Split { sequences, micro_batch, accumulation: own / micro_batch })
+        Ok(BatchLayout { sequences, micro_batch, accumulation: own / micro_batch })
     }
 }
 
-impl Split {
+impl BatchLayout {
     /// Numbers of the first sequence of each pass of a rank, for `steps` steps of which the
     /// first begins with the sequence numbered `from`. A step's sequences are divided among
     /// the ranks in runs, by rank.
@@ -122,16 +122,16 @@ impl Split {
 /// The training sequences in their order: step k takes those numbered from
 /// `sequences` x k, whatever the number of processes and the size of a pass.
 #[derive(Debug)]
-pub struct Batches {
+pub struct BatchReader {
     split: TokenSplit,
     order: SequenceOrder,
     sequence_length: usize,
 }
 
-impl Batches {
+impl BatchReader {
     /// Over a split that holds at least one sequence.
     pub fn new(split: TokenSplit, order: SequenceOrder, sequence_length: usize) -> Self {
-        Batches { split, order, sequence_length }
+        BatchReader { split, order, sequence_length }
     }
 
     /// Tokens T of a sequence.
@@ -153,8 +153,10 @@ impl Batches {
 mod tests {
     use super::*;
 
-    fn split(tokens: u64, micro_batch: MicroBatch, world_size: u64) -> Result<Split, String> {
-        BatchConfig { tokens, micro_batch }.split(512, world_size).map_err(|e| e.to_string())
+    fn split(tokens: u64, micro_batch: MicroBatch, world_size: u64) -> Result<BatchLayout, String> {
+        BatchConfig { tokens_per_step: tokens, micro_batch_size: micro_batch }
+            .split(512, world_size)
+            .map_err(|e| e.to_string())
     }
 
     #[test]
@@ -162,16 +164,16 @@ mod tests {
         let published = |micro, world| split(524_288, micro, world).unwrap();
         assert_eq!(
             published(MicroBatch::Sequences(32), 4),
-            Split { sequences: 1024, micro_batch: 32, accumulation: 8 }
+            BatchLayout { sequences: 1024, micro_batch: 32, accumulation: 8 }
         );
-        assert_eq!(published(MicroBatch::Auto, 1), Split { sequences: 1024, micro_batch: 16, accumulation: 64 });
+        assert_eq!(published(MicroBatch::Auto, 1), BatchLayout { sequences: 1024, micro_batch: 16, accumulation: 64 });
         assert_eq!(split(512 * 6, MicroBatch::Auto, 1).unwrap().micro_batch, 6);
         assert_eq!(split(512 * 34, MicroBatch::Auto, 1).unwrap().micro_batch, 2);
     }
 
     #[test]
     fn passes_follow_one_another_across_steps() {
-        let split = Split { sequences: 6, micro_batch: 2, accumulation: 3 };
+        let split = BatchLayout { sequences: 6, micro_batch: 2, accumulation: 3 };
         assert_eq!(split.passes(12, 2, 0).collect::<Vec<_>>(), [12, 14, 16, 18, 20, 22]);
         assert_eq!(split.passes(12, 0, 0).count(), 0);
     }
@@ -179,7 +181,8 @@ mod tests {
     #[test]
     fn the_ranks_of_any_world_take_the_same_sequences() {
         for world in [1, 2, 3, 4, 6] {
-            let split = BatchConfig { tokens: 512 * 12, micro_batch: MicroBatch::Sequences(1) }.split(512, world);
+            let split =
+                BatchConfig { tokens_per_step: 512 * 12, micro_batch_size: MicroBatch::Sequences(1) }.split(512, world);
             let split = split.unwrap();
             let mut taken: Vec<Vec<u64>> = vec![Vec::new(); 3];
             for rank in 0..world {
@@ -198,7 +201,7 @@ mod tests {
     #[test]
     fn what_does_not_divide_is_refused() {
         let error = split(1000, MicroBatch::Auto, 1).unwrap_err();
-        assert_eq!(error, "batch.tokens 1000 is no multiple of data.sequence_length 512: use 512 or 1024");
+        assert_eq!(error, "batch.tokens_per_step 1000 is no multiple of data.sequence_length 512: use 512 or 1024");
         assert!(split(0, MicroBatch::Auto, 1).is_err());
         assert!(
             split(512 * 6, MicroBatch::Sequences(4), 1).unwrap_err().contains("micro_batch 4 does not divide the 6")

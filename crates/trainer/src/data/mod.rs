@@ -9,13 +9,13 @@ use data_prep::{SequenceOrder, Split, TokenSplit};
 use crate::config::Config;
 
 /// Both splits, and the order of the training sequences.
-pub(crate) struct Data {
+pub(crate) struct DataSplits {
     pub(crate) train: TokenSplit,
     pub(crate) val: TokenSplit,
     pub(crate) order: SequenceOrder,
 }
 
-impl Data {
+impl DataSplits {
     /// # Errors
     /// When a split is not there, damaged, too short for a sequence, or has ids that the
     /// model does not know.
@@ -28,7 +28,7 @@ impl Data {
         };
         let (train, val) = (open(Split::Train)?, open(Split::Val)?);
         let order = SequenceOrder::new(config.data.order, train.sequences(length), config.run.seed);
-        Ok(Data { train, val, order })
+        Ok(DataSplits { train, val, order })
     }
 
     /// Training sequences of an epoch.

@@ -7,7 +7,7 @@ use std::thread::{Builder, JoinHandle};
 use anyhow::{Context, Result, anyhow};
 use tch::{Device, Tensor};
 
-use crate::data::batch_reader::Batches;
+use crate::data::batch_reader::BatchReader;
 
 /// Micro-batches that lie ready, besides the one being read: enough to hide a slow read
 /// behind a pass, and little memory (64 KB of ids for 8,192 tokens).
@@ -33,7 +33,7 @@ impl Prefetch {
     /// # Errors
     /// When the system has no more threads.
     pub(crate) fn start(
-        batches: Batches,
+        batches: BatchReader,
         firsts: impl Iterator<Item = u64> + Send + 'static,
         count: u64,
         device: Device,
@@ -120,9 +120,9 @@ mod tests {
         folder
     }
 
-    fn batches(folder: &Path, order: Order) -> Batches {
+    fn batches(folder: &Path, order: Order) -> BatchReader {
         let split = TokenSplit::open(folder, Split::Train, 500).unwrap();
-        Batches::new(split, SequenceOrder::new(order, SEQUENCES, 7), LENGTH)
+        BatchReader::new(split, SequenceOrder::new(order, SEQUENCES, 7), LENGTH)
     }
 
     fn values(tensor: &Tensor) -> Vec<i64> {

@@ -1,6 +1,6 @@
 //! The processes of a run, and what they agree on.
 //!
-//! Every method but [`Ranks::rank`] and its like is collective: all ranks call it, in the
+//! Every method but [`Collectives::rank`] and its like is collective: all ranks call it, in the
 //! same order. A run of one process has no group, and agrees with itself at no cost.
 
 use std::collections::BTreeMap;
@@ -20,9 +20,9 @@ use crate::distributed::world::World;
 #[serde(deny_unknown_fields, default)]
 pub struct DistributedConfig {
     /// Seconds to wait for all processes at the start, and for what they do before the first step.
-    pub start_timeout: u64,
+    pub init_timeout_seconds: u64,
     /// Seconds that an exchange between the processes may take from then on.
-    pub timeout: u64,
+    pub timeout_seconds: u64,
     /// The network interface that Gloo uses; empty for the one that leads to rank 0.
     pub interface: String,
     /// Gradients that are reduced together, in MiB.
@@ -34,8 +34,8 @@ pub struct DistributedConfig {
 impl Default for DistributedConfig {
     fn default() -> Self {
         DistributedConfig {
-            start_timeout: 900, // nodes of a cluster start minutes apart
-            timeout: 600,       // the slowest pass or validation batch of another rank
+            init_timeout_seconds: 900, // nodes of a cluster start minutes apart
+            timeout_seconds: 600,      // the slowest pass or validation batch of another rank
             interface: String::new(),
             bucket_mb: 25, // DistributedDataParallel's
             overlap: true,
@@ -49,9 +49,11 @@ impl DistributedConfig {
     /// # Errors
     /// Naming the key.
     pub(crate) fn validate(&self) -> Result<()> {
-        for (key, value) in
-            [("start_timeout", self.start_timeout), ("timeout", self.timeout), ("bucket_mb", self.bucket_mb)]
-        {
+        for (key, value) in [
+            ("init_timeout_seconds", self.init_timeout_seconds),
+            ("timeout_seconds", self.timeout_seconds),
+            ("bucket_mb", self.bucket_mb),
+        ] {
             ensure!(value > 0, "distributed.{key} is 0: it must be at least 1");
         }
         Ok(())
@@ -65,7 +67,7 @@ impl DistributedConfig {
 
 /// This process among those of the run.
 #[derive(Debug)]
-pub(crate) struct Ranks {
+pub(crate) struct Collectives {
     rank: usize,
     size: usize,
     /// None in a run of one.
@@ -73,11 +75,11 @@ pub(crate) struct Ranks {
     timeout: Duration,
 }
 
-impl Ranks {
+impl Collectives {
     /// The only process of a run.
     #[cfg(test)]
     pub(crate) fn alone() -> Self {
-        Ranks { rank: 0, size: 1, group: None, timeout: Duration::ZERO }
+        Collectives { rank: 0, size: 1, group: None, timeout: Duration::ZERO }
     }
 
     /// Meets the other processes.
@@ -93,14 +95,19 @@ impl Ranks {
                     port: *port,
                     rank: world.rank,
                     world_size: world.size,
-                    timeout: Duration::from_secs(config.start_timeout),
+                    timeout: Duration::from_secs(config.init_timeout_seconds),
                     interface: Some(&config.interface[..]).filter(|name| !name.is_empty()),
                     name: &world.token,
                 };
                 Some(ProcessGroup::join(&at, device)?)
             }
         };
-        Ok(Ranks { rank: world.rank, size: world.size, group, timeout: Duration::from_secs(config.timeout) })
+        Ok(Collectives {
+            rank: world.rank,
+            size: world.size,
+            group,
+            timeout: Duration::from_secs(config.timeout_seconds),
+        })
     }
 
     /// Takes leave of the others, when all has gone well: nobody ends before the last is done.
@@ -296,7 +303,7 @@ mod tests {
 
     #[test]
     fn one_process_agrees_with_itself() {
-        let ranks = Ranks::alone();
+        let ranks = Collectives::alone();
         assert_eq!(ranks.any([true, false]).unwrap(), [true, false]);
         assert_eq!(ranks.smallest(3).unwrap(), 3);
         assert_eq!(ranks.sums([1.5, 2.0]).unwrap(), [1.5, 2.0]);

@@ -4,12 +4,12 @@ use anyhow::Result;
 use tch::{Kind, Tensor};
 use torch_ext::distributed::{ProcessGroup, ReduceOp, Reducer, ReducerStatistics};
 
-use crate::distributed::collectives::{DistributedConfig, Ranks};
+use crate::distributed::collectives::{Collectives, DistributedConfig};
 use crate::optim::adamw::Optimizer;
 
 /// The mean of the ranks' gradients, made once a step, with its last backward pass.
 #[derive(Debug)]
-pub enum Reduction<'a> {
+pub enum GradReducer<'a> {
     /// One process.
     None,
     /// libtorch's `c10d::Reducer`: bucket by bucket, while the backward pass goes on.
@@ -23,22 +23,22 @@ pub enum Reduction<'a> {
     },
 }
 
-impl<'a> Reduction<'a> {
+impl<'a> GradReducer<'a> {
     /// For the parameters of `optimizer`.
     ///
     /// # Errors
     /// When the ranks train different parameters, naming the first, or one is gone.
-    pub(crate) fn new(ranks: &'a Ranks, config: &DistributedConfig, optimizer: &Optimizer) -> Result<Self> {
-        let Some(group) = ranks.group() else { return Ok(Reduction::None) };
+    pub(crate) fn new(ranks: &'a Collectives, config: &DistributedConfig, optimizer: &Optimizer) -> Result<Self> {
+        let Some(group) = ranks.group() else { return Ok(GradReducer::None) };
         let bucket_bytes = config.bucket_bytes();
         if !config.overlap {
-            return Ok(Reduction::After { group, bucket_bytes });
+            return Ok(GradReducer::After { group, bucket_bytes });
         }
         let (names, parameters) = optimizer.in_forward_order();
         let reducer = Reducer::new(group, &names, &parameters, bucket_bytes)?;
         settle(&reducer, &parameters)?;
         optimizer.zero_grad()?;
-        Ok(Reduction::Overlapped(reducer))
+        Ok(GradReducer::Overlapped(reducer))
     }
 
     /// Before a forward pass; `last` for the last of a step.
@@ -47,7 +47,7 @@ impl<'a> Reduction<'a> {
     /// When a rank is gone.
     pub(crate) fn before_forward(&self, last: bool) -> Result<()> {
         match self {
-            Reduction::Overlapped(reducer) => Ok(reducer.before_forward(last)?),
+            GradReducer::Overlapped(reducer) => Ok(reducer.before_forward(last)?),
             _ => Ok(()),
         }
     }
@@ -58,7 +58,7 @@ impl<'a> Reduction<'a> {
     /// When the step before did not end.
     pub(crate) fn before_backward(&self, last: bool) -> Result<()> {
         match self {
-            Reduction::Overlapped(reducer) => Ok(reducer.before_backward(last)?),
+            GradReducer::Overlapped(reducer) => Ok(reducer.before_backward(last)?),
             _ => Ok(()),
         }
     }
@@ -69,8 +69,10 @@ impl<'a> Reduction<'a> {
     /// When a parameter got no gradient, or a rank is gone.
     pub(crate) fn after_backward(&self, last: bool, optimizer: &Optimizer) -> Result<()> {
         match self {
-            Reduction::Overlapped(reducer) => Ok(reducer.after_backward(last)?),
-            Reduction::After { group, bucket_bytes } if last => average(group, &optimizer.gradients()?, *bucket_bytes),
+            GradReducer::Overlapped(reducer) => Ok(reducer.after_backward(last)?),
+            GradReducer::After { group, bucket_bytes } if last => {
+                average(group, &optimizer.gradients()?, *bucket_bytes)
+            }
             _ => Ok(()),
         }
     }
@@ -78,7 +80,7 @@ impl<'a> Reduction<'a> {
     /// What the Reducer did so far.
     pub(crate) fn statistics(&self) -> Result<Option<ReducerStatistics>> {
         match self {
-            Reduction::Overlapped(reducer) => Ok(Some(reducer.statistics()?)),
+            GradReducer::Overlapped(reducer) => Ok(Some(reducer.statistics()?)),
             _ => Ok(None),
         }
     }

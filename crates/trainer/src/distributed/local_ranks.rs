@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 
 use crate::distributed::env::{self, Environment};
-use crate::distributed::slurm::Step;
+use crate::distributed::slurm::SlurmStep;
 use crate::distributed::world::on_terminal;
 
 /// This process among those of its run on this host.
@@ -26,10 +26,10 @@ impl LocalRanks {
     /// When a variable is no such number, or they contradict each other.
     pub fn from_environment() -> Result<Self> {
         let environment = Environment::new(&env::own);
-        Self::read(&environment, Step::read(&environment, on_terminal())?.as_ref())
+        Self::read(&environment, SlurmStep::read(&environment, on_terminal())?.as_ref())
     }
 
-    pub(crate) fn read(environment: &Environment<'_>, step: Option<&Step>) -> Result<Self> {
+    pub(crate) fn read(environment: &Environment<'_>, step: Option<&SlurmStep>) -> Result<Self> {
         let of_step = step.and_then(|step| step.local);
         let (says, count) = match (environment.number("LOCAL_WORLD_SIZE")?, of_step) {
             (Some(count), _) => ("LOCAL_WORLD_SIZE", count),
@@ -56,7 +56,7 @@ mod tests {
     fn read(pairs: &str) -> Result<(usize, Option<usize>), String> {
         let variable = given(pairs);
         let environment = Environment::new(&variable);
-        let ranks = Step::read(&environment, false).and_then(|step| LocalRanks::read(&environment, step.as_ref()));
+        let ranks = SlurmStep::read(&environment, false).and_then(|step| LocalRanks::read(&environment, step.as_ref()));
         ranks.map(|ranks| (ranks.count, ranks.rank)).map_err(|error| error.to_string())
     }
 

@@ -14,7 +14,7 @@ const FIRST_PORT: u64 = 20_000;
 
 /// A task among those of its step.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Step {
+pub(crate) struct SlurmStep {
     pub(crate) rank: usize,
     pub(crate) size: usize,
     /// Tasks of the step on this host, and which of them this is; none where Slurm does not say.
@@ -23,7 +23,7 @@ pub(crate) struct Step {
     pub(crate) token: String,
 }
 
-impl Step {
+impl SlurmStep {
     /// The step that started this process; none for a batch script, an interactive shell
     /// (`on_terminal`: srun --pty) or what has nothing to do with Slurm.
     ///
@@ -52,7 +52,7 @@ impl Step {
         let text = |name: &str| environment.text(name).unwrap_or_default();
         let (job, attempt) = (text("SLURM_JOB_ID"), text("SLURM_RESTART_COUNT"));
         let token = format!("slurm.{job}.{step}.{}", if attempt.is_empty() { "0" } else { &attempt });
-        Ok(Some(Step { rank, size, local: local(environment)?, token }))
+        Ok(Some(SlurmStep { rank, size, local: local(environment)?, token }))
     }
 }
 
@@ -119,8 +119,8 @@ mod tests {
     use super::*;
     use crate::distributed::env::given;
 
-    fn step(pairs: &str, on_terminal: bool) -> Result<Option<Step>, String> {
-        Step::read(&Environment::new(&given(pairs)), on_terminal).map_err(|error| error.to_string())
+    fn step(pairs: &str, on_terminal: bool) -> Result<Option<SlurmStep>, String> {
+        SlurmStep::read(&Environment::new(&given(pairs)), on_terminal).map_err(|error| error.to_string())
     }
 
     const TASK: &str =
@@ -129,7 +129,10 @@ mod tests {
     #[test]
     fn a_task_of_srun_is_one_of_its_step() {
         let found = step(&format!("{TASK} SLURM_STEP_TASKS_PER_NODE=2(x2) SLURM_LOCALID=1"), false).unwrap().unwrap();
-        assert_eq!(found, Step { rank: 3, size: 4, local: Some((2, Some(1))), token: "slurm.4711.0.0".to_owned() });
+        assert_eq!(
+            found,
+            SlurmStep { rank: 3, size: 4, local: Some((2, Some(1))), token: "slurm.4711.0.0".to_owned() }
+        );
         let again = step(&format!("{TASK} SLURM_RESTART_COUNT=2"), false).unwrap().unwrap();
         assert_eq!((again.token.as_str(), again.local), ("slurm.4711.0.2", None));
         let old = step("SLURM_STEP_ID=2 SLURM_PROCID=7 SLURM_NTASKS=8", false).unwrap().unwrap();

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::distributed::env::{self, Environment};
 use crate::distributed::local_ranks::LocalRanks;
-use crate::distributed::slurm::{self, Step};
+use crate::distributed::slurm::{self, SlurmStep};
 
 /// What the command line says of the world; it wins over the environment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -68,7 +68,7 @@ impl World {
     }
 
     fn read(flags: &WorldFlags, environment: &Environment<'_>, on_terminal: bool) -> Result<Self> {
-        let step = Step::read(environment, on_terminal)?;
+        let step = SlurmStep::read(environment, on_terminal)?;
         let (rank, size, source) = identity(flags, environment, step.as_ref())?;
         // A script may export RANK=$SLURM_PROCID, and leave the rest to Slurm.
         let step = step.filter(|step| source != WorldSource::Flags && (step.rank, step.size) == (rank, size));
@@ -132,7 +132,7 @@ fn host_name() -> String {
 fn identity(
     flags: &WorldFlags,
     environment: &Environment<'_>,
-    step: Option<&Step>,
+    step: Option<&SlurmStep>,
 ) -> Result<(usize, usize, WorldSource)> {
     let (rank, size, source, names) = match (flags.rank, flags.world_size) {
         (Some(rank), Some(size)) => (rank, size, WorldSource::Flags, ("--rank", "--world-size")),
@@ -174,7 +174,7 @@ fn identity(
 
 /// Refuses a `RANK` that the same step of Slurm contradicts, as one that a batch script
 /// exports to all of its tasks. torchrun, which sets `LOCAL_WORLD_SIZE`, gives ranks of its own.
-fn agrees(rank: usize, size: usize, environment: &Environment<'_>, step: Option<&Step>) -> Result<()> {
+fn agrees(rank: usize, size: usize, environment: &Environment<'_>, step: Option<&SlurmStep>) -> Result<()> {
     if let Some(step) = step
         && size == step.size
         && environment.text("LOCAL_WORLD_SIZE").is_none()
@@ -214,7 +214,7 @@ fn master(flags: &WorldFlags, environment: &Environment<'_>, of_step: bool) -> R
 fn local_ranks(
     flags: &WorldFlags,
     environment: &Environment<'_>,
-    step: Option<&Step>,
+    step: Option<&SlurmStep>,
     rank: usize,
     size: usize,
     all_here: bool,
@@ -250,7 +250,7 @@ fn is_loopback(host: &str) -> bool {
 }
 
 /// See [`World::token`]. Ranks started by hand may stand in different jobs of Slurm: theirs is empty.
-fn token(source: WorldSource, environment: &Environment<'_>, step: Option<&Step>) -> String {
+fn token(source: WorldSource, environment: &Environment<'_>, step: Option<&SlurmStep>) -> String {
     if source == WorldSource::Environment {
         if let Some(launcher) = environment.text("BACKPACK_LAUNCHER") {
             return format!("launch.{launcher}");

@@ -13,14 +13,14 @@ use serde_json::Value;
 #[serde(deny_unknown_fields, default)]
 pub struct LoggingConfig {
     /// Steps between metrics lines; the last step always has one.
-    pub every: u64,
+    pub every_steps: u64,
     /// Write TensorBoard events too.
     pub tensorboard: bool,
 }
 
 impl Default for LoggingConfig {
     fn default() -> Self {
-        LoggingConfig { every: 1, tensorboard: true }
+        LoggingConfig { every_steps: 1, tensorboard: true }
     }
 }
 
@@ -28,7 +28,7 @@ impl LoggingConfig {
     /// # Errors
     /// Naming the key.
     pub(crate) fn validate(&self) -> Result<()> {
-        ensure!(self.every > 0, "logging.every is 0: it must be at least 1");
+        ensure!(self.every_steps > 0, "logging.every_steps is 0: it must be at least 1");
         Ok(())
     }
 }
@@ -36,20 +36,20 @@ impl LoggingConfig {
 /// A training line or a validation line.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub(crate) struct Record {
+pub(crate) struct MetricsRecord {
     /// Optimiser steps done.
     pub step: u64,
     /// Training tokens seen.
     pub tokens: u64,
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
-    pub training: Option<Training>,
+    pub training: Option<TrainingMetrics>,
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
-    pub validation: Option<Validation>,
+    pub validation: Option<ValidationMetrics>,
 }
 
 /// Of one step.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Training {
+pub(crate) struct TrainingMetrics {
     /// Mean loss of the step's batch, before its update; null where it is no finite number.
     pub loss: Option<f64>,
     /// The rate that the step used.
@@ -63,9 +63,9 @@ pub(crate) struct Training {
     /// Steps skipped so far in the run, where there were any.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub skipped: u64,
-    /// With fp16: of these, the steps that only searched for the loss scale.
+    /// With fp16: of these, the steps that only scale_search_skips for the loss scale.
     #[serde(default, skip_serializing_if = "is_zero")]
-    pub searched: u64,
+    pub scale_search_skips: u64,
     /// Loss spikes so far in the run, where there were any.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub spikes: u64,
@@ -80,14 +80,14 @@ pub(crate) fn is_zero(count: &u64) -> bool {
 
 /// Of one validation.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Validation {
+pub(crate) struct ValidationMetrics {
     pub val_loss: f64,
     pub val_ppl: f64,
 }
 
 /// The file, open for appending.
 #[derive(Debug)]
-pub(crate) struct Metrics {
+pub(crate) struct MetricsWriter {
     path: PathBuf,
     file: File,
     /// Bytes of whole lines in it.
@@ -99,7 +99,7 @@ pub(crate) struct Metrics {
 /// Its name in a run folder.
 pub(crate) const METRICS_FILE: &str = "metrics.jsonl";
 
-impl Metrics {
+impl MetricsWriter {
     /// Opens the file for a run that has done `step` steps: lines past it, and one torn by
     /// a kill, are cut.
     pub(crate) fn open(run_dir: &Path, step: u64) -> Result<Self> {
@@ -113,7 +113,7 @@ impl Metrics {
             let kept: String = text
                 .split_inclusive('\n')
                 .filter(|line| line.ends_with('\n'))
-                .filter(|line| serde_json::from_str::<Record>(line).is_ok_and(|record| record.step <= step))
+                .filter(|line| serde_json::from_str::<MetricsRecord>(line).is_ok_and(|record| record.step <= step))
                 .collect();
             if kept != text {
                 let temporary = path.with_extension("jsonl.partial");
@@ -124,12 +124,12 @@ impl Metrics {
         };
         let opened = open().and_then(|file| Ok((file.metadata()?.len(), file)));
         let (length, file) = opened.with_context(|| format!("{} cannot be written", path.display()))?;
-        Ok(Metrics { path, file, length, pending: String::new() })
+        Ok(MetricsWriter { path, file, length, pending: String::new() })
     }
 
     /// Appends one line in one write, after those that could not be written before. On a failure
     /// the file ends with a whole line, and the rest is kept for the next time.
-    pub(crate) fn write(&mut self, record: &Record) -> Result<()> {
+    pub(crate) fn write(&mut self, record: &MetricsRecord) -> Result<()> {
         self.pending += &(serde_json::to_string(record)? + "\n");
         self.flush()
     }
@@ -151,7 +151,7 @@ impl Metrics {
 
 /// What a reader takes of a line, whoever wrote it.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub(crate) struct Line {
+pub(crate) struct MetricLine {
     /// Optimiser steps done.
     pub step: u64,
     pub loss: Option<f64>,
@@ -170,19 +170,19 @@ pub(crate) struct Line {
 }
 
 /// Reads a run's metrics; torn lines are passed over.
-pub(crate) fn read(run_dir: &Path) -> Result<Vec<Line>> {
+pub(crate) fn read(run_dir: &Path) -> Result<Vec<MetricLine>> {
     let path = run_dir.join(METRICS_FILE);
     let text = fs::read_to_string(&path)
         .with_context(|| format!("{} cannot be read: is {} a run folder?", path.display(), run_dir.display()))?;
     Ok(text.lines().filter_map(parse).collect())
 }
 
-fn parse(line: &str) -> Option<Line> {
+fn parse(line: &str) -> Option<MetricLine> {
     let json: Value = serde_json::from_str(line).ok()?;
     let number = |key: &str| json.get(key).and_then(Value::as_f64).filter(|value| value.is_finite());
     let count = |key: &str| json.get(key).and_then(Value::as_u64).unwrap_or(0);
     let is_null = |key: &str| json.get(key).is_some_and(Value::is_null);
-    Some(Line {
+    Some(MetricLine {
         step: json.get("step")?.as_u64()?,
         loss: number("loss"),
         lr: number("lr"),
@@ -191,7 +191,7 @@ fn parse(line: &str) -> Option<Line> {
         mfu: number("mfu"),
         val_loss: number("val_loss"),
         bad: is_null("loss") || (is_null("grad_norm") && json.get("loss_scale").is_none()),
-        skipped: count("skipped").saturating_sub(count("searched")),
+        skipped: count("skipped").saturating_sub(count("scale_search_skips")),
         spikes: count("spikes"),
     })
 }
@@ -200,19 +200,19 @@ fn parse(line: &str) -> Option<Line> {
 mod tests {
     use super::*;
 
-    fn training(step: u64) -> Record {
-        let training = Training {
+    fn training(step: u64) -> MetricsRecord {
+        let training = TrainingMetrics {
             loss: Some(3.5),
             lr: 1e-4,
             grad_norm: Some(0.5),
             tokens_per_s: 100.0,
             mfu: 0.25,
             skipped: 0,
-            searched: 0,
+            scale_search_skips: 0,
             spikes: 0,
             loss_scale: None,
         };
-        Record { step, tokens: step * 10, training: Some(training), validation: None }
+        MetricsRecord { step, tokens: step * 10, training: Some(training), validation: None }
     }
 
     #[test]
@@ -222,17 +222,17 @@ mod tests {
             line,
             r#"{"step":1,"tokens":10,"loss":3.5,"lr":0.0001,"grad_norm":0.5,"tokens_per_s":100.0,"mfu":0.25}"#
         );
-        let validation = Validation { val_loss: 2.0, val_ppl: 7.5 };
-        let record = Record { step: 1, tokens: 10, training: None, validation: Some(validation) };
+        let validation = ValidationMetrics { val_loss: 2.0, val_ppl: 7.5 };
+        let record = MetricsRecord { step: 1, tokens: 10, training: None, validation: Some(validation) };
         assert_eq!(serde_json::to_string(&record).unwrap(), r#"{"step":1,"tokens":10,"val_loss":2.0,"val_ppl":7.5}"#);
-        assert_eq!(serde_json::from_str::<Record>(&line).unwrap(), training(1));
-        assert_eq!(serde_json::from_str::<Record>(&serde_json::to_string(&record).unwrap()).unwrap(), record);
+        assert_eq!(serde_json::from_str::<MetricsRecord>(&line).unwrap(), training(1));
+        assert_eq!(serde_json::from_str::<MetricsRecord>(&serde_json::to_string(&record).unwrap()).unwrap(), record);
     }
 
     #[test]
     fn what_could_not_be_written_is_written_later() {
         let folder = tempfile::tempdir().unwrap();
-        let mut metrics = Metrics::open(folder.path(), 0).unwrap();
+        let mut metrics = MetricsWriter::open(folder.path(), 0).unwrap();
         metrics.write(&training(1)).unwrap();
         let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
         let disk = std::mem::replace(&mut metrics.file, full);
@@ -249,12 +249,12 @@ mod tests {
     #[test]
     fn resuming_cuts_later_and_torn_lines() {
         let folder = tempfile::tempdir().unwrap();
-        let mut metrics = Metrics::open(folder.path(), 0).unwrap();
+        let mut metrics = MetricsWriter::open(folder.path(), 0).unwrap();
         for step in 1..=5 {
             metrics.write(&training(step)).unwrap();
         }
         metrics.file.write_all(b"{\"step\":6,\"tok").unwrap();
-        let mut metrics = Metrics::open(folder.path(), 3).unwrap();
+        let mut metrics = MetricsWriter::open(folder.path(), 3).unwrap();
         metrics.write(&training(4)).unwrap();
         let steps: Vec<u64> = read(folder.path()).unwrap().iter().map(|r| r.step).collect();
         assert_eq!(steps, [1, 2, 3, 4]);
@@ -263,10 +263,10 @@ mod tests {
     #[test]
     fn a_reader_takes_what_is_there() {
         let line = parse(r#"{"step":7,"loss":null,"grad_norm":2.5,"more":"x"}"#).unwrap();
-        assert_eq!(line, Line { step: 7, grad_norm: Some(2.5), bad: true, ..Line::default() });
+        assert_eq!(line, MetricLine { step: 7, grad_norm: Some(2.5), bad: true, ..MetricLine::default() });
         let counts = parse(r#"{"step":7,"loss":3.0,"skipped":2,"spikes":1}"#).unwrap();
         assert_eq!((counts.bad, counts.skipped, counts.spikes), (false, 2, 1));
-        let search = r#"{"step":7,"loss":3.0,"grad_norm":null,"skipped":3,"searched":2,"loss_scale":64.0}"#;
+        let search = r#"{"step":7,"loss":3.0,"grad_norm":null,"skipped":3,"scale_search_skips":2,"loss_scale":64.0}"#;
         let search = parse(search).unwrap();
         assert_eq!((search.bad, search.skipped), (false, 1));
         assert_eq!(parse(r#"{"step":7,"val_loss":3.0}"#).unwrap().val_loss, Some(3.0));

@@ -28,13 +28,13 @@ pub(crate) fn taken_at(path: &Path) -> Option<SystemTime> {
 
 /// The folder, locked for as long as this lives.
 #[derive(Debug)]
-pub(crate) struct RunFolder {
+pub(crate) struct RunDir {
     path: PathBuf,
     /// The kernel drops the lock with the process, however it ends.
     _lock: File,
 }
 
-impl RunFolder {
+impl RunDir {
     /// Makes the folder where it is not there, and takes its lock.
     pub(crate) fn open(path: &Path) -> Result<Self> {
         fs::create_dir_all(path).with_context(|| format!("the run folder {} cannot be made", path.display()))?;
@@ -57,7 +57,7 @@ impl RunFolder {
             Ok(()) => {
                 // For `taken_at`; of no other use.
                 let _ = lock.set_modified(SystemTime::now());
-                Ok(RunFolder { path: path.to_owned(), _lock: lock })
+                Ok(RunDir { path: path.to_owned(), _lock: lock })
             }
             Err(TryLockError::WouldBlock) => {
                 bail!(
@@ -85,18 +85,18 @@ impl RunFolder {
 
 #[cfg(test)]
 mod tests {
-    use super::{RunFolder, is_held};
+    use super::{RunDir, is_held};
 
     #[test]
     fn a_folder_in_use_is_refused_until_it_is_let_go() {
         let folder = tempfile::tempdir().unwrap();
         assert!(!is_held(folder.path()));
-        let first = RunFolder::open(folder.path()).unwrap();
+        let first = RunDir::open(folder.path()).unwrap();
         assert!(is_held(folder.path()));
-        let error = RunFolder::open(folder.path()).unwrap_err().to_string();
+        let error = RunDir::open(folder.path()).unwrap_err().to_string();
         assert!(error.contains("is in use by another process"), "{error}");
         drop(first);
         assert!(!is_held(folder.path()));
-        RunFolder::open(folder.path()).unwrap();
+        RunDir::open(folder.path()).unwrap();
     }
 }

@@ -3,36 +3,36 @@
 
 use anyhow::Result;
 
-use crate::checkpoint::Store;
+use crate::checkpoint::CheckpointDir;
 use crate::config::Config;
 use crate::logging::console::Console;
-use crate::logging::metrics::{Metrics, Record, Training, Validation};
-use crate::logging::run_dir::RunFolder;
-use crate::logging::sessions::{self, End, Machine};
+use crate::logging::metrics::{MetricsRecord, MetricsWriter, TrainingMetrics, ValidationMetrics};
+use crate::logging::run_dir::RunDir;
+use crate::logging::sessions::{self, HardwareInfo, SessionOutcome};
 use crate::logging::tensorboard::EventWriter;
 use crate::perf::profiler::{Profile, TRACE_FILE};
 
 /// The run folder, open for writing.
-pub(crate) struct Recorder {
-    folder: RunFolder,
-    store: Store,
+pub(crate) struct RunLogger {
+    folder: RunDir,
+    store: CheckpointDir,
     console: Console,
-    /// From [`Recorder::begin`] on.
-    metrics: Option<Metrics>,
+    /// From [`RunLogger::begin`] on.
+    metrics: Option<MetricsWriter>,
     /// Whether the newest line could not be written.
     metrics_fail: bool,
     events: EventWriter,
-    /// From [`Recorder::begin`] on, too.
-    session: Option<sessions::Record>,
+    /// From [`RunLogger::begin`] on, too.
+    session: Option<sessions::SessionRecord>,
     /// Step of the newest checkpoint.
     newest_checkpoint: Option<u64>,
 }
 
-impl Recorder {
+impl RunLogger {
     /// Over a folder that this process has locked.
-    pub(crate) fn new(folder: RunFolder, store: Store) -> Result<Self> {
+    pub(crate) fn new(folder: RunDir, store: CheckpointDir) -> Result<Self> {
         let console = Console::open(folder.path())?;
-        Ok(Recorder {
+        Ok(RunLogger {
             folder,
             store,
             console,
@@ -45,7 +45,7 @@ impl Recorder {
     }
 
     /// Opens what grows with the run, which has done `step` steps: lines past them are cut.
-    pub(crate) fn begin(&mut self, config: &Config, machine: Machine, step: u64) -> Result<()> {
+    pub(crate) fn begin(&mut self, config: &Config, machine: HardwareInfo, step: u64) -> Result<()> {
         let text = config.to_toml()?;
         self.folder.write("config.toml", &text)?;
         if config.logging.tensorboard {
@@ -56,9 +56,9 @@ impl Recorder {
             }
             self.events(|events| events.text(first, "config", &text));
         }
-        self.metrics = Some(Metrics::open(self.folder.path(), step)?);
+        self.metrics = Some(MetricsWriter::open(self.folder.path(), step)?);
         self.newest_checkpoint = (step > 0).then_some(step);
-        self.session = Some(sessions::Record::begin(&self.folder, machine, step));
+        self.session = Some(sessions::SessionRecord::begin(&self.folder, machine, step));
         Ok(())
     }
 
@@ -77,7 +77,7 @@ impl Recorder {
     }
 
     /// Tells it, and the log, how the session ended.
-    pub(crate) fn end(&mut self, step: u64, end: End, error: Option<String>) {
+    pub(crate) fn end(&mut self, step: u64, end: SessionOutcome, error: Option<String>) {
         self.events(EventWriter::flush);
         if let Some(error) = &error {
             self.console.log_only(&format!("error       {error}"));
@@ -112,7 +112,7 @@ impl Recorder {
     }
 
     /// The checkpoints.
-    pub(crate) fn store(&self) -> &Store {
+    pub(crate) fn store(&self) -> &CheckpointDir {
         &self.store
     }
 
@@ -127,7 +127,7 @@ impl Recorder {
     }
 
     /// A step's figures.
-    pub(crate) fn training(&mut self, step: u64, tokens: u64, training: Training) {
+    pub(crate) fn training(&mut self, step: u64, tokens: u64, training: TrainingMetrics) {
         let scalars = [
             ("train/loss", training.loss.unwrap_or(f64::NAN)),
             ("train/learning_rate", training.lr),
@@ -135,14 +135,14 @@ impl Recorder {
             ("speed/tokens_per_s", training.tokens_per_s),
             ("speed/mfu", training.mfu),
         ];
-        self.write(&Record { step, tokens, training: Some(training), validation: None });
+        self.write(&MetricsRecord { step, tokens, training: Some(training), validation: None });
         self.events(|events| events.scalars(step, &scalars));
     }
 
     /// A validation's.
-    pub(crate) fn validation(&mut self, step: u64, tokens: u64, validation: Validation) {
-        let Validation { val_loss, val_ppl } = validation;
-        self.write(&Record { step, tokens, training: None, validation: Some(validation) });
+    pub(crate) fn validation(&mut self, step: u64, tokens: u64, validation: ValidationMetrics) {
+        let ValidationMetrics { val_loss, val_ppl } = validation;
+        self.write(&MetricsRecord { step, tokens, training: None, validation: Some(validation) });
         self.events(|events| events.scalars(step, &[("val/loss", val_loss), ("val/perplexity", val_ppl)]));
         self.line(&format!("validation  step {step}: loss {val_loss:.4}, perplexity {val_ppl:.2}"));
     }
@@ -153,11 +153,11 @@ impl Recorder {
     /// When there are metrics that cannot be written.
     pub(crate) fn flush(&mut self) -> Result<()> {
         self.events(EventWriter::flush);
-        self.metrics.as_mut().map_or(Ok(()), Metrics::flush)
+        self.metrics.as_mut().map_or(Ok(()), MetricsWriter::flush)
     }
 
     /// A failure is a warning: the line is written with a later one, and no checkpoint before it.
-    fn write(&mut self, record: &Record) {
+    fn write(&mut self, record: &MetricsRecord) {
         let written = self.metrics.as_mut().map_or(Ok(()), |metrics| metrics.write(record));
         let failed_before = std::mem::replace(&mut self.metrics_fail, written.is_err());
         match written {

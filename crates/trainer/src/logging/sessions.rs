@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::logging::run_dir::RunFolder;
+use crate::logging::run_dir::RunDir;
 
 /// Its name in a run folder.
 const SESSIONS_FILE: &str = "sessions.json";
@@ -18,7 +18,7 @@ const BEAT: Duration = Duration::from_secs(5);
 /// How a session ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum End {
+pub enum SessionOutcome {
     /// All steps are done.
     Finished,
     /// Early, with a checkpoint.
@@ -51,14 +51,14 @@ pub struct Session {
     /// Rank 0's.
     pub host: String,
     /// Absent while it runs, and for good where it was killed.
-    pub end: Option<End>,
+    pub end: Option<SessionOutcome>,
     /// The error it ended with.
     pub error: Option<String>,
 }
 
 /// What a session runs on.
 #[derive(Debug, Clone)]
-pub(crate) struct Machine {
+pub(crate) struct HardwareInfo {
     pub(crate) processes: u64,
     pub(crate) threads: usize,
     pub(crate) device: &'static str,
@@ -66,7 +66,7 @@ pub(crate) struct Machine {
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]
-struct File {
+struct SessionsFile {
     sessions: Vec<Session>,
 }
 
@@ -80,23 +80,23 @@ pub(crate) fn read(run_dir: &Path) -> Result<Vec<Session>> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         result => result.with_context(|| format!("{} cannot be read", path.display()))?,
     };
-    let file: File = serde_json::from_str(&text).with_context(|| format!("{} is damaged", path.display()))?;
+    let file: SessionsFile = serde_json::from_str(&text).with_context(|| format!("{} is damaged", path.display()))?;
     Ok(file.sessions)
 }
 
 /// The record of the running session. A failure to write it is never worth a run.
 #[derive(Debug)]
-pub(crate) struct Record {
-    file: File,
+pub(crate) struct SessionRecord {
+    file: SessionsFile,
     begun: Instant,
     written: Option<Instant>,
 }
 
-impl Record {
+impl SessionRecord {
     /// Of a session that begins now, after those that the folder knows of.
-    pub(crate) fn begin(folder: &RunFolder, machine: Machine, step: u64) -> Self {
-        let mut file = File { sessions: read(folder.path()).unwrap_or_default() };
-        let Machine { processes, threads, device, host } = machine;
+    pub(crate) fn begin(folder: &RunDir, machine: HardwareInfo, step: u64) -> Self {
+        let mut file = SessionsFile { sessions: read(folder.path()).unwrap_or_default() };
+        let HardwareInfo { processes, threads, device, host } = machine;
         let now = unix_seconds();
         file.sessions.push(Session {
             started: now,
@@ -112,13 +112,13 @@ impl Record {
             end: None,
             error: None,
         });
-        let mut record = Record { file, begun: Instant::now(), written: None };
+        let mut record = SessionRecord { file, begun: Instant::now(), written: None };
         record.write(folder);
         record
     }
 
     /// Where the session is; written now and then, or `always`.
-    pub(crate) fn beat(&mut self, folder: &RunFolder, step: u64, phase: &str, always: bool) {
+    pub(crate) fn beat(&mut self, folder: &RunDir, step: u64, phase: &str, always: bool) {
         let due = always || self.written.is_none_or(|written| written.elapsed() >= BEAT);
         if let Some(session) = self.file.sessions.last_mut().filter(|_| due) {
             session.step = step;
@@ -128,14 +128,14 @@ impl Record {
     }
 
     /// The same of a session that is where it was.
-    pub(crate) fn still(&mut self, folder: &RunFolder, phase: &str) {
+    pub(crate) fn still(&mut self, folder: &RunDir, phase: &str) {
         if let Some(step) = self.file.sessions.last().map(|session| session.step) {
             self.beat(folder, step, phase, false);
         }
     }
 
     /// How the session ended.
-    pub(crate) fn end(&mut self, folder: &RunFolder, step: u64, end: End, error: Option<String>) {
+    pub(crate) fn end(&mut self, folder: &RunDir, step: u64, end: SessionOutcome, error: Option<String>) {
         if let Some(session) = self.file.sessions.last_mut() {
             (session.step, session.end, session.error) = (step, Some(end), error);
             "ended".clone_into(&mut session.phase);
@@ -143,7 +143,7 @@ impl Record {
         self.write(folder);
     }
 
-    fn write(&mut self, folder: &RunFolder) {
+    fn write(&mut self, folder: &RunDir) {
         if let Some(session) = self.file.sessions.last_mut() {
             (session.updated, session.seconds) = (unix_seconds(), self.begun.elapsed().as_secs_f64());
         }
@@ -166,17 +166,17 @@ mod tests {
     #[test]
     fn sessions_add_up_and_one_that_was_killed_has_no_end() {
         let scratch = tempfile::tempdir().unwrap();
-        let folder = RunFolder::open(scratch.path()).unwrap();
-        let machine = Machine { processes: 2, threads: 4, device: "cpu", host: "here".to_owned() };
-        let mut first = Record::begin(&folder, machine.clone(), 0);
+        let folder = RunDir::open(scratch.path()).unwrap();
+        let machine = HardwareInfo { processes: 2, threads: 4, device: "cpu", host: "here".to_owned() };
+        let mut first = SessionRecord::begin(&folder, machine.clone(), 0);
         first.beat(&folder, 3, "training", true);
         // Too soon after the one before.
         first.beat(&folder, 4, "training", false);
-        let mut second = Record::begin(&folder, machine, 2);
-        second.end(&folder, 9, End::Failed, Some("disk full".to_owned()));
+        let mut second = SessionRecord::begin(&folder, machine, 2);
+        second.end(&folder, 9, SessionOutcome::Failed, Some("disk full".to_owned()));
         let sessions = read(scratch.path()).unwrap();
         let seen: Vec<_> = sessions.iter().map(|s| (s.first_step, s.step, s.end)).collect();
-        assert_eq!(seen, [(0, 3, None), (2, 9, Some(End::Failed))]);
+        assert_eq!(seen, [(0, 3, None), (2, 9, Some(SessionOutcome::Failed))]);
         assert_eq!((sessions[1].error.as_deref(), sessions[1].processes), (Some("disk full"), 2));
         assert!(sessions[1].seconds >= 0.0 && sessions[0].updated >= sessions[0].started);
     }
@@ -187,9 +187,9 @@ mod tests {
         assert_eq!(read(scratch.path()).unwrap(), []);
         std::fs::write(scratch.path().join(SESSIONS_FILE), "{").unwrap();
         assert!(read(scratch.path()).unwrap_err().to_string().ends_with("sessions.json is damaged"));
-        let folder = RunFolder::open(scratch.path()).unwrap();
-        let machine = Machine { processes: 1, threads: 1, device: "cpu", host: String::new() };
-        Record::begin(&folder, machine, 0);
+        let folder = RunDir::open(scratch.path()).unwrap();
+        let machine = HardwareInfo { processes: 1, threads: 1, device: "cpu", host: String::new() };
+        SessionRecord::begin(&folder, machine, 0);
         assert_eq!(read(scratch.path()).unwrap().len(), 1);
     }
 }

@@ -17,11 +17,11 @@ use tensorboard_rs::record_writer::RecordWriter;
 use tensorboard_rs::summary;
 
 /// Counts into the file's buffer, which its writer does not let us reach.
-type Records = RecordWriter<BufWriter<File>>;
+type TensorBoardRecords = RecordWriter<BufWriter<File>>;
 
 /// An event file; after a failure it says so once and stays silent.
 pub(crate) struct EventWriter {
-    records: Option<Records>,
+    records: Option<TensorBoardRecords>,
     flushed: Instant,
 }
 
@@ -38,7 +38,7 @@ impl EventWriter {
     /// killed had logged from there on.
     pub(crate) fn create(run_dir: &Path, first_step: u64) -> Result<Self> {
         let folder = run_dir.join("tensorboard");
-        let create = || -> Result<Records> {
+        let create = || -> Result<TensorBoardRecords> {
             fs::create_dir_all(&folder)?;
             let mut records = RecordWriter::new(BufWriter::new(new_file(&folder)?));
             let mut version = event(first_step);
@@ -112,7 +112,7 @@ impl EventWriter {
         self.attempt(|records| Ok(records.flush()?))
     }
 
-    fn attempt(&mut self, write: impl FnOnce(&mut Records) -> Result<()>) -> Result<()> {
+    fn attempt(&mut self, write: impl FnOnce(&mut TensorBoardRecords) -> Result<()>) -> Result<()> {
         let Some(records) = &mut self.records else { return Ok(()) };
         let result = write(records);
         if result.is_err() {

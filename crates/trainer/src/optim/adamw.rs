@@ -5,7 +5,7 @@ use model::LanguageModel;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use tch::{Kind, Tensor};
-use torch_ext::{AdamW, Conditions, Update, Updated, clipped_adamw};
+use torch_ext::{AdamW, AdamWTensors, UpdateGuard, UpdateStats, clipped_adamw};
 
 /// The `[optimizer]` section. Defaults: the published run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -141,9 +141,9 @@ impl Optimizer {
     ///
     /// # Errors
     /// When a parameter has no gradient or libtorch refuses.
-    pub fn update(&mut self, learning_rate: f64, conditions: Conditions<'_>) -> Result<Update> {
+    pub fn update(&mut self, learning_rate: f64, conditions: UpdateGuard<'_>) -> Result<UpdateStats> {
         let grads = self.gradients()?;
-        let lists = Updated {
+        let lists = AdamWTensors {
             parameters: &self.parameters,
             grads: &grads,
             exp_avgs: &self.exp_avgs,

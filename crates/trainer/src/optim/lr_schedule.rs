@@ -26,13 +26,13 @@ pub struct ScheduleConfig {
     /// What follows the warm-up.
     pub decay: Decay,
     /// The rate at `max_steps`.
-    pub final_learning_rate: f64,
+    pub min_learning_rate: f64,
 }
 
 impl Default for ScheduleConfig {
     fn default() -> Self {
         // The model card's 5,000; the authors' base config has 1,000.
-        ScheduleConfig { warmup_steps: 5_000, max_steps: 100_000, decay: Decay::Linear, final_learning_rate: 0.0 }
+        ScheduleConfig { warmup_steps: 5_000, max_steps: 100_000, decay: Decay::Linear, min_learning_rate: 0.0 }
     }
 }
 
@@ -42,7 +42,7 @@ impl ScheduleConfig {
     /// # Errors
     /// Naming the key.
     pub fn validate(&self, peak: f64) -> Result<()> {
-        let ScheduleConfig { warmup_steps, max_steps, final_learning_rate, .. } = *self;
+        let ScheduleConfig { warmup_steps, max_steps, min_learning_rate, .. } = *self;
         ensure!(max_steps > 0, "schedule.max_steps is 0: there is nothing to train");
         ensure!(
             warmup_steps > 0,
@@ -53,8 +53,8 @@ impl ScheduleConfig {
             "schedule.warmup_steps {warmup_steps} is more than schedule.max_steps {max_steps}: the peak rate would never be reached"
         );
         ensure!(
-            (0.0..=peak).contains(&final_learning_rate),
-            "schedule.final_learning_rate is {final_learning_rate}: it must be between 0 and optimizer.learning_rate {peak}"
+            (0.0..=peak).contains(&min_learning_rate),
+            "schedule.min_learning_rate is {min_learning_rate}: it must be between 0 and optimizer.learning_rate {peak}"
         );
         Ok(())
     }
@@ -72,7 +72,7 @@ impl ScheduleConfig {
             Decay::Cosine => 0.5 * (1.0 - (std::f64::consts::PI * left).cos()),
             Decay::Constant => return peak,
         };
-        self.final_learning_rate + (peak - self.final_learning_rate) * share
+        self.min_learning_rate + (peak - self.min_learning_rate) * share
     }
 }
 
@@ -81,7 +81,7 @@ mod tests {
     use super::*;
 
     fn schedule(decay: Decay) -> ScheduleConfig {
-        ScheduleConfig { warmup_steps: 4, max_steps: 20, decay, final_learning_rate: 0.1 }
+        ScheduleConfig { warmup_steps: 4, max_steps: 20, decay, min_learning_rate: 0.1 }
     }
 
     #[test]
@@ -108,15 +108,15 @@ mod tests {
 
     #[test]
     fn impossible_schedules_are_refused() {
-        let with = |warmup_steps, max_steps, final_learning_rate| {
-            ScheduleConfig { warmup_steps, max_steps, final_learning_rate, decay: Decay::Linear }
+        let with = |warmup_steps, max_steps, min_learning_rate| {
+            ScheduleConfig { warmup_steps, max_steps, min_learning_rate, decay: Decay::Linear }
                 .validate(1.0)
                 .map_err(|e| e.to_string())
         };
         assert!(with(0, 10, 0.0).unwrap_err().contains("warmup_steps is 0"));
         assert!(with(11, 10, 0.0).unwrap_err().contains("warmup_steps 11 is more than schedule.max_steps 10"));
         assert!(with(1, 0, 0.0).unwrap_err().contains("max_steps is 0"));
-        assert!(with(1, 10, -1.0).unwrap_err().contains("final_learning_rate is -1"));
+        assert!(with(1, 10, -1.0).unwrap_err().contains("min_learning_rate is -1"));
         assert!(with(1, 10, 2.0).is_err());
         assert!(with(10, 10, 1.0).is_ok());
     }

@@ -5,17 +5,17 @@
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
-use torch_ext::{Conditions, Update};
+use torch_ext::{UpdateGuard, UpdateStats};
 
 use crate::logging::metrics::is_zero;
 use crate::optim::loss_scaler::{LossScale, LossScaler};
 
-/// The `[stability]` section.
+/// The `[step_guard]` section.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct StabilityConfig {
+pub struct StepGuardConfig {
     /// Bad steps in a row after which the run ends; 0 for never.
-    pub max_bad_steps: u64,
+    pub max_consecutive_bad_steps: u64,
     /// Finite losses that a step's loss is held against; 0 for no look at spikes.
     pub spike_window: usize,
     /// Standard deviations above their mean from which a loss is a spike.
@@ -26,10 +26,10 @@ pub struct StabilityConfig {
     pub initial_loss_scale: f64,
 }
 
-impl Default for StabilityConfig {
+impl Default for StepGuardConfig {
     fn default() -> Self {
-        StabilityConfig {
-            max_bad_steps: 10,
+        StepGuardConfig {
+            max_consecutive_bad_steps: 10,
             spike_window: 100,
             // A loss of 0.5M tokens scatters by some thousandths around its trend: six deviations
             // do not come by chance.
@@ -40,22 +40,22 @@ impl Default for StabilityConfig {
     }
 }
 
-impl StabilityConfig {
+impl StepGuardConfig {
     /// Refuses values that cannot be meant.
     ///
     /// # Errors
     /// Naming the key.
     pub(crate) fn validate(&self) -> Result<()> {
         for (key, value) in [("spike_z_score", self.spike_z_score), ("initial_loss_scale", self.initial_loss_scale)] {
-            ensure!(value > 0.0 && value.is_finite(), "stability.{key} is {value}: it must be above 0");
+            ensure!(value > 0.0 && value.is_finite(), "step_guard.{key} is {value}: it must be above 0");
         }
         ensure!(
             self.spike_window != 1,
-            "stability.spike_window is 1: one loss has no deviation; use at least 2, or 0 for no look at spikes"
+            "step_guard.spike_window is 1: one loss has no deviation; use at least 2, or 0 for no look at spikes"
         );
         ensure!(
             !self.skip_spikes || self.spike_window > 0,
-            "stability.skip_spikes is true, but stability.spike_window 0 finds none: give it a window"
+            "step_guard.skip_spikes is true, but step_guard.spike_window 0 finds none: give it a window"
         );
         Ok(())
     }
@@ -64,7 +64,7 @@ impl StabilityConfig {
 /// What a resumed run goes on with, in `state.json`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct StabilityState {
+pub struct StepGuardState {
     /// Steps skipped so far.
     pub skipped: u64,
     /// Of those, the newest without an update between them.
@@ -73,16 +73,16 @@ pub struct StabilityState {
     pub bad_in_row: u64,
     /// What steps are judged by.
     #[serde(flatten)]
-    pub gauge: Gauge,
+    pub gauge: GuardStats,
     /// Within a row of skipped steps: what it was before them.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub before_row: Option<Gauge>,
+    pub before_row: Option<GuardStats>,
 }
 
 /// What steps are judged by, which those that are skipped change too.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Gauge {
+pub struct GuardStats {
     /// Spikes so far.
     pub spikes: u64,
     /// The newest finite losses, the oldest first.
@@ -90,25 +90,25 @@ pub struct Gauge {
     /// With fp16.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub loss_scale: Option<LossScale>,
-    /// With fp16: of the skipped steps, those that only searched for the scale.
+    /// With fp16: of the skipped steps, those that only scale_search_skips for the scale.
     #[serde(skip_serializing_if = "is_zero")]
-    pub searched: u64,
+    pub scale_search_skips: u64,
 }
 
-impl StabilityState {
+impl StepGuardState {
     /// As it was before the row of skipped steps that the run is in.
     pub(crate) fn before_row(self) -> Self {
-        StabilityState {
+        StepGuardState {
             skipped: self.skipped - self.since_update,
             gauge: self.before_row.unwrap_or(self.gauge),
-            ..StabilityState::default()
+            ..StepGuardState::default()
         }
     }
 }
 
 /// What the host sees of a step, by one wait for the device.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Seen {
+pub struct StepStats {
     /// Mean loss of the batch before the update.
     pub loss: f64,
     /// Global gradient norm before clipping.
@@ -124,67 +124,67 @@ pub struct Seen {
     pub bad_in_row: u64,
     /// Spikes so far.
     pub spikes: u64,
-    /// Of the skipped steps, those that only searched for the loss scale.
-    pub searched: u64,
+    /// Of the skipped steps, those that only scale_search_skips for the loss scale.
+    pub scale_search_skips: u64,
     /// What the next loss is multiplied by.
     pub loss_scale: Option<f64>,
 }
 
 /// Counts and what steps are judged by, as fp64 tensors on the device.
 #[derive(Debug)]
-pub struct Stability {
-    config: StabilityConfig,
+pub struct StepGuard {
+    config: StepGuardConfig,
     skipped: Tensor,
     since_update: Tensor,
     bad_in_row: Tensor,
-    gauge: DeviceGauge,
-    /// [`DeviceGauge::tensors`] after the newest update.
+    gauge: DeviceGuardStats,
+    /// [`DeviceGuardStats::tensors`] after the newest update.
     at_update: [Tensor; GAUGE],
 }
 
-/// A [`Gauge`] on the device.
+/// A [`GuardStats`] on the device.
 #[derive(Debug)]
-struct DeviceGauge {
+struct DeviceGuardStats {
     spikes: Tensor,
     /// `[spike_window]`; NaN where there was no loss yet.
     losses: Tensor,
     scaler: Option<LossScaler>,
-    searched: Tensor,
+    scale_search_skips: Tensor,
 }
 
-/// Tensors that a [`Gauge`] is read from.
+/// Tensors that a [`GuardStats`] is read from.
 const GAUGE: usize = 5;
 
 fn number(value: u64, device: Device) -> Result<Tensor> {
     Ok(Tensor::f_from_slice(&[value as f64])?.f_to_device(device)?.f_view([] as [i64; 0])?)
 }
 
-impl DeviceGauge {
-    fn of(gauge: &Gauge, config: &StabilityConfig, scaled: bool, device: Device) -> Result<Self> {
+impl DeviceGuardStats {
+    fn of(gauge: &GuardStats, config: &StepGuardConfig, scaled: bool, device: Device) -> Result<Self> {
         let known = &gauge.losses[gauge.losses.len().saturating_sub(config.spike_window)..];
         let mut losses = vec![f64::NAN; config.spike_window - known.len()];
         // Losses are fp32: what reading decimals may be off by is rounded away.
         losses.extend(known.iter().map(|loss| f64::from(*loss as f32)));
         let fresh = LossScale { scale: config.initial_loss_scale, good_steps: 0 };
         let scale = gauge.loss_scale.unwrap_or(fresh);
-        Ok(DeviceGauge {
+        Ok(DeviceGuardStats {
             spikes: number(gauge.spikes, device)?,
             losses: Tensor::f_from_slice(&losses)?.f_to_device(device)?,
             scaler: scaled.then(|| LossScaler::new(scale, device)).transpose()?,
-            searched: number(gauge.searched, device)?,
+            scale_search_skips: number(gauge.scale_search_skips, device)?,
         })
     }
 
     fn tensors(&self) -> Result<[Tensor; GAUGE]> {
         let none = self.spikes.f_zeros_like()?;
         let (scale, good_steps) = self.scaler.as_ref().map_or((&none, &none), LossScaler::tensors);
-        Ok([&self.losses, &self.spikes, &self.searched, scale, good_steps].map(Tensor::shallow_clone))
+        Ok([&self.losses, &self.spikes, &self.scale_search_skips, scale, good_steps].map(Tensor::shallow_clone))
     }
 }
 
 /// What is known of a step before its update.
 #[derive(Debug)]
-pub struct Verdict {
+pub struct StepDecision {
     finite: Tensor,
     spike: Tensor,
     /// In standard deviations, fp64.
@@ -193,27 +193,27 @@ pub struct Verdict {
     veto: Tensor,
 }
 
-impl Stability {
+impl StepGuard {
     /// At the start of a run; `scaled` for fp16, whose loss is scaled.
     ///
     /// # Errors
     /// When libtorch refuses.
-    pub fn new(config: &StabilityConfig, scaled: bool, device: Device) -> Result<Self> {
-        Self::resume(config, scaled, device, &StabilityState::default())
+    pub fn new(config: &StepGuardConfig, scaled: bool, device: Device) -> Result<Self> {
+        Self::resume(config, scaled, device, &StepGuardState::default())
     }
 
     /// As it was.
     ///
     /// # Errors
     /// When libtorch refuses.
-    pub fn resume(config: &StabilityConfig, scaled: bool, device: Device, state: &StabilityState) -> Result<Self> {
+    pub fn resume(config: &StepGuardConfig, scaled: bool, device: Device, state: &StepGuardState) -> Result<Self> {
         let before = state.before_row.as_ref().unwrap_or(&state.gauge);
-        Ok(Stability {
+        Ok(StepGuard {
             skipped: number(state.skipped, device)?,
             since_update: number(state.since_update, device)?,
             bad_in_row: number(state.bad_in_row, device)?,
-            gauge: DeviceGauge::of(&state.gauge, config, scaled, device)?,
-            at_update: DeviceGauge::of(before, config, scaled, device)?.tensors()?,
+            gauge: DeviceGuardStats::of(&state.gauge, config, scaled, device)?,
+            at_update: DeviceGuardStats::of(before, config, scaled, device)?.tensors()?,
             config: config.clone(),
         })
     }
@@ -224,7 +224,7 @@ impl Stability {
     }
 
     /// Before the update, from the loss of the whole batch: an fp32 scalar.
-    pub(crate) fn judge(&mut self, loss: &Tensor) -> Result<Verdict> {
+    pub(crate) fn judge(&mut self, loss: &Tensor) -> Result<StepDecision> {
         let loss = loss.f_to_kind(Kind::Double)?;
         let finite = loss.f_isfinite()?;
         let (z_score, spike) = if self.config.spike_window > 0 {
@@ -245,20 +245,20 @@ impl Stability {
         if self.config.skip_spikes {
             veto = veto.f_logical_or(&spike)?;
         }
-        if self.config.max_bad_steps > 0 {
+        if self.config.max_consecutive_bad_steps > 0 {
             // Where the host looks seldom, nothing is trained between the last of the row and its look.
-            veto = veto.f_logical_or(&self.bad_in_row.f_ge(self.config.max_bad_steps as f64)?)?;
+            veto = veto.f_logical_or(&self.bad_in_row.f_ge(self.config.max_consecutive_bad_steps as f64)?)?;
         }
-        Ok(Verdict { finite, spike, z_score, veto })
+        Ok(StepDecision { finite, spike, z_score, veto })
     }
 
     /// For the update.
-    pub(crate) fn conditions<'a>(&'a self, verdict: &'a Verdict) -> Conditions<'a> {
-        Conditions { loss_scale: self.loss_scale(), veto: Some(&verdict.veto) }
+    pub(crate) fn conditions<'a>(&'a self, verdict: &'a StepDecision) -> UpdateGuard<'a> {
+        UpdateGuard { loss_scale: self.loss_scale(), veto: Some(&verdict.veto) }
     }
 
     /// After the update.
-    pub(crate) fn count(&mut self, verdict: &Verdict, update: &Update) -> Result<()> {
+    pub(crate) fn count(&mut self, verdict: &StepDecision, update: &UpdateStats) -> Result<()> {
         let skipped = verdict.veto.f_logical_or(&update.overflow)?;
         self.skipped = self.skipped.f_add(&skipped)?;
         self.gauge.spikes = self.gauge.spikes.f_add(&verdict.spike)?;
@@ -271,7 +271,7 @@ impl Stability {
                 // large: the search for it counts as no bad step.
                 let searching = update.overflow.f_logical_and(&verdict.finite)?.f_logical_and(&scaler.can_fall()?)?;
                 scaler.update(&update.overflow)?;
-                self.gauge.searched = self.gauge.searched.f_add(&searching)?;
+                self.gauge.scale_search_skips = self.gauge.scale_search_skips.f_add(&searching)?;
                 self.bad_in_row.f_where_self(&searching, &row)?
             }
         };
@@ -286,7 +286,7 @@ impl Stability {
     ///
     /// # Errors
     /// When libtorch refuses.
-    pub fn look(&self, loss: &Tensor, grad_norm: &Tensor, z_score: &Tensor) -> Result<Seen> {
+    pub fn look(&self, loss: &Tensor, grad_norm: &Tensor, z_score: &Tensor) -> Result<StepStats> {
         let scale = self.loss_scale().map_or_else(|| grad_norm.f_zeros_like(), Tensor::f_detach)?;
         let numbers = [
             loss,
@@ -297,13 +297,13 @@ impl Stability {
             &self.bad_in_row,
             &self.gauge.spikes,
             &scale,
-            &self.gauge.searched,
+            &self.gauge.scale_search_skips,
         ];
         let numbers: Vec<Tensor> = numbers.iter().map(|n| n.f_to_kind(Kind::Double)).collect::<Result<_, _>>()?;
         let mut values = [0f64; 9];
         Tensor::f_stack(&numbers, 0)?.f_to_device(Device::Cpu)?.f_copy_data(&mut values, 9)?;
-        let [loss, grad_norm, z_score, skipped, since_update, bad_in_row, spikes, scale, searched] = values;
-        Ok(Seen {
+        let [loss, grad_norm, z_score, skipped, since_update, bad_in_row, spikes, scale, scale_search_skips] = values;
+        Ok(StepStats {
             loss,
             grad_norm,
             z_score,
@@ -311,16 +311,16 @@ impl Stability {
             since_update: since_update as u64,
             bad_in_row: bad_in_row as u64,
             spikes: spikes as u64,
-            searched: searched as u64,
+            scale_search_skips: scale_search_skips as u64,
             loss_scale: self.gauge.scaler.is_some().then_some(scale),
         })
     }
 
     /// For a checkpoint.
-    pub(crate) fn state(&self) -> Result<StabilityState> {
+    pub(crate) fn state(&self) -> Result<StepGuardState> {
         let since_update = count(&self.since_update)?;
         let before_row = (since_update > 0).then(|| self.read(&self.at_update)).transpose()?;
-        Ok(StabilityState {
+        Ok(StepGuardState {
             skipped: count(&self.skipped)?,
             since_update,
             bad_in_row: count(&self.bad_in_row)?,
@@ -329,7 +329,7 @@ impl Stability {
         })
     }
 
-    fn read(&self, [losses, spikes, searched, scale, good_steps]: &[Tensor; GAUGE]) -> Result<Gauge> {
+    fn read(&self, [losses, spikes, scale_search_skips, scale, good_steps]: &[Tensor; GAUGE]) -> Result<GuardStats> {
         let mut known = vec![0f64; losses.numel()];
         losses.f_to_device(Device::Cpu)?.f_copy_data(&mut known, losses.numel())?;
         known.retain(|loss| loss.is_finite());
@@ -337,7 +337,12 @@ impl Stability {
             Ok(LossScale { scale: scale.f_double_value(&[])?, good_steps: good_steps.f_int64_value(&[])? })
         };
         let loss_scale = self.gauge.scaler.as_ref().map(|_| scale()).transpose()?;
-        Ok(Gauge { spikes: count(spikes)?, losses: known, loss_scale, searched: count(searched)? })
+        Ok(GuardStats {
+            spikes: count(spikes)?,
+            losses: known,
+            loss_scale,
+            scale_search_skips: count(scale_search_skips)?,
+        })
     }
 }
 
@@ -349,69 +354,69 @@ fn count(tensor: &Tensor) -> Result<u64> {
 mod tests {
     use super::*;
 
-    fn config(spike_window: usize, skip_spikes: bool) -> StabilityConfig {
-        StabilityConfig { max_bad_steps: 3, spike_window, skip_spikes, ..StabilityConfig::default() }
+    fn config(spike_window: usize, skip_spikes: bool) -> StepGuardConfig {
+        StepGuardConfig { max_consecutive_bad_steps: 3, spike_window, skip_spikes, ..StepGuardConfig::default() }
     }
 
     /// One step with this loss and a gradient that overflows or not; whether it was skipped.
-    fn step(stability: &mut Stability, loss: f32, overflow: bool) -> bool {
-        let verdict = stability.judge(&Tensor::from(loss)).unwrap();
-        let before = stability.state().unwrap().skipped;
-        let update = Update { grad_norm: Tensor::from(1f32), overflow: Tensor::from(overflow) };
-        stability.count(&verdict, &update).unwrap();
-        stability.state().unwrap().skipped > before
+    fn step(step_guard: &mut StepGuard, loss: f32, overflow: bool) -> bool {
+        let verdict = step_guard.judge(&Tensor::from(loss)).unwrap();
+        let before = step_guard.state().unwrap().skipped;
+        let update = UpdateStats { grad_norm: Tensor::from(1f32), overflow: Tensor::from(overflow) };
+        step_guard.count(&verdict, &update).unwrap();
+        step_guard.state().unwrap().skipped > before
     }
 
     #[test]
     fn bad_steps_are_counted_and_a_row_of_them_stays_one() {
-        let mut stability = Stability::new(&config(0, false), false, Device::Cpu).unwrap();
-        assert!(!step(&mut stability, 3.0, false));
-        assert!(step(&mut stability, f32::NAN, true) && step(&mut stability, 3.0, true));
-        assert_eq!(stability.state().unwrap().bad_in_row, 2);
-        assert!(!step(&mut stability, 3.0, false));
+        let mut step_guard = StepGuard::new(&config(0, false), false, Device::Cpu).unwrap();
+        assert!(!step(&mut step_guard, 3.0, false));
+        assert!(step(&mut step_guard, f32::NAN, true) && step(&mut step_guard, 3.0, true));
+        assert_eq!(step_guard.state().unwrap().bad_in_row, 2);
+        assert!(!step(&mut step_guard, 3.0, false));
         for loss in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {
-            assert!(step(&mut stability, loss, false));
+            assert!(step(&mut step_guard, loss, false));
         }
         // The third was one too many: no update until the host has looked.
-        assert!(step(&mut stability, 3.0, false));
-        let state = stability.state().unwrap();
+        assert!(step(&mut step_guard, 3.0, false));
+        let state = step_guard.state().unwrap();
         assert_eq!((state.skipped, state.bad_in_row, state.since_update), (6, 4, 4));
     }
 
     #[test]
     fn a_spike_is_far_above_a_full_window_of_finite_losses() {
         for skip in [false, true] {
-            let mut stability = Stability::new(&config(4, skip), false, Device::Cpu).unwrap();
+            let mut step_guard = StepGuard::new(&config(4, skip), false, Device::Cpu).unwrap();
             // Too few losses to tell.
-            assert!(!step(&mut stability, 4.0, false) && !step(&mut stability, 9.0, false));
+            assert!(!step(&mut step_guard, 4.0, false) && !step(&mut step_guard, 9.0, false));
             for loss in [2.0, 2.1, f32::NAN, 1.9, 2.0, 2.1] {
-                step(&mut stability, loss, false);
+                step(&mut step_guard, loss, false);
             }
-            assert_eq!(stability.state().unwrap().gauge.spikes, 0);
-            assert_eq!(step(&mut stability, 4.0, false), skip);
-            assert_eq!(stability.state().unwrap().gauge.spikes, 1);
+            assert_eq!(step_guard.state().unwrap().gauge.spikes, 0);
+            assert_eq!(step(&mut step_guard, 4.0, false), skip);
+            assert_eq!(step_guard.state().unwrap().gauge.spikes, 1);
             // It is among the window now: a level that stays up is none for long.
-            assert!(!step(&mut stability, 4.0, false));
-            assert_eq!(stability.state().unwrap().gauge.losses, [2.0f32, 2.1, 4.0, 4.0].map(f64::from));
+            assert!(!step(&mut step_guard, 4.0, false));
+            assert_eq!(step_guard.state().unwrap().gauge.losses, [2.0f32, 2.1, 4.0, 4.0].map(f64::from));
         }
     }
 
     #[test]
     fn a_search_for_the_loss_scale_is_skipped_but_no_bad_step() {
-        let tiny = StabilityConfig { initial_loss_scale: 4.0, ..config(0, false) };
-        let mut stability = Stability::new(&tiny, true, Device::Cpu).unwrap();
-        let scale = |stability: &Stability| stability.state().unwrap().gauge.loss_scale.unwrap().scale;
-        assert!(step(&mut stability, 3.0, true) && step(&mut stability, 3.0, true));
-        assert_eq!((scale(&stability), stability.state().unwrap().bad_in_row), (1.0, 0));
-        assert!(step(&mut stability, 3.0, true));
-        let state = stability.state().unwrap();
-        assert_eq!((state.bad_in_row, state.since_update, state.skipped, state.gauge.searched), (1, 3, 3, 2));
+        let tiny = StepGuardConfig { initial_loss_scale: 4.0, ..config(0, false) };
+        let mut step_guard = StepGuard::new(&tiny, true, Device::Cpu).unwrap();
+        let scale = |step_guard: &StepGuard| step_guard.state().unwrap().gauge.loss_scale.unwrap().scale;
+        assert!(step(&mut step_guard, 3.0, true) && step(&mut step_guard, 3.0, true));
+        assert_eq!((scale(&step_guard), step_guard.state().unwrap().bad_in_row), (1.0, 0));
+        assert!(step(&mut step_guard, 3.0, true));
+        let state = step_guard.state().unwrap();
+        assert_eq!((state.bad_in_row, state.since_update, state.skipped, state.gauge.scale_search_skips), (1, 3, 3, 2));
     }
 
     #[test]
     fn before_a_row_of_skipped_steps_all_is_as_it_was() {
         let config = config(3, true);
-        let mut whole = Stability::new(&config, true, Device::Cpu).unwrap();
+        let mut whole = StepGuard::new(&config, true, Device::Cpu).unwrap();
         assert_eq!(whole.state().unwrap().before_row, None);
         for loss in [2.0, 2.1, 1.9] {
             step(&mut whole, loss, false);
@@ -421,37 +426,37 @@ mod tests {
         assert!(step(&mut whole, 9.0, false));
         let text = serde_json::to_string(&whole.state().unwrap()).unwrap();
         let read = serde_json::from_str(&text).unwrap();
-        let mut resumed = Stability::resume(&config, true, Device::Cpu, &read).unwrap();
-        for stability in [&mut whole, &mut resumed] {
-            assert!(step(stability, 2.0, true) && step(stability, f32::NAN, false));
-            let after = stability.state().unwrap();
+        let mut resumed = StepGuard::resume(&config, true, Device::Cpu, &read).unwrap();
+        for step_guard in [&mut whole, &mut resumed] {
+            assert!(step(step_guard, 2.0, true) && step(step_guard, f32::NAN, false));
+            let after = step_guard.state().unwrap();
             assert_eq!(
                 (after.since_update, after.gauge.spikes, after.gauge.loss_scale.unwrap().scale),
                 (3, 1, 32_768.0)
             );
             assert_eq!(after.before_row(), before);
-            assert!(!step(stability, 2.0, false));
-            assert_eq!(stability.state().unwrap().before_row, None);
+            assert!(!step(step_guard, 2.0, false));
+            assert_eq!(step_guard.state().unwrap().before_row, None);
         }
     }
 
     #[test]
     fn what_is_saved_is_what_goes_on() {
-        let mut whole = Stability::new(&config(5, true), true, Device::Cpu).unwrap();
+        let mut whole = StepGuard::new(&config(5, true), true, Device::Cpu).unwrap();
         for i in 0..7 {
             step(&mut whole, 2.0 + 0.1 * i as f32, i == 3);
         }
         let text = serde_json::to_string(&whole.state().unwrap()).unwrap();
         // In the file the gauge's values stand beside the counts.
         assert!(text.contains("\"spikes\":") && !text.contains("gauge"), "{text}");
-        let read: StabilityState = serde_json::from_str(&text).unwrap();
-        let mut resumed = Stability::resume(&config(5, true), true, Device::Cpu, &read).unwrap();
+        let read: StepGuardState = serde_json::from_str(&text).unwrap();
+        let mut resumed = StepGuard::resume(&config(5, true), true, Device::Cpu, &read).unwrap();
         for loss in [2.5, 9.0, f32::NAN, 2.4] {
             assert_eq!(step(&mut whole, loss, false), step(&mut resumed, loss, false));
             assert_eq!(whole.state().unwrap(), resumed.state().unwrap());
         }
         // Another window takes what it has room for.
-        let narrow = Stability::resume(&config(2, true), true, Device::Cpu, &read).unwrap();
+        let narrow = StepGuard::resume(&config(2, true), true, Device::Cpu, &read).unwrap();
         assert_eq!(narrow.state().unwrap().gauge.losses, read.gauge.losses[3..]);
     }
 }

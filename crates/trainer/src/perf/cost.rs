@@ -5,7 +5,7 @@ use serde::Serialize;
 
 /// What one process (a GPU with its share of the host, or the host of a CPU run) takes.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Rates {
+pub struct CostRates {
     /// Power drawn while it runs, in W.
     pub watts: Option<f64>,
     /// Price of an hour, in whatever currency.
@@ -14,7 +14,7 @@ pub struct Rates {
 
 /// What a stretch of computing costs.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Cost {
+pub struct RunCost {
     /// Hours by processes.
     pub process_hours: f64,
     /// Hours by CPU threads; none on a GPU, or where threads are not known.
@@ -25,7 +25,7 @@ pub struct Cost {
     pub price: Option<f64>,
 }
 
-impl Rates {
+impl CostRates {
     /// Refuses what no machine has.
     ///
     /// # Errors
@@ -42,8 +42,8 @@ impl Rates {
     }
 
     /// The cost of so many hours by processes, of which `cpu_hours` by CPU threads.
-    pub(crate) fn cost(&self, process_hours: f64, cpu_hours: Option<f64>) -> Cost {
-        Cost {
+    pub(crate) fn cost(&self, process_hours: f64, cpu_hours: Option<f64>) -> RunCost {
+        RunCost {
             process_hours,
             cpu_hours,
             kilowatt_hours: self.watts.map(|watts| watts * process_hours / 1e3),
@@ -52,7 +52,7 @@ impl Rates {
     }
 }
 
-impl Cost {
+impl RunCost {
     /// As a person reads it: `3.20 GPU hours, 1.12 kWh, 6.40 in price`.
     pub(crate) fn describe(&self, on_gpu: bool) -> String {
         let mut text = match self.cpu_hours {
@@ -76,12 +76,14 @@ mod tests {
 
     #[test]
     fn hours_become_energy_and_price() {
-        let rates = Rates { watts: Some(400.0), price_per_hour: Some(2.0) };
+        let rates = CostRates { watts: Some(400.0), price_per_hour: Some(2.0) };
         let cost = rates.cost(96.0 * 4.0, None);
         assert_eq!((cost.kilowatt_hours, cost.price), (Some(153.6), Some(768.0)));
         assert_eq!(cost.describe(true), "384.00 GPU hours, 153.60 kWh, 768.00 by the price an hour");
-        assert_eq!(Rates::default().cost(0.5, Some(1.0)).describe(false), "1.00 CPU core hours");
-        assert!(Rates { watts: Some(-1.0), ..rates }.validate().unwrap_err().to_string().starts_with("--watts is -1"));
-        assert!(Rates { watts: Some(f64::NAN), ..rates }.validate().is_err());
+        assert_eq!(CostRates::default().cost(0.5, Some(1.0)).describe(false), "1.00 CPU core hours");
+        assert!(
+            CostRates { watts: Some(-1.0), ..rates }.validate().unwrap_err().to_string().starts_with("--watts is -1")
+        );
+        assert!(CostRates { watts: Some(f64::NAN), ..rates }.validate().is_err());
     }
 }

@@ -19,11 +19,11 @@ pub(crate) struct Profiler {
     steps: u64,
     /// Steps of this call so far.
     seen: u64,
-    running: Option<Running>,
+    running: Option<ActiveProfile>,
 }
 
 #[derive(Debug)]
-struct Running {
+struct ActiveProfile {
     since: Instant,
     step: Instant,
     /// Number, beginning and seconds of each measured step.
@@ -53,7 +53,7 @@ impl Profiler {
         } else if self.steps > 0 && self.seen == AFTER {
             profiler::start_with_laps();
             let now = Instant::now();
-            self.running = Some(Running { since: now, step: now, done: Vec::new() });
+            self.running = Some(ActiveProfile { since: now, step: now, done: Vec::new() });
         }
         self.seen += 1;
     }
@@ -97,7 +97,7 @@ fn table(sums: &[(String, f64)], steps: u64) -> Vec<String> {
 }
 
 /// Complete events ("X") in microseconds: the steps on one row, their parts on another.
-fn trace(running: &Running, laps: &[Lap]) -> String {
+fn trace(running: &ActiveProfile, laps: &[Lap]) -> String {
     let event = |name: &str, row: u32, begun: Instant, seconds: f64| {
         let since = begun.saturating_duration_since(running.since).as_secs_f64();
         json!({"name": name, "cat": "training", "ph": "X", "pid": 0, "tid": row, "ts": 1e6 * since, "dur": 1e6 * seconds})
@@ -127,7 +127,7 @@ mod tests {
     fn a_trace_has_steps_and_laps_in_microseconds() {
         let since = Instant::now();
         let later = since + std::time::Duration::from_millis(2);
-        let running = Running { since, step: since, done: vec![(7, since, 0.5)] };
+        let running = ActiveProfile { since, step: since, done: vec![(7, since, 0.5)] };
         let laps = [Lap { part: "body", begun: later, seconds: 0.25 }];
         let trace: Value = serde_json::from_str(&trace(&running, &laps)).unwrap();
         let events = trace["traceEvents"].as_array().unwrap();

@@ -3,13 +3,13 @@
 use std::fmt;
 
 use crate::logging::console::human_duration;
-use crate::plan::Forecast;
+use crate::plan::RunPlan;
 
 fn gigabytes(bytes: u64) -> f64 {
     bytes as f64 / 1e9
 }
 
-impl fmt::Display for Forecast {
+impl fmt::Display for RunPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "model       {} parameters", self.parameters)?;
         for part in &self.parameters_by_part {

@@ -1,14 +1,14 @@
 //! What a training step holds at once, by kind: an estimate by counting what each operation
 //! keeps for its backward pass (docs/speed.md and docs/gpu.md say where the counts are from).
 
-use model::{Kernels, Kind, ModelConfig};
+use model::{Architecture, Kernels, ModelConfig};
 use serde::Serialize;
 
 use crate::config::{Config, Precision};
 
 /// Bytes that one process holds at most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Memory {
+pub struct MemoryEstimate {
     /// fp32 parameters, and the copies of them in the type of products.
     pub weights: u64,
     /// fp32.
@@ -42,7 +42,7 @@ const LIBRARIES: u64 = 180_000_000;
 /// on the diagonal.
 const CAUSAL: f64 = 0.62;
 
-impl Memory {
+impl MemoryEstimate {
     /// Of a process of this configuration with so many passes a step over so many sequences.
     pub(crate) fn of(config: &Config, micro_batch: u64, passes: u64, on_gpu: bool) -> Self {
         let model = &config.model;
@@ -66,9 +66,9 @@ impl Memory {
             // Logits, their fp32 copy and its softmax.
             (Kernels::Fused, false) => LOGIT_ROWS.min(rows) * vocabulary * (element + 8),
             // The same for all rows, and the gradients of both.
-            (Kernels::Plain, _) => rows * vocabulary * (2 * element + 8),
+            (Kernels::Reference, _) => rows * vocabulary * (2 * element + 8),
         };
-        let mut memory = Memory {
+        let mut memory = MemoryEstimate {
             weights: 4 * parameters + copies,
             gradients: 4 * parameters,
             optimizer: 8 * parameters,
@@ -117,7 +117,7 @@ fn senses_per_token(
     mask: f64,
     fused_on_cpu: bool,
 ) -> f64 {
-    if model.kind == Kind::Gpt2 {
+    if model.architecture == Architecture::Gpt2 {
         return 0.0;
     }
     let senses = model.num_senses as f64;
@@ -140,10 +140,10 @@ fn senses_per_token(
 mod tests {
     use super::*;
 
-    fn micro(micro_batch: u64, passes: u64, on_gpu: bool) -> Memory {
+    fn micro(micro_batch: u64, passes: u64, on_gpu: bool) -> MemoryEstimate {
         let mut config = Config::example();
         config.model = ModelConfig { n_embd: 384, n_head: 6, n_layer: 6, ..ModelConfig::default() };
-        Memory::of(&config, micro_batch, passes, on_gpu)
+        MemoryEstimate::of(&config, micro_batch, passes, on_gpu)
     }
 
     #[test]
@@ -155,7 +155,7 @@ mod tests {
         assert_eq!(memory.checkpoint, 12 * 41_659_776);
     }
 
-    /// `backpack bench --config configs/owt/micro.toml --set batch.tokens=N --set batch.micro_batch=M
+    /// `backpack bench --config configs/owt/micro.toml --set batch.tokens_per_step=N --set batch.micro_batch_size=M
     /// --threads 1 --json`, `peak_memory_bytes`: two Zen 4 cores, 2026-11-25. It saves no checkpoint.
     #[test]
     fn the_estimate_is_near_what_was_measured() {
@@ -174,13 +174,16 @@ mod tests {
         let (one, four) = (micro(4, 1, true), micro(16, 1, true));
         assert_eq!(four.activations, 4 * one.activations);
         assert_eq!(four.total - one.total, 3 * one.activations);
-        assert_eq!(Memory { activations: 0, total: 0, ..one }, Memory { activations: 0, total: 0, ..four });
+        assert_eq!(
+            MemoryEstimate { activations: 0, total: 0, ..one },
+            MemoryEstimate { activations: 0, total: 0, ..four }
+        );
     }
 
     /// docs/gpu.md: 8 GB for the small model at 16 sequences a pass.
     #[test]
     fn a_gpu_keeps_what_docs_gpu_counts() {
-        let total = Memory::of(&Config::example(), 16, 1, true).total as f64;
+        let total = MemoryEstimate::of(&Config::example(), 16, 1, true).total as f64;
         assert!((7e9..10e9).contains(&total), "{total:.3e}");
     }
 }

@@ -11,16 +11,16 @@ use data_prep::Manifest;
 use model::ModelConfig;
 use serde::Serialize;
 
-use crate::config::{Config, Device};
-use crate::data::batch_reader::Split;
-use crate::perf::cost::{Cost, Rates};
+use crate::config::{Config, DeviceKind};
+use crate::data::batch_reader::BatchLayout;
+use crate::perf::cost::{CostRates, RunCost};
 use crate::train::summary::flops_per_token;
 
-pub use memory::Memory;
+pub use memory::MemoryEstimate;
 
 /// What is known besides the configuration.
 #[derive(Debug, Clone, Default)]
-pub struct ForecastRequest {
+pub struct PlanOptions {
     /// Training tokens of the data; by its manifest where that is there.
     pub train_tokens: Option<u64>,
     /// Processes, all on GPUs or hosts of one kind.
@@ -28,14 +28,14 @@ pub struct ForecastRequest {
     /// Tokens per second of all processes together.
     pub tokens_per_second: Option<f64>,
     /// What an hour of a process takes.
-    pub rates: Rates,
+    pub rates: CostRates,
     /// Where the run folder will be.
     pub run_dir: std::path::PathBuf,
 }
 
 /// Parameters of one part of the network.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Part {
+pub struct ModelPart {
     /// What it is.
     pub name: &'static str,
     /// Trained values.
@@ -44,7 +44,7 @@ pub struct Part {
 
 /// Checkpoints at their most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Disk {
+pub struct DiskEstimate {
     /// Of one checkpoint: weights and two moments, fp32.
     pub bytes_each: u64,
     /// Complete ones that are kept at most, and the one that is being written.
@@ -55,11 +55,11 @@ pub struct Disk {
 
 /// What a run will take.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Forecast {
+pub struct RunPlan {
     /// Trained values.
     pub parameters: i64,
     /// By part of the network.
-    pub parameters_by_part: Vec<Part>,
+    pub parameters_by_part: Vec<ModelPart>,
     /// Training FLOPs per token, by the full formula.
     pub flops_per_token: f64,
     /// Of the whole run, validation left out.
@@ -98,25 +98,25 @@ pub struct Forecast {
     /// Seconds of the whole run, validations included.
     pub seconds: Option<f64>,
     /// What it costs.
-    pub cost: Option<Cost>,
+    pub cost: Option<RunCost>,
     /// Of one process.
-    pub memory: Memory,
+    pub memory: MemoryEstimate,
     /// What this machine has, for a run on its CPU.
     pub machine_memory: Option<u64>,
     /// Checkpoints.
-    pub disk: Disk,
+    pub disk: DiskEstimate,
     /// Bytes that are free where the run folder will be.
     pub free_disk: Option<u64>,
     /// Settings that are likely mistakes.
     pub warnings: Vec<String>,
 }
 
-impl Forecast {
+impl RunPlan {
     /// Of a configuration.
     ///
     /// # Errors
     /// When the batch does not divide, or what was given is no number.
-    pub fn new(config: &Config, request: &ForecastRequest) -> Result<Self> {
+    pub fn new(config: &Config, request: &PlanOptions) -> Result<Self> {
         let on_gpu = on_gpu(config.run.device);
         let machine_memory = if on_gpu { None } else { machine_memory() };
         let tokens = known_tokens(config, request)?;
@@ -125,9 +125,9 @@ impl Forecast {
 
     fn with(
         config: &Config,
-        request: &ForecastRequest,
+        request: &PlanOptions,
         on_gpu: bool,
-        tokens: KnownTokens,
+        tokens: TokenCount,
         machine_memory: Option<u64>,
         free_disk: Option<u64>,
     ) -> Result<Self> {
@@ -135,11 +135,11 @@ impl Forecast {
         let rate = request.tokens_per_second;
         ensure!(rate.is_none_or(|r| r.is_finite() && r > 0.0), "--tokens-per-second must be a number above 0");
         let length = config.data.sequence_length as u64;
-        let Split { sequences, micro_batch, accumulation } = config.batch.split(length, request.processes)?;
+        let BatchLayout { sequences, micro_batch, accumulation } = config.batch.split(length, request.processes)?;
         let model = &config.model;
         let (steps, flops_per_token) = (config.schedule.max_steps, flops_per_token(model, length));
-        let run_tokens = steps * config.batch.tokens;
-        let validations = match config.validation.every {
+        let run_tokens = steps * config.batch.tokens_per_step;
+        let validations = match config.validation.every_steps {
             0 => 1,
             // The last step always has one.
             every => steps / every + u64::from(!steps.is_multiple_of(every)),
@@ -149,17 +149,17 @@ impl Forecast {
             let all = (validations * each) as f64 / 3.0;
             all / (all + run_tokens as f64)
         });
-        let seconds_per_step = rate.map(|rate| config.batch.tokens as f64 / rate);
+        let seconds_per_step = rate.map(|rate| config.batch.tokens_per_step as f64 / rate);
         let seconds = rate.map(|rate| run_tokens as f64 / rate / (1.0 - validation_share.unwrap_or(0.0)));
         let hours = seconds.map(|seconds| seconds / 3_600.0 * request.processes as f64);
-        let memory = Memory::of(config, micro_batch, accumulation, on_gpu);
-        let mut forecast = Forecast {
+        let memory = MemoryEstimate::of(config, micro_batch, accumulation, on_gpu);
+        let mut forecast = RunPlan {
             parameters: model.num_parameters(),
             parameters_by_part: parts(model),
             flops_per_token,
             flops: flops_per_token * run_tokens as f64,
             steps,
-            tokens_per_step: config.batch.tokens,
+            tokens_per_step: config.batch.tokens_per_step,
             sequences_per_step: sequences,
             micro_batch,
             accumulation,
@@ -194,13 +194,13 @@ impl Forecast {
 
 /// Tokens of the data, as far as they are known.
 #[derive(Debug, Clone, Copy, Default)]
-struct KnownTokens {
+struct TokenCount {
     training: Option<u64>,
     /// Of one validation.
     validation: Option<u64>,
 }
 
-fn known_tokens(config: &Config, request: &ForecastRequest) -> Result<KnownTokens> {
+fn known_tokens(config: &Config, request: &PlanOptions) -> Result<TokenCount> {
     let path = &config.data.path;
     let plain = |name: &str| std::fs::metadata(path.join(name)).ok().map(|file| file.len() / 2);
     let manifest = if path.is_dir() { Manifest::load(path)? } else { None };
@@ -216,11 +216,11 @@ fn known_tokens(config: &Config, request: &ForecastRequest) -> Result<KnownToken
         (Some(all), Some(most)) => Some(all.min(most)),
         (all, most) => all.or(most),
     };
-    Ok(KnownTokens { training: request.train_tokens.or(training), validation })
+    Ok(TokenCount { training: request.train_tokens.or(training), validation })
 }
 
 /// The network's parts in the order of the data; [`ModelConfig::parameters`] names each tensor.
-fn parts(model: &ModelConfig) -> Vec<Part> {
+fn parts(model: &ModelConfig) -> Vec<ModelPart> {
     const PARTS: [(&str, &[&str]); 5] = [
         ("token embedding and head (tied)", &[".wte."]),
         ("position embedding", &[".wpe."]),
@@ -236,7 +236,7 @@ fn parts(model: &ModelConfig) -> Vec<Part> {
     };
     PARTS
         .iter()
-        .map(|&(name, marks)| Part { name, parameters: sum(marks) })
+        .map(|&(name, marks)| ModelPart { name, parameters: sum(marks) })
         .filter(|part| part.parameters > 0)
         .collect()
 }
@@ -247,25 +247,26 @@ fn is_other(name: &str, marks: &[&str]) -> bool {
 }
 
 /// Checkpoints at their most: the newest, the best and those for good may all be different ones.
-fn disk(config: &Config) -> Disk {
+fn disk(config: &Config) -> DiskEstimate {
     let (checkpoint, steps) = (&config.checkpoint, config.schedule.max_steps);
-    let saved = match checkpoint.every {
+    let saved = match checkpoint.every_steps {
         0 => 1,
         every => steps.div_ceil(every),
     };
-    let for_good = if checkpoint.keep_every > 0 && checkpoint.every > 0 { steps / checkpoint.keep_every } else { 0 };
+    let for_good =
+        if checkpoint.keep_every > 0 && checkpoint.every_steps > 0 { steps / checkpoint.keep_every } else { 0 };
     let kept = (checkpoint.keep_last + checkpoint.keep_best) as u64 + for_good;
     // One is written before another goes, and one may be there for its time alone.
     let most = kept.min(saved) + 1 + u64::from(checkpoint.every_minutes > 0);
     let bytes_each = 12 * config.model.num_parameters() as u64;
-    Disk { bytes_each, most, bytes: most * bytes_each }
+    DiskEstimate { bytes_each, most, bytes: most * bytes_each }
 }
 
-fn on_gpu(device: Device) -> bool {
+fn on_gpu(device: DeviceKind) -> bool {
     match device {
-        Device::Cpu => false,
-        Device::Cuda => true,
-        Device::Auto => torch_ext::load_cuda().is_ok() && tch::Cuda::is_available(),
+        DeviceKind::Cpu => false,
+        DeviceKind::Cuda => true,
+        DeviceKind::Auto => torch_ext::load_cuda().is_ok() && tch::Cuda::is_available(),
     }
 }
 

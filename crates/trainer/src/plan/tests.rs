@@ -1,18 +1,18 @@
 use super::*;
-use model::Kind;
+use model::Architecture;
 
-fn forecast(config: &Config, request: ForecastRequest) -> Forecast {
-    let tokens = KnownTokens { training: request.train_tokens, validation: Some(4_434_897) };
-    Forecast::with(config, &request, true, tokens, None, None).unwrap()
+fn forecast(config: &Config, request: PlanOptions) -> RunPlan {
+    let tokens = TokenCount { training: request.train_tokens, validation: Some(4_434_897) };
+    RunPlan::with(config, &request, true, tokens, None, None).unwrap()
 }
 
-fn published() -> Forecast {
-    let request = ForecastRequest {
+fn published() -> RunPlan {
+    let request = PlanOptions {
         train_tokens: Some(9_035_582_198),
         processes: 4,
         tokens_per_second: Some(168_000.0),
-        rates: Rates { watts: Some(400.0), price_per_hour: Some(2.0) },
-        ..ForecastRequest::default()
+        rates: CostRates { watts: Some(400.0), price_per_hour: Some(2.0) },
+        ..PlanOptions::default()
     };
     forecast(&Config::example(), request)
 }
@@ -44,8 +44,8 @@ fn the_published_run_is_what_the_reference_says() {
 #[test]
 fn a_gpt2_has_no_senses() {
     let mut config = Config::example();
-    config.model = ModelConfig { kind: Kind::Gpt2, ..ModelConfig::default() };
-    let plan = forecast(&config, ForecastRequest { processes: 1, ..ForecastRequest::default() });
+    config.model = ModelConfig { architecture: Architecture::Gpt2, ..ModelConfig::default() };
+    let plan = forecast(&config, PlanOptions { processes: 1, ..PlanOptions::default() });
     assert_eq!((plan.parameters, plan.parameters_by_part.len()), (124_051_968, 3));
     assert_eq!(plan.parameters_by_part.iter().map(|part| part.parameters).sum::<i64>(), plan.parameters);
     assert!((plan.flops_per_token / 0.799e9 - 1.0).abs() < 1e-3);
@@ -55,7 +55,7 @@ fn a_gpt2_has_no_senses() {
 fn warnings(change: impl FnOnce(&mut Config)) -> Vec<String> {
     let mut config = Config::example();
     change(&mut config);
-    let request = ForecastRequest { processes: 1, tokens_per_second: Some(40_000.0), ..ForecastRequest::default() };
+    let request = PlanOptions { processes: 1, tokens_per_second: Some(40_000.0), ..PlanOptions::default() };
     forecast(&config, request).warnings
 }
 
@@ -66,33 +66,33 @@ fn likely_mistakes_are_named_and_the_published_run_has_none() {
         assert_eq!(found.len(), 1, "{found:?}");
         found.into_iter().next().unwrap()
     };
-    assert_eq!(warnings(|c| c.checkpoint.every = 500), [""; 0]);
+    assert_eq!(warnings(|c| c.checkpoint.every_steps = 500), [""; 0]);
     assert!(
         one(|c| {
             c.schedule.warmup_steps = 60_000;
-            c.checkpoint.every = 500
+            c.checkpoint.every_steps = 500
         })
         .contains("is 60% of schedule.max_steps")
     );
-    assert!(one(|c| { c.batch.tokens = 65_536 }).starts_with("batch.tokens is 65536"));
+    assert!(one(|c| { c.batch.tokens_per_step = 65_536 }).starts_with("batch.tokens_per_step is 65536"));
     assert!(
         one(|c| {
-            c.validation.every = 1;
-            c.checkpoint.every = 500
+            c.validation.every_steps = 1;
+            c.checkpoint.every_steps = 500
         })
         .starts_with("validation takes 74% of the computing, more than training")
     );
     assert!(
         one(|c| {
-            c.validation.every = 200_000;
-            c.checkpoint.every = 500
+            c.validation.every_steps = 200_000;
+            c.checkpoint.every_steps = 500
         })
         .contains("only the last step is validated")
     );
     assert!(
         one(|c| {
-            c.validation.every = 10_007;
-            c.checkpoint.every = 500
+            c.validation.every_steps = 10_007;
+            c.checkpoint.every_steps = 500
         })
         .contains("keep_best keeps none but the last")
     );
@@ -101,9 +101,9 @@ fn likely_mistakes_are_named_and_the_published_run_has_none() {
 
 #[test]
 fn what_does_not_fit_is_said() {
-    let request = ForecastRequest { processes: 2, train_tokens: Some(1_000_000), ..ForecastRequest::default() };
-    let tokens = KnownTokens { training: Some(1_000_000), validation: None };
-    let plan = Forecast::with(&Config::example(), &request, false, tokens, Some(1 << 30), Some(1 << 30)).unwrap();
+    let request = PlanOptions { processes: 2, train_tokens: Some(1_000_000), ..PlanOptions::default() };
+    let tokens = TokenCount { training: Some(1_000_000), validation: None };
+    let plan = RunPlan::with(&Config::example(), &request, false, tokens, Some(1 << 30), Some(1 << 30)).unwrap();
     let starts = ["the run goes over its data 52432 times", "", "checkpoints need 18.4 GB, and 1.1 are free"];
     assert_eq!(plan.warnings.len(), 3, "{:?}", plan.warnings);
     for (warning, start) in plan.warnings.iter().zip(starts) {

@@ -2,7 +2,7 @@
 
 use crate::config::Config;
 use crate::optim::adamw::OptimizerConfig;
-use crate::plan::Forecast;
+use crate::plan::RunPlan;
 
 /// A warm-up of more than this share of the run: the published one is 5%.
 const LONG_WARMUP: f64 = 0.25;
@@ -15,7 +15,7 @@ const LONG_WITHOUT_CHECKPOINT: f64 = 2.0 * 3_600.0;
 const MANY_EPOCHS: f64 = 16.0;
 
 /// A sentence for each setting that is likely a mistake.
-pub(crate) fn likely_mistakes(config: &Config, forecast: &Forecast) -> Vec<String> {
+pub(crate) fn likely_mistakes(config: &Config, forecast: &RunPlan) -> Vec<String> {
     let mut found = Vec::new();
     let schedule = &config.schedule;
     let warmup = schedule.warmup_steps as f64 / schedule.max_steps as f64;
@@ -28,43 +28,43 @@ pub(crate) fn likely_mistakes(config: &Config, forecast: &Forecast) -> Vec<Strin
         ));
     }
     let published = (OptimizerConfig::default().learning_rate, 524_288);
-    if config.optimizer.learning_rate == published.0 && config.batch.tokens != published.1 {
+    if config.optimizer.learning_rate == published.0 && config.batch.tokens_per_step != published.1 {
         found.push(format!(
-            "batch.tokens is {}, and optimizer.learning_rate 6e-4 was chosen for 524288 a step: another batch wants another rate",
-            config.batch.tokens
+            "batch.tokens_per_step is {}, and optimizer.learning_rate 6e-4 was chosen for 524288 a step: another batch wants another rate",
+            config.batch.tokens_per_step
         ));
     }
     let (validation, checkpoint) = (&config.validation, &config.checkpoint);
     if let Some(share) = forecast.validation_share.filter(|share| *share > COSTLY_VALIDATION) {
         let more = if share > 0.5 { ", more than training" } else { "" };
         found.push(format!(
-            "validation takes {:.0}% of the computing{more}: raise validation.every or set validation.max_sequences",
+            "validation takes {:.0}% of the computing{more}: raise validation.every_steps or set validation.max_sequences",
             100.0 * share
         ));
     }
-    if validation.every > schedule.max_steps {
+    if validation.every_steps > schedule.max_steps {
         found.push(format!(
-            "validation.every {} is more than schedule.max_steps {}: only the last step is validated (0 says so without this warning)",
-            validation.every, schedule.max_steps
+            "validation.every_steps {} is more than schedule.max_steps {}: only the last step is validated (0 says so without this warning)",
+            validation.every_steps, schedule.max_steps
         ));
     }
     let saves = |every: u64| every > 0 && every <= schedule.max_steps;
-    if saves(checkpoint.every) && saves(validation.every) && checkpoint.keep_best > 0 {
-        let both = lcm(checkpoint.every, validation.every);
+    if saves(checkpoint.every_steps) && saves(validation.every_steps) && checkpoint.keep_best > 0 {
+        let both = lcm(checkpoint.every_steps, validation.every_steps);
         if both > schedule.max_steps {
             found.push(format!(
-                "checkpoint.keep_best keeps none but the last: no step before is a multiple of both checkpoint.every {} and validation.every {}",
-                checkpoint.every, validation.every
+                "checkpoint.keep_best keeps none but the last: no step before is a multiple of both checkpoint.every_steps {} and validation.every_steps {}",
+                checkpoint.every_steps, validation.every_steps
             ));
         }
     }
-    let between = if saves(checkpoint.every) { checkpoint.every } else { schedule.max_steps };
+    let between = if saves(checkpoint.every_steps) { checkpoint.every_steps } else { schedule.max_steps };
     if let Some(seconds) = forecast.seconds_per_step.map(|step| step * between as f64)
         && seconds > LONG_WITHOUT_CHECKPOINT
         && checkpoint.every_minutes == 0
     {
         found.push(format!(
-            "{between} steps pass between checkpoints, {:.1} hours of work that a crash costs: lower checkpoint.every or set checkpoint.every_minutes",
+            "{between} steps pass between checkpoints, {:.1} hours of work that a crash costs: lower checkpoint.every_steps or set checkpoint.every_minutes",
             seconds / 3_600.0
         ));
     }
@@ -77,7 +77,7 @@ pub(crate) fn likely_mistakes(config: &Config, forecast: &Forecast) -> Vec<Strin
         && needed > total
     {
         found.push(format!(
-            "{:.1} GB are needed on this machine, which has {:.1}: lower batch.micro_batch",
+            "{:.1} GB are needed on this machine, which has {:.1}: lower batch.micro_batch_size",
             needed as f64 / 1e9,
             total as f64 / 1e9
         ));

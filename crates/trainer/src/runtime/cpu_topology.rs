@@ -8,7 +8,7 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 /// What decides how many threads run where.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Machine {
+pub(crate) struct CpuTopology {
     /// The CPUs (hyper-threads) of each physical core that this process may run on, package
     /// by package.
     pub(crate) cores: Vec<Vec<usize>>,
@@ -18,7 +18,7 @@ pub(crate) struct Machine {
     pub(crate) granted: usize,
 }
 
-impl Machine {
+impl CpuTopology {
     /// This one, as the calling thread may use it. `bound` is found out only where the host
     /// is `shared` with other ranks and it matters.
     pub(crate) fn here(shared: bool) -> Self {
@@ -26,7 +26,7 @@ impl Machine {
         // The kernel refuses to tell where there are more CPUs than the set holds.
         let allowed = allowed().unwrap_or_else(|_| (0..granted.min(CpuSet::MAX_CPU)).collect());
         let bound = shared && is_bound().unwrap_or(false);
-        Machine { cores: physical_cores(&allowed, core_of), bound, granted }
+        CpuTopology { cores: physical_cores(&allowed, core_of), bound, granted }
     }
 }
 
@@ -130,7 +130,7 @@ mod tests {
             let inherited = std::thread::spawn(|| allowed().unwrap()).join().unwrap();
             assert_eq!(inherited, [one]);
             let bound = before.len() > 1;
-            assert_eq!(Machine::here(true), Machine { cores: vec![vec![one]], bound, granted: 1 });
+            assert_eq!(CpuTopology::here(true), CpuTopology { cores: vec![vec![one]], bound, granted: 1 });
         });
         pinned.join().unwrap();
     }

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail};
 
-use crate::config::Device;
+use crate::config::DeviceKind;
 use crate::distributed::local_ranks::LocalRanks;
 
 /// The device to compute on, CUDA loaded where it is to be used: of several GPUs, the one of
@@ -10,8 +10,8 @@ use crate::distributed::local_ranks::LocalRanks;
 ///
 /// # Errors
 /// For `device = "cuda"`: what is missing. For fewer GPUs than ranks on this host.
-pub fn select_device(device: Device, local: LocalRanks) -> Result<tch::Device> {
-    if device == Device::Cpu {
+pub fn select_device(device: DeviceKind, local: LocalRanks) -> Result<tch::Device> {
+    if device == DeviceKind::Cpu {
         return Ok(tch::Device::Cpu);
     }
     let loaded = torch_ext::load_cuda();
@@ -21,12 +21,12 @@ pub fn select_device(device: Device, local: LocalRanks) -> Result<tch::Device> {
         return Ok(tch::Device::Cuda(gpu));
     }
     match (device, loaded) {
-        (Device::Cuda, Err(error)) => {
+        (DeviceKind::Cuda, Err(error)) => {
             bail!(
                 "the device \"cuda\" is asked for, but CUDA cannot be loaded ({error}): run `scripts/setup.sh --cuda`, or use \"cpu\""
             )
         }
-        (Device::Cuda, Ok(())) => {
+        (DeviceKind::Cuda, Ok(())) => {
             bail!(
                 "the device \"cuda\" is asked for, and CUDA is loaded, but no GPU can be used: check `nvidia-smi`, or use \"cpu\""
             )

@@ -5,7 +5,7 @@ use std::fmt;
 use anyhow::{Result, ensure};
 
 use crate::distributed::local_ranks::LocalRanks;
-use crate::runtime::cpu_topology::{self, Machine};
+use crate::runtime::cpu_topology::{self, CpuTopology};
 
 /// More threads than any machine has cores: libtorch falls over at some tens of thousands.
 const MOST_THREADS: usize = 4_096;
@@ -47,7 +47,7 @@ pub fn set_threads(threads: usize, pin: bool, local: LocalRanks) -> Result<Threa
         threads <= MOST_THREADS,
         "{threads} threads are asked for: at most {MOST_THREADS} are possible, and 0 means the physical cores by the local ranks"
     );
-    let threads = decide(threads, pin, &Machine::here(local.count > 1), local);
+    let threads = decide(threads, pin, &CpuTopology::here(local.count > 1), local);
     if threads.pinned {
         cpu_topology::pin(&threads.cpus)?;
     }
@@ -56,7 +56,7 @@ pub fn set_threads(threads: usize, pin: bool, local: LocalRanks) -> Result<Threa
 }
 
 /// What [`set_threads`] sets.
-fn decide(threads: usize, pin: bool, machine: &Machine, local: LocalRanks) -> Threads {
+fn decide(threads: usize, pin: bool, machine: &CpuTopology, local: LocalRanks) -> Threads {
     // A launcher that bound this process has divided the host already.
     let sharing = if machine.bound { 1 } else { local.count };
     // 0 where there are more ranks than cores.
@@ -84,16 +84,16 @@ mod tests {
     }
 
     /// Cores of one CPU, numbered from 0.
-    fn plain(cores: usize) -> Machine {
-        Machine { cores: (0..cores).map(|cpu| vec![cpu]).collect(), bound: false, granted: cores }
+    fn plain(cores: usize) -> CpuTopology {
+        CpuTopology { cores: (0..cores).map(|cpu| vec![cpu]).collect(), bound: false, granted: cores }
     }
 
     /// Cores of two hyper-threads: core i has the CPUs i and cores + i.
-    fn hyper(cores: usize) -> Machine {
-        Machine { cores: (0..cores).map(|i| vec![i, cores + i]).collect(), bound: false, granted: 2 * cores }
+    fn hyper(cores: usize) -> CpuTopology {
+        CpuTopology { cores: (0..cores).map(|i| vec![i, cores + i]).collect(), bound: false, granted: 2 * cores }
     }
 
-    fn decided(threads: usize, pin: bool, machine: &Machine, local: LocalRanks) -> String {
+    fn decided(threads: usize, pin: bool, machine: &CpuTopology, local: LocalRanks) -> String {
         decide(threads, pin, machine, local).to_string()
     }
 
@@ -119,7 +119,7 @@ mod tests {
 
     #[test]
     fn a_launcher_that_bound_the_process_is_respected() {
-        let bound = |cores: &[&[usize]]| Machine {
+        let bound = |cores: &[&[usize]]| CpuTopology {
             cores: cores.iter().map(|core| core.to_vec()).collect(),
             bound: true,
             granted: cores.concat().len(),
@@ -133,14 +133,14 @@ mod tests {
 
     #[test]
     fn a_container_without_all_time_or_all_cpus_is_shared() {
-        let quota = Machine { granted: 4, ..plain(16) };
+        let quota = CpuTopology { granted: 4, ..plain(16) };
         assert_eq!(decided(0, true, &quota, ALONE), "4 threads on CPUs 0-15");
         assert_eq!(decided(0, true, &quota, rank(1, 2)), "2 threads pinned to CPUs 8-15 (local rank 1 of 2)");
         assert_eq!(
-            decided(0, true, &Machine { granted: 1, ..plain(4) }, rank(0, 2)),
+            decided(0, true, &CpuTopology { granted: 1, ..plain(4) }, rank(0, 2)),
             "1 thread pinned to CPUs 0-1 (local rank 0 of 2)"
         );
-        let cpuset = Machine { cores: vec![vec![4], vec![5], vec![6], vec![7]], bound: false, granted: 4 };
+        let cpuset = CpuTopology { cores: vec![vec![4], vec![5], vec![6], vec![7]], bound: false, granted: 4 };
         assert_eq!(decided(0, true, &cpuset, rank(1, 2)), "2 threads pinned to CPUs 6-7 (local rank 1 of 2)");
     }
 

@@ -16,29 +16,29 @@ const SQUEUE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Who set the limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Source {
+enum LimitSource {
     Flag,
     Slurm,
 }
 
 /// The moment by which a run has to have saved its last checkpoint and ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Deadline {
-    end: Option<End>,
+pub struct TimeLimit {
+    end: Option<LimitEnd>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct End {
+struct LimitEnd {
     at: Instant,
     /// From the start of the run.
     left: Duration,
     /// For what comes after the checkpoint: the ranks meet, logs are flushed, the job's
     /// script asks for the next attempt.
     reserve: Duration,
-    source: Source,
+    source: LimitSource,
 }
 
-impl Deadline {
+impl TimeLimit {
     /// The earlier of `limit`, counted from now, and the end of the Slurm job, which is
     /// `slurm_left` away; none of both for a run that ends when it is done.
     pub fn new(limit: Option<Duration>, slurm_left: Option<Duration>) -> Self {
@@ -46,15 +46,15 @@ impl Deadline {
     }
 
     fn from(now: Instant, limit: Option<Duration>, slurm_left: Option<Duration>) -> Self {
-        let limits = [limit.map(|left| (left, Source::Flag)), slurm_left.map(|left| (left, Source::Slurm))];
+        let limits = [limit.map(|left| (left, LimitSource::Flag)), slurm_left.map(|left| (left, LimitSource::Slurm))];
         let earlier = limits.into_iter().flatten().min_by_key(|(left, _)| *left);
         let end = earlier.and_then(|(left, source)| {
             // 30 s are ample for the end of a job; of a short limit, a twentieth.
             let reserve = Duration::from_secs(30).min(left / 20);
             // A limit of more centuries than the clock has is none.
-            Some(End { at: now.checked_add(left)?, left, reserve, source })
+            Some(LimitEnd { at: now.checked_add(left)?, left, reserve, source })
         });
-        Deadline { end }
+        TimeLimit { end }
     }
 
     /// Whether to stop now, between two steps: when one more step and then a checkpoint
@@ -74,14 +74,14 @@ impl Deadline {
     }
 }
 
-impl fmt::Display for Deadline {
+impl fmt::Display for TimeLimit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Some(end) = &self.end else {
             return f.write_str("none");
         };
         let source = match end.source {
-            Source::Flag => "by --time-limit",
-            Source::Slurm => "left of the Slurm job",
+            LimitSource::Flag => "by --time-limit",
+            LimitSource::Slurm => "left of the Slurm job",
         };
         write!(f, "{} {source}", human_duration(end.left.as_secs_f64()))
     }
@@ -220,13 +220,13 @@ mod tests {
     fn the_earlier_limit_holds_and_leaves_time_for_a_step_and_a_checkpoint() {
         let now = Instant::now();
         let (step, save) = (seconds(8), seconds(40));
-        let deadline = Deadline::from(now, Some(seconds(3_600)), Some(seconds(7_200)));
+        let deadline = TimeLimit::from(now, Some(seconds(3_600)), Some(seconds(7_200)));
         // 1.25 x 48 s and 30 s.
         assert!(!deadline.reached_at(now + seconds(3_509), step, save));
         assert!(deadline.reached_at(now + seconds(3_510), step, save));
         assert!(deadline.reached_at(now + seconds(4_000), Duration::ZERO, Duration::ZERO));
         assert_eq!(deadline.to_string(), "1h 00m by --time-limit");
-        let deadline = Deadline::from(now, Some(seconds(3_600)), Some(seconds(200)));
+        let deadline = TimeLimit::from(now, Some(seconds(3_600)), Some(seconds(200)));
         // A twentieth of so short a time.
         assert!(!deadline.reached_at(now + seconds(129), step, save));
         assert!(deadline.reached_at(now + seconds(130), step, save));
@@ -235,11 +235,11 @@ mod tests {
 
     #[test]
     fn without_a_limit_nothing_is_ever_reached() {
-        let none = Deadline::new(None, None);
+        let none = TimeLimit::new(None, None);
         assert!(!none.reached(seconds(1_000_000), seconds(1)));
         assert_eq!(none.to_string(), "none");
-        assert!(!Deadline::new(Some(Duration::MAX), None).reached(seconds(1), seconds(1)));
-        assert!(Deadline::new(None, Some(Duration::ZERO)).reached(Duration::ZERO, Duration::ZERO));
+        assert!(!TimeLimit::new(Some(Duration::MAX), None).reached(seconds(1), seconds(1)));
+        assert!(TimeLimit::new(None, Some(Duration::ZERO)).reached(Duration::ZERO, Duration::ZERO));
     }
 
     #[test]

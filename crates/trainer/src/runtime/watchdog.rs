@@ -16,13 +16,13 @@ const STALLED: i32 = 124;
 /// A thread that waits for signs of progress. Dropping it ends the watch.
 #[derive(Debug)]
 pub struct Watchdog {
-    seen: Arc<Mutex<Seen>>,
+    seen: Arc<Mutex<ProgressMark>>,
     thread: Option<(Sender<()>, JoinHandle<()>)>,
 }
 
 /// The last sign of progress. The lock is held for a few loads and stores.
 #[derive(Debug)]
-struct Seen {
+struct ProgressMark {
     signs: u64,
     step: u64,
     what: &'static str,
@@ -40,7 +40,7 @@ impl Watchdog {
         let rank = if world.size > 1 { format!("rank {}: ", world.rank) } else { String::new() };
         Self::watch(timeout, move |seen| {
             say(format!(
-                "error: {rank}nothing has gone forward for {} on {host}: step {}, {}; another rank, the network or a disk may hang; the last checkpoint is whole: go on with --resume auto, or raise run.watchdog if it is only slow\n",
+                "error: {rank}nothing has gone forward for {} on {host}: step {}, {}; another rank, the network or a disk may hang; the last checkpoint is whole: go on with --resume auto, or raise run.watchdog_seconds if it is only slow\n",
                 human_duration(timeout.as_secs_f64()),
                 seen.step,
                 seen.what,
@@ -50,15 +50,15 @@ impl Watchdog {
         })
     }
 
-    fn watch(timeout: Duration, stalled: impl FnOnce(&Seen) + Send + 'static) -> std::io::Result<Self> {
-        let seen = Arc::new(Mutex::new(Seen { signs: 0, step: 0, what: "starting" }));
+    fn watch(timeout: Duration, stalled: impl FnOnce(&ProgressMark) + Send + 'static) -> std::io::Result<Self> {
+        let seen = Arc::new(Mutex::new(ProgressMark { signs: 0, step: 0, what: "starting" }));
         if timeout.is_zero() {
             return Ok(Watchdog { seen, thread: None });
         }
         let (stop, stopped) = mpsc::channel();
         let watched = Arc::clone(&seen);
         let thread = std::thread::Builder::new().name("watchdog".to_owned()).spawn(move || {
-            let mut silence = Silence::new(timeout);
+            let mut silence = StallTimer::new(timeout);
             // Each wait counts as one tick, however long it really took: a suspended process
             // misses ticks.
             while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(silence.tick) {
@@ -97,25 +97,25 @@ impl Drop for Watchdog {
     }
 }
 
-fn lock(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {
+fn lock(seen: &Mutex<ProgressMark>) -> MutexGuard<'_, ProgressMark> {
     seen.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Counts ticks without a sign.
 #[derive(Debug)]
-struct Silence {
+struct StallTimer {
     tick: Duration,
     limit: u32,
     ticks: u32,
     signs: u64,
 }
 
-impl Silence {
+impl StallTimer {
     fn new(timeout: Duration) -> Self {
         // A second, or a quarter of a timeout that is shorter than four.
         let tick = Duration::from_secs(1).min(timeout / 4).max(Duration::from_millis(1));
         let limit = timeout.as_nanos().div_ceil(tick.as_nanos());
-        Silence { tick, limit: u32::try_from(limit).unwrap_or(u32::MAX), ticks: 0, signs: 0 }
+        StallTimer { tick, limit: u32::try_from(limit).unwrap_or(u32::MAX), ticks: 0, signs: 0 }
     }
 
     /// Takes note of a tick and of the signs so far; whether the silence was too long.
@@ -148,12 +148,12 @@ mod tests {
 
     #[test]
     fn silence_counts_ticks_and_any_sign_breaks_it() {
-        let mut silence = Silence::new(Duration::from_secs(3));
+        let mut silence = StallTimer::new(Duration::from_secs(3));
         assert_eq!((silence.tick, silence.limit), (Duration::from_millis(750), 4));
         assert_eq!([0, 0, 0].map(|signs| silence.lasts(signs)), [false; 3]);
         assert_eq!([1, 1, 1, 1].map(|signs| silence.lasts(signs)), [false; 4]);
         assert!(silence.lasts(1));
-        assert_eq!(Silence::new(Duration::from_secs(1_800)).limit, 1_800);
+        assert_eq!(StallTimer::new(Duration::from_secs(1_800)).limit, 1_800);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::logging::metrics::Line;
+use crate::logging::metrics::MetricLine;
 
 /// Fewer lines than this say nothing of where the loss or the rate goes.
 const FEWEST: usize = 20;
@@ -50,7 +50,7 @@ pub struct Health {
 
 impl Health {
     /// Of the lines of `metrics.jsonl`, in order; the speeds are those of the steps after `session_start`.
-    pub(crate) fn of(lines: &[Line], session_start: u64) -> Self {
+    pub(crate) fn of(lines: &[MetricLine], session_start: u64) -> Self {
         let losses: Vec<f64> = lines.iter().filter_map(|line| line.loss).collect();
         let window = (losses.len() / 4).clamp(1, WIDEST);
         let last = losses.rchunks(window).next();
@@ -59,7 +59,7 @@ impl Health {
             (Some(last), Some(before)) if losses.len() >= FEWEST => compare(before, last),
             _ => Trend::Unknown,
         };
-        let session: Vec<&Line> = lines.iter().filter(|line| line.step > session_start).collect();
+        let session: Vec<&MetricLine> = lines.iter().filter(|line| line.step > session_start).collect();
         let rates: Vec<f64> = session.iter().filter_map(|line| line.tokens_per_s).collect();
         let width = (rates.len() / 4).clamp(1, WIDEST / 4);
         let recent = rates.rchunks(width).next().map(median);
@@ -68,7 +68,7 @@ impl Health {
             .map(median)
             .fold(None, |best: Option<f64>, rate| Some(best.map_or(rate, |best| best.max(rate))));
         // Both count from the beginning of the run.
-        let most = |count: &dyn Fn(&Line) -> u64| lines.iter().map(count).max().unwrap_or(0);
+        let most = |count: &dyn Fn(&MetricLine) -> u64| lines.iter().map(count).max().unwrap_or(0);
         let uses: Vec<f64> = session.iter().filter_map(|line| line.mfu).collect();
         Health {
             loss: last.map(mean),
@@ -125,14 +125,14 @@ mod tests {
     use super::*;
 
     /// Losses around a line, with noise that is the same every time.
-    fn lines(n: u64, loss: impl Fn(f64) -> f64, rate: impl Fn(u64) -> f64) -> Vec<Line> {
+    fn lines(n: u64, loss: impl Fn(f64) -> f64, rate: impl Fn(u64) -> f64) -> Vec<MetricLine> {
         let noise = |step: u64| f64::from((step * 7_919 % 101) as u32) / 101.0 - 0.5;
-        let line = |step: u64| Line {
+        let line = |step: u64| MetricLine {
             step,
             loss: Some(loss(step as f64 / n as f64) + 0.2 * noise(step)),
             tokens_per_s: Some(rate(step)),
             mfu: Some(0.4),
-            ..Line::default()
+            ..MetricLine::default()
         };
         (1..=n).map(line).collect()
     }

@@ -10,13 +10,13 @@ use std::time::UNIX_EPOCH;
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
-use crate::checkpoint::{self, Store};
+use crate::checkpoint::{self, CheckpointDir};
 use crate::config::Config;
 use crate::logging::console::human_duration;
-use crate::logging::metrics::{self, Line};
+use crate::logging::metrics::{self, MetricLine};
 use crate::logging::run_dir::{is_held, taken_at};
-use crate::logging::sessions::{self, End, Session, unix_seconds};
-use crate::perf::cost::{Cost, Rates};
+use crate::logging::sessions::{self, Session, SessionOutcome, unix_seconds};
+use crate::perf::cost::{CostRates, RunCost};
 use crate::status::health::{Health, Trend};
 use crate::time::utc;
 
@@ -43,12 +43,12 @@ pub enum Activity {
     /// It ended with an error.
     Failed,
     /// No process holds the folder, and the last one did not say how it ended: it was killed.
-    Stale,
+    Dead,
 }
 
 /// A checkpoint, looked into.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Saved {
+pub struct CheckpointStatus {
     /// Steps done.
     pub step: u64,
     /// Its folder.
@@ -93,13 +93,13 @@ pub struct Status {
     /// The one of lowest loss.
     pub best_validation: Option<(u64, f64)>,
     /// The newest checkpoint.
-    pub checkpoint: Option<Saved>,
+    pub checkpoint: Option<CheckpointStatus>,
     /// Calls of `train`.
     pub sessions: u64,
     /// Seconds that they took.
     pub seconds: f64,
     /// What they cost so far.
-    pub cost: Cost,
+    pub cost: RunCost,
     /// What is wrong; empty for a healthy run.
     pub problems: Vec<String>,
 }
@@ -109,7 +109,7 @@ impl Status {
     ///
     /// # Errors
     /// When it is no run folder, or its record cannot be read.
-    pub fn of(run_dir: &Path, rates: &Rates) -> Result<Self> {
+    pub fn of(run_dir: &Path, rates: &CostRates) -> Result<Self> {
         rates.validate()?;
         let file = run_dir.join("config.toml");
         ensure!(file.is_file(), "{} is not a run folder: it has no config.toml", run_dir.display());
@@ -119,16 +119,16 @@ impl Status {
         let taken = taken_at(run_dir).and_then(|at| at.duration_since(UNIX_EPOCH).ok()).map(|at| at.as_secs_f64());
         let sessions = sessions::read(run_dir)?;
         let lines = metrics::read(run_dir)?;
-        let checkpoint = newest(&Store::new(run_dir, &config.checkpoint))?;
+        let checkpoint = newest(&CheckpointDir::new(run_dir, &config.checkpoint))?;
         Ok(Status::judge(
             run_dir,
             &config,
-            &Seen { held, taken, sessions, lines, checkpoint, now: unix_seconds() },
+            &RunObservation { held, taken, sessions, lines, checkpoint, now: unix_seconds() },
             rates,
         ))
     }
 
-    fn judge(run_dir: &Path, config: &Config, seen: &Seen, rates: &Rates) -> Self {
+    fn judge(run_dir: &Path, config: &Config, seen: &RunObservation, rates: &CostRates) -> Self {
         let lines = &seen.lines;
         // A process that has just taken the folder has no session yet: it reads, and checks, what it goes on from.
         let starting = seen.held
@@ -147,7 +147,8 @@ impl Status {
             None => saved.min(max_steps),
         };
         let health = Health::of(lines, last.map_or(0, |session| session.first_step));
-        let seconds_left = seconds_left(lines, last, config.batch.tokens, max_steps.saturating_sub(step), &health);
+        let seconds_left =
+            seconds_left(lines, last, config.batch.tokens_per_step, max_steps.saturating_sub(step), &health);
         let validations: Vec<(u64, f64)> = lines.iter().filter_map(|line| Some((line.step, line.val_loss?))).collect();
         let silent_seconds = if starting {
             seen.taken.map(|taken| (seen.now - taken).max(0.0))
@@ -156,8 +157,8 @@ impl Status {
         };
         // Of the first step of a session it is not known, nor how long a start takes.
         let rate = health.tokens_per_s.filter(|_| !starting);
-        let patience =
-            rate.map_or(SILENCE_OF_UNKNOWN, |rate| SILENCE.max(MISSED_STEPS * config.batch.tokens as f64 / rate));
+        let patience = rate
+            .map_or(SILENCE_OF_UNKNOWN, |rate| SILENCE.max(MISSED_STEPS * config.batch.tokens_per_step as f64 / rate));
         let stalled = silent_seconds.is_some_and(|silent| silent > patience);
         let hours = |session: &Session| session.seconds / 3_600.0 * session.processes as f64;
         let process_hours = seen.sessions.iter().map(hours).sum();
@@ -196,7 +197,7 @@ impl Status {
                 "it ended with an error ({}); --resume auto goes on",
                 self.error.as_deref().unwrap_or("unknown")
             )),
-            Activity::Stale => {
+            Activity::Dead => {
                 problems.push("its process is gone without a word, killed perhaps; --resume auto goes on".to_owned())
             }
             _ => {}
@@ -217,7 +218,7 @@ impl Status {
         {
             problems.push(format!("slowed down to {now:.0} tokens/s from {best:.0}"));
         }
-        if let Some(Saved { verified: false, path, error, .. }) = &self.checkpoint {
+        if let Some(CheckpointStatus { verified: false, path, error, .. }) = &self.checkpoint {
             problems.push(format!("{} is damaged ({})", path.display(), error.as_deref().unwrap_or("unknown")));
         }
         problems
@@ -225,33 +226,39 @@ impl Status {
 }
 
 /// What is found in a run folder.
-struct Seen {
+struct RunObservation {
     held: bool,
     /// Seconds since 1970 when the folder was taken.
     taken: Option<f64>,
     sessions: Vec<Session>,
-    lines: Vec<Line>,
-    checkpoint: Option<Saved>,
+    lines: Vec<MetricLine>,
+    checkpoint: Option<CheckpointStatus>,
     /// Seconds since 1970.
     now: f64,
 }
 
-fn activity(seen: &Seen, all_done: bool) -> Activity {
+fn activity(seen: &RunObservation, all_done: bool) -> Activity {
     if seen.held {
         return Activity::Running;
     }
     match seen.sessions.last().and_then(|session| session.end) {
         _ if all_done => Activity::Finished,
-        Some(End::Finished) => Activity::Finished,
-        Some(End::Stopped) => Activity::Stopped,
-        Some(End::Failed) => Activity::Failed,
-        None => Activity::Stale,
+        Some(SessionOutcome::Finished) => Activity::Finished,
+        Some(SessionOutcome::Stopped) => Activity::Stopped,
+        Some(SessionOutcome::Failed) => Activity::Failed,
+        None => Activity::Dead,
     }
 }
 
 /// Seconds that `steps` more take: at the pace of the last lines, longer by what this session
 /// spent on validations, checkpoints and its start.
-fn seconds_left(lines: &[Line], session: Option<&Session>, tokens: u64, steps: u64, health: &Health) -> Option<f64> {
+fn seconds_left(
+    lines: &[MetricLine],
+    session: Option<&Session>,
+    tokens: u64,
+    steps: u64,
+    health: &Health,
+) -> Option<f64> {
     let rate = health.tokens_per_s.or_else(|| lines.iter().rev().find_map(|line| line.tokens_per_s))?;
     let each = tokens as f64 / rate;
     let beside = session.map_or(1.0, |session| {
@@ -269,7 +276,7 @@ fn seconds_left(lines: &[Line], session: Option<&Session>, tokens: u64, steps: u
 }
 
 /// The newest checkpoint, with every file checked.
-fn newest(store: &Store) -> Result<Option<Saved>> {
+fn newest(store: &CheckpointDir) -> Result<Option<CheckpointStatus>> {
     let Some((mut step, mut path)) = store.list()?.pop() else { return Ok(None) };
     let mut checked = checkpoint::verify(&path);
     for _ in 1..LOOKS {
@@ -283,7 +290,7 @@ fn newest(store: &Store) -> Result<Option<Saved>> {
         }
     }
     let age = path.metadata().and_then(|metadata| metadata.modified()).ok().and_then(|time| time.elapsed().ok());
-    Ok(Some(Saved {
+    Ok(Some(CheckpointStatus {
         step,
         age_seconds: age.unwrap_or_default().as_secs_f64(),
         verified: checked.is_ok(),
@@ -301,7 +308,7 @@ impl fmt::Display for Status {
             Activity::Stopped => "stopped",
             Activity::Finished => "finished",
             Activity::Failed => "failed",
-            Activity::Stale => "stale (no process, no word of its end)",
+            Activity::Dead => "stale (no process, no word of its end)",
         };
         write!(
             f,

@@ -3,9 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow, ensure};
-use charts::{Axis, Chart, Curve, Entry, Format, LEGEND_CHARACTERS, Panel, Range, Row, Style, shorten};
+use charts::{
+    Axis, AxisRange, Chart, Curve, ImageFormat, LEGEND_CHARACTERS, LegendEntry, Panel, PanelRow, Style, shorten,
+};
 
-use crate::logging::metrics::{self, Line};
+use crate::logging::metrics::{self, MetricLine};
 
 /// Of a row of the picture, in pixels.
 const PANEL_HEIGHT: u32 = 300;
@@ -17,14 +19,14 @@ const NAME_CHARACTERS: usize = LEGEND_CHARACTERS - ": validation".len();
 
 /// A line that the user draws across the losses.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Reference {
+pub struct ReferenceLine {
     /// What it is called in the legend.
     pub name: String,
     /// Its loss, in nats.
     pub loss: f64,
 }
 
-impl std::str::FromStr for Reference {
+impl std::str::FromStr for ReferenceLine {
     type Err = anyhow::Error;
 
     /// `NAME=X`.
@@ -32,14 +34,14 @@ impl std::str::FromStr for Reference {
         let (name, loss) = text.split_once('=').ok_or_else(|| anyhow!("\"{text}\" is not NAME=X, as in GPT-2=3.12"))?;
         let loss: f64 = loss.trim().parse().map_err(|_| anyhow!("\"{loss}\" is no number, as in GPT-2=3.12"))?;
         ensure!(loss.is_finite() && !name.trim().is_empty(), "\"{text}\" is not NAME=X, as in GPT-2=3.12");
-        Ok(Reference { name: name.trim().to_owned(), loss })
+        Ok(ReferenceLine { name: name.trim().to_owned(), loss })
     }
 }
 
 /// One run, read.
-struct Run {
+struct PlottedRun {
     name: String,
-    lines: Vec<Line>,
+    lines: Vec<MetricLine>,
 }
 
 /// Draws training and validation loss, learning rate, gradient norm and throughput of each run,
@@ -47,13 +49,13 @@ struct Run {
 ///
 /// # Errors
 /// When a run folder has no metrics, the ending is neither, or the file cannot be written.
-pub fn plot(run_dirs: &[PathBuf], references: &[Reference], output: &Path) -> Result<()> {
-    Format::of(output)?;
-    let runs = run_dirs.iter().map(|run_dir| read(run_dir)).collect::<Result<Vec<Run>>>()?;
+pub fn plot(run_dirs: &[PathBuf], references: &[ReferenceLine], output: &Path) -> Result<()> {
+    ImageFormat::of(output)?;
+    let runs = run_dirs.iter().map(|run_dir| read(run_dir)).collect::<Result<Vec<PlottedRun>>>()?;
     chart(&runs, references).write(output)
 }
 
-fn read(run_dir: &Path) -> Result<Run> {
+fn read(run_dir: &Path) -> Result<PlottedRun> {
     let lines = metrics::read(run_dir)?;
     ensure!(
         lines.iter().any(|line| line.loss.is_some() || line.val_loss.is_some()),
@@ -62,31 +64,35 @@ fn read(run_dir: &Path) -> Result<Run> {
     );
     let real = run_dir.canonicalize().unwrap_or_else(|_| run_dir.to_owned());
     let name = real.file_name().map_or_else(|| run_dir.display().to_string(), |n| n.to_string_lossy().into_owned());
-    Ok(Run { name, lines })
+    Ok(PlottedRun { name, lines })
 }
 
-fn chart(runs: &[Run], references: &[Reference]) -> Chart {
+fn chart(runs: &[PlottedRun], references: &[ReferenceLine]) -> Chart {
     let mut legend = Vec::new();
     for (i, run) in runs.iter().enumerate() {
         let name = shorten(&run.name, NAME_CHARACTERS);
-        legend.push(Entry { name: format!("{name}: training"), style: Style::Faint(i) });
-        legend.push(Entry { name: format!("{name}: validation"), style: Style::Dotted(i) });
+        legend.push(LegendEntry { name: format!("{name}: training"), style: Style::Faint(i) });
+        legend.push(LegendEntry { name: format!("{name}: validation"), style: Style::Dotted(i) });
     }
-    for (i, Reference { name, loss }) in references.iter().enumerate() {
-        legend.push(Entry { name: format!("{}: {loss}", shorten(name, NAME_CHARACTERS)), style: Style::Level(i) });
+    for (i, ReferenceLine { name, loss }) in references.iter().enumerate() {
+        legend
+            .push(LegendEntry { name: format!("{}: {loss}", shorten(name, NAME_CHARACTERS)), style: Style::Level(i) });
     }
     let last = runs.iter().flat_map(|run| run.lines.last()).map(|line| line.step).max().unwrap_or(1).max(1) as f64;
-    let lines = |value: fn(&Line) -> Option<f64>, style: fn(usize) -> Style| {
-        let line = move |(i, run): (usize, &Run)| Curve { points: thin(&points(&run.lines, value)), style: style(i) };
+    let lines = |value: fn(&MetricLine) -> Option<f64>, style: fn(usize) -> Style| {
+        let line =
+            move |(i, run): (usize, &PlottedRun)| Curve { points: thin(&points(&run.lines, value)), style: style(i) };
         runs.iter().enumerate().map(line).collect::<Vec<_>>()
     };
     // A run's validation is drawn in its full colour, its noisy training loss fainter before it.
     let mut losses = lines(|line| line.loss, Style::Faint);
     let level =
-        |(i, reference): (usize, &Reference)| Curve { points: vec![(0.0, reference.loss)], style: Style::Level(i) };
+        |(i, reference): (usize, &ReferenceLine)| Curve { points: vec![(0.0, reference.loss)], style: Style::Level(i) };
     losses.extend(references.iter().enumerate().map(level));
-    let dots =
-        |(i, run): (usize, &Run)| Curve { points: points(&run.lines, |line| line.val_loss), style: Style::Dotted(i) };
+    let dots = |(i, run): (usize, &PlottedRun)| Curve {
+        points: points(&run.lines, |line| line.val_loss),
+        style: Style::Dotted(i),
+    };
     losses.extend(runs.iter().enumerate().map(dots));
     let panel = |title: &str, curves, range| Panel {
         title: title.to_owned(),
@@ -94,17 +100,17 @@ fn chart(runs: &[Run], references: &[Reference]) -> Chart {
         curves,
         range,
     };
-    let small = |title, value| panel(title, lines(value, Style::Line), Range::FromZeroUsual);
+    let small = |title, value| panel(title, lines(value, Style::Line), AxisRange::FromZeroUsual);
     let rows = vec![
-        Row { height: LOSS_HEIGHT, panels: vec![panel("loss (nats)", losses, Range::Fit)] },
-        Row {
+        PanelRow { height: LOSS_HEIGHT, panels: vec![panel("loss (nats)", losses, AxisRange::Fit)] },
+        PanelRow {
             height: PANEL_HEIGHT,
             panels: vec![
                 small("learning rate", |line| line.lr),
                 small("gradient norm before clipping", |line| line.grad_norm),
             ],
         },
-        Row {
+        PanelRow {
             height: PANEL_HEIGHT,
             panels: vec![
                 small("tokens a second", |line| line.tokens_per_s),
@@ -115,7 +121,7 @@ fn chart(runs: &[Run], references: &[Reference]) -> Chart {
     Chart { legend, rows }
 }
 
-fn points(lines: &[Line], value: fn(&Line) -> Option<f64>) -> Vec<(f64, f64)> {
+fn points(lines: &[MetricLine], value: fn(&MetricLine) -> Option<f64>) -> Vec<(f64, f64)> {
     lines.iter().filter_map(|line| Some((line.step as f64, value(line)?))).collect()
 }
 
@@ -151,7 +157,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let run = run(folder.path());
         let svg = folder.path().join("plots/out.svg");
-        let reference: Reference = "GPT-2=3.12".parse().unwrap();
+        let reference: ReferenceLine = "GPT-2=3.12".parse().unwrap();
         plot(std::slice::from_ref(&run), std::slice::from_ref(&reference), &svg).unwrap();
         let text = std::fs::read_to_string(&svg).unwrap();
         assert!(text.starts_with("<svg"));
@@ -170,7 +176,7 @@ mod tests {
         let error = plot(&[run(folder.path())], &[], Path::new("out.gif")).unwrap_err().to_string();
         assert!(error.starts_with("out.gif ends neither in .svg nor in .png"), "{error}");
         for wrong in ["GPT-2", "GPT-2=x", "=3", "a=inf"] {
-            assert!(wrong.parse::<Reference>().unwrap_err().to_string().contains("as in GPT-2=3.12"), "{wrong}");
+            assert!(wrong.parse::<ReferenceLine>().unwrap_err().to_string().contains("as in GPT-2=3.12"), "{wrong}");
         }
     }
 

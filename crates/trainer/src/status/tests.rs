@@ -2,7 +2,7 @@ use super::*;
 
 const NOW: f64 = 1_795_638_660.0;
 
-fn session(first_step: u64, step: u64, end: Option<End>) -> Session {
+fn session(first_step: u64, step: u64, end: Option<SessionOutcome>) -> Session {
     Session {
         started: NOW - 100.0,
         updated: NOW - 2.0,
@@ -20,35 +20,42 @@ fn session(first_step: u64, step: u64, end: Option<End>) -> Session {
 }
 
 /// 1 s a step, half of the session's time.
-fn lines(steps: u64) -> Vec<Line> {
-    let rate = Config::example().batch.tokens as f64;
-    let line = |step: u64| Line {
+fn lines(steps: u64) -> Vec<MetricLine> {
+    let rate = Config::example().batch.tokens_per_step as f64;
+    let line = |step: u64| MetricLine {
         step,
         loss: Some(9.0 - 0.05 * step as f64),
         lr: Some(1e-4),
         grad_norm: Some(0.5),
         tokens_per_s: Some(rate),
         mfu: Some(0.4),
-        ..Line::default()
+        ..MetricLine::default()
     };
-    let mut lines: Vec<Line> = (1..=steps).map(line).collect();
-    lines.push(Line { step: steps, val_loss: Some(6.5), ..Line::default() });
+    let mut lines: Vec<MetricLine> = (1..=steps).map(line).collect();
+    lines.push(MetricLine { step: steps, val_loss: Some(6.5), ..MetricLine::default() });
     lines
 }
 
-fn saved(step: u64) -> Option<Saved> {
-    Some(Saved { step, path: PathBuf::from("there"), age_seconds: 30.0, verified: true, error: None })
+fn saved(step: u64) -> Option<CheckpointStatus> {
+    Some(CheckpointStatus { step, path: PathBuf::from("there"), age_seconds: 30.0, verified: true, error: None })
 }
 
-fn seen(held: bool, end: Option<End>) -> Seen {
+fn seen(held: bool, end: Option<SessionOutcome>) -> RunObservation {
     let taken = Some(NOW - 1_000.0);
-    Seen { held, taken, sessions: vec![session(0, 50, end)], lines: lines(50), checkpoint: saved(40), now: NOW }
+    RunObservation {
+        held,
+        taken,
+        sessions: vec![session(0, 50, end)],
+        lines: lines(50),
+        checkpoint: saved(40),
+        now: NOW,
+    }
 }
 
-fn judge(seen: &Seen) -> Status {
+fn judge(seen: &RunObservation) -> Status {
     let mut config = Config::example();
     config.schedule.max_steps = 100;
-    Status::judge(Path::new("runs/x"), &config, seen, &Rates { watts: Some(90.0), price_per_hour: None })
+    Status::judge(Path::new("runs/x"), &config, seen, &CostRates { watts: Some(90.0), price_per_hour: None })
 }
 
 #[test]
@@ -71,20 +78,20 @@ health      good: loss falling (from 7.375), no bad steps, speed steady";
 #[test]
 fn how_a_process_ended_is_known_from_its_word_and_the_lock() {
     let activity = |held, end| judge(&seen(held, end)).activity;
-    assert_eq!(activity(false, Some(End::Stopped)), Activity::Stopped);
-    assert_eq!(activity(false, Some(End::Failed)), Activity::Failed);
-    assert_eq!(activity(false, None), Activity::Stale);
-    let stopped = judge(&seen(false, Some(End::Stopped)));
+    assert_eq!(activity(false, Some(SessionOutcome::Stopped)), Activity::Stopped);
+    assert_eq!(activity(false, Some(SessionOutcome::Failed)), Activity::Failed);
+    assert_eq!(activity(false, None), Activity::Dead);
+    let stopped = judge(&seen(false, Some(SessionOutcome::Stopped)));
     // What came after the checkpoint is to be done again.
     assert_eq!((stopped.step, stopped.done_at), (40, None));
     assert!(stopped.to_string().contains("needs 2m 00s more once resumed"), "{stopped}");
-    let finished = judge(&Seen { checkpoint: saved(100), ..seen(false, None) });
+    let finished = judge(&RunObservation { checkpoint: saved(100), ..seen(false, None) });
     assert_eq!((finished.activity, finished.problems.len()), (Activity::Finished, 0));
 }
 
 #[test]
 fn what_is_wrong_is_said() {
-    let problem = |seen: &Seen| judge(seen).problems.join("; ");
+    let problem = |seen: &RunObservation| judge(seen).problems.join("; ");
     let mut silent = seen(true, None);
     silent.sessions[0].updated = NOW - 300.0;
     assert!(problem(&silent).contains("no sign for 5m 00s while training"));
@@ -94,11 +101,12 @@ fn what_is_wrong_is_said() {
     }
     assert_eq!(problem(&silent), "");
     assert!(problem(&seen(false, None)).contains("gone without a word"));
-    let mut failed = seen(false, Some(End::Failed));
+    let mut failed = seen(false, Some(SessionOutcome::Failed));
     failed.sessions[0].error = Some("disk full".to_owned());
     assert!(problem(&failed).contains("ended with an error (disk full)"));
     let mut damaged = seen(true, None);
-    damaged.checkpoint = Some(Saved { verified: false, error: Some("torn".to_owned()), ..saved(40).unwrap() });
+    damaged.checkpoint =
+        Some(CheckpointStatus { verified: false, error: Some("torn".to_owned()), ..saved(40).unwrap() });
     assert!(problem(&damaged).contains("there is damaged (torn)"));
     let mut bad = seen(true, None);
     bad.lines[7].bad = true;
@@ -117,7 +125,7 @@ fn a_run_that_has_just_begun_says_that_it_is_too_early() {
 
 #[test]
 fn a_run_that_is_resumed_is_starting_and_not_its_last_session() {
-    for end in [Some(End::Stopped), None] {
+    for end in [Some(SessionOutcome::Stopped), None] {
         let mut resumed = seen(true, end);
         (resumed.sessions[0].updated, resumed.taken) = (NOW - 200_000.0, Some(NOW - 90.0));
         let status = judge(&resumed);
@@ -143,6 +151,6 @@ fn a_run_that_is_resumed_is_starting_and_not_its_last_session() {
 #[test]
 fn a_folder_without_a_run_is_refused() {
     let folder = tempfile::tempdir().unwrap();
-    let error = Status::of(folder.path(), &Rates::default()).unwrap_err().to_string();
+    let error = Status::of(folder.path(), &CostRates::default()).unwrap_err().to_string();
     assert!(error.ends_with("is not a run folder: it has no config.toml"), "{error}");
 }

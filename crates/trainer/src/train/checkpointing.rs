@@ -2,38 +2,38 @@
 
 use anyhow::{Result, bail};
 
-use super::Run;
-use crate::checkpoint::manager::{Heard, Saved, Saving};
-use crate::optim::step_guard::Seen;
+use super::Trainer;
+use crate::checkpoint::manager::{CheckpointManager, Heard, SaveInputs};
+use crate::optim::step_guard::StepStats;
 use crate::train::step::StepResult;
 
-impl<'a> Run<'a> {
+impl<'a> Trainer<'a> {
     /// What a step came to. The one place where the host waits for the device.
     ///
     /// # Errors
     /// After too many bad steps in a row; a checkpoint from before them is saved.
-    pub(super) fn look(&mut self, result: &StepResult) -> Result<Seen> {
+    pub(super) fn look(&mut self, result: &StepResult) -> Result<StepStats> {
         let seen = self.stability.look(&result.loss, &result.grad_norm, &result.z_score)?;
         self.tell(&seen);
-        let most = self.config.stability.max_bad_steps;
+        let most = self.config.step_guard.max_consecutive_bad_steps;
         if most > 0 && seen.bad_in_row >= most {
             let step = self.state.step;
             let before = self.save_from_before(seen.since_update)?;
-            let Seen { loss, grad_norm, bad_in_row, .. } = seen;
+            let StepStats { loss, grad_norm, bad_in_row, .. } = seen;
             bail!(
-                "the {bad_in_row} steps up to step {step} had a loss or gradient norm that could not be used, the last one loss {loss} and gradient norm {grad_norm} (stability.max_bad_steps is {most}): lower optimizer.learning_rate or lengthen the warm-up, and {before}"
+                "the {bad_in_row} steps up to step {step} had a loss or gradient norm that could not be used, the last one loss {loss} and gradient norm {grad_norm} (step_guard.max_consecutive_bad_steps is {most}): lower optimizer.learning_rate or lengthen the warm-up, and {before}"
             );
         }
         Ok(seen)
     }
 
     /// Tells a person what was skipped, and of spikes.
-    fn tell(&mut self, seen: &Seen) {
+    fn tell(&mut self, seen: &StepStats) {
         let (skipped, spikes) = (seen.skipped - self.told.0, seen.spikes - self.told.1);
         self.told = (seen.skipped, seen.spikes);
         // Where the run logs seldom, it may have been a step before this one.
-        let (step, highest) = (self.state.step, self.config.stability.spike_z_score);
-        let Seen { loss, grad_norm, z_score, since_update, .. } = *seen;
+        let (step, highest) = (self.state.step, self.config.step_guard.spike_z_score);
+        let StepStats { loss, grad_norm, z_score, since_update, .. } = *seen;
         if spikes > 0 {
             self.line(|| match spikes {
                 1 if z_score > highest => format!(
@@ -56,8 +56,8 @@ impl<'a> Run<'a> {
     /// Saves where the run stood before its last `steps` steps, none of which changed the weights;
     /// says how to go on.
     fn save_from_before(&mut self, steps: u64) -> Result<String> {
-        self.state.stability = self.stability.state()?;
-        let before = self.state.before(steps, self.config.batch.tokens, self.plan.split.sequences);
+        self.state.step_guard = self.stability.state()?;
+        let before = self.state.before(steps, self.config.batch.tokens_per_step, self.plan.split.sequences);
         if before.step == 0 {
             return Ok("start again: no step before them was good".to_owned());
         }
@@ -81,7 +81,7 @@ impl<'a> Run<'a> {
 
     /// Begins to save a checkpoint.
     pub(super) fn save(&mut self) -> Result<()> {
-        self.state.stability = self.stability.state()?;
+        self.state.step_guard = self.stability.state()?;
         let (saving, trained, mut heard) = self.parts();
         saving.save(trained, &mut heard)?;
         self.restart_clock();
@@ -90,13 +90,13 @@ impl<'a> Run<'a> {
 
     /// Saves one and waits until it is written.
     pub(super) fn save_last(&mut self) -> Result<()> {
-        self.state.stability = self.stability.state()?;
+        self.state.step_guard = self.stability.state()?;
         let (saving, trained, mut heard) = self.parts();
         saving.save_last(trained, &mut heard)
     }
 
-    fn parts(&mut self) -> (&mut Saving<'a>, Saved<'_>, Heard<'_>) {
-        let saved = Saved { model: &self.model, optimizer: &self.optimizer, state: &self.state };
+    fn parts(&mut self) -> (&mut CheckpointManager<'a>, SaveInputs<'_>, Heard<'_>) {
+        let saved = SaveInputs { model: &self.model, optimizer: &self.optimizer, state: &self.state };
         (&mut self.saving, saved, Heard { recorder: &mut self.recorder, watchdog: &self.watchdog })
     }
 }

@@ -1,16 +1,16 @@
-//! `batch.micro_batch = "auto"` on a GPU: the largest micro-batch that its memory holds, found by
+//! `batch.micro_batch_size = "auto"` on a GPU: the largest micro-batch that its memory holds, found by
 //! trying passes before the first step.
 
 use std::panic::{self, AssertUnwindSafe};
 
 use anyhow::{Result, anyhow};
-use model::{LanguageModel, Pass, derive_seed};
+use model::{ForwardOptions, LanguageModel, derive_seed};
 use tch::{Device, Kind, Tensor};
 use torch_ext::profiler;
 
 use crate::config::Config;
 use crate::data::batch_reader::{BatchConfig, MicroBatch};
-use crate::distributed::collectives::Ranks;
+use crate::distributed::collectives::Collectives;
 use crate::optim::adamw::Optimizer;
 use crate::runtime::watchdog::Watchdog;
 
@@ -19,7 +19,7 @@ use crate::runtime::watchdog::Watchdog;
 const HEADROOM: f64 = 0.05;
 
 /// What a trial is done with.
-pub(crate) struct Trial<'a> {
+pub(crate) struct FitAttempt<'a> {
     pub(crate) config: &'a Config,
     pub(crate) model: &'a LanguageModel,
     pub(crate) optimizer: &'a Optimizer,
@@ -32,9 +32,9 @@ pub(crate) struct Trial<'a> {
 ///
 /// # Errors
 /// When not even one sequence fits, or a pass fails for another reason.
-pub(crate) fn fit(trial: &Trial<'_>, ranks: &Ranks) -> Result<BatchConfig> {
+pub(crate) fn fit(trial: &FitAttempt<'_>, ranks: &Collectives) -> Result<BatchConfig> {
     let batch = trial.config.batch.clone();
-    if batch.micro_batch != MicroBatch::Auto || trial.device == Device::Cpu {
+    if batch.micro_batch_size != MicroBatch::Auto || trial.device == Device::Cpu {
         return Ok(batch);
     }
     let split = batch.split(trial.config.data.sequence_length as u64, ranks.size())?;
@@ -52,10 +52,10 @@ pub(crate) fn fit(trial: &Trial<'_>, ranks: &Ranks) -> Result<BatchConfig> {
         })
     });
     let smallest = ranks.smallest(ranks.all(found)?)?;
-    Ok(BatchConfig { micro_batch: MicroBatch::Sequences(smallest), ..batch })
+    Ok(BatchConfig { micro_batch_size: MicroBatch::Sequences(smallest), ..batch })
 }
 
-impl Trial<'_> {
+impl FitAttempt<'_> {
     /// Whether passes over `n` sequences fit beside what there is for good. Weights and moments
     /// stay as they are.
     fn fits(&self, n: u64, accumulates: bool, reduces: bool) -> Result<bool> {
@@ -80,7 +80,7 @@ impl Trial<'_> {
         let (rows, length) = (n as i64, data.sequence_length as i64);
         let ids = Tensor::f_arange(rows * length, (Kind::Int64, self.device))?.f_remainder(model.vocab_size)?;
         let ids = ids.f_view([rows, length])?;
-        let pass: Pass = self.config.pass();
+        let pass: ForwardOptions = self.config.pass();
         tch::manual_seed(derive_seed(run.seed, &[number]) as i64);
         self.model.loss(&ids, &ids, pass)?.f_backward().map_err(torch_ext::Error::from)?;
         Ok(profiler::synchronise()?)

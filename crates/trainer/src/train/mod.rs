@@ -12,38 +12,38 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use data_prep::TokenSplit;
-use evals::{Sequences, Share};
-use model::{LanguageModel, Pass, derive_seed};
+use evals::{RankShard, Sequences};
+use model::{ForwardOptions, LanguageModel, derive_seed};
 use tch::Device;
 
-use crate::checkpoint::Store;
-use crate::checkpoint::async_writer::Writer;
-use crate::checkpoint::manager::{Heard, Saving};
-use crate::checkpoint::state::State;
+use crate::checkpoint::CheckpointDir;
+use crate::checkpoint::async_writer::CheckpointWriter;
+use crate::checkpoint::manager::{CheckpointManager, Heard};
+use crate::checkpoint::state::TrainState;
 use crate::config::{Config, Precision};
-use crate::data::Data;
-use crate::data::batch_reader::Batches;
+use crate::data::DataSplits;
+use crate::data::batch_reader::BatchReader;
 use crate::data::prefetch::Prefetch;
-use crate::distributed::collectives::Ranks;
-use crate::distributed::grad_reducer::Reduction;
+use crate::distributed::collectives::Collectives;
+use crate::distributed::grad_reducer::GradReducer;
 use crate::distributed::world::World;
 use crate::logging::console::human_duration;
-use crate::logging::metrics::{Training, Validation};
-use crate::logging::run_logger::Recorder;
-use crate::logging::sessions::{End, Machine};
+use crate::logging::metrics::{TrainingMetrics, ValidationMetrics};
+use crate::logging::run_logger::RunLogger;
+use crate::logging::sessions::{HardwareInfo, SessionOutcome};
 use crate::optim::adamw::Optimizer;
-use crate::optim::step_guard::{Seen, Stability};
+use crate::optim::step_guard::{StepGuard, StepStats};
 use crate::perf::matmul_peak::matmul_peak;
 use crate::perf::profiler::Profiler;
 use crate::runtime::device::select_device;
 use crate::runtime::signals::Stop;
 use crate::runtime::threads::set_threads;
-use crate::runtime::time_limit::{Deadline, slurm_time_left};
+use crate::runtime::time_limit::{TimeLimit, slurm_time_left};
 use crate::runtime::watchdog::Watchdog;
-use crate::train::find_micro_batch::{Trial, fit};
-use crate::train::startup::{Beginning, begin, require_shape};
-use crate::train::step::{StepResult, Trained, training_step};
-use crate::train::summary::Plan;
+use crate::train::find_micro_batch::{FitAttempt, fit};
+use crate::train::startup::{Startup, begin, require_shape};
+use crate::train::step::{StepContext, StepResult, training_step};
+use crate::train::summary::RunSummary;
 
 /// Where a run starts.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,7 +58,7 @@ pub enum Resume {
 
 /// What to run, besides the configuration.
 #[derive(Debug, Clone)]
-pub struct Request {
+pub struct TrainOptions {
     /// Who this process is among those of the run.
     pub world: World,
     /// The run folder.
@@ -78,7 +78,7 @@ pub struct Request {
 
 /// How a run ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
+pub enum TrainOutcome {
     /// All steps are done.
     Finished,
     /// Stopped early; a checkpoint is saved.
@@ -92,64 +92,69 @@ pub enum Outcome {
 ///
 /// # Errors
 /// In one sentence; what was saved before stays usable.
-pub fn train(config: &Config, request: &Request, stop: &Stop) -> Result<Outcome> {
+pub fn train(config: &Config, request: &TrainOptions, stop: &Stop) -> Result<TrainOutcome> {
     let world = &request.world;
-    let deadline = Deadline::new(request.time_limit, slurm_time_left());
+    let deadline = TimeLimit::new(request.time_limit, slurm_time_left());
     let threads = set_threads(config.run.threads, config.run.pin_threads, world.local)?;
     let device = select_device(config.run.device, world.local)?;
     let machine = format!("machine     {}, {threads}", if device.is_cuda() { "cuda" } else { "cpu" });
     if request.dry_run {
-        let data = Data::open(config)?;
+        let data = DataSplits::open(config)?;
         require_shape_of_start(config, request)?;
-        let plan = Plan::new(config, &config.model, data.sequences(config), world.size as u64)?;
+        let plan = RunSummary::new(config, &config.model, data.sequences(config), world.size as u64)?;
         if world.rank == 0 {
             eprintln!("{plan}\n{machine}");
         }
-        return Ok(Outcome::DryRun);
+        return Ok(TrainOutcome::DryRun);
     }
-    let watchdog = Watchdog::start(world, Duration::from_secs(config.run.watchdog)).context(
+    let watchdog = Watchdog::start(world, Duration::from_secs(config.run.watchdog_seconds)).context(
         "the thread that watches over this process cannot be started: check the limit on processes (ulimit -u)",
     )?;
     watchdog.progress("meeting the other processes");
-    let ranks = Ranks::join(world, &config.distributed, device)?;
-    let session = Machine {
+    let ranks = Collectives::join(world, &config.distributed, device)?;
+    let session = HardwareInfo {
         processes: world.size as u64,
         threads: threads.count,
         device: if device.is_cuda() { "cuda" } else { "cpu" },
         host: world.host.clone(),
     };
-    let outcome = train_with(&ranks, config, request, Means { device, machine, session, deadline, watchdog, stop })?;
+    let outcome = train_with(&ranks, config, request, Runtime { device, machine, session, deadline, watchdog, stop })?;
     ranks.leave()?;
     Ok(outcome)
 }
 
 /// What a run has besides its configuration and its ranks.
-struct Means<'a> {
+struct Runtime<'a> {
     device: Device,
     machine: String,
-    session: Machine,
-    deadline: Deadline,
+    session: HardwareInfo,
+    deadline: TimeLimit,
     watchdog: Watchdog,
     stop: &'a Stop,
 }
 
-fn train_with(ranks: &Ranks, config: &Config, request: &Request, means: Means<'_>) -> Result<Outcome> {
-    let Means { device, machine, session, deadline, watchdog, stop } = means;
+fn train_with(
+    ranks: &Collectives,
+    config: &Config,
+    request: &TrainOptions,
+    means: Runtime<'_>,
+) -> Result<TrainOutcome> {
+    let Runtime { device, machine, session, deadline, watchdog, stop } = means;
     let world = &request.world;
     watchdog.progress("opening data and checkpoint");
-    let data = ranks.all(Data::open(config))?;
+    let data = ranks.all(DataSplits::open(config))?;
     ranks.require_equal("settings", &identity(config, world, &data)?)?;
     ranks.all(if ranks.is_first() { require_shape_of_start(config, request) } else { Ok(()) })?;
     let sequences = data.sequences(config);
     // Before a run folder is made: what does not divide is refused.
-    Plan::new(config, &config.model, sequences, ranks.size())?;
+    RunSummary::new(config, &config.model, sequences, ranks.size())?;
     let Some(beginning) = begin(config, &request.run_dir, &request.resume, &data, ranks, device)? else {
-        return Ok(Outcome::Finished);
+        return Ok(TrainOutcome::Finished);
     };
-    let Beginning { model, optimizer, state, mut recorder } = beginning;
-    let trial = Trial { config, model: &model, optimizer: &optimizer, device, watchdog: &watchdog };
+    let Startup { model, optimizer, state, mut recorder } = beginning;
+    let trial = FitAttempt { config, model: &model, optimizer: &optimizer, device, watchdog: &watchdog };
     let fitting = Config { batch: fit(&trial, ranks)?, ..config.clone() };
-    let plan = Plan::new(&fitting, model.config(), sequences, ranks.size())?;
+    let plan = RunSummary::new(&fitting, model.config(), sequences, ranks.size())?;
     let precision = config.run.precision.kind();
     let [peak] = ranks.sums([matmul_peak(precision, device)?])?;
     let written = recorder.as_mut().map_or(Ok(()), |recorder| {
@@ -161,29 +166,29 @@ fn train_with(ranks: &Ranks, config: &Config, request: &Request, means: Means<'_
         if ranks.size() > 1 {
             recorder.line(&format!("processes   {}, rank 0 on {}", world.size, world.host));
         }
-        if deadline != Deadline::new(None, None) {
+        if deadline != TimeLimit::new(None, None) {
             recorder.line(&format!("time        {deadline}: the run stops with a checkpoint before"));
         }
         recorder.begin(config, session, state.step)
     });
     ranks.all(written)?;
-    let batches = Batches::new(data.train, data.order, config.data.sequence_length);
+    let batches = BatchReader::new(data.train, data.order, config.data.sequence_length);
     let left = config.schedule.max_steps.saturating_sub(state.step);
     let passes = plan.split.passes(state.sequences, left, ranks.rank());
     let batches = Prefetch::start(batches, passes, plan.split.micro_batch, device)?;
-    let writer = recorder.as_ref().map(|recorder| Writer::new(recorder.store().clone(), &model, &optimizer));
-    let saving = Saving::new(&config.checkpoint, ranks, ranks.all(writer.transpose())?, state.step);
-    let reduction = Reduction::new(ranks, &config.distributed, &optimizer)?;
+    let writer = recorder.as_ref().map(|recorder| CheckpointWriter::new(recorder.store().clone(), &model, &optimizer));
+    let saving = CheckpointManager::new(&config.checkpoint, ranks, ranks.all(writer.transpose())?, state.step);
+    let reduction = GradReducer::new(ranks, &config.distributed, &optimizer)?;
     let scaled = config.run.precision == Precision::Fp16;
-    let stability = Stability::resume(&config.stability, scaled, device, &state.stability)?;
-    let clock = Clock { since: Instant::now(), tokens: 0, run: Instant::now(), first_step: state.step };
-    let mut run = Run {
+    let stability = StepGuard::resume(&config.step_guard, scaled, device, &state.step_guard)?;
+    let clock = ThroughputTimer { since: Instant::now(), tokens: 0, run: Instant::now(), first_step: state.step };
+    let mut run = Trainer {
         config,
         plan,
         pass: config.pass(),
         model,
         optimizer,
-        told: (state.stability.skipped, state.stability.gauge.spikes),
+        told: (state.step_guard.skipped, state.step_guard.gauge.spikes),
         stability,
         state,
         batches,
@@ -210,8 +215,8 @@ fn train_with(ranks: &Ranks, config: &Config, request: &Request, means: Means<'_
 }
 
 /// Refuses weights of another shape, where the run would start from them.
-fn require_shape_of_start(config: &Config, request: &Request) -> Result<()> {
-    let store = Store::new(&request.run_dir, &config.checkpoint);
+fn require_shape_of_start(config: &Config, request: &TrainOptions) -> Result<()> {
+    let store = CheckpointDir::new(&request.run_dir, &config.checkpoint);
     match &config.checkpoint.init_from {
         Some(init) if store.list()?.is_empty() => {
             require_shape(config, init, &model::load_config(init).context("checkpoint.init_from")?)
@@ -221,7 +226,7 @@ fn require_shape_of_start(config: &Config, request: &Request) -> Result<()> {
 }
 
 /// What has to be equal on all ranks, by name: every key but those of a process's own machine.
-fn identity(config: &Config, world: &World, data: &Data) -> Result<BTreeMap<String, String>> {
+fn identity(config: &Config, world: &World, data: &DataSplits) -> Result<BTreeMap<String, String>> {
     const OWN: [&str; 2] = ["run.threads", "run.pin_threads"];
     let mut identity = BTreeMap::from([
         ("the program's version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
@@ -242,37 +247,37 @@ fn identity(config: &Config, world: &World, data: &Data) -> Result<BTreeMap<Stri
 }
 
 /// Times training alone: restarted after validations and checkpoints.
-struct Clock {
+struct ThroughputTimer {
     since: Instant,
     tokens: u64,
     run: Instant,
     first_step: u64,
 }
 
-struct Run<'a> {
+struct Trainer<'a> {
     config: &'a Config,
-    plan: Plan,
-    pass: Pass,
+    plan: RunSummary,
+    pass: ForwardOptions,
     model: LanguageModel,
     optimizer: Optimizer,
-    stability: Stability,
+    stability: StepGuard,
     /// Skipped steps and spikes that a person has been told of.
     told: (u64, u64),
-    state: State,
+    state: TrainState,
     batches: Prefetch,
     val: TokenSplit,
     /// Rank 0's.
-    recorder: Option<Recorder>,
+    recorder: Option<RunLogger>,
     /// Of all ranks together, in FLOP/s.
     peak: f64,
-    clock: Clock,
-    ranks: &'a Ranks,
-    reduction: Reduction<'a>,
+    clock: ThroughputTimer,
+    ranks: &'a Collectives,
+    reduction: GradReducer<'a>,
     stop: &'a Stop,
-    deadline: Deadline,
+    deadline: TimeLimit,
     watchdog: Watchdog,
     longest_step: Duration,
-    saving: Saving<'a>,
+    saving: CheckpointManager<'a>,
     profiler: Profiler,
 }
 
@@ -280,8 +285,8 @@ fn due(every: u64, step: u64) -> bool {
     every > 0 && step.is_multiple_of(every)
 }
 
-impl<'a> Run<'a> {
-    fn steps(&mut self, stop_after: Option<u64>) -> Result<Outcome> {
+impl<'a> Trainer<'a> {
+    fn steps(&mut self, stop_after: Option<u64>) -> Result<TrainOutcome> {
         let max_steps = self.config.schedule.max_steps;
         let reached = |step: u64| stop_after.is_some_and(|after| step >= after);
         if reached(self.state.step) {
@@ -297,17 +302,17 @@ impl<'a> Run<'a> {
             let result = self.step(learning_rate)?;
             self.state.step += 1;
             self.state.sequences += self.plan.split.sequences;
-            self.state.tokens += self.config.batch.tokens;
+            self.state.tokens += self.config.batch.tokens_per_step;
             self.state.val_loss = None;
-            self.clock.tokens += self.config.batch.tokens;
+            self.clock.tokens += self.config.batch.tokens_per_step;
 
             let (step, last) = (self.state.step, self.state.step == max_steps);
             self.profile(step, last || reached(step))?;
             self.beat("training");
-            if last || due(self.config.logging.every, step) {
+            if last || due(self.config.logging.every_steps, step) {
                 self.log(&result, learning_rate)?;
             }
-            if last || due(self.config.validation.every, step) {
+            if last || due(self.config.validation.every_steps, step) {
                 self.validate(last)?;
             }
             self.longest_step = self.longest_step.max(begun.elapsed());
@@ -316,7 +321,7 @@ impl<'a> Run<'a> {
             let asked = self.stop.requested() || self.deadline.reached(self.longest_step, self.saving.reckoned());
             let [asked, late] = self.ranks.any([asked, self.saving.is_due_by_time()])?;
             let stopping = (asked || reached(step)) && !last;
-            let by_step = last || stopping || due(self.config.checkpoint.every, step);
+            let by_step = last || stopping || due(self.config.checkpoint.every_steps, step);
             if by_step || late {
                 // However seldom the run logs.
                 self.look(&result)?;
@@ -333,13 +338,13 @@ impl<'a> Run<'a> {
         }
         let seconds = self.clock.run.elapsed().as_secs_f64();
         self.line(|| format!("finished    {max_steps} steps, {} here", human_duration(seconds)));
-        Ok(Outcome::Finished)
+        Ok(TrainOutcome::Finished)
     }
 
-    fn stopped(&mut self) -> Result<Outcome> {
+    fn stopped(&mut self) -> Result<TrainOutcome> {
         let step = self.state.step;
         self.line(|| format!("stopped     after step {step}; --resume auto goes on from there"));
-        Ok(Outcome::Stopped)
+        Ok(TrainOutcome::Stopped)
     }
 
     /// Step k takes the sequences numbered from k times the batch, whoever computes them.
@@ -348,7 +353,7 @@ impl<'a> Run<'a> {
         let (rank, batches, watchdog) = (self.ranks.rank(), &mut self.batches, &self.watchdog);
         watchdog.step(step + 1);
         let (ranks, failed) = (self.ranks, || format!("step {} failed", step + 1));
-        let trained = Trained {
+        let trained = StepContext {
             model: &self.model,
             optimizer: &mut self.optimizer,
             reduction: &self.reduction,
@@ -381,16 +386,16 @@ impl<'a> Run<'a> {
         let mfu = tokens_per_s * self.plan.flops_per_token / self.peak;
         self.restart_clock();
         let Some(recorder) = &mut self.recorder else { return Ok(()) };
-        let Seen { loss, grad_norm, skipped, searched, spikes, loss_scale, .. } = seen;
+        let StepStats { loss, grad_norm, skipped, scale_search_skips, spikes, loss_scale, .. } = seen;
         let finite = |value: f64| value.is_finite().then_some(value);
-        let training = Training {
+        let training = TrainingMetrics {
             loss: finite(loss),
             lr,
             grad_norm: finite(grad_norm),
             tokens_per_s,
             mfu,
             skipped,
-            searched,
+            scale_search_skips,
             spikes,
             loss_scale,
         };
@@ -419,13 +424,13 @@ impl<'a> Run<'a> {
             length: self.config.data.sequence_length,
             most: self.config.validation.max_sequences,
             batch: self.plan.split.micro_batch,
-            share: Share { rank: ranks.rank(), of: ranks.size() },
+            share: RankShard { rank: ranks.rank(), of: ranks.size() },
         };
         let validated = evals::validate(
             &self.model,
             &self.val,
             sequences,
-            Pass { dropout: 0.0, ..self.pass },
+            ForwardOptions { dropout: 0.0, ..self.pass },
             &mut |done, all| {
                 watchdog.progress("validating");
                 if let Some(recorder) = recorder {
@@ -449,7 +454,7 @@ impl<'a> Run<'a> {
             (self.state.best_val_loss, self.state.best_step) = (Some(loss), Some(step));
         }
         if let Some(recorder) = &mut self.recorder {
-            recorder.validation(step, self.state.tokens, Validation { val_loss: loss, val_ppl: loss.exp() });
+            recorder.validation(step, self.state.tokens, ValidationMetrics { val_loss: loss, val_ppl: loss.exp() });
         }
         self.restart_clock();
         Ok(())
@@ -475,11 +480,11 @@ impl<'a> Run<'a> {
     }
 
     /// How this session ended, for `backpack status` and the log.
-    fn end(&mut self, outcome: &Result<Outcome>) {
+    fn end(&mut self, outcome: &Result<TrainOutcome>) {
         let (end, error) = match outcome {
-            Ok(Outcome::Finished | Outcome::DryRun) => (End::Finished, None),
-            Ok(Outcome::Stopped) => (End::Stopped, None),
-            Err(error) => (End::Failed, Some(format!("{error:#}"))),
+            Ok(TrainOutcome::Finished | TrainOutcome::DryRun) => (SessionOutcome::Finished, None),
+            Ok(TrainOutcome::Stopped) => (SessionOutcome::Stopped, None),
+            Err(error) => (SessionOutcome::Failed, Some(format!("{error:#}"))),
         };
         if let Some(recorder) = &mut self.recorder {
             recorder.end(self.state.step, end, error);

@@ -9,41 +9,41 @@ use model::{GPT2_END_OF_TEXT, LanguageModel, ModelConfig};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
-use crate::checkpoint::state::{self, State};
-use crate::checkpoint::{self, Store};
+use crate::checkpoint::state::{self, TrainState};
+use crate::checkpoint::{self, CheckpointDir};
 use crate::config::Config;
-use crate::data::Data;
-use crate::distributed::collectives::Ranks;
-use crate::logging::run_dir::RunFolder;
-use crate::logging::run_logger::Recorder;
+use crate::data::DataSplits;
+use crate::distributed::collectives::Collectives;
+use crate::logging::run_dir::RunDir;
+use crate::logging::run_logger::RunLogger;
 use crate::optim::adamw::Optimizer;
 use crate::train::Resume;
 
 /// What every rank has before the first step; the recorder is rank 0's.
-pub(crate) struct Beginning {
+pub(crate) struct Startup {
     pub(crate) model: LanguageModel,
     pub(crate) optimizer: Optimizer,
-    pub(crate) state: State,
-    pub(crate) recorder: Option<Recorder>,
+    pub(crate) state: TrainState,
+    pub(crate) recorder: Option<RunLogger>,
 }
 
 /// What rank 0 found.
-struct Found {
+struct LoadedStart {
     model: LanguageModel,
     /// Those of a checkpoint.
     moments: Option<BTreeMap<String, Tensor>>,
-    state: State,
-    recorder: Recorder,
+    state: TrainState,
+    recorder: RunLogger,
     /// The step and folder of a checkpoint.
     from: Option<(u64, PathBuf)>,
 }
 
 /// What it tells the others of it; nothing of a run that is finished.
 #[derive(Serialize, Deserialize)]
-struct Told {
+struct StartMessage {
     /// The model's `config.json`.
     shape: String,
-    state: State,
+    state: TrainState,
     has_moments: bool,
 }
 
@@ -55,24 +55,24 @@ pub(crate) fn begin(
     config: &Config,
     run_dir: &Path,
     resume: &Resume,
-    data: &Data,
-    ranks: &Ranks,
+    data: &DataSplits,
+    ranks: &Collectives,
     device: Device,
-) -> Result<Option<Beginning>> {
+) -> Result<Option<Startup>> {
     let mut found = None;
     let told = ranks.first_says(|| {
         found = find(config, run_dir, resume, data, ranks.size(), device)?;
-        let tell = |found: &Found| Told {
+        let tell = |found: &LoadedStart| StartMessage {
             shape: found.model.config().to_hugging_face().to_string(),
             state: found.state.clone(),
             has_moments: found.moments.is_some(),
         };
         Ok(serde_json::to_string(&found.as_ref().map(tell))?)
     })?;
-    let told: Option<Told> = serde_json::from_str(&told).context("what rank 0 says of the start is no JSON")?;
-    let Some(Told { shape, state, has_moments }) = told else { return Ok(None) };
+    let told: Option<StartMessage> = serde_json::from_str(&told).context("what rank 0 says of the start is no JSON")?;
+    let Some(StartMessage { shape, state, has_moments }) = told else { return Ok(None) };
     let (model, moments, state, recorded) = match found {
-        Some(Found { model, moments, state, recorder, from }) => (model, moments, state, Some((recorder, from))),
+        Some(LoadedStart { model, moments, state, recorder, from }) => (model, moments, state, Some((recorder, from))),
         None => {
             let shape = ModelConfig::from_hugging_face(&shape)?;
             (LanguageModel::initialise(shape, config.run.seed, device)?, None, state, None)
@@ -91,11 +91,11 @@ pub(crate) fn begin(
     }
     // Only now: where the start is refused, checkpoints stay as they were.
     let tidied = recorded.map(|(recorder, from)| tidy(recorder, from.as_ref())).transpose();
-    Ok(Some(Beginning { model, optimizer, state, recorder: ranks.all(tidied)? }))
+    Ok(Some(Startup { model, optimizer, state, recorder: ranks.all(tidied)? }))
 }
 
 /// Sets aside what cannot be gone on from, under a name that no run takes up.
-fn tidy(mut recorder: Recorder, from: Option<&(u64, PathBuf)>) -> Result<Recorder> {
+fn tidy(mut recorder: RunLogger, from: Option<&(u64, PathBuf)>) -> Result<RunLogger> {
     recorder.store().remove_partial()?;
     for folder in recorder.store().set_aside(from.map(|(step, from)| (*step, from.as_path())))? {
         recorder.line(&format!("set aside   {}", folder.display()));
@@ -108,12 +108,12 @@ fn find(
     config: &Config,
     run_dir: &Path,
     resume: &Resume,
-    data: &Data,
+    data: &DataSplits,
     world_size: u64,
     device: Device,
-) -> Result<Option<Found>> {
-    let store = Store::new(run_dir, &config.checkpoint);
-    let folder = RunFolder::open(run_dir)?;
+) -> Result<Option<LoadedStart>> {
+    let store = CheckpointDir::new(run_dir, &config.checkpoint);
+    let folder = RunDir::open(run_dir)?;
     store.restore_replaced()?;
     let mut notes = Vec::new();
     let checkpoint = find_checkpoint(&store, resume, &mut notes)?;
@@ -124,20 +124,26 @@ fn find(
         eprintln!("this run is finished: {} of {} steps are done", saved.step, config.schedule.max_steps);
         return Ok(None);
     }
-    let mut recorder = Recorder::new(folder, store)?;
+    let mut recorder = RunLogger::new(folder, store)?;
     for line in notes {
         recorder.line(&line);
     }
     let manifest = data.train.manifest_sha256().map(str::to_owned);
-    let fresh = State { world_size, ..State::new(config, manifest, data.train.tokens())? };
+    let fresh = TrainState { world_size, ..TrainState::new(config, manifest, data.train.tokens())? };
     Ok(Some(match checkpoint {
         Some((from, saved)) => take_up(config, &from, saved, fresh, device, recorder)?,
-        None => Found { model: fresh_model(config, data, device)?, moments: None, state: fresh, recorder, from: None },
+        None => {
+            LoadedStart { model: fresh_model(config, data, device)?, moments: None, state: fresh, recorder, from: None }
+        }
     }))
 }
 
 /// The checkpoint to resume from, verified; `notes` gets a line for each that is not.
-fn find_checkpoint(store: &Store, resume: &Resume, notes: &mut Vec<String>) -> Result<Option<(PathBuf, State)>> {
+fn find_checkpoint(
+    store: &CheckpointDir,
+    resume: &Resume,
+    notes: &mut Vec<String>,
+) -> Result<Option<(PathBuf, TrainState)>> {
     let present = store.list()?;
     match resume {
         Resume::Never => {
@@ -169,11 +175,11 @@ fn find_checkpoint(store: &Store, resume: &Resume, notes: &mut Vec<String>) -> R
 fn take_up(
     config: &Config,
     from: &Path,
-    saved: State,
-    fresh: State,
+    saved: TrainState,
+    fresh: TrainState,
     device: Device,
-    mut recorder: Recorder,
-) -> Result<Found> {
+    mut recorder: RunLogger,
+) -> Result<LoadedStart> {
     let differing = state::compare(&saved, &fresh).with_context(|| format!("{} cannot be resumed", from.display()))?;
     for change in differing {
         recorder.line(&format!("changed     {change} since the checkpoint"));
@@ -181,14 +187,14 @@ fn take_up(
     let (model, moments) = checkpoint::load(from, device)?;
     config.model.require_same_shapes(model.config()).context("the checkpoint's model is not the config's")?;
     recorder.line(&format!("resuming    {} at step {}", from.display(), saved.step));
-    let State { config: now, config_sha256, versions, world_size, .. } = fresh;
-    let state = State { config: now, config_sha256, versions, world_size, ..saved };
+    let TrainState { config: now, config_sha256, versions, world_size, .. } = fresh;
+    let state = TrainState { config: now, config_sha256, versions, world_size, ..saved };
     let from = Some((state.step, from.to_owned()));
-    Ok(Found { model, moments: Some(moments), state, recorder, from })
+    Ok(LoadedStart { model, moments: Some(moments), state, recorder, from })
 }
 
 /// Fresh weights, or those of `checkpoint.init_from`.
-fn fresh_model(config: &Config, data: &Data, device: Device) -> Result<LanguageModel> {
+fn fresh_model(config: &Config, data: &DataSplits, device: Device) -> Result<LanguageModel> {
     let fresh = || {
         let mut shape = config.model.clone();
         // Plain nanoGPT data is GPT-2's where the vocabulary has room for it.
@@ -205,7 +211,7 @@ fn fresh_model(config: &Config, data: &Data, device: Device) -> Result<LanguageM
         "checkpoint.init_from {} has edited senses, which training would lose: start from the model before its edits",
         folder.display()
     );
-    if given.config().kind == config.model.kind {
+    if given.config().architecture == config.model.architecture {
         return Ok(given);
     }
     let model = fresh()?;
@@ -217,7 +223,7 @@ fn fresh_model(config: &Config, data: &Data, device: Device) -> Result<LanguageM
 /// Refuses weights to start from that are not of `[model]`'s shape.
 pub(crate) fn require_shape(config: &Config, folder: &Path, shape: &ModelConfig) -> Result<()> {
     // A Backpack's body may start from a GPT-2, of which more may differ: see `graft_body`.
-    if (config.model.kind, shape.kind) == (model::Kind::Backpack, model::Kind::Gpt2) {
+    if (config.model.architecture, shape.architecture) == (model::Architecture::Backpack, model::Architecture::Gpt2) {
         return Ok(());
     }
     let same = config.model.require_same_shapes(shape);

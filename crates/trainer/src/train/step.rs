@@ -1,13 +1,13 @@
 //! One optimiser step.
 
 use anyhow::Result;
-use model::{LanguageModel, Pass};
+use model::{ForwardOptions, LanguageModel};
 use tch::{Kind, Tensor};
 use torch_ext::profiler::lap;
 
-use crate::distributed::grad_reducer::Reduction;
+use crate::distributed::grad_reducer::GradReducer;
 use crate::optim::adamw::Optimizer;
-use crate::optim::step_guard::Stability;
+use crate::optim::step_guard::StepGuard;
 
 /// What a step leaves on its device; reading it waits for the step.
 #[derive(Debug)]
@@ -22,17 +22,17 @@ pub struct StepResult {
 
 /// What a step trains, and how.
 #[derive(Debug)]
-pub struct Trained<'a> {
+pub struct StepContext<'a> {
     /// The network.
     pub model: &'a LanguageModel,
     /// Over its parameters.
     pub optimizer: &'a mut Optimizer,
     /// How the ranks' gradients become one.
-    pub reduction: &'a Reduction<'a>,
+    pub reduction: &'a GradReducer<'a>,
     /// What is done about a step that is out of the ordinary.
-    pub stability: &'a mut Stability,
+    pub stability: &'a mut StepGuard,
     /// How a pass is done.
-    pub pass: Pass,
+    pub pass: ForwardOptions,
 }
 
 /// Forward and backward over `accumulation` micro-batches, the last of which makes every
@@ -47,14 +47,14 @@ pub struct Trained<'a> {
 /// # Errors
 /// When a batch cannot be read, another rank is gone, or libtorch refuses.
 pub fn training_step(
-    trained: Trained<'_>,
+    trained: StepContext<'_>,
     learning_rate: f64,
     accumulation: u64,
     mut micro_batch: impl FnMut(u64) -> Result<(Tensor, Tensor)>,
     seed: impl Fn(u64) -> u64,
     mean: impl FnOnce(&Tensor) -> Result<()>,
 ) -> Result<StepResult> {
-    let Trained { model, optimizer, reduction, stability, pass } = trained;
+    let StepContext { model, optimizer, reduction, stability, pass } = trained;
     let mut total = Tensor::zeros([], (Kind::Float, model.device()));
     optimizer.zero_grad()?;
     lap("clip and optimiser");

@@ -6,17 +6,17 @@ use anyhow::Result;
 use model::ModelConfig;
 
 use crate::config::Config;
-use crate::data::batch_reader::Split;
+use crate::data::batch_reader::BatchLayout;
 
 /// The derived figures of a run.
 #[derive(Debug, Clone)]
-pub struct Plan {
+pub struct RunSummary {
     /// Trained values.
     pub parameters: i64,
     /// Training FLOPs per token, by the full formula.
     pub flops_per_token: f64,
     /// How a step is split.
-    pub split: Split,
+    pub split: BatchLayout,
     /// Tokens of the whole run.
     pub tokens: u64,
     /// Sequences in an epoch.
@@ -35,14 +35,14 @@ pub(crate) fn flops_per_token(model: &ModelConfig, sequence_length: u64) -> f64 
     let positions = (model.n_positions * model.n_embd) as f64;
     let products = 6.0 * (model.num_parameters() as f64 - positions);
     let attention = 12.0 * model.n_layer as f64 * d * t;
-    let senses = match model.kind {
-        model::Kind::Backpack => 6.0 * (t * d + model.num_senses as f64 * t * d),
-        model::Kind::Gpt2 => 0.0,
+    let senses = match model.architecture {
+        model::Architecture::Backpack => 6.0 * (t * d + model.num_senses as f64 * t * d),
+        model::Architecture::Gpt2 => 0.0,
     };
     products + attention + senses
 }
 
-impl Plan {
+impl RunSummary {
     /// Of `config` for a model of this shape (`config.model`'s, save for what it leaves to
     /// the weights it starts from).
     ///
@@ -52,11 +52,11 @@ impl Plan {
         let sequence_length = config.data.sequence_length as u64;
         let split = config.batch.split(sequence_length, world_size)?;
         let max_steps = config.schedule.max_steps;
-        Ok(Plan {
+        Ok(RunSummary {
             parameters: model.num_parameters(),
             flops_per_token: flops_per_token(model, sequence_length),
             split,
-            tokens: max_steps * config.batch.tokens,
+            tokens: max_steps * config.batch.tokens_per_step,
             sequences_per_epoch,
             epochs: (max_steps * split.sequences) as f64 / sequences_per_epoch as f64,
             max_steps,
@@ -65,9 +65,9 @@ impl Plan {
     }
 }
 
-impl fmt::Display for Plan {
+impl fmt::Display for RunSummary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Split { sequences, micro_batch, accumulation } = self.split;
+        let BatchLayout { sequences, micro_batch, accumulation } = self.split;
         writeln!(f, "model       {} parameters, {:.1} MFLOP a token", self.parameters, self.flops_per_token / 1e6)?;
         writeln!(
             f,
@@ -86,14 +86,14 @@ impl fmt::Display for Plan {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use model::Kind as Network;
+    use model::Architecture as Network;
 
     /// Reference point 26.
     #[test]
     fn flops_are_the_published_ones() {
         let small = ModelConfig::default();
         assert!((flops_per_token(&small, 512) / 1.115e9 - 1.0).abs() < 1e-3);
-        let gpt2 = ModelConfig { kind: Network::Gpt2, ..small };
+        let gpt2 = ModelConfig { architecture: Network::Gpt2, ..small };
         assert!((flops_per_token(&gpt2, 512) / 0.799e9 - 1.0).abs() < 1e-3);
     }
 
@@ -101,7 +101,7 @@ mod tests {
     fn the_published_run_is_5_80_epochs_of_openwebtext() {
         // (9,035,582,198 - 1) / 512 blocks.
         let config = Config::example();
-        let plan = Plan::new(&config, &config.model, 17_647_621, 1).unwrap();
+        let plan = RunSummary::new(&config, &config.model, 17_647_621, 1).unwrap();
         assert_eq!(plan.tokens, 52_428_800_000);
         assert!((plan.epochs - 5.80).abs() < 0.005, "{}", plan.epochs);
         assert!(plan.to_string().contains("64 x 16 (accumulation x micro-batch)"), "{plan}");

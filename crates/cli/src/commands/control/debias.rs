@@ -1,17 +1,17 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use charts::{Axis, Chart, Curve, Entry, Panel, Range, Row, Style};
+use charts::{Axis, AxisRange, Chart, Curve, LegendEntry, Panel, PanelRow, Style};
 use clap::Args;
 use evals::Tokenizer;
-use evals::control::{Found, Leaning, SenseTrial, bias, debias_edits, find_factor, leaning, project_out};
+use evals::control::{FitResult, GenderLogRatio, SenseTrial, bias, debias_edits, find_factor, leaning, project_out};
 use model::LanguageModel;
 use serde_json::{Value, json};
 
-use super::report::{Report, ReportArguments};
+use super::report::{ControlReport, ReportArgs};
 use super::word_lists;
-use crate::args::model::Compute;
-use crate::output::progress::Plain;
+use crate::args::model::ModelArgs;
+use crate::output::progress::LogProgress;
 use crate::output::table::Table;
 
 /// Make the next word after an occupation lean less to "he" or "she"
@@ -23,7 +23,7 @@ use crate::output::table::Table;
 #[derive(Debug, Args)]
 pub(super) struct Debias {
     #[command(flatten)]
-    compute: Compute,
+    compute: ModelArgs,
     /// Occupations, one a line [default: 57 of the project's]
     #[arg(long, value_name = "FILE")]
     occupations: Option<PathBuf>,
@@ -37,7 +37,7 @@ pub(super) struct Debias {
     #[arg(long, value_name = "FILE")]
     save_edit: Option<PathBuf>,
     #[command(flatten)]
-    report: ReportArguments,
+    report: ReportArgs,
 }
 
 /// Points of a curve over the factor.
@@ -50,13 +50,13 @@ struct Occupations {
 }
 
 /// What became of the bias.
-struct Outcome {
-    found: Found,
+struct DebiasResult {
+    found: FitResult,
     /// Of each occupation, those of its prompts.
-    training: Vec<Vec<Leaning>>,
-    test: Vec<Vec<Leaning>>,
+    training: Vec<Vec<GenderLogRatio>>,
+    test: Vec<Vec<GenderLogRatio>>,
     /// The test prompts' under the baseline.
-    projected: Vec<Vec<Leaning>>,
+    projected: Vec<Vec<GenderLogRatio>>,
 }
 
 /// Biases of some prompts.
@@ -79,7 +79,7 @@ impl Debias {
         let occupations = Occupations::of(listed, &tokenizer, &model)?;
 
         let read = |model: &LanguageModel, templates: &[String], what: &str| {
-            let mut progress = Plain::new();
+            let mut progress = LogProgress::new();
             let of_word = |(number, (word, id)): (usize, &(String, i64))| {
                 progress.say(|| format!("{what}: {number} of {} occupations", occupations.words.len()));
                 let prompt = |template: &String| {
@@ -88,7 +88,7 @@ impl Debias {
                 };
                 templates.iter().map(prompt).collect()
             };
-            occupations.words.iter().enumerate().map(of_word).collect::<Result<Vec<Vec<Leaning>>>>()
+            occupations.words.iter().enumerate().map(of_word).collect::<Result<Vec<Vec<GenderLogRatio>>>>()
         };
         let ids: Vec<i64> = occupations.words.iter().map(|(_, id)| *id).collect();
         let training = read(&model, &for_training, "training prompts")?;
@@ -99,8 +99,8 @@ impl Debias {
         if let Some(path) = &self.save_edit {
             super::save_edits(&debias_edits(&ids, found.sense, found.factor), path)?;
         }
-        let outcome = Outcome { found, training, test, projected };
-        let report = Report {
+        let outcome = DebiasResult { found, training, test, projected };
+        let report = ControlReport {
             json: outcome.json(&occupations),
             tables: outcome.tables(&occupations),
             chart: outcome.chart(),
@@ -150,8 +150,8 @@ impl Occupations {
     }
 }
 
-impl Outcome {
-    fn biases(&self, prompts: &[Leaning], projected: Option<&[Leaning]>) -> Biases {
+impl DebiasResult {
+    fn biases(&self, prompts: &[GenderLogRatio], projected: Option<&[GenderLogRatio]>) -> Biases {
         let (sense, factor) = (self.found.sense, self.found.factor);
         let at = |factor| bias(prompts.iter().map(|leaning| leaning.scaled(sense, factor)));
         let projected = projected.map(|prompts| bias(prompts.iter().map(|leaning| leaning.ratio)));
@@ -195,7 +195,7 @@ impl Outcome {
 
     fn tables(&self, occupations: &Occupations) -> String {
         let number = |x: f64| format!("{x:.3}");
-        let Found { sense, factor, .. } = self.found;
+        let FitResult { sense, factor, .. } = self.found;
         let found = format!("factor {factor:.3}");
         let cells = |b: &Biases| {
             [number(b.plain), number(b.found), number(b.removed), b.projected.map_or_else(String::new, number)]
@@ -234,7 +234,7 @@ impl Outcome {
     /// The bias over the factor, and what each sense can do.
     fn chart(&self) -> Chart {
         let (sense, factor) = (self.found.sense, self.found.factor);
-        let curve = |prompts: &[Vec<Leaning>], style| {
+        let curve = |prompts: &[Vec<GenderLogRatio>], style| {
             let prompts = prompts.concat();
             let at = |factor: f64| (factor, bias(prompts.iter().map(|leaning| leaning.scaled(sense, factor))));
             Curve { points: (0..=CURVE_POINTS).map(|i| at(f64::from(i) / f64::from(CURVE_POINTS))).collect(), style }
@@ -251,7 +251,7 @@ impl Outcome {
             title: format!("bias by the factor of sense {sense}"),
             x: Axis { description: "factor".to_owned(), low: 0.0, high: 1.0, ticks },
             curves: projected.into_iter().chain(curves).collect(),
-            range: Range::Fit,
+            range: AxisRange::Fit,
         };
         let bars = Style::Bars { colour: 2, place: 0, of: 1 };
         let trials = &self.found.trials;
@@ -263,9 +263,9 @@ impl Outcome {
                 Curve { points: trials.iter().map(|t| (t.sense as f64, t.lowest)).collect(), style: bars },
                 Curve { points: vec![(0.0, self.training_biases().plain)], style: Style::Level(1) },
             ],
-            range: Range::FromZero,
+            range: AxisRange::FromZero,
         };
-        let entry = |name: &str, style| Entry { name: name.to_owned(), style };
+        let entry = |name: &str, style| LegendEntry { name: name.to_owned(), style };
         let legend = vec![
             entry("training prompts", Style::Faint(0)),
             entry("test prompts", Style::Line(1)),
@@ -273,6 +273,6 @@ impl Outcome {
             entry("test prompts after projection", Style::Level(0)),
             entry("training prompts as the model is", Style::Level(1)),
         ];
-        Chart { legend, rows: vec![Row { height: 380, panels: vec![by_factor, by_sense] }] }
+        Chart { legend, rows: vec![PanelRow { height: 380, panels: vec![by_factor, by_sense] }] }
     }
 }

@@ -1,17 +1,17 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use charts::{Axis, Chart, Curve, Entry, Panel, Range, Row, Style};
+use charts::{Axis, AxisRange, Chart, Curve, LegendEntry, Panel, PanelRow, Style};
 use clap::Args;
 use evals::control::{SenseShift, knowledge_edits, sense_shifts};
-use evals::{Candidate, Reading, Tokenizer};
+use evals::{CandidateToken, TextAnalysis, Tokenizer};
 use model::LanguageModel;
 use serde_json::{Value, json};
 use tch::Tensor;
 
-use super::report::{Report, ReportArguments, percent, room_for_each};
+use super::report::{ControlReport, ReportArgs, percent, room_for_each};
 use super::word_lists;
-use crate::args::model::{Compute, at_least_one};
+use crate::args::model::{ModelArgs, at_least_one};
 use crate::output::table::Table;
 
 /// Let a word call up one word in place of another, in every context
@@ -22,7 +22,7 @@ use crate::output::table::Table;
 #[derive(Debug, Args)]
 pub(super) struct Edit {
     #[command(flatten)]
-    compute: Compute,
+    compute: ModelArgs,
     /// The word whose senses are edited; one token, as the others
     #[arg(long, value_name = "WORD")]
     word: String,
@@ -42,24 +42,24 @@ pub(super) struct Edit {
     #[arg(long, value_name = "FILE")]
     save_edit: Option<PathBuf>,
     #[command(flatten)]
-    report: ReportArguments,
+    report: ReportArgs,
 }
 
 /// A prompt's next word.
-struct Next {
-    old: Candidate,
-    new: Candidate,
-    top: Vec<Candidate>,
+struct NextToken {
+    old: CandidateToken,
+    new: CandidateToken,
+    top: Vec<CandidateToken>,
     /// Of all positions, `[T, V]`.
     logits: Tensor,
 }
 
 /// A prompt before and after.
-struct Compared {
+struct EditComparison {
     prompt: String,
     has_word: bool,
-    before: Next,
-    after: Next,
+    before: NextToken,
+    after: NextToken,
     /// The largest difference of a logit, at any position.
     change: f64,
 }
@@ -76,12 +76,12 @@ impl Edit {
             .into_iter()
             .map(|prompt| Ok((prompt.clone(), tokenizer.encode(&prompt)?)))
             .collect::<Result<_>>()?;
-        let look = |model: &LanguageModel| -> Result<(Vec<Next>, Vec<SenseShift>)> {
+        let look = |model: &LanguageModel| -> Result<(Vec<NextToken>, Vec<SenseShift>)> {
             let next = |(prompt, ids): &(String, Vec<i64>)| {
-                let read = || -> Result<Next> {
-                    let (reading, last) = (Reading::of(model, ids)?, ids.len() - 1);
+                let read = || -> Result<NextToken> {
+                    let (reading, last) = (TextAnalysis::of(model, ids)?, ids.len() - 1);
                     let (old, new) = (reading.candidate(last, old)?, reading.candidate(last, new)?);
-                    Ok(Next { old, new, top: reading.next(last, self.top)?, logits: reading.logits })
+                    Ok(NextToken { old, new, top: reading.next(last, self.top)?, logits: reading.logits })
                 };
                 read().with_context(|| format!("the prompt \"{prompt}\" is not usable"))
             };
@@ -93,13 +93,13 @@ impl Edit {
         if let Some(path) = &self.save_edit {
             super::save_edits(&edits, path)?;
         }
-        let compare = |(((prompt, ids), before), after): (((String, Vec<i64>), Next), Next)| {
+        let compare = |(((prompt, ids), before), after): (((String, Vec<i64>), NextToken), NextToken)| {
             let change = (&before.logits - &after.logits).abs().max().double_value(&[]);
-            Compared { prompt, has_word: ids.contains(&word), before, after, change }
+            EditComparison { prompt, has_word: ids.contains(&word), before, after, change }
         };
-        let compared: Vec<Compared> = prompts.into_iter().zip(before).zip(after).map(compare).collect();
+        let compared: Vec<EditComparison> = prompts.into_iter().zip(before).zip(after).map(compare).collect();
         let senses: Vec<(SenseShift, SenseShift)> = senses_before.into_iter().zip(senses_after).collect();
-        let report = Report {
+        let report = ControlReport {
             json: self.json(&compared, &senses, &tokenizer),
             tables: self.tables(&compared, &senses, &tokenizer),
             chart: self.chart(&compared),
@@ -117,13 +117,13 @@ impl Edit {
         with.into_iter().chain(["The weather today is", "They went home and"].map(str::to_owned)).collect()
     }
 
-    fn json(&self, compared: &[Compared], senses: &[(SenseShift, SenseShift)], tokenizer: &Tokenizer) -> Value {
-        let next = |next: &Next| {
-            let top = |c: &Candidate| json!({ "token": c.id, "word": word_lists::name(tokenizer, c.id), "probability": c.probability });
+    fn json(&self, compared: &[EditComparison], senses: &[(SenseShift, SenseShift)], tokenizer: &Tokenizer) -> Value {
+        let next = |next: &NextToken| {
+            let top = |c: &CandidateToken| json!({ "token": c.id, "word": word_lists::name(tokenizer, c.id), "probability": c.probability });
             json!({ "old": next.old.probability, "new": next.new.probability,
                     "top": next.top.iter().map(top).collect::<Vec<_>>() })
         };
-        let prompt = |c: &Compared| {
+        let prompt = |c: &EditComparison| {
             json!({ "prompt": c.prompt, "has_word": c.has_word, "largest_change": c.change,
                     "before": next(&c.before), "after": next(&c.after) })
         };
@@ -139,19 +139,24 @@ impl Edit {
         })
     }
 
-    fn tables(&self, compared: &[Compared], senses: &[(SenseShift, SenseShift)], tokenizer: &Tokenizer) -> String {
+    fn tables(
+        &self,
+        compared: &[EditComparison],
+        senses: &[(SenseShift, SenseShift)],
+        tokenizer: &Tokenizer,
+    ) -> String {
         let (word, old, new) = (self.word.trim(), self.old.trim(), self.new.trim());
         let arrow = |before: String, after: String| format!("{before} -> {after}");
         let columns = ["prompt", &format!("p({old}), %"), &format!("p({new}), %"), "largest change of a logit"];
         let mut probabilities = Table::of_figures(&columns);
         let mut words = Table::of_words(&["prompt", "before", "after"]);
-        let list = |next: &Next| {
+        let list = |next: &NextToken| {
             let word =
-                |c: &Candidate| format!("{} {}", word_lists::name(tokenizer, c.id).trim(), percent(c.probability));
+                |c: &CandidateToken| format!("{} {}", word_lists::name(tokenizer, c.id).trim(), percent(c.probability));
             next.top.iter().map(word).collect::<Vec<_>>().join(", ")
         };
-        for Compared { prompt, before, after, change, .. } in compared {
-            let share = |c: &Candidate| format!("{:.3}", 100.0 * c.probability);
+        for EditComparison { prompt, before, after, change, .. } in compared {
+            let share = |c: &CandidateToken| format!("{:.3}", 100.0 * c.probability);
             probabilities.row([
                 prompt.clone(),
                 arrow(share(&before.old), share(&after.old)),
@@ -174,8 +179,8 @@ impl Edit {
     }
 
     /// The probabilities as bars, a group for each prompt.
-    fn chart(&self, compared: &[Compared]) -> Chart {
-        type Value = fn(&Compared) -> f64;
+    fn chart(&self, compared: &[EditComparison]) -> Chart {
+        type Value = fn(&EditComparison) -> f64;
         let (old, new) = (self.old.trim(), self.new.trim());
         let bars: [(String, usize, Value); 4] = [
             (format!("{old} before"), 5, |c| c.before.old.probability),
@@ -187,7 +192,7 @@ impl Edit {
         for (place, (name, colour, value)) in bars.into_iter().enumerate() {
             let style = Style::Bars { colour, place, of: 4 };
             let points = compared.iter().enumerate().map(|(i, c)| (i as f64, 100.0 * value(c))).collect();
-            legend.push(Entry { name, style });
+            legend.push(LegendEntry { name, style });
             curves.push(Curve { points, style });
         }
         let names: Vec<String> =
@@ -196,8 +201,8 @@ impl Edit {
             title: "probability of the next word (%)".to_owned(),
             x: Axis::of_names("", &names),
             curves,
-            range: Range::FromZero,
+            range: AxisRange::FromZero,
         };
-        Chart { legend, rows: vec![Row { height: 400, panels: vec![panel] }] }
+        Chart { legend, rows: vec![PanelRow { height: 400, panels: vec![panel] }] }
     }
 }

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, ensure};
 use clap::{Args, Subcommand};
 use model::{LanguageModel, SenseEdit};
 
-use crate::args::model::Compute;
+use crate::args::model::ModelArgs;
 
 /// Control a Backpack through its senses, without training: a topic, a bias, a fact
 ///
@@ -22,11 +22,11 @@ use crate::args::model::Compute;
 #[derive(Debug, Args)]
 pub(crate) struct Control {
     #[command(subcommand)]
-    recipe: Recipe,
+    recipe: ControlCommand,
 }
 
 #[derive(Debug, Subcommand)]
-enum Recipe {
+enum ControlCommand {
     Topic(topic::Topic),
     Debias(debias::Debias),
     Edit(edit::Edit),
@@ -35,15 +35,15 @@ enum Recipe {
 impl Control {
     pub(crate) fn run(self) -> Result<()> {
         match self.recipe {
-            Recipe::Topic(recipe) => recipe.run(),
-            Recipe::Debias(recipe) => recipe.run(),
-            Recipe::Edit(recipe) => recipe.run(),
+            ControlCommand::Topic(recipe) => recipe.run(),
+            ControlCommand::Debias(recipe) => recipe.run(),
+            ControlCommand::Edit(recipe) => recipe.run(),
         }
     }
 }
 
 /// The model, which must have senses.
-fn load(compute: &Compute) -> Result<LanguageModel> {
+fn load(compute: &ModelArgs) -> Result<LanguageModel> {
     let model = compute.load()?;
     ensure!(
         model.backpack().is_some(),

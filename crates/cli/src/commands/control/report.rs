@@ -10,10 +10,10 @@ use clap::Args;
 use serde_json::Value;
 
 use crate::commands::export::hugging_face::write_json;
-use crate::output::atomic_dir::NewFolder;
+use crate::output::atomic_dir::AtomicDir;
 
 #[derive(Debug, Args)]
-pub(super) struct ReportArguments {
+pub(super) struct ReportArgs {
     /// A new folder for table.md, report.json, plot.svg and plot.png, and texts.jsonl where texts are written
     #[arg(long, value_name = "DIR")]
     output: Option<PathBuf>,
@@ -23,7 +23,7 @@ pub(super) struct ReportArguments {
 }
 
 /// The figures of a recipe.
-pub(super) struct Report {
+pub(super) struct ControlReport {
     pub(super) json: Value,
     /// Markdown.
     pub(super) tables: String,
@@ -32,16 +32,16 @@ pub(super) struct Report {
     pub(super) texts: Vec<Value>,
 }
 
-impl ReportArguments {
+impl ReportArgs {
     /// Refuses a folder that is taken before any work is done.
     ///
     /// # Errors
     /// When `--output` holds something.
-    pub(super) fn folder(&self) -> Result<Option<NewFolder>> {
-        self.output.as_deref().map(NewFolder::at).transpose()
+    pub(super) fn folder(&self) -> Result<Option<AtomicDir>> {
+        self.output.as_deref().map(AtomicDir::at).transpose()
     }
 
-    pub(super) fn write(&self, folder: Option<NewFolder>, report: &Report) -> Result<()> {
+    pub(super) fn write(&self, folder: Option<AtomicDir>, report: &ControlReport) -> Result<()> {
         // Shown first: a disk that refuses the folder does not take the result with it.
         let mut out = io::stdout().lock();
         if self.json {

@@ -2,7 +2,7 @@ use std::collections::HashSet;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
-use charts::{Axis, Chart, Curve, Entry, Panel, Range, Row, Style};
+use charts::{Axis, AxisRange, Chart, Curve, LegendEntry, Panel, PanelRow, Style};
 use clap::Args;
 use evals::Tokenizer;
 use evals::control::{
@@ -11,11 +11,11 @@ use evals::control::{
 use model::{LanguageModel, Sampling, derive_seed};
 use serde_json::{Value, json};
 
-use super::report::{Report, ReportArguments, percent};
+use super::report::{ControlReport, ReportArgs, percent};
 use super::word_lists;
-use crate::args::model::{Compute, at_least_one};
-use crate::args::sampling::SamplingArguments;
-use crate::output::progress::Plain;
+use crate::args::model::{ModelArgs, at_least_one};
+use crate::args::sampling::SamplingArgs;
+use crate::output::progress::LogProgress;
 use crate::output::table::Table;
 
 /// Generate texts on a topic, at several strengths
@@ -29,7 +29,7 @@ use crate::output::table::Table;
 #[derive(Debug, Args)]
 pub(super) struct Topic {
     #[command(flatten)]
-    compute: Compute,
+    compute: ModelArgs,
     /// A topic that the project has words for: family, law, money, music, sport, war; may be repeated
     #[arg(long = "topic", value_name = "NAME", required_unless_present_any = ["words", "about"])]
     topics: Vec<String>,
@@ -52,9 +52,9 @@ pub(super) struct Topic {
     #[arg(long, value_name = "1,2,3", value_delimiter = ',', default_values_t = [1, 2, 3], value_parser = clap::value_parser!(u8).range(1..=3))]
     strengths: Vec<u8>,
     #[command(flatten)]
-    sampling: SamplingArguments,
+    sampling: SamplingArgs,
     #[command(flatten)]
-    report: ReportArguments,
+    report: ReportArgs,
 }
 
 /// Words of a topic that a text tells of.
@@ -63,16 +63,16 @@ const WORDS_ABOUT: usize = 40;
 const PAIRS_SHOWN: usize = 10;
 
 /// One topic and what came of it.
-struct Steered {
+struct SteeredTexts {
     name: String,
     ids: Vec<i64>,
     /// Words that are several tokens, of which the first stands for them.
     cut: Vec<String>,
-    outcomes: Vec<Outcome>,
+    outcomes: Vec<TopicResult>,
 }
 
 /// The texts of one strength.
-struct Outcome {
+struct TopicResult {
     strength: u8,
     /// Share of texts with more of the topic's words than the mean text of strength 0.
     success: f64,
@@ -97,7 +97,7 @@ impl Topic {
         let mut steered = Vec::new();
         for (name, words) in listed {
             let (ids, cut) = word_lists::first_tokens(&words, &tokenizer, &model)?;
-            steered.push(Steered { name, ids, cut, outcomes: Vec::new() });
+            steered.push(SteeredTexts { name, ids, cut, outcomes: Vec::new() });
         }
 
         let plain = self.write(&model, &prompt, tokens, None, "strength 0")?;
@@ -122,7 +122,7 @@ impl Topic {
         keep(None, 0, &plain)?;
         let plain_perplexity = perplexity(&model, &prompt, &plain)?;
 
-        let mut progress = Plain::new();
+        let mut progress = LogProgress::new();
         let all = model.config().num_tokens();
         let topics: Vec<Vec<i64>> = steered.iter().map(|topic| topic.ids.clone()).collect();
         let scores = score_pairs(&model, &topics, &mut |done| {
@@ -130,18 +130,18 @@ impl Topic {
         })?;
         for (own, (topic, scores)) in steered.iter_mut().zip(&scores).enumerate() {
             let usual = mean_count(&plain, &topic.ids);
-            topic.outcomes.push(Outcome::of(0, &plain, &topics, own, usual, plain_perplexity));
+            topic.outcomes.push(TopicResult::of(0, &plain, &topics, own, usual, plain_perplexity));
             for &strength in &self.strengths {
                 let multipliers = scores.multipliers(&model, usize::from(strength))?;
                 let what = format!("{}, strength {strength}", topic.name);
                 let written = self.write(&model, &prompt, tokens, Some(&multipliers), &what)?;
                 keep(Some(&topic.name), strength, &written)?;
                 let perplexity = perplexity(&model, &prompt, &written)?;
-                topic.outcomes.push(Outcome::of(strength, &written, &topics, own, usual, perplexity));
+                topic.outcomes.push(TopicResult::of(strength, &written, &topics, own, usual, perplexity));
             }
         }
         let json = self.json(&steered, &scores, &tokenizer, tokens)?;
-        let report = Report { json, tables: tables(&steered), chart: chart(&steered), texts };
+        let report = ControlReport { json, tables: tables(&steered), chart: chart(&steered), texts };
         self.report.write(folder, &report)
     }
 
@@ -194,7 +194,7 @@ impl Topic {
         multipliers: Option<&Multipliers>,
         what: &str,
     ) -> Result<Vec<Vec<i64>>> {
-        let mut progress = Plain::new();
+        let mut progress = LogProgress::new();
         let text = |number| {
             progress.say(|| format!("{what}: {number} of {} texts", self.texts));
             write_text(model, TextRequest { prompt, tokens, sampling: self.sampling(number) }, multipliers)
@@ -202,11 +202,17 @@ impl Topic {
         (0..self.texts).map(text).collect()
     }
 
-    fn json(&self, steered: &[Steered], scores: &[PairScores], tokenizer: &Tokenizer, tokens: usize) -> Result<Value> {
-        let topic = |(own, (topic, scores)): (usize, (&Steered, &PairScores))| -> Result<Value> {
+    fn json(
+        &self,
+        steered: &[SteeredTexts],
+        scores: &[PairScores],
+        tokenizer: &Tokenizer,
+        tokens: usize,
+    ) -> Result<Value> {
+        let topic = |(own, (topic, scores)): (usize, (&SteeredTexts, &PairScores))| -> Result<Value> {
             let pairs = scores.highest(PAIRS_SHOWN)?;
             let pair = |&(id, sense): &(i64, i64)| json!({ "token": id, "word": word_lists::name(tokenizer, id), "sense": sense, "score": scores.score(id, sense) });
-            let outcome = |o: &Outcome| {
+            let outcome = |o: &TopicResult| {
                 let all = steered.iter().zip(&o.rates).map(|(topic, rate)| (topic.name.clone(), json!(rate)));
                 json!({ "strength": o.strength, "success": o.success, "words_per_100_tokens": o.rates[own],
                         "words_of_all_topics": all.collect::<serde_json::Map<_, _>>(),
@@ -228,7 +234,7 @@ impl Topic {
 }
 
 /// The topic that a text is about, of what the model expects in it more than in its own texts, `usual`.
-fn about(model: &LanguageModel, tokenizer: &Tokenizer, text: &str, usual: &[f64]) -> Result<Steered> {
+fn about(model: &LanguageModel, tokenizer: &Tokenizer, text: &str, usual: &[f64]) -> Result<SteeredTexts> {
     let is_word = |id: i64| {
         let name = word_lists::name(tokenizer, id);
         let word = name.trim();
@@ -239,7 +245,7 @@ fn about(model: &LanguageModel, tokenizer: &Tokenizer, text: &str, usual: &[f64]
     };
     let ids = words_about(model, &tokenizer.encode(text)?, usual, WORDS_ABOUT, is_word)
         .with_context(|| format!("no topic can be made of --about \"{text}\""))?;
-    Ok(Steered { name: format!("about: {text}"), ids, cut: Vec::new(), outcomes: Vec::new() })
+    Ok(SteeredTexts { name: format!("about: {text}"), ids, cut: Vec::new(), outcomes: Vec::new() })
 }
 
 fn count(text: &[i64], topic: &[i64]) -> f64 {
@@ -250,21 +256,21 @@ fn mean_count(texts: &[Vec<i64>], topic: &[i64]) -> f64 {
     texts.iter().map(|text| count(text, topic)).sum::<f64>() / texts.len() as f64
 }
 
-impl Steered {
+impl SteeredTexts {
     /// For tables and legends; what is data has the whole of it.
     fn short_name(&self) -> String {
         charts::shorten(&self.name, charts::LEGEND_CHARACTERS)
     }
 }
 
-impl Outcome {
+impl TopicResult {
     /// Of texts on the topic `own` of all `topics`; `usual` is the mean count of its words in texts of strength 0.
     fn of(strength: u8, texts: &[Vec<i64>], topics: &[Vec<i64>], own: usize, usual: f64, perplexity: f64) -> Self {
         let more = texts.iter().filter(|text| count(text, &topics[own]) > usual).count();
         let tokens: usize = texts.iter().map(Vec::len).sum();
         let distinct: usize = texts.iter().map(|text| text.iter().collect::<HashSet<_>>().len()).sum();
         let rate = |topic: &Vec<i64>| 100.0 * mean_count(texts, topic) * texts.len() as f64 / tokens as f64;
-        Outcome {
+        TopicResult {
             strength,
             success: more as f64 / texts.len() as f64,
             rates: topics.iter().map(rate).collect(),
@@ -274,7 +280,7 @@ impl Outcome {
     }
 }
 
-fn tables(steered: &[Steered]) -> String {
+fn tables(steered: &[SteeredTexts]) -> String {
     let columns = [
         "topic",
         "strength",
@@ -306,8 +312,8 @@ fn tables(steered: &[Steered]) -> String {
 }
 
 /// Whether a topic's texts are on it alone.
-fn words_of_all(steered: &[Steered]) -> Table {
-    let names: Vec<String> = steered.iter().map(Steered::short_name).collect();
+fn words_of_all(steered: &[SteeredTexts]) -> Table {
+    let names: Vec<String> = steered.iter().map(SteeredTexts::short_name).collect();
     let names = names.iter().map(String::as_str);
     let mut table = Table::of_figures(&["texts on", "strength"].into_iter().chain(names).collect::<Vec<_>>());
     for topic in steered {
@@ -319,10 +325,10 @@ fn words_of_all(steered: &[Steered]) -> Table {
     table
 }
 
-fn chart(steered: &[Steered]) -> Chart {
-    let legend = |(i, topic): (usize, &Steered)| Entry { name: topic.short_name(), style: Style::Dotted(i) };
-    let panel = |title: &str, value: fn(&Outcome, usize) -> f64| {
-        let curve = |(i, topic): (usize, &Steered)| Curve {
+fn chart(steered: &[SteeredTexts]) -> Chart {
+    let legend = |(i, topic): (usize, &SteeredTexts)| LegendEntry { name: topic.short_name(), style: Style::Dotted(i) };
+    let panel = |title: &str, value: fn(&TopicResult, usize) -> f64| {
+        let curve = |(i, topic): (usize, &SteeredTexts)| Curve {
             points: topic.outcomes.iter().map(|o| (f64::from(o.strength), value(o, i))).collect(),
             style: Style::Dotted(i),
         };
@@ -330,7 +336,7 @@ fn chart(steered: &[Steered]) -> Chart {
             title: title.to_owned(),
             x: Axis::of_names("strength", &["0", "1", "2", "3"].map(str::to_owned)),
             curves: steered.iter().enumerate().map(curve).collect(),
-            range: Range::FromZero,
+            range: AxisRange::FromZero,
         }
     };
     let panels = vec![
@@ -341,6 +347,6 @@ fn chart(steered: &[Steered]) -> Chart {
         panel("distinct tokens (%)", |o, _| 100.0 * o.distinct),
         panel("perplexity under the model as it is", |o, _| o.perplexity),
     ];
-    let rows = [panels, below].map(|panels| Row { height: 300, panels }).to_vec();
+    let rows = [panels, below].map(|panels| PanelRow { height: 300, panels }).to_vec();
     Chart { legend: steered.iter().enumerate().map(legend).collect(), rows }
 }

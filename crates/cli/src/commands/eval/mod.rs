@@ -8,15 +8,15 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
-use evals::{Benchmark, Extent, Framing, Report, Scorer, Task};
+use evals::{Benchmark, PromptTokenizer, Scorer, Task, TaskReport, TaskSize};
 use model::LanguageModel;
 
-use crate::args::model::{Compute, at_least_one};
-use crate::commands::eval::data_args::{DataArgument, Sources};
-use crate::commands::eval::results::{Measured, Results, details, summary};
+use crate::args::model::{ModelArgs, at_least_one};
+use crate::commands::eval::data_args::{DataArg, DataArgs};
+use crate::commands::eval::results::{EvalResults, TaskMeasurement, details, summary};
 use crate::commands::export::hugging_face::write_json;
-use crate::output::atomic_dir::NewFolder;
-use crate::output::progress::Plain;
+use crate::output::atomic_dir::AtomicDir;
+use crate::output::progress::LogProgress;
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum TaskName {
@@ -57,13 +57,13 @@ impl TaskName {
 #[derive(Debug, Args)]
 pub(crate) struct Eval {
     #[command(flatten)]
-    compute: Compute,
+    compute: ModelArgs,
     /// What to measure
     #[arg(long, value_enum)]
     task: TaskName,
     /// What to measure it on: a folder that prepare-data wrote (val), a file or a folder of files (the others)
     #[arg(long, value_name = "[TASK=]PATH", required = true)]
-    data: Vec<DataArgument>,
+    data: Vec<DataArg>,
     /// A new folder for results.json and results.md; --task all needs one
     #[arg(long, value_name = "DIR", required_if_eq("task", "all"))]
     output: Option<PathBuf>,
@@ -84,10 +84,10 @@ pub(crate) struct Eval {
 impl Eval {
     pub(crate) fn run(self) -> Result<()> {
         let sources = match self.task.task() {
-            Some(task) => Sources::of_one(task, &self.data)?,
-            None => Sources::of_all(&self.data)?,
+            Some(task) => DataArgs::of_one(task, &self.data)?,
+            None => DataArgs::of_all(&self.data)?,
         };
-        let output = self.output.as_deref().map(NewFolder::at).transpose()?;
+        let output = self.output.as_deref().map(AtomicDir::at).transpose()?;
         let model = self.compute.load()?;
         let results = self.measure(&model, sources)?;
         let json = match (&results.measured[..], self.task.task()) {
@@ -101,7 +101,7 @@ impl Eval {
         } else if self.task.task().is_none() {
             write!(out, "{}", results.markdown())?;
         } else {
-            for Measured { report, .. } in &results.measured {
+            for TaskMeasurement { report, .. } in &results.measured {
                 writeln!(out, "{}", summary(report))?;
                 write!(out, "{}", details(report).unwrap_or_default())?;
             }
@@ -116,7 +116,7 @@ impl Eval {
     }
 
     /// Reads all data before anything is measured, so that a mistake in a file costs no time.
-    fn measure(&self, model: &LanguageModel, sources: Sources) -> Result<Results> {
+    fn measure(&self, model: &LanguageModel, sources: DataArgs) -> Result<EvalResults> {
         let config = model.config();
         let context = config.n_positions as usize;
         let has_val = sources.found.iter().any(|(task, _)| *task == Task::Val);
@@ -129,10 +129,10 @@ impl Eval {
             (1..=context).contains(&sequence_length),
             "--sequence-length {sequence_length} must be between 1 and the model's context of {context}"
         );
-        let extent = Extent { limit: self.limit, sequence_length };
+        let extent = TaskSize { limit: self.limit, sequence_length };
         let has_texts = sources.found.iter().any(|(task, _)| *task != Task::Val);
         let tokenizer = has_texts.then(|| self.compute.tokenizer(model)).transpose()?;
-        let framing = tokenizer.as_ref().map(|tokenizer| Framing::new(config, tokenizer)).transpose();
+        let framing = tokenizer.as_ref().map(|tokenizer| PromptTokenizer::new(config, tokenizer)).transpose();
         let framing = framing.context("the texts cannot be tokenised for this model (--tokenizer names another)")?;
         let mut benchmarks = Vec::new();
         for (task, path) in sources.found {
@@ -148,13 +148,13 @@ impl Eval {
             if several {
                 eprintln!("{}: {}", task.name(), summary(&report));
             }
-            measured.push(Measured { data, report });
+            measured.push(TaskMeasurement { data, report });
         }
-        Ok(Results { model: self.compute.model.clone(), limit: self.limit, measured, left_out: sources.left_out })
+        Ok(EvalResults { model: self.compute.model.clone(), limit: self.limit, measured, skipped: sources.skipped })
     }
 
-    fn measure_one(&self, model: &LanguageModel, task: Task, benchmark: &Benchmark) -> Result<Report> {
-        let (mut plain, start) = (Plain::new(), Instant::now());
+    fn measure_one(&self, model: &LanguageModel, task: Task, benchmark: &Benchmark) -> Result<TaskReport> {
+        let (mut plain, start) = (LogProgress::new(), Instant::now());
         let mut progress = |done: u64, all: u64| {
             plain.say(|| {
                 let left = start.elapsed().as_secs_f64() * (all - done) as f64 / done.max(1) as f64;

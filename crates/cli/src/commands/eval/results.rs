@@ -3,29 +3,29 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use evals::{Blimp, Report, Similarity, Task};
+use evals::{Blimp, Similarity, Task, TaskReport};
 use serde_json::{Map, Value, json};
 
 /// What was measured of one task.
 #[derive(Debug)]
-pub(crate) struct Measured {
+pub(crate) struct TaskMeasurement {
     /// Where its data lies.
     pub(crate) data: PathBuf,
-    pub(crate) report: Report,
+    pub(crate) report: TaskReport,
 }
 
 /// All that a call measured.
 #[derive(Debug)]
-pub(crate) struct Results {
+pub(crate) struct EvalResults {
     pub(crate) model: PathBuf,
     /// How much of each task's data was taken; 0 for all.
     pub(crate) limit: u64,
-    pub(crate) measured: Vec<Measured>,
+    pub(crate) measured: Vec<TaskMeasurement>,
     /// Tasks without data, and why they have none.
-    pub(crate) left_out: Vec<(Task, String)>,
+    pub(crate) skipped: Vec<(Task, String)>,
 }
 
-impl Measured {
+impl TaskMeasurement {
     /// One object: the report, and what it is of.
     ///
     /// # Errors
@@ -40,7 +40,7 @@ impl Measured {
     }
 }
 
-impl Results {
+impl EvalResults {
     /// One object, with each task's by its name.
     ///
     /// # Errors
@@ -50,10 +50,10 @@ impl Results {
         for measured in &self.measured {
             results.insert(measured.report.task().name().to_owned(), measured.json(self.limit)?);
         }
-        let left_out: Map<String, Value> =
-            self.left_out.iter().map(|(task, why)| (task.name().to_owned(), why.as_str().into())).collect();
+        let skipped: Map<String, Value> =
+            self.skipped.iter().map(|(task, why)| (task.name().to_owned(), why.as_str().into())).collect();
         let model = self.model.display().to_string();
-        Ok(json!({ "task": "all", "model": model, "results": results, "left_out": left_out }))
+        Ok(json!({ "task": "all", "model": model, "results": results, "skipped": skipped }))
     }
 
     /// A table with the columns of the paper's, what each number is of, and the details of the tasks that have any.
@@ -61,14 +61,14 @@ impl Results {
         let mut cells = ["-"; 5].map(str::to_owned);
         for measured in &self.measured {
             match &measured.report {
-                Report::Val(val) => cells[0] = format!("{:.2}", val.perplexity),
-                Report::Lambada(lambada) => {
+                TaskReport::Val(val) => cells[0] = format!("{:.2}", val.perplexity),
+                TaskReport::Lambada(lambada) => {
                     cells[1] = format!("{:.2}", lambada.perplexity);
                     cells[2] = percent(lambada.accuracy);
                 }
-                Report::Wikitext(wikitext) => cells[3] = format!("{:.2}", wikitext.word_perplexity),
-                Report::Blimp(blimp) => cells[4] = percent(blimp.accuracy),
-                Report::Similarity(_) => {}
+                TaskReport::Wikitext(wikitext) => cells[3] = format!("{:.2}", wikitext.word_perplexity),
+                TaskReport::Blimp(blimp) => cells[4] = percent(blimp.accuracy),
+                TaskReport::Similarity(_) => {}
             }
         }
         let mut text = format!("# {}\n\n", self.model.display());
@@ -77,10 +77,10 @@ impl Results {
         if self.limit > 0 {
             text += &format!("**A quick look**, at the first {} of each task's data alone.\n\n", self.limit);
         }
-        for Measured { data, report } in &self.measured {
+        for TaskMeasurement { data, report } in &self.measured {
             text += &format!("- {}: {} ({})\n", title(report.task()), summary(report), data.display());
         }
-        for (task, why) in &self.left_out {
+        for (task, why) in &self.skipped {
             text += &format!("- {}: left out, {why}\n", title(*task));
         }
         for measured in &self.measured {
@@ -104,28 +104,28 @@ fn title(task: Task) -> &'static str {
 }
 
 /// What was found, in one line.
-pub(crate) fn summary(report: &Report) -> String {
+pub(crate) fn summary(report: &TaskReport) -> String {
     match report {
-        Report::Val(val) => {
+        TaskReport::Val(val) => {
             format!("loss {:.4}, perplexity {:.3} over {} tokens", val.loss, val.perplexity, val.tokens)
         }
-        Report::Lambada(lambada) => format!(
+        TaskReport::Lambada(lambada) => format!(
             "perplexity {:.3}, last word right in {} of {} passages",
             lambada.perplexity,
             percent(lambada.accuracy),
             lambada.passages
         ),
-        Report::Wikitext(wikitext) => format!(
+        TaskReport::Wikitext(wikitext) => format!(
             "word perplexity {:.3}, byte perplexity {:.4}, bits per byte {:.4} over {} pages",
             wikitext.word_perplexity, wikitext.byte_perplexity, wikitext.bits_per_byte, wikitext.pages
         ),
-        Report::Blimp(blimp) => format!(
+        TaskReport::Blimp(blimp) => format!(
             "{} right, the mean of {} paradigms, {} pairs",
             percent(blimp.accuracy),
             blimp.paradigms.len(),
             blimp.pairs
         ),
-        Report::Similarity(similarity) => {
+        TaskReport::Similarity(similarity) => {
             let (pairs, kept) = similarity.lists.values().fold((0, 0), |(a, b), list| (a + list.pairs, b + list.kept));
             format!("{kept} of {pairs} pairs are of words of one token each and were compared")
         }
@@ -133,11 +133,11 @@ pub(crate) fn summary(report: &Report) -> String {
 }
 
 /// Tables behind a task's one number.
-pub(crate) fn details(report: &Report) -> Option<String> {
+pub(crate) fn details(report: &TaskReport) -> Option<String> {
     match report {
-        Report::Blimp(blimp) => Some(paradigms(blimp)),
-        Report::Similarity(similarity) => Some(correlations(similarity)),
-        Report::Val(_) | Report::Lambada(_) | Report::Wikitext(_) => None,
+        TaskReport::Blimp(blimp) => Some(paradigms(blimp)),
+        TaskReport::Similarity(similarity) => Some(correlations(similarity)),
+        TaskReport::Val(_) | TaskReport::Lambada(_) | TaskReport::Wikitext(_) => None,
     }
 }
 

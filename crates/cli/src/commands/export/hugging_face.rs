@@ -5,9 +5,9 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
-use model::{GPT2_END_OF_TEXT, Kind, ModelConfig};
+use model::{Architecture, GPT2_END_OF_TEXT, ModelConfig};
 use serde_json::{Value, json};
-use trainer::State;
+use trainer::TrainState;
 
 /// The network in PyTorch, for `trust_remote_code`. Part of this project, under its licence.
 pub(crate) const MODELLING_FILES: [(&str, &str); 2] = [
@@ -52,7 +52,7 @@ pub(crate) fn config_json(config: &ModelConfig, dtype: DType, has_tokenizer: boo
     if edited > 0 {
         json["num_edited_tokens"] = edited.into();
     }
-    if config.kind == Kind::Backpack {
+    if config.architecture == Architecture::Backpack {
         json["auto_map"] = json!({
             "AutoConfig": "configuration_backpack_gpt2.BackpackGPT2Config",
             "AutoModelForCausalLM": "modeling_backpack_gpt2.BackpackGPT2LMHeadModel",
@@ -65,7 +65,7 @@ pub(crate) fn config_json(config: &ModelConfig, dtype: DType, has_tokenizer: boo
 /// no token and must not be generated.
 pub(crate) fn generation_config_json(config: &ModelConfig) -> Value {
     let mut json = json!({});
-    if config.kind == Kind::Backpack {
+    if config.architecture == Architecture::Backpack {
         // The modelling file keeps nothing between tokens.
         json["use_cache"] = false.into();
     }
@@ -92,9 +92,9 @@ pub(crate) fn write_json(folder: &Path, name: &str, value: &Value) -> Result<()>
 }
 
 /// README.md: what the model is, how it was trained where that is known, how to use it.
-pub(crate) fn model_card(config: &ModelConfig, state: Option<&State>, has_plot: bool) -> String {
-    let (what, title) = match config.kind {
-        Kind::Backpack => (
+pub(crate) fn model_card(config: &ModelConfig, state: Option<&TrainState>, has_plot: bool) -> String {
+    let (what, title) = match config.architecture {
+        Architecture::Backpack => (
             format!(
                 "A [Backpack language model](https://aclanthology.org/2023.acl-long.506/) of {} parameters: \
                  each word has {} sense vectors that know nothing of their context, and a prediction is the sum of \
@@ -104,12 +104,12 @@ pub(crate) fn model_card(config: &ModelConfig, state: Option<&State>, has_plot: 
             ),
             "Backpack",
         ),
-        Kind::Gpt2 => (
+        Architecture::Gpt2 => (
             format!("A GPT-2 of {} parameters, the baseline of a Backpack language model.", config.num_parameters()),
             "GPT-2",
         ),
     };
-    let trust = if config.kind == Kind::Backpack { ", trust_remote_code=True" } else { "" };
+    let trust = if config.architecture == Architecture::Backpack { ", trust_remote_code=True" } else { "" };
     let mut card = format!(
         "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- backpack\n---\n\n# {title}\n\n{what}\n\n\
          | | |\n|---|---|\n| width | {} |\n| layers | {} |\n| heads | {} |\n| context | {} tokens |\n| vocabulary | {} |\n",
@@ -136,7 +136,7 @@ pub(crate) fn model_card(config: &ModelConfig, state: Option<&State>, has_plot: 
 }
 
 /// How it was trained, from the checkpoint.
-fn training(state: &State, has_plot: bool) -> String {
+fn training(state: &TrainState, has_plot: bool) -> String {
     let get = |pointer: &str| state.config.pointer(pointer).map_or_else(|| "?".to_owned(), Value::to_string);
     let mut rows = vec![
         ("data", get("/data/path").trim_matches('"').to_owned()),
@@ -182,7 +182,7 @@ mod tests {
         assert_eq!(backpack["auto_map"]["AutoConfig"], "configuration_backpack_gpt2.BackpackGPT2Config");
         assert_eq!(backpack["torch_dtype"], "bfloat16");
         assert_eq!(backpack["num_edited_tokens"], 2);
-        let gpt2 = ModelConfig { kind: Kind::Gpt2, ..ModelConfig::default() };
+        let gpt2 = ModelConfig { architecture: Architecture::Gpt2, ..ModelConfig::default() };
         assert!(config_json(&gpt2, DType::Fp32, true, 0).get("auto_map").is_none());
         assert!(!model_card(&gpt2, None, false).contains("trust_remote_code"));
     }

@@ -7,13 +7,15 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use evals::Tokenizer;
-use model::{Backpack, CONFIG_FILE, Kind, LanguageModel, ModelConfig, SENSES_FILE, WEIGHTS_FILE, write_tensors};
+use model::{
+    Architecture, Backpack, CONFIG_FILE, LanguageModel, ModelConfig, SENSES_FILE, WEIGHTS_FILE, write_tensors,
+};
 use serde_json::json;
 
-use crate::args::model::{Machine, Text};
+use crate::args::model::{DeviceArgs, TextArgs};
 use crate::commands::export::hugging_face::{DType, write_json};
-use crate::output::atomic_dir::{NewFolder, copy};
-use crate::output::progress::Plain;
+use crate::output::atomic_dir::{AtomicDir, copy};
+use crate::output::progress::LogProgress;
 
 /// Write a Hugging Face folder from a checkpoint
 ///
@@ -34,9 +36,9 @@ pub(crate) struct Export {
     #[arg(long)]
     senses: bool,
     #[command(flatten)]
-    text: Text,
+    text: TextArgs,
     #[command(flatten)]
-    machine: Machine,
+    machine: DeviceArgs,
 }
 
 impl Export {
@@ -44,7 +46,7 @@ impl Export {
         if self.checkpoint.join("checkpoints").is_dir() {
             bail!("{0} is a run folder: name one of the checkpoints in {0}/checkpoints", self.checkpoint.display());
         }
-        let output = NewFolder::at(&self.output)?;
+        let output = AtomicDir::at(&self.output)?;
         let mut model = self.machine.load(&self.checkpoint)?;
         self.text.edit(&mut model, &self.checkpoint)?;
 
@@ -70,13 +72,13 @@ impl Export {
         let edited = model.backpack().and_then(Backpack::edited).map_or(0, |edited| edited.parts().0.len());
         write_json(folder, CONFIG_FILE, &hugging_face::config_json(&config, self.dtype, has_tokenizer, edited))?;
         write_json(folder, "generation_config.json", &hugging_face::generation_config_json(&config))?;
-        if config.kind == Kind::Backpack {
+        if config.architecture == Architecture::Backpack {
             for (name, text) in hugging_face::MODELLING_FILES {
                 fs::write(folder.join(name), text)?;
             }
         }
         if self.senses {
-            let mut progress = Plain::new();
+            let mut progress = LogProgress::new();
             let all = config.vocab_size;
             // Of the weights as they were written, which may have been rounded.
             let written = model::load_folder(folder, model.device())?;

@@ -14,7 +14,7 @@ use anyhow::{Context, Result};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use signal_hook::consts::SIGCHLD;
 
-use super::exit_status::{End, GRACE_AFTER_END, GRACE_AFTER_FAILURE};
+use super::exit_status::{ChildExit, GRACE_AFTER_END, GRACE_AFTER_FAILURE};
 use super::parent_death::LAUNCHER;
 use super::prefix_output::{relay, to_stderr, to_stdout};
 
@@ -25,24 +25,24 @@ const SIGNAL_PATIENCE: Duration = Duration::from_secs(10);
 /// For the last lines of ranks that have ended.
 const LINES_PATIENCE: Duration = Duration::from_secs(2);
 
-struct Rank {
+struct ChildRank {
     child: Child,
     pid: Pid,
-    end: Option<End>,
+    end: Option<ChildExit>,
     /// Signals to hand on, each with the time it came.
     signals: VecDeque<(Signal, Instant)>,
 }
 
 /// Local ranks that run. Dropping them ends those that still do.
-pub(crate) struct Ranks {
-    ranks: Vec<Rank>,
+pub(crate) struct Children {
+    ranks: Vec<ChildRank>,
     /// Ranks in the order in which they ended.
     order: Vec<usize>,
     /// Closed when the last line of the last rank is out.
     lines: Receiver<()>,
 }
 
-impl Ranks {
+impl Children {
     /// Starts `count` copies of this program with `arguments`, rank 0 to listen on `port`.
     /// From the thread that stays to the end: the kernel ends the ranks with it.
     ///
@@ -51,7 +51,7 @@ impl Ranks {
     pub(crate) fn start(arguments: &[OsString], count: usize, port: u16) -> Result<Self> {
         let program = std::env::current_exe().context("this program's own file cannot be found")?;
         let (writing, lines) = mpsc::channel();
-        let mut started = Ranks { ranks: Vec::with_capacity(count), order: Vec::new(), lines };
+        let mut started = Children { ranks: Vec::with_capacity(count), order: Vec::new(), lines };
         for rank in 0..count {
             let mut command = Command::new(&program);
             command.args(arguments).env(LAUNCHER, std::process::id().to_string());
@@ -73,7 +73,7 @@ impl Ranks {
     fn take_up(&mut self, rank: usize, mut child: Child, writing: &Sender<()>) -> Result<()> {
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         let pid = Pid::from_child(&child);
-        self.ranks.push(Rank { child, pid, end: None, signals: VecDeque::new() });
+        self.ranks.push(ChildRank { child, pid, end: None, signals: VecDeque::new() });
         let read = |name: &str, copy: Box<dyn FnOnce() + Send>| -> io::Result<()> {
             let writing = writing.clone();
             let thread = thread::Builder::new().name(format!("{name} of rank {rank}"));
@@ -94,7 +94,7 @@ impl Ranks {
 
     /// Waits until all have ended, hands on each signal that comes, and ends what stays
     /// behind. Gives the order in which they ended, and how.
-    pub(crate) fn wait(mut self, signals: &Receiver<i32>) -> Result<Vec<(usize, End)>> {
+    pub(crate) fn wait(mut self, signals: &Receiver<i32>) -> Result<Vec<(usize, ChildExit)>> {
         let mut limit: Option<Instant> = None;
         loop {
             self.reap()?;
@@ -137,7 +137,7 @@ impl Ranks {
             }
         }
         // Of several at once, one that a signal ended is the cause and the others its victims.
-        ended.sort_by_key(|&number| !matches!(self.ranks[number].end, Some(End::Signal(_))));
+        ended.sort_by_key(|&number| !matches!(self.ranks[number].end, Some(ChildExit::Signal(_))));
         self.order.append(&mut ended);
         Ok(())
     }
@@ -174,7 +174,7 @@ impl Ranks {
                 // Not yet waited for, so the number is still this rank's.
                 let _ = kill_process_group(rank.pid, Signal::KILL);
                 rank.child.wait().context("a rank cannot be waited for")?;
-                rank.end = Some(End::Killed);
+                rank.end = Some(ChildExit::Killed);
                 self.order.push(number);
             }
         }
@@ -187,17 +187,17 @@ impl Ranks {
     }
 }
 
-impl Drop for Ranks {
+impl Drop for Children {
     fn drop(&mut self) {
         // What fails here has been tried before.
         let _ = self.kill_all();
     }
 }
 
-fn end_of(status: ExitStatus) -> End {
+fn end_of(status: ExitStatus) -> ChildExit {
     match (status.code(), status.signal()) {
-        (Some(code), _) => End::Code(code as u8),
-        (None, signal) => End::Signal(signal.unwrap_or_default()),
+        (Some(code), _) => ChildExit::Code(code as u8),
+        (None, signal) => ChildExit::Signal(signal.unwrap_or_default()),
     }
 }
 

@@ -17,9 +17,9 @@ use signal_hook::consts::{SIGCHLD, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 use trainer::Stop;
 
-use crate::commands::launch::children::Ranks;
+use crate::commands::launch::children::Children;
 use crate::commands::launch::exit_status::verdict;
-use crate::{Arguments, Command};
+use crate::{Cli, Command};
 
 /// Run train or bench as several processes on this machine, one a GPU or a share of its cores
 ///
@@ -45,7 +45,7 @@ impl Launch {
         self.check();
         let signals = take_signals(stop)?;
         let port = find_port(self.port)?;
-        let ends = Ranks::start(&self.command, self.nproc.into(), port)?.wait(&signals)?;
+        let ends = Children::start(&self.command, self.nproc.into(), port)?.wait(&signals)?;
         let (code, error) = verdict(&ends);
         if let Some(error) = error {
             let _ = writeln!(io::stderr(), "error: {error}");
@@ -56,8 +56,7 @@ impl Launch {
     /// Ends the program here where every rank would, for wrong usage or to print its help.
     fn check(&self) {
         let program = [OsString::from("backpack")];
-        let parsed =
-            Arguments::try_parse_from(program.iter().chain(&self.command)).unwrap_or_else(|error| error.exit());
+        let parsed = Cli::try_parse_from(program.iter().chain(&self.command)).unwrap_or_else(|error| error.exit());
         let world = match parsed.command {
             Command::Train(train) => train.world,
             Command::Bench(bench) => bench.world,
@@ -70,7 +69,7 @@ impl Launch {
 }
 
 fn wrong_usage(what: &str) -> ! {
-    Arguments::command().error(ErrorKind::InvalidValue, what).exit()
+    Cli::command().error(ErrorKind::InvalidValue, what).exit()
 }
 
 /// The signals to hand on, and the ends of children, as they come. From here on they are

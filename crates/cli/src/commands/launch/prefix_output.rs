@@ -8,7 +8,7 @@ const LONGEST_LINE: usize = 1 << 20;
 /// Copies `from` to `to` until it ends. Always to the end, also when nobody reads `to` any
 /// more: the rank would wait for ever.
 pub(crate) fn relay(rank: usize, mut from: impl Read, to: impl Fn(&[u8]) -> io::Result<()>) {
-    let (mut lines, mut chunk) = (Lines::new(rank), [0; 8_192]);
+    let (mut lines, mut chunk) = (PrefixedLines::new(rank), [0; 8_192]);
     loop {
         let complete = match from.read(&mut chunk) {
             Ok(0) => break,
@@ -34,15 +34,15 @@ pub(crate) fn to_stderr(lines: &[u8]) -> io::Result<()> {
 }
 
 /// Cuts a stream into lines. A carriage return ends one too: progress is rewritten that way.
-struct Lines {
+struct PrefixedLines {
     prefix: String,
     partial: Vec<u8>,
     after_return: bool,
 }
 
-impl Lines {
+impl PrefixedLines {
     fn new(rank: usize) -> Self {
-        Lines { prefix: format!("[{rank}] "), partial: Vec::new(), after_return: false }
+        PrefixedLines { prefix: format!("[{rank}] "), partial: Vec::new(), after_return: false }
     }
 
     /// The lines that these bytes complete.
@@ -90,7 +90,7 @@ mod tests {
 
     /// What comes of a stream that is read in these chunks.
     fn relayed(chunks: &[&str]) -> String {
-        let mut lines = Lines::new(3);
+        let mut lines = PrefixedLines::new(3);
         let mut all: Vec<u8> = chunks.iter().flat_map(|chunk| lines.take(chunk.as_bytes())).collect();
         all.extend(lines.rest());
         String::from_utf8(all).unwrap()

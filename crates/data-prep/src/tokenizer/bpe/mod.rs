@@ -16,24 +16,24 @@ use anyhow::{Context, Result, ensure};
 use merges::{Merger, Merges};
 use pretokenizer::Scanner;
 pub(crate) use tokenizer_json::TokenizerFile;
-use vocab_lookup::Words;
+use vocab_lookup::VocabIndex;
 
 /// A byte-level BPE read from a `tokenizer.json`.
 pub(crate) struct ByteLevelBpe {
     scanner: Scanner,
-    words: Words,
+    words: VocabIndex,
     merges: Merges,
 }
 
 /// Buffers of one thread, and its memory of pieces that are several tokens.
-pub(crate) struct Scratch {
+pub(crate) struct MergeBuffers {
     merger: Merger,
-    recent: vocab_lookup::Recent,
+    recent: vocab_lookup::WordCache,
 }
 
-impl Scratch {
+impl MergeBuffers {
     pub(crate) fn new() -> Self {
-        Scratch { merger: Merger::default(), recent: vocab_lookup::Recent::new() }
+        MergeBuffers { merger: Merger::default(), recent: vocab_lookup::WordCache::new() }
     }
 }
 
@@ -58,13 +58,13 @@ impl ByteLevelBpe {
         );
         ensure!(model.ignore_merges != Some(true), "it passes merges over");
         let merges = Merges::new(&model.vocab, &model.merges)?;
-        let words = Words::new(&model.vocab, &merges)?;
+        let words = VocabIndex::new(&model.vocab, &merges)?;
         Ok(ByteLevelBpe { scanner: Scanner::new()?, words, merges })
     }
 
     /// Appends the ids of a text in which nothing is special.
-    pub(crate) fn encode(&self, text: &str, scratch: &mut Scratch, out: &mut Vec<u16>) {
-        let Scratch { merger, recent } = scratch;
+    pub(crate) fn encode(&self, text: &str, scratch: &mut MergeBuffers, out: &mut Vec<u16>) {
+        let MergeBuffers { merger, recent } = scratch;
         let mut start = 0;
         while start < text.len() {
             let end = self.scanner.piece_end(text, start);

@@ -15,7 +15,7 @@ pub(crate) struct TokenizerFile {
     pub(crate) added_tokens: Vec<AddedToken>,
     pub(super) normalizer: Option<IgnoredAny>,
     pub(super) pre_tokenizer: Option<PreTokenizer>,
-    pub(super) model: Model,
+    pub(super) model: BpeModel,
 }
 
 /// A token that is recognised in the text itself.
@@ -42,7 +42,7 @@ pub(super) struct PreTokenizer {
 
 /// How pieces become ids.
 #[derive(Debug, Deserialize)]
-pub(super) struct Model {
+pub(super) struct BpeModel {
     #[serde(rename = "type")]
     pub(super) kind: Option<String>,
     pub(super) dropout: Option<f64>,

@@ -28,7 +28,7 @@ pub(super) fn key(text: &[u8], start: usize, end: usize) -> Option<u128> {
 }
 
 /// Open addressing over short pieces; longer ones, which are rare, in a map.
-pub(super) struct Words {
+pub(super) struct VocabIndex {
     bits: u32,
     /// 0 is empty: no piece is of length 0.
     keys: Vec<u128>,
@@ -36,13 +36,13 @@ pub(super) struct Words {
     long: HashMap<Vec<u8>, u16>,
 }
 
-impl Words {
+impl VocabIndex {
     /// Every vocabulary entry that its own bytes merge to. (An entry that they do not
     /// merge to is never produced for them.)
     pub(super) fn new(vocabulary: &Vocabulary, merges: &Merges) -> Result<Self> {
         // At most a quarter full, so that most look-ups end at the first slot.
         let bits = (4 * vocabulary.len().max(1)).next_power_of_two().trailing_zeros();
-        let mut words = Words { bits, keys: vec![0; 1 << bits], ids: vec![0; 1 << bits], long: HashMap::new() };
+        let mut words = VocabIndex { bits, keys: vec![0; 1 << bits], ids: vec![0; 1 << bits], long: HashMap::new() };
         let (mut merger, mut ids) = (Merger::default(), Vec::new());
         for token in vocabulary.keys() {
             let Some(bytes) = bytes_of(token).filter(|b| !b.is_empty()) else { continue };
@@ -88,7 +88,7 @@ impl Words {
 
 /// Ids of a short piece, where they are few enough to be kept.
 #[derive(Clone, Copy)]
-struct Several {
+struct MultiToken {
     key: u128,
     count: u16,
     ids: [u16; 7],
@@ -96,15 +96,15 @@ struct Several {
 
 /// A direct-mapped memory of short pieces that are several tokens: names and rare words
 /// come again and again.
-pub(super) struct Recent {
-    slots: Vec<Several>,
+pub(super) struct WordCache {
+    slots: Vec<MultiToken>,
 }
 
 const RECENT_BITS: u32 = 14;
 
-impl Recent {
+impl WordCache {
     pub(super) fn new() -> Self {
-        Recent { slots: vec![Several { key: 0, count: 0, ids: [0; 7] }; 1 << RECENT_BITS] }
+        WordCache { slots: vec![MultiToken { key: 0, count: 0, ids: [0; 7] }; 1 << RECENT_BITS] }
     }
 
     /// Appends the ids of a short piece, from memory or by `merge`.

@@ -13,10 +13,10 @@ use anyhow::Result;
 use tch::Kind;
 
 use globals::Global;
-use vm::Machine;
+use vm::PickleVm;
 
 /// A value's place in [`Pickle`].
-pub(super) type Id = u32;
+pub(super) type ObjectId = u32;
 
 /// What a pickle is made of.
 #[derive(Debug)]
@@ -28,14 +28,14 @@ pub(super) enum Value {
     Text(Rc<str>),
     /// Something that is never needed: bytes, an integer beyond 64 bits.
     Other(&'static str),
-    Tuple(Vec<Id>),
+    Tuple(Vec<ObjectId>),
     /// A list or a set.
-    List(Vec<Id>),
+    List(Vec<ObjectId>),
     /// In the order written; of equal keys the last one counts.
-    Dict(Vec<(Id, Id)>),
+    Dict(Vec<(ObjectId, ObjectId)>),
     /// The bytes behind tensors.
     Storage(Box<Storage>),
-    Tensor(Box<View>),
+    Tensor(Box<StorageView>),
     Global(Global),
     /// Something made by a name that means nothing here: `module.name`.
     Opaque(Rc<str>),
@@ -52,7 +52,7 @@ pub(super) struct Storage {
 /// A tensor: a strided view of a storage, in values. Its numbers are the file's: whoever
 /// reads through it checks them first.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct View {
+pub(super) struct StorageView {
     pub(super) storage: Storage,
     pub(super) offset: i64,
     pub(super) size: Vec<i64>,
@@ -63,7 +63,7 @@ pub(super) struct View {
 #[derive(Debug)]
 pub(super) struct Pickle {
     values: Vec<Value>,
-    root: Id,
+    root: ObjectId,
     first_opaque: Option<Rc<str>>,
 }
 
@@ -74,17 +74,17 @@ impl Pickle {
     /// Where the pickle is broken, uses an instruction that `torch.save` does not write, or
     /// names what runs code.
     pub(super) fn parse(bytes: &[u8]) -> Result<Pickle> {
-        let (values, root, first_opaque) = Machine::run(bytes)?;
+        let (values, root, first_opaque) = PickleVm::run(bytes)?;
         Ok(Pickle { values, root, first_opaque })
     }
 
     /// The whole.
-    pub(super) fn root(&self) -> Id {
+    pub(super) fn root(&self) -> ObjectId {
         self.root
     }
 
     /// One value.
-    pub(super) fn value(&self, id: Id) -> &Value {
+    pub(super) fn value(&self, id: ObjectId) -> &Value {
         &self.values[id as usize]
     }
 
@@ -94,8 +94,8 @@ impl Pickle {
     }
 
     /// Entries with a text as key; none when the value is no dictionary.
-    pub(super) fn entries(&self, id: Id) -> impl Iterator<Item = (&str, Id)> {
-        let pairs: &[(Id, Id)] = match self.value(id) {
+    pub(super) fn entries(&self, id: ObjectId) -> impl Iterator<Item = (&str, ObjectId)> {
+        let pairs: &[(ObjectId, ObjectId)] = match self.value(id) {
             Value::Dict(pairs) => pairs,
             _ => &[],
         };
@@ -106,12 +106,12 @@ impl Pickle {
     }
 
     /// The entry of a dictionary.
-    pub(super) fn get(&self, id: Id, key: &str) -> Option<Id> {
+    pub(super) fn get(&self, id: ObjectId, key: &str) -> Option<ObjectId> {
         self.entries(id).filter(|(name, _)| *name == key).last().map(|(_, value)| value)
     }
 
     /// What a value is, for an error.
-    pub(super) fn describe(&self, id: Id) -> String {
+    pub(super) fn describe(&self, id: ObjectId) -> String {
         match self.value(id) {
             Value::None => "None".to_owned(),
             Value::Bool(_) => "a truth value".to_owned(),

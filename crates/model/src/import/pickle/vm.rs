@@ -13,27 +13,27 @@ use std::rc::Rc;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::globals::{self, Global};
-use super::{Id, Storage, Value, View};
+use super::{ObjectId, Storage, StorageView, Value};
 
 /// libtorch's own bound on dimensions.
 const MAX_DIMENSIONS: usize = 64;
 
 /// The machine at work on one pickle.
-pub(super) struct Machine<'a> {
+pub(super) struct PickleVm<'a> {
     bytes: &'a [u8],
     at: usize,
     values: Vec<Value>,
-    stack: Vec<Id>,
+    stack: Vec<ObjectId>,
     /// Heights of the stack at the open marks.
     marks: Vec<usize>,
-    memo: HashMap<u32, Id>,
+    memo: HashMap<u32, ObjectId>,
     first_opaque: Option<Rc<str>>,
 }
 
-impl Machine<'_> {
+impl PickleVm<'_> {
     /// All values, the whole's place among them, and the first name without a meaning.
-    pub(super) fn run(bytes: &[u8]) -> Result<(Vec<Value>, Id, Option<Rc<str>>)> {
-        let mut machine = Machine {
+    pub(super) fn run(bytes: &[u8]) -> Result<(Vec<Value>, ObjectId, Option<Rc<str>>)> {
+        let mut machine = PickleVm {
             bytes,
             at: 0,
             values: Vec::new(),
@@ -75,8 +75,8 @@ impl Machine<'_> {
         Ok(u64::from_le_bytes(self.array()?))
     }
 
-    fn add(&mut self, value: Value) -> Result<Id> {
-        let id = Id::try_from(self.values.len()).context("it holds too many values")?;
+    fn add(&mut self, value: Value) -> Result<ObjectId> {
+        let id = ObjectId::try_from(self.values.len()).context("it holds too many values")?;
         self.values.push(value);
         Ok(id)
     }
@@ -87,28 +87,28 @@ impl Machine<'_> {
         Ok(())
     }
 
-    fn pop(&mut self) -> Result<Id> {
+    fn pop(&mut self) -> Result<ObjectId> {
         ensure!(self.stack.len() > self.marks.last().copied().unwrap_or(0), "its stack is empty");
         self.stack.pop().context("its stack is empty")
     }
 
-    fn top(&self) -> Result<Id> {
+    fn top(&self) -> Result<ObjectId> {
         ensure!(self.stack.len() > self.marks.last().copied().unwrap_or(0), "its stack is empty");
         self.stack.last().copied().context("its stack is empty")
     }
 
-    fn pop_mark(&mut self) -> Result<Vec<Id>> {
+    fn pop_mark(&mut self) -> Result<Vec<ObjectId>> {
         let mark = self.marks.pop().context("it has no mark to go back to")?;
         Ok(self.stack.split_off(mark))
     }
 
-    fn pop_pairs(&mut self) -> Result<Vec<(Id, Id)>> {
+    fn pop_pairs(&mut self) -> Result<Vec<(ObjectId, ObjectId)>> {
         let items = self.pop_mark()?;
         ensure!(items.len() % 2 == 0, "a dictionary has a key without a value");
         Ok(items.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect())
     }
 
-    fn value(&self, id: Id) -> &Value {
+    fn value(&self, id: ObjectId) -> &Value {
         &self.values[id as usize]
     }
 
@@ -143,7 +143,7 @@ impl Machine<'_> {
         self.push(Value::Tuple(items))
     }
 
-    fn extend_list(&mut self, items: Vec<Id>) -> Result<()> {
+    fn extend_list(&mut self, items: Vec<ObjectId>) -> Result<()> {
         let list = self.top()?;
         match &mut self.values[list as usize] {
             Value::List(list) => list.extend(items),
@@ -153,7 +153,7 @@ impl Machine<'_> {
         Ok(())
     }
 
-    fn extend_dict(&mut self, pairs: Vec<(Id, Id)>) -> Result<()> {
+    fn extend_dict(&mut self, pairs: Vec<(ObjectId, ObjectId)>) -> Result<()> {
         let dict = self.top()?;
         match &mut self.values[dict as usize] {
             Value::Dict(dict) => dict.extend(pairs),
@@ -197,7 +197,7 @@ impl Machine<'_> {
     }
 
     /// `callable(*arguments)`, for the callables of the table; nothing is called.
-    fn reduce(&mut self, callable: Id, arguments: Id) -> Result<()> {
+    fn reduce(&mut self, callable: ObjectId, arguments: ObjectId) -> Result<()> {
         let global = match self.value(callable) {
             Value::Global(global) => *global,
             Value::Opaque(name) => {
@@ -221,28 +221,28 @@ impl Machine<'_> {
         }
     }
 
-    fn tensor(&self, storage: Id, offset: Id, size: Id, stride: Id) -> Result<Value> {
+    fn tensor(&self, storage: ObjectId, offset: ObjectId, size: ObjectId, stride: ObjectId) -> Result<Value> {
         let storage = match self.value(storage) {
             Value::Storage(storage) => (**storage).clone(),
             Value::Opaque(name) => return Ok(Value::Opaque(name.clone())),
             _ => bail!("a tensor is built from what is no storage"),
         };
         let Value::Int(offset) = *self.value(offset) else { bail!("a tensor's offset is no integer") };
-        let integers = |id: Id| -> Result<Vec<i64>> {
+        let integers = |id: ObjectId| -> Result<Vec<i64>> {
             let Value::Tuple(items) = self.value(id) else { bail!("a tensor's shape is no tuple") };
             ensure!(items.len() <= MAX_DIMENSIONS, "a tensor has {} dimensions", items.len());
-            let integer = |&id: &Id| match *self.value(id) {
+            let integer = |&id: &ObjectId| match *self.value(id) {
                 Value::Int(n) => Ok(n),
                 _ => bail!("a tensor's shape holds what is no integer"),
             };
             items.iter().map(integer).collect()
         };
-        Ok(Value::Tensor(Box::new(View { storage, offset, size: integers(size)?, stride: integers(stride)? })))
+        Ok(Value::Tensor(Box::new(StorageView { storage, offset, size: integers(size)?, stride: integers(stride)? })))
     }
 
     /// `('storage', type, key, location, length)`: the one kind of reference that
     /// `torch.save` writes. The location, a device, does not matter here.
-    fn persistent(&mut self, id: Id) -> Result<()> {
+    fn persistent(&mut self, id: ObjectId) -> Result<()> {
         let Value::Tuple(items) = self.value(id) else { bail!("a persistent id is no tuple") };
         let &[tag, kind, key, _location, length] = items.as_slice() else {
             bail!("a persistent id has {} parts, not the 5 of torch.save", items.len())
@@ -260,7 +260,7 @@ impl Machine<'_> {
     }
 
     /// One instruction; gives the whole at the last one.
-    fn step(&mut self) -> Result<Option<Id>> {
+    fn step(&mut self) -> Result<Option<ObjectId>> {
         match self.byte()? {
             b'.' => return self.pop().map(Some),
             // Protocol and frames: only framing.
