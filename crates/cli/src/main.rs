@@ -119,10 +119,7 @@ fn report_panic(info: &std::panic::PanicHookInfo<'_>) {
 }
 
 pub(crate) fn panic_message(info: &std::panic::PanicHookInfo<'_>) -> String {
-    let payload = info.payload();
-    let message = payload.downcast_ref::<&str>().map(|s| (*s).to_owned()).or(payload.downcast_ref::<String>().cloned());
-    let message = message.unwrap_or_default();
-    let what = torch_ext::first_line(&message);
+    let what = torch_ext::panic_text(info.payload());
     let place = info.location().map(|l| format!(" ({}:{})", l.file(), l.line())).unwrap_or_default();
     format!("internal failure: {what}{place}; if this is not a lack of memory, please report it with the command")
 }

@@ -5,6 +5,8 @@
 //! `place` writes them out in the split's permuted order. Needs no libtorch.
 
 mod config;
+pub mod fs;
+pub mod hash;
 mod prepare;
 mod shards;
 mod sources;
@@ -15,7 +17,7 @@ pub use prepare::numpy_permutation::{permutation, split_documents};
 pub use prepare::throughput::{Throughput, rates};
 pub use prepare::{PrepareEvent, PrepareOptions, PrepareProgress, PrepareStage, Prepared, prepare};
 pub use shards::manifest::{MANIFEST_FILE, Manifest, Shard, SourceFileRecord, SplitManifest};
-pub use shards::reader::{Split, TokenSplit};
+pub use shards::reader::{Split, TokenSplit, read_rows};
 pub use shards::shuffle::{Order, SequenceOrder};
 pub use shards::verify::{OpenWebText, SplitReport, VerifyReport, verify};
 pub use sources::json_object;

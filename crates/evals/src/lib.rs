@@ -1,7 +1,6 @@
 //! What a trained model is worth, and what its senses say.
 
 pub mod control;
-mod rows;
 mod scoring;
 mod senses;
 mod tasks;
@@ -9,7 +8,6 @@ mod tasks;
 mod testing;
 mod tokenizer;
 
-pub use rows::{inputs_and_targets, read_rows};
 pub use scoring::Scorer;
 pub use scoring::requests::PromptTokenizer;
 pub use senses::edit_file::{edits_json, parse_edits, read_edits};

@@ -5,7 +5,7 @@ use tch::{Kind, Tensor};
 
 use crate::config::{self, ModelConfig};
 use crate::language_model::LanguageModel;
-use crate::layers::is_finite;
+use crate::tensor::is_finite;
 
 /// Config and tensors for a Hugging Face folder, the tensors in `kind`. Edited senses come as tensors of their own.
 ///

@@ -33,7 +33,7 @@ pub struct LanguageModel {
 
 /// Rows of logits that exist at once in training: 512 x 50,264 bf16 are 51 MB. On two cores
 /// 1,024 were up to 3% faster, for the weight's gradient is summed once a chunk.
-const LOGIT_ROWS: i64 = 512;
+pub const LOGIT_ROWS: i64 = 512;
 
 impl LanguageModel {
     /// The network over given parameters, which it shares.

@@ -55,11 +55,6 @@ impl ForwardOptions {
     }
 }
 
-/// Whether a tensor holds neither NaN nor infinity; waits for its device.
-pub fn is_finite(tensor: &Tensor) -> bool {
-    tensor.isfinite().all().int64_value(&[]) == 1
-}
-
 /// A refusal of the fused operations ends like one of tch's short-hand methods: shapes are
 /// the network's own, so that a lack of memory is the one that can be met.
 pub(crate) fn sure<T>(result: Result<T, torch_ext::Error>) -> T {

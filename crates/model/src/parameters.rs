@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use tch::{Device, Tensor};
 
 use crate::config::{Architecture, ModelConfig};
-use crate::layers::is_finite;
+use crate::tensor::is_finite;
 
 /// What a parameter holds before training.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -9,8 +9,9 @@ use torch_ext::MappedFile;
 
 use crate::config::ModelConfig;
 use crate::language_model::LanguageModel;
-use crate::layers::{ForwardOptions, is_finite};
+use crate::layers::ForwardOptions;
 use crate::safetensors::{TensorLocation, place_of, write_rows};
+use crate::tensor::is_finite;
 
 /// The table's file in a model folder.
 pub const SENSES_FILE: &str = "senses.safetensors";

@@ -38,6 +38,13 @@ pub fn first_line(message: &str) -> &str {
     message.lines().next().unwrap_or_default().trim()
 }
 
+/// Returns the first line of a panic's message, given the panic's payload; empty for a payload that is
+/// not text. tch's shorthand methods panic with libtorch's messages.
+pub fn panic_text(payload: &(dyn std::any::Any + Send)) -> String {
+    let text = payload.downcast_ref::<String>().map(String::as_str);
+    first_line(text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or_default()).to_owned()
+}
+
 unsafe extern "C" {
     fn free(pointer: *mut std::ffi::c_void);
 }

@@ -14,7 +14,7 @@ pub mod profiler;
 mod runtime;
 
 pub use adamw::{AdamW, AdamWTensors, UpdateGuard, UpdateStats, clipped_adamw, forget_grad};
-pub use error::{Error, first_line};
+pub use error::{Error, first_line, panic_text};
 pub use mmap::MappedFile;
 pub use ops::{
     MOST_SENSES, ProductWeight, ResidualBranch, add_layer_norm, attention, embedding, linear, linear_cross_entropy,

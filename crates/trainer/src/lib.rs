@@ -12,6 +12,7 @@ mod optim;
 mod perf;
 mod plan;
 mod runtime;
+mod stats;
 mod status;
 mod time;
 mod train;

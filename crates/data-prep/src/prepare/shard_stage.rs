@@ -13,12 +13,13 @@ use anyhow::{Context, Result, anyhow};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
+use crate::hash::hex;
 use crate::prepare::journal::{self, Journal};
 use crate::prepare::numpy_permutation::split_documents;
 use crate::prepare::spool::Spool;
 use crate::prepare::staging_dir::SHARDS_FILE;
 use crate::prepare::{PrepareEvent, PrepareOptions, PrepareProgress, PrepareStage};
-use crate::shards::manifest::{Shard, SplitManifest, hex};
+use crate::shards::manifest::{Shard, SplitManifest};
 use crate::shards::reader::Split;
 
 /// Documents of a split in the order they are written, and where each starts in it.

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::hash::hex;
 use crate::prepare::staging_dir::PrepareSettings;
 use crate::tokenizer::recipe::Recipe;
 
@@ -131,9 +132,4 @@ impl Manifest {
         let manifest = parse().with_context(|| format!("{} is not usable", path.display()))?;
         Ok(Some((manifest, hex(&Sha256::digest(&bytes)))))
     }
-}
-
-/// Lower-case hexadecimal.
-pub(crate) fn hex(digest: &[u8]) -> String {
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -8,7 +8,8 @@ use anyhow::{Context, Result, bail, ensure};
 use memmap2::Mmap;
 use sha2::{Digest, Sha256};
 
-use crate::shards::manifest::{MANIFEST_FILE, Manifest, Shard, hex};
+use crate::hash::hex;
+use crate::shards::manifest::{MANIFEST_FILE, Manifest, Shard};
 use crate::shards::mmap::map_read_only;
 
 /// Which part of the data.
@@ -239,6 +240,21 @@ impl TokenSplit {
 
 fn map(path: &Path) -> Result<Mmap> {
     File::open(path).and_then(|file| map_read_only(&file)).with_context(|| format!("{} cannot be read", path.display()))
+}
+
+/// Reads blocks of a split as rows of T + 1 ids, one after the other. Block i holds tokens i T to
+/// i T + T; the last of them is only a target.
+///
+/// # Errors
+/// A shard holds an id outside the vocabulary.
+pub fn read_rows(split: &TokenSplit, blocks: impl Iterator<Item = u64>, sequence_length: usize) -> Result<Vec<i64>> {
+    let mut ids = Vec::new();
+    for block in blocks {
+        let row = ids.len();
+        ids.resize(row + sequence_length + 1, 0);
+        split.read(block * sequence_length as u64, &mut ids[row..])?;
+    }
+    Ok(ids)
 }
 
 #[cfg(test)]

@@ -6,7 +6,8 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use sha2::{Digest, Sha256};
 
-use crate::shards::manifest::{MANIFEST_FILE, Manifest, SplitManifest, hex};
+use crate::hash::hex;
+use crate::shards::manifest::{MANIFEST_FILE, Manifest, SplitManifest};
 use crate::shards::mmap::map_read_only;
 use crate::tokenizer::recipe::Recipe;
 

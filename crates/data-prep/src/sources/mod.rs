@@ -11,21 +11,19 @@ pub(crate) mod openwebtext_tar;
 pub(crate) mod parquet;
 mod text;
 
-use std::fs::{self, File};
-use std::io::Read;
+use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 pub(crate) use expand::expand;
 use format::{Compression, CorpusFormat};
 pub use jsonl::json_object;
 
-use crate::shards::manifest::hex;
+use crate::hash::sha256_file;
 
 /// What names standard input.
 pub(crate) const STANDARD_INPUT: &str = "-";
@@ -101,15 +99,7 @@ impl SourceFile {
     /// # Errors
     /// When it cannot be read.
     pub(crate) fn sha256(&self) -> Result<String> {
-        let cannot = || format!("{} cannot be read", self.path.display());
-        let mut file = File::open(&self.path).with_context(cannot)?;
-        let (mut hasher, mut buffer) = (Sha256::new(), vec![0u8; 1 << 20]);
-        loop {
-            match file.read(&mut buffer).with_context(cannot)? {
-                0 => return Ok(hex(&hasher.finalize())),
-                n => hasher.update(&buffer[..n]),
-            }
-        }
+        sha256_file(&self.path).with_context(|| format!("{} cannot be read", self.path.display()))
     }
 
     /// Refuses a file that is no longer what it was.

@@ -15,7 +15,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tokenizers::Tokenizer;
 
-use crate::shards::manifest::hex;
+use crate::hash::hex;
 use crate::tokenizer::bpe::{ByteLevelBpe, MergeBuffers, TokenizerFile};
 use crate::tokenizer::recipe::Recipe;
 

@@ -33,7 +33,7 @@ pub struct Scorer<'a> {
 pub(crate) const NO_NUMBERS: &str = "the model gives probabilities that are no numbers: its weights are broken";
 
 /// Rows of logits that exist at once: 256 x 50,264 fp32 are 51 MB.
-const LOGIT_ROWS: usize = 256;
+const POSITIONS_PER_PRODUCT: usize = 256;
 
 impl Scorer<'_> {
     /// The scores of requests, in their order. Equal requests have equal scores.
@@ -125,10 +125,10 @@ fn score_batch(model: &LanguageModel, requests: &[&ScoringRequest]) -> Result<Ve
         let ids = Tensor::f_from_slice(&ids)?.f_view([-1, length as i64])?.f_to_device(device)?;
         let hidden = model.hidden(&ids, pass).f_flatten(0, 1)?;
         let mut left = &rows.asked[..];
-        for (chunk, places) in rows.places.chunks(LOGIT_ROWS).enumerate() {
+        for (chunk, places) in rows.places.chunks(POSITIONS_PER_PRODUCT).enumerate() {
             let places = Tensor::f_from_slice(places)?.f_to_device(device)?;
             let mut logits = model.head(&hidden.f_index_select(0, &places)?, pass);
-            let (first, end) = (chunk * LOGIT_ROWS, (chunk + 1) * LOGIT_ROWS);
+            let (first, end) = (chunk * POSITIONS_PER_PRODUCT, (chunk + 1) * POSITIONS_PER_PRODUCT);
             let (asked, later) = left.split_at(left.partition_point(|asked| asked.row < end));
             left = later;
             let flat: Vec<i64> =

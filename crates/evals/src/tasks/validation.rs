@@ -1,10 +1,8 @@
 //! Mean loss over prepared shards: what training validates with and `eval --task val` prints.
 
 use anyhow::Result;
-use data_prep::TokenSplit;
-use model::{ForwardOptions, LanguageModel};
-
-use crate::rows::{inputs_and_targets, read_rows};
+use data_prep::{TokenSplit, read_rows};
+use model::{ForwardOptions, LanguageModel, inputs_and_targets};
 
 /// Which sequences of a split are this process's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use tch::{Device, Kind, Tensor};
 
 use crate::config::ModelConfig;
-use crate::layers::is_finite;
+use crate::tensor::is_finite;
 
 /// A change of one token's senses, wherever the token occurs.
 #[derive(Debug, Clone, PartialEq)]

@@ -23,7 +23,7 @@ use crate::optim::step_guard::StepGuard;
 use crate::perf::matmul_peak::{THOROUGH, measure_matmul_peak, product};
 use crate::runtime::device::select_device;
 use crate::runtime::threads::set_threads;
-use crate::status::health::median;
+use crate::stats::median;
 use crate::train::step::{StepContext, training_step};
 use crate::train::summary::flops_per_token;
 
@@ -180,9 +180,9 @@ pub fn bench(config: &Config, request: &BenchOptions, say: &mut dyn FnMut(&str))
     });
     let shape = bench.model.config().clone();
     drop(bench); // makes room for them
-    let [matmul_peak_flops] = ranks.sums([measure_matmul_peak(precision, device, THOROUGH, product)?])?;
+    let [matmul_peak_flops] = ranks.sum([measure_matmul_peak(precision, device, THOROUGH, product)?])?;
     let world_size = ranks.size();
-    ranks.leave()?;
+    ranks.shutdown()?;
     let rates: Vec<f64> = step_seconds.iter().map(|seconds| config.batch.tokens_per_step as f64 / seconds).collect();
     let tokens_per_s = median(&rates);
     let flops_per_token = flops_per_token(&shape, config.data.sequence_length as u64);

@@ -5,8 +5,8 @@ use std::io::Read;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use evals::inputs_and_targets;
 use model::derive_seed;
+use model::inputs_and_targets;
 use tch::{Device, Tensor};
 
 /// Seeds the random ids, the same whatever `run.seed` is.

@@ -72,7 +72,7 @@ impl<'a> CheckpointManager<'a> {
     /// When another rank is gone.
     pub(crate) fn newest(&mut self, heard: &mut Heard<'_>) -> Result<Option<u64>> {
         self.settle(heard, true)?;
-        let newest = self.ranks.first_says(|| Ok(serde_json::to_string(&self.newest)?))?;
+        let newest = self.ranks.broadcast_from_first(|| Ok(serde_json::to_string(&self.newest)?))?;
         serde_json::from_str(&newest).context("what rank 0 says of its checkpoints is no JSON")
     }
 
@@ -139,7 +139,7 @@ impl<'a> CheckpointManager<'a> {
     /// others is out of time; only the watchdog ends a wait.
     fn settle(&mut self, heard: &mut Heard<'_>, goes_on: bool) -> Result<()> {
         heard.watchdog.progress(WAITING);
-        while self.ranks.any([self.wait(self.ranks.pause(), heard.recorder, goes_on)])?[0] {}
+        while self.ranks.any([self.wait(self.ranks.poll_interval(), heard.recorder, goes_on)])?[0] {}
         Ok(())
     }
 
@@ -173,14 +173,14 @@ impl<'a> CheckpointManager<'a> {
     pub(crate) fn save_last(&mut self, trained: SaveInputs<'_>, heard: &mut Heard<'_>) -> Result<()> {
         self.start(trained, heard)?;
         self.settle(heard, false)?;
-        self.ranks.all(self.failed.take().map_or(Ok(()), Err))
+        self.ranks.try_all(self.failed.take().map_or(Ok(()), Err))
     }
 
     /// Waits for the one in flight after an error that ends the run, without the other ranks,
     /// which may be gone: the error, and that of the checkpoint if it fails too.
     pub(crate) fn close(&mut self, error: anyhow::Error, heard: &mut Heard<'_>) -> anyhow::Error {
         heard.watchdog.progress(WAITING);
-        while self.wait(self.ranks.pause(), heard.recorder, false) {}
+        while self.wait(self.ranks.poll_interval(), heard.recorder, false) {}
         match self.failed.take() {
             Some(failed) => anyhow!("{error:#}; besides, {failed:#}"),
             None => error,

@@ -12,18 +12,17 @@ pub(crate) mod state;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use data_prep::hash::sha256_file;
 use model::{CONFIG_FILE, LanguageModel, WEIGHTS_FILE, read_tensors, write_folder, write_tensors};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use tch::Tensor;
 
 use crate::checkpoint::retention::{RetentionCandidate, RetentionPolicy, to_delete};
 use crate::checkpoint::snapshot::HostSnapshot;
-use crate::checkpoint::state::{TrainState, hex};
+use crate::checkpoint::state::TrainState;
 
 /// The `[checkpoint]` section. Defaults: the published run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -79,17 +78,6 @@ const NAME_PREFIX: &str = "step-";
 const ASIDE_PREFIX: &str = "aside-";
 const REPLACED_SUFFIX: &str = ".replaced";
 
-fn sha256_of(path: &Path) -> Result<String> {
-    let mut file = File::open(path)?;
-    let (mut hasher, mut buffer) = (Sha256::new(), vec![0u8; 1 << 20]);
-    loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok(hex(&hasher.finalize())),
-            n => hasher.update(&buffer[..n]),
-        }
-    }
-}
-
 /// Whether a folder says that it is a checkpoint.
 pub(crate) fn is_checkpoint(folder: &Path) -> bool {
     folder.join(STATE_FILE).is_file()
@@ -113,7 +101,7 @@ fn require_state(folder: &Path) -> Result<TrainState> {
 fn verify_file(folder: &Path, state: &TrainState, name: &str) -> Result<()> {
     let path = folder.join(name);
     let want = state.files.get(name).with_context(|| format!("{STATE_FILE} has no hash of {name}"))?;
-    let got = sha256_of(&path).with_context(|| format!("{} cannot be read", path.display()))?;
+    let got = sha256_file(&path).with_context(|| format!("{} cannot be read", path.display()))?;
     ensure!(
         got == *want,
         "{} is damaged: its SHA-256 is not the one in {STATE_FILE}; use another checkpoint",
@@ -285,7 +273,7 @@ impl CheckpointDir {
             write_folder(&snapshot.config, snapshot.weights(), &partial)?;
             write_tensors(&partial.join(OPTIMIZER_FILE), snapshot.moments())?;
             for name in [WEIGHTS_FILE, CONFIG_FILE, OPTIMIZER_FILE] {
-                state.files.insert(name.to_owned(), sha256_of(&partial.join(name))?);
+                state.files.insert(name.to_owned(), sha256_file(&partial.join(name))?);
             }
             fs::write(partial.join(STATE_FILE), state.to_json()?)?;
             for name in [CONFIG_FILE, STATE_FILE] {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Result, bail, ensure};
+use data_prep::hash::hex;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -121,11 +122,6 @@ impl TrainState {
         );
         Ok(state)
     }
-}
-
-/// Lower-case hexadecimal.
-pub(crate) fn hex(digest: &[u8]) -> String {
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Refuses to go on with a run of another kind: what decides its data order and its

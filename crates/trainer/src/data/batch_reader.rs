@@ -145,7 +145,7 @@ impl BatchReader {
     /// When a shard holds an id outside the vocabulary.
     pub fn read(&self, first: u64, count: u64) -> Result<Vec<i64>> {
         let blocks = (first..first + count).map(|sequence| self.order.block(sequence));
-        evals::read_rows(&self.split, blocks, self.sequence_length)
+        data_prep::read_rows(&self.split, blocks, self.sequence_length)
     }
 }
 

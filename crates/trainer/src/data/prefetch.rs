@@ -1,6 +1,5 @@
 //! Batches read ahead of the pass that needs them, while the device computes.
 
-use std::any::Any;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::{Builder, JoinHandle};
 
@@ -63,11 +62,11 @@ impl Prefetch {
     /// When this very micro-batch could not be read, or the reader is gone.
     pub(crate) fn next_batch(&mut self) -> Result<(Tensor, Tensor)> {
         match self.queue.as_ref().map(Receiver::recv) {
-            Some(Ok(rows)) => evals::inputs_and_targets(&rows?, self.sequence_length, self.device),
+            Some(Ok(rows)) => model::inputs_and_targets(&rows?, self.sequence_length, self.device),
             _ => Err(match self.end() {
                 Err(panic) => anyhow!(
                     "the thread that reads batches ahead failed ({}): please report it, and go on from the last checkpoint",
-                    message(panic.as_ref())
+                    torch_ext::panic_text(panic.as_ref())
                 ),
                 Ok(()) => anyhow!("all batches of the run are read"),
             }),
@@ -86,12 +85,6 @@ impl Drop for Prefetch {
     fn drop(&mut self) {
         let _ = self.end();
     }
-}
-
-/// What a panic said.
-fn message(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned()).or(panic.downcast_ref::<String>().cloned());
-    text.unwrap_or_else(|| "it does not say why".to_owned())
 }
 
 #[cfg(test)]

@@ -7,12 +7,12 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use data_prep::hash::hex;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 use torch_ext::distributed::{ProcessGroup, ReduceOp, Rendezvous};
 
-use crate::checkpoint::state::hex;
 use crate::distributed::world::World;
 
 /// The `[distributed]` section: runs of more than one process.
@@ -111,7 +111,7 @@ impl Collectives {
     }
 
     /// Takes leave of the others, when all has gone well: nobody ends before the last is done.
-    pub(crate) fn leave(self) -> Result<()> {
+    pub(crate) fn shutdown(self) -> Result<()> {
         match self.group {
             Some(group) => Ok(group.leave()?),
             None => Ok(()),
@@ -139,7 +139,7 @@ impl Collectives {
     }
 
     /// From here on, exchanges have the time of a running training, not that of its start.
-    pub(crate) fn started(&self) -> Result<()> {
+    pub(crate) fn use_run_timeout(&self) -> Result<()> {
         match &self.group {
             Some(group) => Ok(group.set_timeout(self.timeout)?),
             None => Ok(()),
@@ -148,7 +148,7 @@ impl Collectives {
 
     /// How long a rank may do something else before it has to meet those that wait for it: well
     /// below the time of an exchange, and of the silence after which a run counts as stalled.
-    pub(crate) fn pause(&self) -> Duration {
+    pub(crate) fn poll_interval(&self) -> Duration {
         const MOST: Duration = Duration::from_secs(20);
         if self.group.is_some() { MOST.min(self.timeout / 4) } else { MOST }
     }
@@ -164,7 +164,7 @@ impl Collectives {
     }
 
     /// The smallest of the ranks' values.
-    pub(crate) fn smallest(&self, value: u64) -> Result<u64> {
+    pub(crate) fn min(&self, value: u64) -> Result<u64> {
         let Some(group) = &self.group else { return Ok(value) };
         let said = Tensor::f_from_slice(&[-(value as i64)])?;
         group.all_reduce(&said, ReduceOp::Max)?;
@@ -172,7 +172,7 @@ impl Collectives {
     }
 
     /// Each value summed over the ranks.
-    pub(crate) fn sums<const N: usize>(&self, values: [f64; N]) -> Result<[f64; N]> {
+    pub(crate) fn sum<const N: usize>(&self, values: [f64; N]) -> Result<[f64; N]> {
         let Some(group) = &self.group else { return Ok(values) };
         let tensor = Tensor::f_from_slice(&values)?;
         group.all_reduce(&tensor, ReduceOp::Sum)?;
@@ -200,7 +200,7 @@ impl Collectives {
     ///
     /// # Errors
     /// This rank's own, or that of the first other one that has one.
-    pub(crate) fn all<T>(&self, result: Result<T>) -> Result<T> {
+    pub(crate) fn try_all<T>(&self, result: Result<T>) -> Result<T> {
         let Some(group) = &self.group else { return result };
         let said = result.as_ref().err().map(|error| format!("{error:#}")).unwrap_or_default();
         let others = group.all_gather_text(&said)?;
@@ -215,10 +215,10 @@ impl Collectives {
     ///
     /// # Errors
     /// The first rank's, on every rank.
-    pub(crate) fn first_says(&self, text: impl FnOnce() -> Result<String>) -> Result<String> {
+    pub(crate) fn broadcast_from_first(&self, text: impl FnOnce() -> Result<String>) -> Result<String> {
         let own = if self.is_first() { text() } else { Ok(String::new()) };
         let Some(group) = &self.group else { return own };
-        let own = self.all(own)?;
+        let own = self.try_all(own)?;
         let mut all = group.all_gather_text(&own)?;
         Ok(all.swap_remove(0))
     }
@@ -305,10 +305,10 @@ mod tests {
     fn one_process_agrees_with_itself() {
         let ranks = Collectives::alone();
         assert_eq!(ranks.any([true, false]).unwrap(), [true, false]);
-        assert_eq!(ranks.smallest(3).unwrap(), 3);
-        assert_eq!(ranks.sums([1.5, 2.0]).unwrap(), [1.5, 2.0]);
-        assert_eq!(ranks.first_says(|| Ok("here".to_owned())).unwrap(), "here");
-        assert_eq!(ranks.all(Err::<(), _>(anyhow!("full"))).unwrap_err().to_string(), "full");
+        assert_eq!(ranks.min(3).unwrap(), 3);
+        assert_eq!(ranks.sum([1.5, 2.0]).unwrap(), [1.5, 2.0]);
+        assert_eq!(ranks.broadcast_from_first(|| Ok("here".to_owned())).unwrap(), "here");
+        assert_eq!(ranks.try_all(Err::<(), _>(anyhow!("full"))).unwrap_err().to_string(), "full");
     }
 
     #[test]

@@ -86,7 +86,10 @@ impl World {
             master,
             token: token(source, environment, step.as_ref()),
             source,
-            host: environment.text("SLURMD_NODENAME").filter(|_| step.is_some()).unwrap_or_else(host_name),
+            host: environment
+                .text("SLURMD_NODENAME")
+                .filter(|_| step.is_some())
+                .unwrap_or_else(torch_ext::distributed::host_name),
         })
     }
 
@@ -99,7 +102,7 @@ impl World {
             master: None,
             token: String::new(),
             source: WorldSource::Alone,
-            host: host_name(),
+            host: torch_ext::distributed::host_name(),
         }
     }
 }
@@ -122,10 +125,6 @@ impl fmt::Display for World {
 /// Whether a person types what this process reads.
 pub(crate) fn on_terminal() -> bool {
     std::io::stdin().is_terminal()
-}
-
-fn host_name() -> String {
-    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
 /// Rank, world size, and who says so.

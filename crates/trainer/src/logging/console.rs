@@ -92,34 +92,12 @@ fn fit(text: &str, width: usize) -> &str {
     text.char_indices().nth(width).map_or(text, |(end, _)| &text[..end])
 }
 
-/// A duration as a person says it: `2d 3h`, `3h 20m`, `5m 12s`, `8s`.
-pub(crate) fn human_duration(seconds: f64) -> String {
-    if !seconds.is_finite() {
-        return "?".to_owned();
-    }
-    let s = seconds.max(0.0).round() as u64;
-    match s {
-        0..60 => format!("{s}s"),
-        60..3_600 => format!("{}m {:02}s", s / 60, s % 60),
-        3_600..86_400 => format!("{}h {:02}m", s / 3_600, s / 60 % 60),
-        _ => format!("{}d {:02}h", s / 86_400, s / 3_600 % 24),
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{fit, human_duration};
+    use super::fit;
 
     #[test]
     fn a_progress_line_stays_in_one_row() {
         assert_eq!((fit("step 1/2", 6), fit("step", 4), fit("step", usize::MAX)), ("step 1", "step", "step"));
-    }
-
-    #[test]
-    fn durations_read_well() {
-        let cases = [(8.4, "8s"), (312.0, "5m 12s"), (12_000.0, "3h 20m"), (183_600.0, "2d 03h"), (f64::NAN, "?")];
-        for (seconds, text) in cases {
-            assert_eq!(human_duration(seconds), text);
-        }
     }
 }

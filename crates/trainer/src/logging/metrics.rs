@@ -8,6 +8,8 @@ use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::stats::is_zero;
+
 /// The `[logging]` section.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -72,10 +74,6 @@ pub(crate) struct TrainingMetrics {
     /// With fp16: what the next loss is multiplied by.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_scale: Option<f64>,
-}
-
-pub(crate) fn is_zero(count: &u64) -> bool {
-    *count == 0
 }
 
 /// Of one validation.

@@ -137,9 +137,9 @@ fn write<W: Write>(records: &mut RecordWriter<W>, event: &Event) -> Result<()> {
 /// Never an existing file: two runs of one second on one machine differ by the counter.
 fn new_file(folder: &Path) -> Result<File> {
     let seconds = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-    let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_else(|_| "localhost".to_owned());
+    let host = torch_ext::distributed::host_name();
     for counter in 0..1000 {
-        let name = format!("events.out.tfevents.{seconds:010}.{}.{}.{counter}", host.trim(), std::process::id());
+        let name = format!("events.out.tfevents.{seconds:010}.{}.{}.{counter}", host, std::process::id());
         match OpenOptions::new().write(true).create_new(true).open(folder.join(name)) {
             Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
             result => return Ok(result?),

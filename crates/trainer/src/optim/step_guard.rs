@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 use torch_ext::{UpdateGuard, UpdateStats};
 
-use crate::logging::metrics::is_zero;
 use crate::optim::loss_scaler::{LossScale, LossScaler};
+use crate::stats::is_zero;
 
 /// The `[step_guard]` section.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use crate::logging::console::human_duration;
 use crate::plan::RunPlan;
+use crate::time::human_duration;
 
 fn gigabytes(bytes: u64) -> f64 {
     bytes as f64 / 1e9

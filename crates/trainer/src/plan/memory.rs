@@ -1,7 +1,7 @@
 //! What a training step holds at once, by kind: an estimate by counting what each operation
 //! keeps for its backward pass (docs/speed.md and docs/gpu.md say where the counts are from).
 
-use model::{Architecture, Kernels, ModelConfig};
+use model::{Architecture, Kernels, LOGIT_ROWS, ModelConfig};
 use serde::Serialize;
 
 use crate::config::{Config, Precision};
@@ -32,9 +32,6 @@ pub struct MemoryEstimate {
     pub total: u64,
 }
 
-/// Rows of logits that exist at once with the fused kernels (`model`'s `LOGIT_ROWS`).
-const LOGIT_ROWS: u64 = 512;
-
 /// Measured: `backpack bench` of a model of almost no size.
 const LIBRARIES: u64 = 180_000_000;
 
@@ -62,9 +59,9 @@ impl MemoryEstimate {
         let vocabulary = model.vocab_size as u64;
         let logits = match (config.run.kernels, fused_on_cpu) {
             // The gradient overwrites the logits where they stand.
-            (Kernels::Fused, true) => LOGIT_ROWS.min(rows) * vocabulary * element,
+            (Kernels::Fused, true) => (LOGIT_ROWS as u64).min(rows) * vocabulary * element,
             // Logits, their fp32 copy and its softmax.
-            (Kernels::Fused, false) => LOGIT_ROWS.min(rows) * vocabulary * (element + 8),
+            (Kernels::Fused, false) => (LOGIT_ROWS as u64).min(rows) * vocabulary * (element + 8),
             // The same for all rows, and the gradients of both.
             (Kernels::Reference, _) => rows * vocabulary * (2 * element + 8),
         };

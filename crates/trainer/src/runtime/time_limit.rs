@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::distributed::env::{self, Environment};
-use crate::logging::console::human_duration;
+use crate::time::human_duration;
 
 /// A controller that is busy may answer late; a run does not wait for it.
 const SQUEUE_TIMEOUT: Duration = Duration::from_secs(3);

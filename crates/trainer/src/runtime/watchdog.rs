@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::distributed::world::World;
-use crate::logging::console::human_duration;
+use crate::time::human_duration;
 
 /// The exit code of `timeout`, which a stalled process is ended with.
 const STALLED: i32 = 124;

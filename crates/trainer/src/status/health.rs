@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use crate::logging::metrics::MetricLine;
+use crate::stats::{mean, median, variance};
 
 /// Fewer lines than this say nothing of where the loss or the rate goes.
 const FEWEST: usize = 20;
@@ -98,26 +99,6 @@ fn compare(before: &[f64], last: &[f64]) -> Trend {
     } else {
         Trend::Rising
     }
-}
-
-fn mean(values: &[f64]) -> f64 {
-    values.iter().sum::<f64>() / values.len() as f64
-}
-
-fn variance(values: &[f64]) -> f64 {
-    let mean = mean(values);
-    values.iter().map(|v| (v - mean) * (v - mean)).sum::<f64>() / values.len().max(2).saturating_sub(1) as f64
-}
-
-/// The middle of an odd number of values, or the mean of the middle two.
-///
-/// # Panics
-/// For none.
-pub(crate) fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let middle = sorted.len() / 2;
-    if sorted.len().is_multiple_of(2) { (sorted[middle - 1] + sorted[middle]) / 2.0 } else { sorted[middle] }
 }
 
 #[cfg(test)]

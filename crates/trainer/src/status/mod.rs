@@ -12,12 +12,12 @@ use serde::Serialize;
 
 use crate::checkpoint::{self, CheckpointDir};
 use crate::config::Config;
-use crate::logging::console::human_duration;
 use crate::logging::metrics::{self, MetricLine};
 use crate::logging::run_dir::{is_held, taken_at};
 use crate::logging::sessions::{self, Session, SessionOutcome, unix_seconds};
 use crate::perf::cost::{CostRates, RunCost};
 use crate::status::health::{Health, Trend};
+use crate::time::human_duration;
 use crate::time::utc;
 
 /// Without a sign for this long, and for [`MISSED_STEPS`] steps, a run counts as stalled.

@@ -51,7 +51,7 @@ pub(crate) fn fit(trial: &FitAttempt<'_>, ranks: &Collectives) -> Result<BatchCo
             )
         })
     });
-    let smallest = ranks.smallest(ranks.all(found)?)?;
+    let smallest = ranks.min(ranks.try_all(found)?)?;
     Ok(BatchConfig { micro_batch_size: MicroBatch::Sequences(smallest), ..batch })
 }
 
@@ -99,9 +99,7 @@ fn within_memory(work: impl FnOnce() -> Result<()>) -> Result<bool> {
         Ok(Ok(())) => return Ok(true),
         Ok(Err(error)) => error,
         Err(payload) => {
-            let said = payload.downcast_ref::<String>().cloned();
-            let said = said.or_else(|| payload.downcast_ref::<&str>().map(|text| (*text).to_owned()));
-            anyhow!("a trial pass failed: {}", torch_ext::first_line(&said.unwrap_or_default()))
+            anyhow!("a trial pass failed: {}", torch_ext::panic_text(payload.as_ref()))
         }
     };
     if format!("{error:#}").contains("out of memory") { Ok(false) } else { Err(error) }

@@ -27,7 +27,6 @@ use crate::data::prefetch::Prefetch;
 use crate::distributed::collectives::Collectives;
 use crate::distributed::grad_reducer::GradReducer;
 use crate::distributed::world::World;
-use crate::logging::console::human_duration;
 use crate::logging::metrics::{TrainingMetrics, ValidationMetrics};
 use crate::logging::run_logger::RunLogger;
 use crate::logging::sessions::{HardwareInfo, SessionOutcome};
@@ -40,6 +39,7 @@ use crate::runtime::signals::Stop;
 use crate::runtime::threads::set_threads;
 use crate::runtime::time_limit::{TimeLimit, slurm_time_left};
 use crate::runtime::watchdog::Watchdog;
+use crate::time::human_duration;
 use crate::train::find_micro_batch::{FitAttempt, fit};
 use crate::train::startup::{Startup, begin, require_shape};
 use crate::train::step::{StepContext, StepResult, training_step};
@@ -119,7 +119,7 @@ pub fn train(config: &Config, request: &TrainOptions, stop: &Stop) -> Result<Tra
         host: world.host.clone(),
     };
     let outcome = train_with(&ranks, config, request, Runtime { device, machine, session, deadline, watchdog, stop })?;
-    ranks.leave()?;
+    ranks.shutdown()?;
     Ok(outcome)
 }
 
@@ -142,9 +142,9 @@ fn train_with(
     let Runtime { device, machine, session, deadline, watchdog, stop } = means;
     let world = &request.world;
     watchdog.progress("opening data and checkpoint");
-    let data = ranks.all(DataSplits::open(config))?;
+    let data = ranks.try_all(DataSplits::open(config))?;
     ranks.require_equal("settings", &identity(config, world, &data)?)?;
-    ranks.all(if ranks.is_first() { require_shape_of_start(config, request) } else { Ok(()) })?;
+    ranks.try_all(if ranks.is_first() { require_shape_of_start(config, request) } else { Ok(()) })?;
     let sequences = data.sequences(config);
     // Before a run folder is made: what does not divide is refused.
     RunSummary::new(config, &config.model, sequences, ranks.size())?;
@@ -156,7 +156,7 @@ fn train_with(
     let fitting = Config { batch: fit(&trial, ranks)?, ..config.clone() };
     let plan = RunSummary::new(&fitting, model.config(), sequences, ranks.size())?;
     let precision = config.run.precision.kind();
-    let [peak] = ranks.sums([matmul_peak(precision, device)?])?;
+    let [peak] = ranks.sum([matmul_peak(precision, device)?])?;
     let written = recorder.as_mut().map_or(Ok(()), |recorder| {
         recorder.line(&plan.to_string());
         if !data.train.is_checked() {
@@ -171,13 +171,13 @@ fn train_with(
         }
         recorder.begin(config, session, state.step)
     });
-    ranks.all(written)?;
+    ranks.try_all(written)?;
     let batches = BatchReader::new(data.train, data.order, config.data.sequence_length);
     let left = config.schedule.max_steps.saturating_sub(state.step);
     let passes = plan.split.passes(state.sequences, left, ranks.rank());
     let batches = Prefetch::start(batches, passes, plan.split.micro_batch, device)?;
     let writer = recorder.as_ref().map(|recorder| CheckpointWriter::new(recorder.store().clone(), &model, &optimizer));
-    let saving = CheckpointManager::new(&config.checkpoint, ranks, ranks.all(writer.transpose())?, state.step);
+    let saving = CheckpointManager::new(&config.checkpoint, ranks, ranks.try_all(writer.transpose())?, state.step);
     let reduction = GradReducer::new(ranks, &config.distributed, &optimizer)?;
     let scaled = config.run.precision == Precision::Fp16;
     let stability = StepGuard::resume(&config.step_guard, scaled, device, &state.step_guard)?;
@@ -374,7 +374,7 @@ impl<'a> Trainer<'a> {
         .with_context(failed)?;
         if step == self.clock.first_step {
             // The first step may have to wait for a slow start elsewhere; no later one.
-            self.ranks.started()?;
+            self.ranks.use_run_timeout()?;
         }
         Ok(result)
     }
@@ -444,7 +444,7 @@ impl<'a> Trainer<'a> {
             self.line(|| "validation  left out: the run is asked to stop".to_owned());
             return Ok(());
         };
-        let [sum, sequences] = ranks.sums([own.sum, own.sequences as f64])?;
+        let [sum, sequences] = ranks.sum([own.sum, own.sequences as f64])?;
         let loss = sum / sequences;
         // The weights follow from the same gradients on every rank: if they did not, this is
         // where it shows, before they are saved.

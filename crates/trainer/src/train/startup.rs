@@ -60,7 +60,7 @@ pub(crate) fn begin(
     device: Device,
 ) -> Result<Option<Startup>> {
     let mut found = None;
-    let told = ranks.first_says(|| {
+    let told = ranks.broadcast_from_first(|| {
         found = find(config, run_dir, resume, data, ranks.size(), device)?;
         let tell = |found: &LoadedStart| StartMessage {
             shape: found.model.config().to_hugging_face().to_string(),
@@ -84,14 +84,14 @@ pub(crate) fn begin(
     model.set_dropout(config.model.dropout);
     let mut optimizer = Optimizer::new(config.optimizer.clone(), &model);
     let restored = moments.map_or(Ok(()), |moments| optimizer.restore(moments, state.updates()));
-    ranks.all(restored.context("the checkpoint cannot be resumed"))?;
+    ranks.try_all(restored.context("the checkpoint cannot be resumed"))?;
     if has_moments {
         ranks.broadcast(optimizer.state().into_iter().map(|(_, moment)| moment))?;
         optimizer.resume_at(state.updates())?;
     }
     // Only now: where the start is refused, checkpoints stay as they were.
     let tidied = recorded.map(|(recorder, from)| tidy(recorder, from.as_ref())).transpose();
-    Ok(Some(Startup { model, optimizer, state, recorder: ranks.all(tidied)? }))
+    Ok(Some(Startup { model, optimizer, state, recorder: ranks.try_all(tidied)? }))
 }
 
 /// Sets aside what cannot be gone on from, under a name that no run takes up.
