@@ -16,7 +16,7 @@ struct Run {
     model: LanguageModel,
     optimizer: Optimizer,
     stability: StepGuard,
-    pass: ForwardOptions,
+    options: ForwardOptions,
     ids: Tensor,
 }
 
@@ -31,16 +31,16 @@ impl Run {
             n_positions: 16,
             ..ModelConfig::default()
         };
-        let pass = ForwardOptions { kind, dropout: 0.0, kernels, share_sense_dropout: false };
+        let options = ForwardOptions { kind, dropout: 0.0, kernels, share_sense_dropout: false };
         let turn = GENERATOR.lock().unwrap();
-        let model = LanguageModel::initialise(config, 3, Device::Cpu).unwrap().prepare_for(pass);
+        let model = LanguageModel::initialize(config, 3, Device::Cpu).unwrap().with_low_precision_copies(options);
         drop(turn);
         let optimizer = Optimizer::new(OptimizerConfig { learning_rate: 3e-3, ..OptimizerConfig::default() }, &model);
         let stability = StepGuard::new(stability, kind == Kind::Half, Device::Cpu).unwrap();
         // Sequences of a pattern that can be learnt.
         let ids = Tensor::arange(8 * 17, (Kind::Int64, Device::Cpu)).view([8, 17]);
         let ids = (&ids * &ids * 7).remainder(96);
-        Run { model, optimizer, stability, pass, ids }
+        Run { model, optimizer, stability, options, ids }
     }
 
     fn step(&mut self) -> StepStats {
@@ -51,7 +51,7 @@ impl Run {
                 optimizer: &mut self.optimizer,
                 reduction: &GradReducer::None,
                 stability: &mut self.stability,
-                pass: self.pass,
+                options: self.options,
             },
             3e-3,
             2,
@@ -66,7 +66,7 @@ impl Run {
     /// Weights, their copies and moments.
     fn tensors(&self) -> Vec<Tensor> {
         let parameters = self.model.parameters();
-        let copies = parameters.iter().filter_map(|(name, _)| parameters.copy_of(name));
+        let copies = parameters.iter().filter_map(|(name, _)| parameters.low_precision_copy(name));
         let weights = parameters.iter().map(|(_, tensor)| tensor.detach().copy());
         weights.chain(copies.map(|c| c.copy())).chain(self.optimizer.state().iter().map(|(_, m)| m.copy())).collect()
     }

@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 
-use model::{ForwardOptions, Kernels, load_folder, read_tensors};
+use model::{ForwardOptions, Kernels, load_model, read_tensors};
 use serde_json::Value;
 use tch::Device;
 use trainer::{
@@ -29,7 +29,7 @@ fn trajectory(set: &str, accumulation: i64, kernels: Kernels) {
         decay: Decay::Linear,
         min_learning_rate: 0.0,
     };
-    let model = load_folder(&folder, Device::Cpu).unwrap();
+    let model = load_model(&folder, Device::Cpu).unwrap();
     let config = OptimizerConfig {
         learning_rate: peak,
         betas: (0.9, 0.999),
@@ -39,7 +39,7 @@ fn trajectory(set: &str, accumulation: i64, kernels: Kernels) {
     };
     let mut optimizer = Optimizer::new(config, &model);
     let mut stability = StepGuard::new(&StepGuardConfig::default(), false, Device::Cpu).unwrap();
-    let pass = ForwardOptions { kernels, ..ForwardOptions::evaluation() };
+    let options = ForwardOptions { kernels, ..ForwardOptions::evaluation() };
     let batches = &tensors["batches"];
     let (rows, length) = (batches.size()[1], batches.size()[2] - 1);
     let micro = rows / accumulation;
@@ -53,7 +53,7 @@ fn trajectory(set: &str, accumulation: i64, kernels: Kernels) {
                 optimizer: &mut optimizer,
                 reduction: &GradReducer::None,
                 stability: &mut stability,
-                pass,
+                options,
             },
             lr,
             accumulation as u64,
@@ -103,7 +103,7 @@ fn twenty_steps_agree_with_pytorch_for_every_accumulation() {
 
 #[test]
 fn weight_decay_is_on_linear_weights_only() {
-    let model = load_folder(&folder("inv_scale"), Device::Cpu).unwrap();
+    let model = load_model(&folder("inv_scale"), Device::Cpu).unwrap();
     let optimizer = Optimizer::new(OptimizerConfig::default(), &model);
     let [decayed, others] = optimizer.groups();
     // Three blocks of four linears, four in the sense network, one for the weights.

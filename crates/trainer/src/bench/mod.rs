@@ -139,20 +139,32 @@ pub fn bench(config: &Config, request: &BenchOptions, say: &mut dyn FnMut(&str))
         say("warning: checkpoint.init_from is not used: the weights are drawn");
     }
     let ranks = Collectives::join(world, &config.distributed, device)?;
-    let pass = config.pass();
-    let model = LanguageModel::initialise(config.model.clone(), config.run.seed, device)?.prepare_for(pass);
+    let options = config.forward_options();
+    let model =
+        LanguageModel::initialize(config.model.clone(), config.run.seed, device)?.with_low_precision_copies(options);
     let optimizer = Optimizer::new(config.optimizer.clone(), &model);
     let precision = config.run.precision.kind();
     let reduction = GradReducer::new(&ranks, &config.distributed, &optimizer)?;
     let stability = StepGuard::new(&config.step_guard, config.run.precision == Precision::Fp16, device)?;
-    let mut bench =
-        BenchRun { config, split, pass, model, optimizer, stability, rows, device, ranks: &ranks, reduction, step: 0 };
+    let mut bench = BenchRun {
+        config,
+        split,
+        options,
+        model,
+        optimizer,
+        stability,
+        rows,
+        device,
+        ranks: &ranks,
+        reduction,
+        step: 0,
+    };
 
     let (mut losses, mut step_seconds) = (Vec::new(), Vec::new());
     for step in 0..all {
         let begun = Instant::now();
         let loss = bench.step()?;
-        profiler::synchronise()?;
+        profiler::synchronize()?;
         let seconds = begun.elapsed().as_secs_f64();
         let loss = loss.f_double_value(&[])?;
         ensure!(loss.is_finite(), "step {} has loss {loss}: lower optimizer.learning_rate", step + 1);
@@ -169,7 +181,7 @@ pub fn bench(config: &Config, request: &BenchOptions, say: &mut dyn FnMut(&str))
         ));
     }
     let peak_memory_bytes = peak_resident_memory()?;
-    let peak_device_memory_bytes = profiler::peak_device_memory(device)?;
+    let peak_device_memory_bytes = torch_ext::cuda_memory::peak_device_memory(device)?;
     let seconds_by_part = bench.seconds_by_part(request.profile_steps)?;
     say("measuring matrix products");
     let communication = bench.reduction.statistics()?.map(|s| Communication {
@@ -208,7 +220,7 @@ pub fn bench(config: &Config, request: &BenchOptions, say: &mut dyn FnMut(&str))
         sequence_length: config.data.sequence_length,
         parameters: shape.num_parameters(),
         version: env!("CARGO_PKG_VERSION"),
-        libtorch: torch_ext::describe()?.version,
+        libtorch: torch_ext::build_info()?.version,
     })
 }
 
@@ -216,7 +228,7 @@ pub fn bench(config: &Config, request: &BenchOptions, say: &mut dyn FnMut(&str))
 struct BenchRun<'a> {
     config: &'a Config,
     split: BatchLayout,
-    pass: ForwardOptions,
+    options: ForwardOptions,
     model: LanguageModel,
     optimizer: Optimizer,
     stability: StepGuard,
@@ -238,7 +250,7 @@ impl BenchRun<'_> {
             optimizer: &mut self.optimizer,
             reduction: &self.reduction,
             stability: &mut self.stability,
-            pass: self.pass,
+            options: self.options,
         };
         let result = training_step(
             trained,
@@ -260,8 +272,8 @@ impl BenchRun<'_> {
             let _ = self.step()?;
         }
         profiler::stop();
-        let sums = profiler::take();
-        Ok(sums.into_iter().map(|(part, seconds)| (part, seconds / steps as f64)).collect())
+        let sums = profiler::take_totals();
+        Ok(sums.into_iter().map(|(part, seconds)| (part.to_string(), seconds / steps as f64)).collect())
     }
 }
 

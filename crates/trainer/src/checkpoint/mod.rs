@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use data_prep::hash::sha256_file;
-use model::{CONFIG_FILE, LanguageModel, WEIGHTS_FILE, read_tensors, write_folder, write_tensors};
+use model::{CONFIG_FILE, LanguageModel, WEIGHTS_FILE, read_tensors, write_model_dir, write_tensors};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
@@ -270,7 +270,7 @@ impl CheckpointDir {
                 remove(&partial)?;
             }
             fs::create_dir(&partial)?;
-            write_folder(&snapshot.config, snapshot.weights(), &partial)?;
+            write_model_dir(&snapshot.config, snapshot.weights(), &partial)?;
             write_tensors(&partial.join(OPTIMIZER_FILE), snapshot.moments())?;
             for name in [WEIGHTS_FILE, CONFIG_FILE, OPTIMIZER_FILE] {
                 state.files.insert(name.to_owned(), sha256_file(&partial.join(name))?);
@@ -342,7 +342,7 @@ fn sync(path: &Path) -> Result<()> {
 /// # Errors
 /// Naming the file or tensor that does not fit.
 pub(crate) fn load(folder: &Path, device: tch::Device) -> Result<(LanguageModel, BTreeMap<String, Tensor>)> {
-    let model = model::load_folder(folder, device)?;
+    let model = model::load_model(folder, device)?;
     let moments = read_tensors(&folder.join(OPTIMIZER_FILE))?;
     Ok((model, moments))
 }
@@ -369,7 +369,7 @@ mod tests {
             n_positions: 4,
             ..ModelConfig::default()
         };
-        let model = LanguageModel::initialise(config, 1, Device::Cpu).unwrap();
+        let model = LanguageModel::initialize(config, 1, Device::Cpu).unwrap();
         let optimizer = Optimizer::new(crate::optim::adamw::OptimizerConfig::default(), &model);
         let mut snapshot = HostSnapshot::room_for(&model, &optimizer).unwrap();
         snapshot.take(&model, &optimizer).unwrap();

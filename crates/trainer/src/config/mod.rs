@@ -182,7 +182,7 @@ impl Config {
     }
 
     /// How a training pass is done.
-    pub fn pass(&self) -> ForwardOptions {
+    pub fn forward_options(&self) -> ForwardOptions {
         ForwardOptions {
             kind: self.run.precision.kind(),
             dropout: self.model.dropout,

@@ -113,7 +113,7 @@ impl Collectives {
     /// Takes leave of the others, when all has gone well: nobody ends before the last is done.
     pub(crate) fn shutdown(self) -> Result<()> {
         match self.group {
-            Some(group) => Ok(group.leave()?),
+            Some(group) => Ok(group.shutdown()?),
             None => Ok(()),
         }
     }

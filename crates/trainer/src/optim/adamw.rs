@@ -87,7 +87,7 @@ impl Optimizer {
         let zeros = || parameters.iter().map(|p| tch::no_grad(|| p.zeros_like())).collect();
         Optimizer {
             config,
-            copies: names.iter().map(|name| model.parameters().copy_of(name)).collect(),
+            copies: names.iter().map(|name| model.parameters().low_precision_copy(name)).collect(),
             exp_avgs: zeros(),
             exp_avg_sqs: zeros(),
             weight_decays,
@@ -111,7 +111,7 @@ impl Optimizer {
     /// When libtorch refuses.
     pub fn zero_grad(&self) -> Result<()> {
         for parameter in &self.parameters {
-            torch_ext::forget_grad(parameter)?;
+            torch_ext::clear_grad(parameter)?;
         }
         Ok(())
     }
@@ -148,7 +148,7 @@ impl Optimizer {
             grads: &grads,
             exp_avgs: &self.exp_avgs,
             exp_avg_sqs: &self.exp_avg_sqs,
-            copies: &self.copies,
+            low_precision_copies: &self.copies,
             weight_decays: &self.weight_decays,
             updates: &self.updates,
         };

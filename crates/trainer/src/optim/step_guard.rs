@@ -254,7 +254,7 @@ impl StepGuard {
 
     /// For the update.
     pub(crate) fn conditions<'a>(&'a self, verdict: &'a StepDecision) -> UpdateGuard<'a> {
-        UpdateGuard { loss_scale: self.loss_scale(), veto: Some(&verdict.veto) }
+        UpdateGuard { loss_scale: self.loss_scale(), skip: Some(&verdict.veto) }
     }
 
     /// After the update.

@@ -61,10 +61,10 @@ pub(crate) fn measure_matmul_peak(
             if repeat > 0 && !affordable(with_later, best) {
                 break;
             }
-            torch_ext::profiler::synchronise()?;
+            torch_ext::profiler::synchronize()?;
             let begun = Instant::now();
             multiply(&a, &b, &out).with_context(|| format!("a product of [{rows}, {inner}] x [{inner}, {columns}]"))?;
-            torch_ext::profiler::synchronise()?;
+            torch_ext::profiler::synchronize()?;
             best = best.max(flops(shape) / begun.elapsed().as_secs_f64());
         }
     }

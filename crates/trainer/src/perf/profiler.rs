@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use serde_json::{Value, json};
-use torch_ext::profiler::{self, Lap};
+use torch_ext::profiler::{self, Section, SectionSpan};
 
 /// Steps of a call of `train` that go before: the first ones fill caches and pools.
 const AFTER: u64 = 3;
@@ -51,7 +51,7 @@ impl Profiler {
             profiler::resume();
             running.step = Instant::now();
         } else if self.steps > 0 && self.seen == AFTER {
-            profiler::start_with_laps();
+            profiler::start_with_spans();
             let now = Instant::now();
             self.running = Some(ActiveProfile { since: now, step: now, done: Vec::new() });
         }
@@ -64,7 +64,7 @@ impl Profiler {
     /// When the GPU has failed.
     pub(crate) fn end_step(&mut self, step: u64, ends: bool) -> Result<Option<Profile>> {
         let Some(running) = &mut self.running else { return Ok(None) };
-        profiler::synchronise()?;
+        profiler::synchronize()?;
         // Logging, validation and checkpoints are no part of a step.
         profiler::stop();
         running.done.push((step, running.step, running.step.elapsed().as_secs_f64()));
@@ -72,7 +72,7 @@ impl Profiler {
         if !complete {
             return Ok(None);
         }
-        let (sums, laps) = (profiler::take(), profiler::take_laps());
+        let (sums, laps) = (profiler::take_totals(), profiler::take_spans());
         let profile = self
             .running
             .take()
@@ -82,9 +82,9 @@ impl Profiler {
     }
 }
 
-fn table(sums: &[(String, f64)], steps: u64) -> Vec<String> {
+fn table(sums: &[(Section, f64)], steps: u64) -> Vec<String> {
     let all: f64 = sums.iter().map(|(_, seconds)| seconds).sum();
-    let width = sums.iter().map(|(part, _)| part.len()).max().unwrap_or_default();
+    let width = sums.iter().map(|(part, _)| part.name().len()).max().unwrap_or_default();
     let mut lines = vec![format!("profile     {steps} steps of {:.4} s by part, means", all / steps as f64)];
     lines.extend(sums.iter().map(|(part, seconds)| {
         let mut line = String::new();
@@ -97,7 +97,7 @@ fn table(sums: &[(String, f64)], steps: u64) -> Vec<String> {
 }
 
 /// Complete events ("X") in microseconds: the steps on one row, their parts on another.
-fn trace(running: &ActiveProfile, laps: &[Lap]) -> String {
+fn trace(running: &ActiveProfile, laps: &[SectionSpan]) -> String {
     let event = |name: &str, row: u32, begun: Instant, seconds: f64| {
         let since = begun.saturating_duration_since(running.since).as_secs_f64();
         json!({"name": name, "cat": "training", "ph": "X", "pid": 0, "tid": row, "ts": 1e6 * since, "dur": 1e6 * seconds})
@@ -107,7 +107,7 @@ fn trace(running: &ActiveProfile, laps: &[Lap]) -> String {
     let mut events = vec![row(0, "steps"), row(1, "parts")];
     events
         .extend(running.done.iter().map(|(step, begun, seconds)| event(&format!("step {step}"), 0, *begun, *seconds)));
-    events.extend(laps.iter().map(|lap| event(lap.part, 1, lap.begun, lap.seconds)));
+    events.extend(laps.iter().map(|lap| event(lap.section.name(), 1, lap.start, lap.seconds)));
     json!({"displayTimeUnit": "ms", "traceEvents": Value::Array(events)}).to_string()
 }
 
@@ -117,7 +117,7 @@ mod tests {
 
     #[test]
     fn parts_are_means_over_the_steps() {
-        let sums = [("body".to_owned(), 3.0), ("head and loss".to_owned(), 1.0)];
+        let sums = [(Section::Body, 3.0), (Section::HeadAndLoss, 1.0)];
         let lines = table(&sums, 2);
         assert_eq!(lines[0], "profile     2 steps of 2.0000 s by part, means");
         assert_eq!(lines[1], "            body            1.5000 s  75.0%");
@@ -128,7 +128,7 @@ mod tests {
         let since = Instant::now();
         let later = since + std::time::Duration::from_millis(2);
         let running = ActiveProfile { since, step: since, done: vec![(7, since, 0.5)] };
-        let laps = [Lap { part: "body", begun: later, seconds: 0.25 }];
+        let laps = [SectionSpan { section: Section::Body, start: later, seconds: 0.25 }];
         let trace: Value = serde_json::from_str(&trace(&running, &laps)).unwrap();
         let events = trace["traceEvents"].as_array().unwrap();
         assert_eq!((&events[2]["name"], &events[2]["dur"]), (&json!("step 7"), &json!(500_000.0)));

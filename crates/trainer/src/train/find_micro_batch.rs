@@ -60,7 +60,7 @@ impl FitAttempt<'_> {
     /// stay as they are.
     fn fits(&self, n: u64, accumulates: bool, reduces: bool) -> Result<bool> {
         let parameters = self.model.config().num_parameters();
-        let total = profiler::device_memory(self.device)?.map_or(0, |memory| memory.total);
+        let total = torch_ext::cuda_memory::device_memory(self.device)?.map_or(0, |memory| memory.total);
         // Where ranks exchange gradients, these lie in the Reducer's buckets a second time.
         let kept = (HEADROOM * total as f64) as i64 + if reduces { 4 * parameters } else { 0 };
         let fitted = within_memory(|| {
@@ -80,10 +80,10 @@ impl FitAttempt<'_> {
         let (rows, length) = (n as i64, data.sequence_length as i64);
         let ids = Tensor::f_arange(rows * length, (Kind::Int64, self.device))?.f_remainder(model.vocab_size)?;
         let ids = ids.f_view([rows, length])?;
-        let pass: ForwardOptions = self.config.pass();
+        let options: ForwardOptions = self.config.forward_options();
         tch::manual_seed(derive_seed(run.seed, &[number]) as i64);
-        self.model.loss(&ids, &ids, pass)?.f_backward().map_err(torch_ext::Error::from)?;
-        Ok(profiler::synchronise()?)
+        self.model.loss(&ids, &ids, options)?.f_backward().map_err(torch_ext::Error::from)?;
+        Ok(profiler::synchronize()?)
     }
 }
 

@@ -185,7 +185,7 @@ fn train_with(
     let mut run = Trainer {
         config,
         plan,
-        pass: config.pass(),
+        options: config.forward_options(),
         model,
         optimizer,
         told: (state.step_guard.skipped, state.step_guard.gauge.spikes),
@@ -230,7 +230,7 @@ fn identity(config: &Config, world: &World, data: &DataSplits) -> Result<BTreeMa
     const OWN: [&str; 2] = ["run.threads", "run.pin_threads"];
     let mut identity = BTreeMap::from([
         ("the program's version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
-        ("libtorch".to_owned(), torch_ext::describe()?.version),
+        ("libtorch".to_owned(), torch_ext::build_info()?.version),
         ("the attempt".to_owned(), world.token.clone()),
         ("the data's manifest".to_owned(), data.train.manifest_sha256().unwrap_or("none").to_owned()),
         ("training tokens".to_owned(), data.train.tokens().to_string()),
@@ -257,7 +257,7 @@ struct ThroughputTimer {
 struct Trainer<'a> {
     config: &'a Config,
     plan: RunSummary,
-    pass: ForwardOptions,
+    options: ForwardOptions,
     model: LanguageModel,
     optimizer: Optimizer,
     stability: StepGuard,
@@ -358,7 +358,7 @@ impl<'a> Trainer<'a> {
             optimizer: &mut self.optimizer,
             reduction: &self.reduction,
             stability: &mut self.stability,
-            pass: self.pass,
+            options: self.options,
         };
         let result = training_step(
             trained,
@@ -430,7 +430,7 @@ impl<'a> Trainer<'a> {
             &self.model,
             &self.val,
             sequences,
-            ForwardOptions { dropout: 0.0, ..self.pass },
+            ForwardOptions { dropout: 0.0, ..self.options },
             &mut |done, all| {
                 watchdog.progress("validating");
                 if let Some(recorder) = recorder {

@@ -75,12 +75,12 @@ pub(crate) fn begin(
         Some(LoadedStart { model, moments, state, recorder, from }) => (model, moments, state, Some((recorder, from))),
         None => {
             let shape = ModelConfig::from_hugging_face(&shape)?;
-            (LanguageModel::initialise(shape, config.run.seed, device)?, None, state, None)
+            (LanguageModel::initialize(shape, config.run.seed, device)?, None, state, None)
         }
     };
     ranks.broadcast(model.parameters().iter().map(|(_, parameter)| parameter.shallow_clone()))?;
     ranks.require_equal_tensors("weights at the start", model.parameters().iter())?;
-    let mut model = model.prepare_for(config.pass());
+    let mut model = model.with_low_precision_copies(config.forward_options());
     model.set_dropout(config.model.dropout);
     let mut optimizer = Optimizer::new(config.optimizer.clone(), &model);
     let restored = moments.map_or(Ok(()), |moments| optimizer.restore(moments, state.updates()));
@@ -200,14 +200,14 @@ fn fresh_model(config: &Config, data: &DataSplits, device: Device) -> Result<Lan
         // Plain nanoGPT data is GPT-2's where the vocabulary has room for it.
         let assumed = (shape.vocab_size > GPT2_END_OF_TEXT).then_some(GPT2_END_OF_TEXT);
         shape.end_of_text = data.train.end_of_text().map(i64::from).or(assumed);
-        LanguageModel::initialise(shape, config.run.seed, device)
+        LanguageModel::initialize(shape, config.run.seed, device)
     };
     let Some(folder) = &config.checkpoint.init_from else { return fresh() };
     checkpoint::verify_model(folder)?;
-    let given = model::load_folder(folder, device)?;
+    let given = model::load_model(folder, device)?;
     require_shape(config, folder, given.config())?;
     ensure!(
-        given.backpack().is_none_or(|backpack| backpack.edited().is_none()),
+        given.edited_tokens().is_empty(),
         "checkpoint.init_from {} has edited senses, which training would lose: start from the model before its edits",
         folder.display()
     );
@@ -215,14 +215,14 @@ fn fresh_model(config: &Config, data: &DataSplits, device: Device) -> Result<Lan
         return Ok(given);
     }
     let model = fresh()?;
-    let grafted = model::graft_body(&model, &given);
+    let grafted = model::init_from_gpt2(&model, &given);
     grafted.with_context(|| format!("the body cannot start from {}", folder.display()))?;
     Ok(model)
 }
 
 /// Refuses weights to start from that are not of `[model]`'s shape.
 pub(crate) fn require_shape(config: &Config, folder: &Path, shape: &ModelConfig) -> Result<()> {
-    // A Backpack's body may start from a GPT-2, of which more may differ: see `graft_body`.
+    // A Backpack's body may start from a GPT-2, of which more may differ: see `init_from_gpt2`.
     if (config.model.architecture, shape.architecture) == (model::Architecture::Backpack, model::Architecture::Gpt2) {
         return Ok(());
     }

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use model::{ForwardOptions, LanguageModel};
 use tch::{Kind, Tensor};
-use torch_ext::profiler::lap;
+use torch_ext::profiler::{Section, end_section};
 
 use crate::distributed::grad_reducer::GradReducer;
 use crate::optim::adamw::Optimizer;
@@ -32,7 +32,7 @@ pub struct StepContext<'a> {
     /// What is done about a step that is out of the ordinary.
     pub stability: &'a mut StepGuard,
     /// How a pass is done.
-    pub pass: ForwardOptions,
+    pub options: ForwardOptions,
 }
 
 /// Forward and backward over `accumulation` micro-batches, the last of which makes every
@@ -54,26 +54,26 @@ pub fn training_step(
     seed: impl Fn(u64) -> u64,
     mean: impl FnOnce(&Tensor) -> Result<()>,
 ) -> Result<StepResult> {
-    let StepContext { model, optimizer, reduction, stability, pass } = trained;
+    let StepContext { model, optimizer, reduction, stability, options } = trained;
     let mut total = Tensor::zeros([], (Kind::Float, model.device()));
     optimizer.zero_grad()?;
-    lap("clip and optimiser");
+    end_section(Section::ClipAndOptimizer);
     for i in 0..accumulation {
         let (ids, targets) = micro_batch(i)?;
-        lap("data");
-        if pass.dropout > 0.0 {
+        end_section(Section::Data);
+        if options.dropout > 0.0 {
             tch::manual_seed(seed(i) as i64);
         }
         let last = i + 1 == accumulation;
         reduction.before_forward(last)?;
-        let loss = model.loss(&ids, &targets, pass)? / accumulation as f64;
-        lap("head and loss");
+        let loss = model.loss(&ids, &targets, options)? / accumulation as f64;
+        end_section(Section::HeadAndLoss);
         reduction.before_backward(last)?;
         let scaled = stability.loss_scale().map(|scale| loss.f_mul(scale)).transpose()?;
         // Where a rank that is gone is noticed, in words of ours.
         scaled.as_ref().unwrap_or(&loss).f_backward().map_err(torch_ext::Error::from)?;
         reduction.after_backward(last, optimizer)?;
-        lap("embedding backward");
+        end_section(Section::EmbeddingBackward);
         total += loss.detach();
     }
     // The ranks have the same gradients by now; with one loss they decide alike.
@@ -81,6 +81,6 @@ pub fn training_step(
     let verdict = stability.judge(&total)?;
     let update = optimizer.update(learning_rate, stability.conditions(&verdict))?;
     stability.count(&verdict, &update)?;
-    lap("clip and optimiser");
+    end_section(Section::ClipAndOptimizer);
     Ok(StepResult { loss: total, grad_norm: update.grad_norm, z_score: verdict.z_score })
 }
