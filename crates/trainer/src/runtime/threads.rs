@@ -3,13 +3,10 @@
 use std::fmt;
 
 use anyhow::{Result, ensure};
+use data_prep::MAX_THREADS;
 
 use crate::distributed::local_ranks::LocalRanks;
 use crate::runtime::cpu_topology::{self, CpuTopology};
-
-/// Largest number of threads. It is larger than the number of cores of any machine. libtorch
-/// crashes with some tens of thousands of threads.
-const MAX_THREADS: usize = 4_096;
 
 /// The CPU threads of this process.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,7 +45,7 @@ impl fmt::Display for Threads {
 pub fn set_threads(threads: usize, pin: bool, local_ranks: LocalRanks) -> Result<Threads> {
     ensure!(
         threads <= MAX_THREADS,
-        "cannot use {threads} threads: the maximum is {MAX_THREADS}; 0 uses all physical cores, shared among the local ranks"
+        "cannot use {threads} threads: at most {MAX_THREADS} are possible; 0 uses all physical cores, shared among the local ranks"
     );
     let threads = choose_threads(threads, pin, &CpuTopology::detect(local_ranks.count > 1), local_ranks);
     if threads.pinned {
