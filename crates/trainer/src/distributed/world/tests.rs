@@ -128,7 +128,11 @@ fn incomplete_and_contradicting_settings_are_refused() {
             "RANK=1 WORLD_SIZE=2 MASTER_ADDR=n",
             "rank 1 of 2 cannot determine the address of rank 0: MASTER_PORT is not set",
         ),
-        (none.clone(), "RANK=1 WORLD_SIZE=2 MASTER_ADDR=n MASTER_PORT=70000", "MASTER_PORT must be a port number of at most 65535"),
+        (
+            none.clone(),
+            "RANK=1 WORLD_SIZE=2 MASTER_ADDR=n MASTER_PORT=70000",
+            "MASTER_PORT must be a port number of at most 65535",
+        ),
         (none.clone(), "RANK=1 WORLD_SIZE=2 MASTER_ADDR=n MASTER_PORT=0", "MASTER_PORT is 0"),
         (
             none.clone(),
