@@ -11,8 +11,9 @@ use torch_ext::profiler::{Section, mark};
 use crate::config::ModelConfig;
 use crate::gpt2::{Gpt2, KvCache};
 use crate::layers::{LayerNorm, Linear, Mlp};
-use crate::ops::{ForwardOptions, Ops, ResidualStream, TokenSenses};
+use crate::ops::{ForwardOptions, Ops, TokenSenses};
 use crate::parameters::Parameters;
+use crate::residual_stream::ResidualStream;
 use crate::senses::edits::EditedSenses;
 use crate::senses::table::SenseTable;
 
@@ -180,8 +181,8 @@ impl Backpack {
     }
 }
 
-/// Returns the tokens `[U]` of ids `[B, T]` whose senses are computed, and [`TokenSenses::rows`]. If
-/// no dropout distinguishes the positions of a token, each distinct token appears once.
+/// Returns the tokens `[U]` of ids `[B, T]` whose senses are computed, and [`TokenSenses::rows`].
+/// If no dropout distinguishes the positions of a token, each distinct token appears once.
 fn unique_tokens(ids: &Tensor, ops: Ops) -> (Tensor, Option<Tensor>) {
     let ids = ids.flatten(0, -1);
     if !ops.shares_senses() {

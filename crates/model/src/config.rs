@@ -5,8 +5,8 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-/// The end-of-text id of GPT-2, which is the largest id of its tokenizer. Embedding rows above it are
-/// padding.
+/// The end-of-text id of GPT-2, which is the largest id of its tokenizer. Embedding rows above it
+/// are padding.
 pub const GPT2_END_OF_TEXT: i64 = 50_256;
 
 /// The architecture of a network.
@@ -38,8 +38,8 @@ pub struct ModelConfig {
     pub num_senses: i64,
     /// Hidden width of the last sense MLP, in multiples of `n_embd`.
     pub sense_intermediate_scale: i64,
-    /// Width of the sense block's MLP; 4 `n_embd` if absent. Only ablations of the authors set another
-    /// width, and the published config.json has no key for it.
+    /// Width of the sense block's MLP; 4 `n_embd` if absent. Only ablations of the authors set
+    /// another width, and the published config.json has no key for it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sense_block_inner: Option<i64>,
     /// Maximum length of the context, in tokens.
@@ -100,8 +100,8 @@ impl ModelConfig {
         self.sense_block_inner.unwrap_or(4 * self.n_embd)
     }
 
-    /// Returns the vocabulary size of the tokenizer. Ids from it on are padding, which takes part in the
-    /// softmax in training and is never generated.
+    /// Returns the vocabulary size of the tokenizer. Ids from it on are padding, which takes part
+    /// in the softmax in training and is never generated.
     pub fn tokenizer_vocab_size(&self) -> i64 {
         match self.end_of_text {
             Some(GPT2_END_OF_TEXT) => self.vocab_size.min(GPT2_END_OF_TEXT + 1),
@@ -210,8 +210,8 @@ impl ModelConfig {
             n_positions: integer("n_positions")?,
             vocab_size: integer("vocab_size")?,
             dropout: number("resid_pdrop", defaults.dropout)?,
-            // The default is true in the config class of the published Backpack, and false in that of
-            // GPT-2.
+            // The default is true in the config class of the published Backpack, and false in that
+            // of GPT-2.
             scale_attn_by_inverse_layer_idx: flag("scale_attn_by_inverse_layer_idx", is_backpack)?,
             layer_norm_epsilon: number("layer_norm_epsilon", defaults.layer_norm_epsilon)?,
             end_of_text: optional("eos_token_id")?,
@@ -259,8 +259,8 @@ impl ModelConfig {
         json
     }
 
-    /// Checks that a model has the shapes of this section of a run's TOML file. Dropout may differ. So
-    /// may `n_inner` if the section does not set it, and keys that only a config.json can set.
+    /// Checks that a model has the shapes of this section of a run's TOML file. Dropout may differ.
+    /// So may `n_inner` if the section does not set it, and keys that only a config.json can set.
     ///
     /// # Errors
     /// Names every key that differs, with both values.

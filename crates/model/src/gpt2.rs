@@ -6,8 +6,9 @@ use torch_ext::profiler::{Section, mark};
 
 use crate::config::ModelConfig;
 use crate::layers::{LayerNorm, Linear, Mlp};
-use crate::ops::{ForwardOptions, Ops, ResidualStream};
+use crate::ops::{ForwardOptions, Ops};
 use crate::parameters::Parameters;
+use crate::residual_stream::ResidualStream;
 
 /// Causal self-attention with H heads.
 #[derive(Debug)]

@@ -10,9 +10,9 @@ use crate::tensor::is_finite;
 /// Returns configuration and tensors of a Hugging Face directory, with floating-point tensors in
 /// `kind`. Edited senses are separate tensors.
 ///
-/// For a GPT-2, the inverse-layer scale is folded into the query weights and biases, and the flag is
-/// set to false, because several `transformers` releases ignore the flag in their default attention.
-/// (The modeling file that is exported with a Backpack applies the scale.)
+/// For a GPT-2, the inverse-layer scale is folded into the query weights and biases, and the flag
+/// is set to false, because several `transformers` releases ignore the flag in their default
+/// attention. (The modeling file that is exported with a Backpack applies the scale.)
 ///
 /// # Errors
 /// Names the tensor with a number that is too large for `kind`.

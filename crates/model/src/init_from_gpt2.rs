@@ -8,9 +8,9 @@ use crate::language_model::LanguageModel;
 
 /// Copies a GPT-2 into the body of a new Backpack with the same width, heads and layers. The sense
 /// network, the contextualization weights, and vocabulary rows that the GPT-2 does not have keep
-/// their values. Positions beyond those of the Backpack are not copied. If only the Backpack divides
-/// attention scores by (layer index + 1), its queries are multiplied by it, so that the body computes
-/// the same as the GPT-2.
+/// their values. Positions beyond those of the Backpack are not copied. If only the Backpack
+/// divides attention scores by (layer index + 1), its queries are multiplied by it, so that the
+/// body computes the same as the GPT-2.
 ///
 /// # Errors
 /// Names the key of the configurations that does not fit.

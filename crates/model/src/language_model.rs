@@ -76,9 +76,9 @@ impl LanguageModel {
         Ok(Self::new(config, parameters))
     }
 
-    /// Keeps bf16 copies of the weights if forward passes with these options would otherwise convert
-    /// the weights for each product. From then on, only an optimizer that also writes the copies
-    /// ([`Parameters::low_precision_copy`]) may change the weights.
+    /// Keeps bf16 copies of the weights if forward passes with these options would otherwise
+    /// convert the weights for each product. From then on, only an optimizer that also writes the
+    /// copies ([`Parameters::low_precision_copy`]) may change the weights.
     pub fn with_low_precision_copies(self, options: ForwardOptions) -> Self {
         if !self.ops(options).reads_low_precision_copies() {
             return self;
@@ -155,7 +155,8 @@ impl LanguageModel {
         }
     }
 
-    /// The output head: `[.., D]` -> logits `[.., V]` fp32, including the padding of the vocabulary.
+    /// The output head: `[.., D]` -> logits `[.., V]` fp32, including the padding of the
+    /// vocabulary.
     pub fn head(&self, hidden: &Tensor, options: ForwardOptions) -> Tensor {
         self.output_head(hidden, self.ops(options))
     }
@@ -197,8 +198,8 @@ impl LanguageModel {
     /// Returns an error for ids that do not fit into one forward pass.
     ///
     /// # Errors
-    /// There are no ids, more than `n_positions`, or an id outside the vocabulary; the message names
-    /// the id and its position.
+    /// There are no ids, more than `n_positions`, or an id outside the vocabulary; the message
+    /// names the id and its position.
     pub fn check_ids(&self, ids: &[i64]) -> Result<()> {
         let (vocab_size, context) = (self.config.vocab_size, self.config.n_positions);
         ensure!(!ids.is_empty(), "there are no tokens: give at least one");
@@ -264,7 +265,8 @@ impl LanguageModel {
     }
 }
 
-/// Number of tokens whose senses are computed at once for a table: 1,024 x 16 x 768 fp32 take 50 MB.
+/// Number of tokens whose senses are computed at once for a table: 1,024 x 16 x 768 fp32 take 50
+/// MB.
 const TABLE_CHUNK_TOKENS: i64 = 1_024;
 /// Number of rows of a table that are compared with the sense network.
 const TABLE_SAMPLE_ROWS: i64 = 16;
@@ -290,8 +292,8 @@ impl LanguageModel {
         table::write(path, config, kind, chunks)
     }
 
-    /// Replaces the sense network by a table that was written for this model. Edits still apply. For
-    /// evaluation only: no gradient passes through the table.
+    /// Replaces the sense network by a table that was written for this model. Edits still apply.
+    /// For evaluation only: no gradient passes through the table.
     ///
     /// # Errors
     /// The model is a GPT-2, the table cannot be read, or it has the senses of other weights.

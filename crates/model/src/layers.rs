@@ -1,11 +1,12 @@
-//! The parameters of the layers that the networks consist of. [`crate::ops`] computes with them.
+//! The parameters of the layers that the networks consist of. The module `ops` computes with them.
 
 use tch::{Kind, Tensor};
 use torch_ext::MatmulWeight;
 
 use crate::parameters::Parameters;
 
-/// A weight matrix of matrix products: the fp32 parameter, and its bf16 copy if the model keeps one.
+/// A weight matrix of matrix products: the fp32 parameter, and its bf16 copy if the model keeps
+/// one.
 #[derive(Debug)]
 pub(crate) struct Weight {
     master: Tensor,

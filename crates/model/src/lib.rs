@@ -18,6 +18,7 @@ mod layers;
 mod model_dir;
 mod ops;
 mod parameters;
+mod residual_stream;
 mod safetensors;
 mod seed;
 mod senses;

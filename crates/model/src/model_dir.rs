@@ -1,5 +1,5 @@
-//! Model directories: `config.json` and `model.safetensors`. A Hugging Face directory and a training
-//! checkpoint both are one.
+//! Model directories: `config.json` and `model.safetensors`. A Hugging Face directory and a
+//! training checkpoint both are one.
 
 use std::fs;
 use std::path::Path;
@@ -45,7 +45,8 @@ pub fn load_model(directory: &Path, device: Device) -> Result<LanguageModel> {
         .with_context(|| format!("{} does not fit its {CONFIG_FILE}", path.display()))
 }
 
-/// Writes `config.json` and `model.safetensors`, including edits of senses, to an existing directory.
+/// Writes `config.json` and `model.safetensors`, including edits of senses, to an existing
+/// directory.
 ///
 /// # Errors
 /// Names the file that cannot be written.

@@ -124,8 +124,8 @@ pub struct Parameters {
 }
 
 impl Parameters {
-    /// Draws initial parameters from `seed`, on the CPU and in the order of the table, so that they are
-    /// the same on every device.
+    /// Draws initial parameters from `seed`, on the CPU and in the order of the table, so that they
+    /// are the same on every device.
     pub fn initialize(config: &ModelConfig, seed: u64, device: Device) -> Self {
         tch::manual_seed(seed as i64);
         let options = (Kind::Float, Device::Cpu);
@@ -188,15 +188,16 @@ impl Parameters {
         }
     }
 
-    /// Keeps a bf16 copy of every matrix except the position embedding, which no matrix product reads.
+    /// Keeps a bf16 copy of every matrix except the position embedding, which no matrix product
+    /// reads.
     pub(crate) fn keep_low_precision_copies(&mut self) {
         let matrices = self.by_name.iter().filter(|(name, t)| t.dim() == 2 && !name.ends_with("wpe.weight"));
         self.low_precision_copies =
             matrices.map(|(name, t)| (name.clone(), t.detach().to_kind(Kind::BFloat16))).collect();
     }
 
-    /// Returns the bf16 copy of a parameter, if the model keeps one. Code that changes the parameter
-    /// must also write the copy.
+    /// Returns the bf16 copy of a parameter, if the model keeps one. Code that changes the
+    /// parameter must also write the copy.
     pub fn low_precision_copy(&self, name: &str) -> Option<Tensor> {
         self.low_precision_copies.get(name).map(Tensor::shallow_clone)
     }
@@ -289,8 +290,8 @@ mod tests {
             let tensor = parameters.get(&spec.name);
             let mean = tensor.mean(Kind::Double).double_value(&[]);
             let deviation = tensor.std(true).double_value(&[]);
-            // 0.02 / sqrt(2 * 8 layers) for layers whose output is added to a residual stream, and for
-            // the second layer of final_mlp, which the reference scales, too.
+            // 0.02 / sqrt(2 * 8 layers) for layers whose output is added to a residual stream, and
+            // for the second layer of final_mlp, which the reference scales, too.
             let want = match (spec.name.ends_with("c_proj.weight"), spec.shape.len()) {
                 (true, _) => 0.005,
                 (false, 2) => 0.02,

@@ -1,5 +1,5 @@
-//! Reading and writing of `.safetensors` files. Tensors are read one at a time, and the written bytes
-//! depend only on names and values.
+//! Reading and writing of `.safetensors` files. Tensors are read one at a time, and the written
+//! bytes depend only on names and values.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -108,8 +108,8 @@ fn kind_of(dtype: Dtype) -> Result<Kind> {
     })
 }
 
-/// Writes tensors (fp32, bf16, fp16 or int64) and syncs the file to disk. The bytes of one tensor are
-/// in memory at a time. An existing file is overwritten in place, so that an error may leave an
+/// Writes tensors (fp32, bf16, fp16 or int64) and syncs the file to disk. The bytes of one tensor
+/// are in memory at a time. An existing file is overwritten in place, so that an error may leave an
 /// incomplete file.
 ///
 /// # Errors
@@ -118,8 +118,8 @@ pub fn write_tensors<'a>(path: &Path, tensors: impl IntoIterator<Item = (&'a str
     write(path, tensors.into_iter().collect()).with_context(|| format!("{} cannot be written", path.display()))
 }
 
-/// Writes a file with one tensor, which may be larger than memory, and syncs it to disk. `chunks` are
-/// its rows along the first axis, in order.
+/// Writes a file with one tensor, which may be larger than memory, and syncs it to disk. `chunks`
+/// are its rows along the first axis, in order.
 ///
 /// # Errors
 /// Returns the error of a chunk, or names the file that cannot be written.

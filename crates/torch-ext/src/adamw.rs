@@ -63,8 +63,8 @@ pub struct AdamWTensors<'a> {
     pub updates: &'a Tensor,
 }
 
-/// The loss scale of an update, and whether to skip it. These are scalars on the parameters' device,
-/// so that the host does not wait for them.
+/// The loss scale of an update, and whether to skip it. These are scalars on the parameters'
+/// device, so that the host does not wait for them.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct UpdateGuard<'a> {
     /// Factor by which the loss was multiplied before the backward pass, fp32.
@@ -102,8 +102,8 @@ pub fn clipped_adamw(tensors: AdamWTensors<'_>, guard: UpdateGuard<'_>, options:
     }
     let copies: Vec<_> = tensors.low_precision_copies.iter().map(|copy| handle_or_null(copy.as_ref())).collect();
     let (mut norm, mut overflow) = (std::ptr::null_mut(), std::ptr::null_mut());
-    // SAFETY: lists of n live handles each. The shim writes only through them, and on success it has
-    // stored two tensors, which are now ours.
+    // SAFETY: lists of n live handles each. The shim writes only through them, and on success it
+    // has stored two tensors, which are now ours.
     unsafe {
         check(bpx_clipped_adamw(
             handles(tensors.parameters).as_ptr(),

@@ -18,9 +18,9 @@ impl MappedFile {
     /// The file cannot be opened or mapped.
     pub fn open(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
-        // SAFETY: the map is only read. This project writes a file under another name and then renames
-        // it, and never changes it in place. If another program truncates a mapped file, SIGBUS ends
-        // the process, as it does for every reader of a mapped file.
+        // SAFETY: the map is only read. This project writes a file under another name and then
+        // renames it, and never changes it in place. If another program truncates a mapped file,
+        // SIGBUS ends the process, as it does for every reader of a mapped file.
         unsafe { Mmap::map(&file) }.map(MappedFile)
     }
 }

@@ -26,8 +26,8 @@ pub fn version() -> Result<String, Error> {
     crate::load_cuda()?;
     let path = c_string(&plugin()?.to_string_lossy())?;
     let mut text = std::ptr::null_mut();
-    // SAFETY: a string that outlives the call. On success, the shim has stored a string, which is now
-    // ours.
+    // SAFETY: a string that outlives the call. On success, the shim has stored a string, which is
+    // now ours.
     unsafe {
         check(bpx_nccl_version(path.as_ptr(), &mut text))?;
         Ok(take_string(text))

@@ -1,5 +1,5 @@
-//! The fused operations of a training step on a CPU. Each can be differentiated once, and equals the
-//! composition of libtorch operations in its test.
+//! The fused operations of a training step on a CPU. Each can be differentiated once, and equals
+//! the composition of libtorch operations in its test.
 //!
 //! Activations are contiguous and fp32 or bf16. Their rows are tokens: N = B T. Parameters are fp32
 //! and receive fp32 gradients.
@@ -86,8 +86,8 @@ pub fn linear(x: &Tensor, weight: MatmulWeight<'_>, transposed: bool) -> Result<
     })
 }
 
-/// Returns `gelu(x W1 + b1) W2` with the tanh approximation; both weights are `[in, out]`. The caller
-/// adds the second bias.
+/// Returns `gelu(x W1 + b1) W2` with the tanh approximation; both weights are `[in, out]`. The
+/// caller adds the second bias.
 ///
 /// # Errors
 /// Shapes or types do not match.
@@ -180,9 +180,9 @@ pub const MAX_SENSES: i64 = 256;
 
 /// Returns the Backpack's weighted sum of the senses of earlier tokens, `[N, D]`.
 ///
-/// `qk [N, 2 D] + qk_bias` are the queries and keys of the contextualization weights. `senses [U, L D]`
-/// plus `senses_bias` are the senses of U distinct tokens. `rows [N]` (int64) has the row in `senses`
-/// of each token.
+/// `qk [N, 2 D] + qk_bias` are the queries and keys of the contextualization weights. `senses [U, L
+/// D]` plus `senses_bias` are the senses of U distinct tokens. `rows [N]` (int64) has the row in
+/// `senses` of each token.
 ///
 /// # Errors
 /// Shapes or types do not match, or there are more than [`MAX_SENSES`] senses.
@@ -210,11 +210,11 @@ pub fn weighted_sum_of_senses(
     })
 }
 
-/// Returns the mean cross-entropy, an fp32 scalar, of the logits `hidden [N, D] x weight [V, D]^T` and
-/// the targets `[N]` (int64). At most `chunk` rows of logits exist at once.
+/// Returns the mean cross-entropy, an fp32 scalar, of the logits `hidden [N, D] x weight [V, D]^T`
+/// and the targets `[N]` (int64). At most `chunk` rows of logits exist at once.
 ///
-/// Products are in the type of `hidden`; softmax and loss are in fp32. The forward pass also computes
-/// the gradients, and one backward pass returns them.
+/// Products are in the type of `hidden`; softmax and loss are in fp32. The forward pass also
+/// computes the gradients, and one backward pass returns them.
 ///
 /// # Errors
 /// Shapes do not match, a target is outside the vocabulary, or memory is exhausted.

@@ -31,8 +31,8 @@ pub fn load_cuda() -> Result<(), Error> {
     check(unsafe { bpx_load_cuda() })
 }
 
-/// Makes a GPU the default GPU of this process, which streams and NCCL use. Call it before any use of
-/// a GPU.
+/// Makes a GPU the default GPU of this process, which streams and NCCL use. Call it before any use
+/// of a GPU.
 ///
 /// # Errors
 /// CUDA is not loaded, or the GPU does not exist.
@@ -41,8 +41,8 @@ pub fn set_cuda_device(index: usize) -> Result<(), Error> {
     check(unsafe { bpx_set_cuda_device(index as i64) })
 }
 
-/// Flushes stdout and ends the process at once. No destructors run, because some would wait for ranks
-/// that have stopped.
+/// Flushes stdout and ends the process at once. No destructors run, because some would wait for
+/// ranks that have stopped.
 pub fn exit_now(code: i32) -> ! {
     let _ = std::io::stdout().flush();
     // SAFETY: ends the process.

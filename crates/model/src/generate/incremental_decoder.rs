@@ -41,9 +41,9 @@ impl<'m> IncrementalDecoder<'m> {
         }
     }
 
-    /// Appends at least one token and returns the logits `[V]` fp32 of the next one. If the sequence
-    /// is longer than the context, the model reads the last `n_positions` tokens, at positions from
-    /// 0. It then computes everything except the senses again for each token.
+    /// Appends at least one token and returns the logits `[V]` fp32 of the next one. If the
+    /// sequence is longer than the context, the model reads the last `n_positions` tokens, at
+    /// positions from 0. It then computes everything except the senses again for each token.
     pub fn append(&mut self, new: &[i64]) -> Tensor {
         self.append_scaled(new, None)
     }

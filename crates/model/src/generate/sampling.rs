@@ -43,15 +43,16 @@ impl Sampling {
         Ok(())
     }
 
-    /// Chooses the new token number `step`, from 0, given its logits. There is at least one logit, and
-    /// none is NaN.
+    /// Chooses the new token number `step`, from 0, given its logits. There is at least one logit,
+    /// and none is NaN.
     pub(super) fn choose(self, logits: &[f32], step: u64) -> usize {
         let mut order: Vec<usize> = (0..logits.len()).collect();
         match self {
             Sampling::Greedy => order.into_iter().fold(0, |best, id| if logits[id] > logits[best] { id } else { best }),
             Sampling::Random { temperature, top_k, top_p, seed } => {
                 let descending = |a: &usize, b: &usize| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b));
-                // Sorting a whole vocabulary takes milliseconds, about as long as computing a token.
+                // Sorting a whole vocabulary takes milliseconds, about as long as computing a
+                // token.
                 if let Some(k) = top_k.filter(|k| *k < order.len()) {
                     order.select_nth_unstable_by(k - 1, descending);
                     order.truncate(k);

@@ -8,8 +8,8 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 
 use crate::config::{Architecture, ModelConfig};
+use crate::import::source::{ImportSource, ImportedWeights, embedding_names};
 use crate::import::torch_file::TorchFile;
-use crate::import::{ImportSource, ImportedWeights, embedding_names};
 use crate::model_dir::{CONFIG_FILE, WEIGHTS_FILE, load_config};
 use crate::safetensors::read_tensors;
 
@@ -39,7 +39,7 @@ pub(super) fn read(directory: &Path) -> Result<ImportSource> {
         reader.read_file(&path)?;
     }
     let ShardedReader { weights, skipped, .. } = reader;
-    if config.architecture == Architecture::Gpt2 && weights.by_name.keys().any(|name| name.starts_with("backpack.")) {
+    if config.architecture == Architecture::Gpt2 && weights.names().any(|name| name.starts_with("backpack.")) {
         bail!(
             "{} has no num_senses and describes a GPT-2, but {} has the weights of a Backpack: they belong to different models",
             directory.join(CONFIG_FILE).display(),
@@ -140,9 +140,10 @@ impl HfNames {
         HfNames { known, architecture: config.architecture }
     }
 
-    /// Returns the name of the parameter for a name in a file. Copies of tied weights get the name of
-    /// their parameter. Names from classes without output head (`GPT2Model`, `BackpackGPT2Model`) get
-    /// the missing prefix. Unknown names stay the same, for the error message.
+    /// Returns the name of the parameter for a name in a file. Copies of tied weights get the name
+    /// of their parameter. Names from classes without output head (`GPT2Model`,
+    /// `BackpackGPT2Model`) get the missing prefix. Unknown names stay the same, for the error
+    /// message.
     fn canonical(&self, source: &str) -> String {
         let prefix = match self.architecture {
             Architecture::Backpack => "backpack.",

@@ -1,9 +1,9 @@
-//! Import of the authors' checkpoints: PyTorch Lightning pickles of a Backpack or its GPT-2 baseline,
-//! built from the blocks of flash-attn.
+//! Import of the authors' checkpoints: PyTorch Lightning pickles of a Backpack or its GPT-2
+//! baseline, built from the blocks of flash-attn.
 //!
-//! In flash-attn, a LayerNorm belongs to the addition before it. So `norm1` of a block is `ln_2` of the
-//! same block in GPT-2, `norm2` is `ln_1` of the next block or `ln_f`, and `ln_0` is `ln_1` of the
-//! first block.
+//! In flash-attn, a LayerNorm belongs to the addition before it. So `norm1` of a block is `ln_2` of
+//! the same block in GPT-2, `norm2` is `ln_1` of the next block or `ln_f`, and `ln_0` is `ln_1` of
+//! the first block.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::path::Path;
@@ -12,8 +12,8 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::config::{Architecture, GPT2_END_OF_TEXT, ModelConfig};
 use crate::import::pickle::{ObjectId, Pickle, Value};
+use crate::import::source::{ImportSource, ImportedWeights, embedding_names};
 use crate::import::torch_file::TorchFile;
-use crate::import::{ImportSource, ImportedWeights, embedding_names};
 use crate::model_dir::CONFIG_FILE;
 
 /// Number of heads of the published sizes by width: micro, mini, small.
@@ -127,8 +127,8 @@ fn body_prefix(architecture: Architecture) -> &'static str {
 }
 
 /// Returns the configuration and notes. The shapes determine most keys. The other keys come from
-/// `n_head`, from `neighbor`, the configuration next to the checkpoint, from the hyper-parameters, or
-/// from the published runs.
+/// `n_head`, from `neighbor`, the configuration next to the checkpoint, from the hyper-parameters,
+/// or from the published runs.
 fn infer(shapes: &Shapes, n_head: Option<i64>, neighbor: Option<ModelConfig>) -> Result<(ModelConfig, Vec<String>)> {
     let is_backpack = shapes.tensors.keys().any(|name| name.starts_with(body_prefix(Architecture::Backpack)));
     let architecture = if is_backpack { Architecture::Backpack } else { Architecture::Gpt2 };
@@ -296,8 +296,8 @@ fn body_layer(layer: &str, config: &ModelConfig) -> Option<(String, bool)> {
     Some((format!("{prefix}.h.{index}.{name}"), conv1d))
 }
 
-/// Returns the Hugging Face name of a layer of the sense network or of the contextualization weights,
-/// and whether it is a `Conv1D`.
+/// Returns the Hugging Face name of a layer of the sense network or of the contextualization
+/// weights, and whether it is a `Conv1D`.
 fn sense_layer(layer: &str) -> Option<(String, bool)> {
     let (name, conv1d) = match layer.strip_prefix("transformer.")? {
         "content_model.ln_0" => ("sense_network.ln", false),

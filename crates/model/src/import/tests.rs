@@ -1,13 +1,15 @@
 //! Tests of the import, with files that `tests/fixtures/import/make.py` wrote with torch, and with
 //! damaged ones.
 
+use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use tch::Kind as Type;
+use tch::{Kind, Tensor};
 
 use super::pickle::Pickle;
 use super::*;
+use crate::config::Architecture;
 use crate::ops::ForwardOptions;
 use crate::safetensors::{read_tensors, write_tensors};
 
@@ -68,7 +70,7 @@ fn half_precision_shards_become_fp32() {
     let index: serde_json::Value = serde_json::from_str(&index).unwrap();
     assert_same_tensors(&imported.model, |name, tensor| {
         let first = index["weight_map"][name].as_str().unwrap().contains("00001-of");
-        tensor.to_kind(if first { Type::Half } else { Type::BFloat16 }).to_kind(Type::Float)
+        tensor.to_kind(if first { Kind::Half } else { Kind::BFloat16 }).to_kind(Kind::Float)
     });
 }
 
@@ -225,8 +227,8 @@ fn weights_that_are_not_finite_are_rejected_by_name() {
 /// The name and the bytes of an entry.
 type TestEntry = (String, Vec<u8>);
 
-/// Creates an uncompressed zip archive with checksums of 0, which torch may write, so that changes of
-/// the entries pass the checksum test.
+/// Creates an uncompressed zip archive with checksums of 0, which torch may write, so that changes
+/// of the entries pass the checksum test.
 fn zip_from(entries: &[TestEntry]) -> Vec<u8> {
     let (mut file, mut directory) = (Vec::new(), Vec::new());
     for (name, bytes) in entries {
@@ -335,8 +337,8 @@ fn mutated_files_give_a_model_or_an_error() {
     let pickle = entries.iter().position(|(name, _)| name.ends_with("data.pkl")).unwrap();
     let mut accepted = 0;
     for round in 0..6_000 {
-        // Changes the pickle of an archive without checksums, or the whole file, or its end, where the
-        // directory is.
+        // Changes the pickle of an archive without checksums, or the whole file, or its end, where
+        // the directory is.
         let mut mutant = entries.clone();
         let mut bytes = original.clone();
         for _ in 0..=random(3) {

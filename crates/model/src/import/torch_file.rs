@@ -16,8 +16,8 @@ use super::zip::Archive;
 /// pickle of the number 0x1950a86a20f9469cfc6c.
 const LEGACY_MAGIC: &[u8] = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.";
 
-/// Maximum size of a pickle in bytes. A pickle has about 200 bytes per tensor, so this is far more than
-/// any checkpoint needs.
+/// Maximum size of a pickle in bytes. A pickle has about 200 bytes per tensor, so this is far more
+/// than any checkpoint needs.
 const MAX_PICKLE_BYTES: u64 = 32 << 20;
 
 /// An open file of `torch.save`. Opening reads the pickle; [`TorchFile::load`] reads a tensor.
@@ -35,7 +35,8 @@ impl TorchFile {
     /// Opens a file.
     ///
     /// # Errors
-    /// The file was not written by `torch.save`, is damaged, or refers to a function that runs code.
+    /// The file was not written by `torch.save`, is damaged, or refers to a function that runs
+    /// code.
     pub(super) fn open(path: &Path) -> Result<Self> {
         let mut start = Vec::new();
         File::open(path)?.take(LEGACY_MAGIC.len() as u64).read_to_end(&mut start)?;
@@ -125,7 +126,8 @@ impl TorchFile {
     }
 }
 
-/// Returns the number of values of the storage that a view needs: the index of its last value plus one.
+/// Returns the number of values of the storage that a view needs: the index of its last value plus
+/// one.
 fn view_end(offset: i64, size: &[i64], stride: &[i64]) -> Result<i64> {
     ensure!(size.len() == stride.len(), "its shape {size:?} and strides {stride:?} have different lengths");
     ensure!(

@@ -1,5 +1,5 @@
-//! The zip archives that `torch.save` writes: uncompressed entries, with zip64 records for large ones.
-//! Nothing is decompressed, so that no entry is larger than the file.
+//! The zip archives that `torch.save` writes: uncompressed entries, with zip64 records for large
+//! ones. Nothing is decompressed, so that no entry is larger than the file.
 
 use std::collections::BTreeMap;
 use std::fs::File;

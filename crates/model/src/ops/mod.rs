@@ -8,7 +8,6 @@
 //! Activations of B sequences of T positions are matrices `[B T, D]`, one row per token.
 
 mod options;
-mod residual_stream;
 
 use anyhow::Result;
 use tch::{Device, Kind, Reduction, Tensor};
@@ -18,7 +17,6 @@ use torch_ext::{LayerOutput, MatmulWeight};
 use crate::layers::{LayerNorm, Linear, Mlp, Weight};
 
 pub use options::{ForwardOptions, Kernels};
-pub(crate) use residual_stream::ResidualStream;
 
 /// Number of rows of logits that exist at once in training: 512 x 50,264 bf16 take 51 MB. On two
 /// cores, 1,024 rows were up to 3% faster, because the gradient of the weight is summed once per
@@ -181,8 +179,8 @@ impl Ops {
         attended.transpose(1, 2).flatten(2, 3).flatten(0, 1)
     }
 
-    /// Causal attention in each of B sequences, from `c_attn`, which projects x to queries, keys and
-    /// values: `[B T, D]` -> `[B T, D]`.
+    /// Causal attention in each of B sequences, from `c_attn`, which projects x to queries, keys
+    /// and values: `[B T, D]` -> `[B T, D]`.
     pub(crate) fn causal_attention(
         self,
         x: &Tensor,
@@ -237,9 +235,9 @@ impl Ops {
         query.matmul(&key.transpose(2, 3)).to_kind(Kind::Float) * (channels as f64).powf(-0.5)
     }
 
-    /// The contextualization weights alpha = softmax(q k^T / sqrt(channels)), causal, where `c_attn`
-    /// projects the hidden states `[B T, D]` to queries and keys of L senses: `[B, L, T, T]` fp32.
-    /// Each row is a distribution over the positions up to its own.
+    /// The contextualization weights alpha = softmax(q k^T / sqrt(channels)), causal, where
+    /// `c_attn` projects the hidden states `[B T, D]` to queries and keys of L senses: `[B, L, T,
+    /// T]` fp32. Each row is a distribution over the positions up to its own.
     pub(crate) fn sense_weights(self, hidden: &Tensor, c_attn: &Linear, num_senses: i64, sequences: i64) -> Tensor {
         let t = hidden.size()[0] / sequences;
         let qk = self.project_heads(hidden, c_attn, 2, num_senses, sequences);
@@ -264,8 +262,8 @@ impl Ops {
     ///
     /// The implementation calls the two closures in its own order, which decides the order of the
     /// dropout masks and of the backward pass. The fused kernels call `senses` first: the sense
-    /// network, which has a quarter of all parameters, then runs its backward pass after that of the
-    /// body, when the activations of the body are already freed.
+    /// network, which has a quarter of all parameters, then runs its backward pass after that of
+    /// the body, when the activations of the body are already freed.
     pub(crate) fn weighted_sum_of_senses(
         self,
         senses: impl FnOnce() -> TokenSenses,

@@ -10,8 +10,9 @@ pub enum Kernels {
     /// The definition in operations of libtorch: all logits at once, and the senses of every token.
     /// The tests compare the other kernels with it.
     Reference,
-    /// The same numbers with less work: the logits in chunks, each with its gradient, and the senses
-    /// of each distinct token once if dropout permits. On the CPU, every layer is a fused kernel.
+    /// The same numbers with less work: the logits in chunks, each with its gradient, and the
+    /// senses of each distinct token once if dropout permits. On the CPU, every layer is a fused
+    /// kernel.
     #[default]
     Fused,
 }

@@ -1,5 +1,5 @@
-//! Edits of sense vectors. An edit changes a token in every context and nothing else: embeddings and
-//! output head stay the same.
+//! Edits of sense vectors. An edit changes a token in every context and nothing else: embeddings
+//! and output head stay the same.
 
 use std::collections::BTreeMap;
 

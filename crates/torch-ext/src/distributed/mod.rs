@@ -1,11 +1,13 @@
 //! Process groups and the gradient reducer of PyTorch (`c10d`), without Python.
 //!
 //! [`ProcessGroup::join`] finds the other ranks through a store that rank 0 serves, and connects
-//! every rank with every other: with Gloo for CPU tensors and with NCCL for CUDA tensors. [`Reducer`]
-//! averages gradients over the ranks during the backward pass, as `DistributedDataParallel` does.
+//! every rank with every other: with Gloo for CPU tensors and with NCCL for CUDA tensors.
+//! [`Reducer`] averages gradients over the ranks during the backward pass, as
+//! `DistributedDataParallel` does.
 //!
-//! All ranks must make the same calls in the same order. A failed call breaks the group permanently:
-//! the process should report the error and end ([`exit_now`]). All ranks can then be started again.
+//! All ranks must make the same calls in the same order. A failed call breaks the group
+//! permanently: the process should report the error and end ([`exit_now`]). All ranks can then be
+//! started again.
 
 mod network;
 mod process_group;

@@ -45,8 +45,8 @@ pub fn local_address() -> Option<IpAddr> {
     addresses.map(|address| address.ip()).find(|address| TcpListener::bind((*address, 0)).is_ok())
 }
 
-/// Listens on `port`: on the loopback interface if `host` is a loopback address, because every client
-/// of the store can write to it, otherwise on all interfaces.
+/// Listens on `port`: on the loopback interface if `host` is a loopback address, because every
+/// client of the store can write to it, otherwise on all interfaces.
 pub(super) fn listen(host: &str, port: u16) -> Result<TcpListener, Error> {
     let listener = match loopback(host) {
         Some(address) => TcpListener::bind((address, port)),
@@ -83,8 +83,8 @@ pub(super) struct Route {
     pub(super) local: IpAddr,
 }
 
-/// Connects to `host:port`, where rank 0 listens. Retries until `timeout` after `begin`, because rank
-/// 0 may be started later.
+/// Connects to `host:port`, where rank 0 listens. Retries until `timeout` after `begin`, because
+/// rank 0 may be started later.
 pub(super) fn connect(host: &str, port: u16, rank: usize, begin: Instant, timeout: Duration) -> Result<Route, Error> {
     let mut delay = Duration::from_millis(20);
     loop {

@@ -60,8 +60,8 @@ pub enum ReduceOp {
 /// Maximum number of bytes that a broadcast sends at once: the value of DistributedDataParallel.
 const MAX_BROADCAST_BYTES: usize = 250 << 20;
 
-/// The process group of all ranks. They are connected by Gloo for CPU tensors and, if the device is a
-/// GPU, by NCCL for tensors on it.
+/// The process group of all ranks. They are connected by Gloo for CPU tensors and, if the device is
+/// a GPU, by NCCL for tensors on it.
 ///
 /// A failed operation breaks the group permanently: see the [module](crate::distributed).
 #[derive(Debug)]
@@ -69,8 +69,8 @@ pub struct ProcessGroup {
     raw: NonNull<RawGroup>,
     rank: usize,
     world_size: usize,
-    /// Whether to keep the group in memory on drop. The destructor of NCCL waits for the other ranks,
-    /// so it runs only after [`ProcessGroup::shutdown`].
+    /// Whether to keep the group in memory on drop. The destructor of NCCL waits for the other
+    /// ranks, so it runs only after [`ProcessGroup::shutdown`].
     keep_on_drop: bool,
     /// Serves the other ranks while the group of rank 0 lives.
     _store: TcpStore,
@@ -91,8 +91,9 @@ impl ProcessGroup {
     /// Joins the process group, and returns when all ranks are connected.
     ///
     /// # Errors
-    /// Rank 0 cannot be reached, its port is in use, ranks are missing after the timeout (the message
-    /// names them), the network interface does not exist, or NCCL cannot be loaded for a GPU.
+    /// Rank 0 cannot be reached, its port is in use, ranks are missing after the timeout (the
+    /// message names them), the network interface does not exist, or NCCL cannot be loaded for a
+    /// GPU.
     pub fn join(rendezvous: &Rendezvous<'_>, device: Device) -> Result<Self, Error> {
         let begin = Instant::now();
         // Before threads of NCCL end the process, they log the only message about the error.
@@ -105,8 +106,8 @@ impl ProcessGroup {
         let address = c_string(&store.address.to_string())?;
         let (rank, size, timeout) = (rendezvous.rank as i32, rendezvous.world_size as i32, millis(rendezvous.timeout));
         let mut raw = std::ptr::null_mut();
-        // SAFETY: a live store, and strings that outlive the call. On success, the shim has stored a
-        // group, which is now ours.
+        // SAFETY: a live store, and strings that outlive the call. On success, the shim has stored
+        // a group, which is now ours.
         check(unsafe {
             bpx_group_new(store.as_ptr(), rank, size, timeout, interfaces.as_ptr(), address.as_ptr(), &mut raw)
         })
@@ -156,9 +157,9 @@ impl ProcessGroup {
         check(unsafe { bpx_group_set_timeout(self.as_ptr(), millis(timeout)) })
     }
 
-    /// Combines the tensors of the ranks, which have the same shape and type, and stores the result in
-    /// `tensor` on every rank. On the CPU, returns when the operation is complete. On a GPU, returns
-    /// when it is queued: later operations on the GPU wait for it, and the host does not.
+    /// Combines the tensors of the ranks, which have the same shape and type, and stores the result
+    /// in `tensor` on every rank. On the CPU, returns when the operation is complete. On a GPU,
+    /// returns when it is queued: later operations on the GPU wait for it, and the host does not.
     ///
     /// # Errors
     /// A rank has stopped or does not respond in time, or `op` does not support the type.

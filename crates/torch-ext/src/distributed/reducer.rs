@@ -55,8 +55,8 @@ const FIRST_BUCKET_BYTES: usize = 1 << 20;
 pub struct ReducerStatistics {
     /// Bytes of gradients in each bucket, in the order in which they are reduced.
     pub bucket_bytes: Vec<usize>,
-    /// Whether the buckets follow the order in which gradients become ready, which is so from the second
-    /// step on.
+    /// Whether the buckets follow the order in which gradients become ready, which is so from the
+    /// second step on.
     pub rebuilt: bool,
     /// Number of the last step in the means; 0 for none.
     pub steps: u64,
@@ -90,12 +90,12 @@ impl Drop for Reducer {
 }
 
 impl Reducer {
-    /// Creates a reducer for these parameters, in buckets of about `bucket_bytes`. All ranks must call
-    /// it with the same parameters in the same order.
+    /// Creates a reducer for these parameters, in buckets of about `bucket_bytes`. All ranks must
+    /// call it with the same parameters in the same order.
     ///
     /// # Errors
-    /// A parameter appears twice, or the parameters of the ranks differ. In the second case, all ranks
-    /// return an error that names the parameter.
+    /// A parameter appears twice, or the parameters of the ranks differ. In the second case, all
+    /// ranks return an error that names the parameter.
     pub fn new(
         group: &ProcessGroup,
         names: &[String],
@@ -111,8 +111,8 @@ impl Reducer {
         let c_names: Vec<*const c_char> = c_names.iter().map(|name| name.as_ptr()).collect();
         let first = FIRST_BUCKET_BYTES.min(bucket_bytes) as i64;
         let mut raw = std::ptr::null_mut();
-        // SAFETY: a live group, and lists of n live tensors and strings. On success, the shim has stored
-        // a reducer, which is now ours.
+        // SAFETY: a live group, and lists of n live tensors and strings. On success, the shim has
+        // stored a reducer, which is now ours.
         check(unsafe {
             bpx_reducer_new(
                 group.as_ptr(),
@@ -128,8 +128,8 @@ impl Reducer {
         Ok(Reducer { raw, rank: group.rank() })
     }
 
-    /// Must be called before each forward pass. `reduces` is true for the last micro-batch of a step.
-    /// In one of these calls, the ranks agree on new buckets.
+    /// Must be called before each forward pass. `reduces` is true for the last micro-batch of a
+    /// step. In one of these calls, the ranks agree on new buckets.
     ///
     /// # Errors
     /// The step before is incomplete, or a rank has stopped or does not respond in time.
@@ -150,8 +150,8 @@ impl Reducer {
         self.check(unsafe { bpx_reducer_before_backward(self.raw.as_ptr()) })
     }
 
-    /// Must be called after the backward pass. If a rank has stopped, the backward pass itself returns
-    /// the error.
+    /// Must be called after the backward pass. If a rank has stopped, the backward pass itself
+    /// returns the error.
     ///
     /// # Errors
     /// Parameters received no gradient; the message names them.

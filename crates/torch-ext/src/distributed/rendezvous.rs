@@ -43,8 +43,8 @@ pub struct Rendezvous<'a> {
     pub world_size: usize,
     /// How long to wait for the other ranks.
     pub timeout: Duration,
-    /// Network interface that Gloo uses, or several separated by commas. `None`: the interfaces in the
-    /// variable GLOO_SOCKET_IFNAME, or else the interface that connects to rank 0.
+    /// Network interface that Gloo uses, or several separated by commas. `None`: the interfaces in
+    /// the variable GLOO_SOCKET_IFNAME, or else the interface that connects to rank 0.
     pub interface: Option<&'a str>,
     /// Name of this launch, which differs from that of all other launches.
     pub name: &'a str,
@@ -121,8 +121,8 @@ impl TcpStore {
         let text = c_string(&format!("{host} {unreachable}"))?;
         let size = rendezvous.world_size as i64;
         let mut members = std::ptr::null_mut();
-        // SAFETY: a live store, and a string that outlives the call. On success, the shim has stored a
-        // string, which is now ours.
+        // SAFETY: a live store, and a string that outlives the call. On success, the shim has
+        // stored a string, which is now ours.
         let members = unsafe {
             check(bpx_store_enter(self.as_ptr(), rendezvous.rank as i64, text.as_ptr()))
                 .map_err(|error| lost(rendezvous, &error))?;

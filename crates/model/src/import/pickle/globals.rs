@@ -1,5 +1,5 @@
-//! The classes and functions that a pickle may refer to, and their meaning for the import. Nothing is
-//! imported or called: a name is either in this table, or an inert label.
+//! The classes and functions that a pickle may refer to, and their meaning for the import. Nothing
+//! is imported or called: a name is either in this table, or an inert label.
 
 use anyhow::{Result, bail};
 use tch::Kind;
@@ -21,8 +21,8 @@ pub(in crate::import) enum Global {
     Dtype,
 }
 
-/// Modules with functions that run code or access the system. No checkpoint needs them, so a file that
-/// refers to one is rejected.
+/// Modules with functions that run code or access the system. No checkpoint needs them, so a file
+/// that refers to one is rejected.
 const FORBIDDEN_MODULES: [&str; 15] = [
     "os",
     "posix",

@@ -47,7 +47,8 @@ impl Pickle {
         self.first_opaque.as_deref()
     }
 
-    /// Iterates over the entries of a dictionary whose keys are texts. Other values have no entries.
+    /// Iterates over the entries of a dictionary whose keys are texts. Other values have no
+    /// entries.
     pub(in crate::import) fn entries(&self, id: ObjectId) -> impl Iterator<Item = (&str, ObjectId)> {
         let pairs: &[(ObjectId, ObjectId)] = match self.value(id) {
             Value::Dict(pairs) => pairs,

@@ -18,7 +18,8 @@ pub(in crate::import) enum Value {
     Int(i64),
     Float(f64),
     Text(Rc<str>),
-    /// A value that no model needs, with its description: bytes, or an integer of more than 64 bits.
+    /// A value that no model needs, with its description: bytes, or an integer of more than 64
+    /// bits.
     Other(&'static str),
     Tuple(Vec<ObjectId>),
     /// A list or a set.
@@ -41,8 +42,8 @@ pub(in crate::import) struct Storage {
     pub(in crate::import) length: i64,
 }
 
-/// A tensor: a strided view of a storage, with offset and strides in values. The numbers come from the
-/// file and must be checked before use.
+/// A tensor: a strided view of a storage, with offset and strides in values. The numbers come from
+/// the file and must be checked before use.
 #[derive(Debug, Clone, PartialEq)]
 pub(in crate::import) struct StorageView {
     pub(in crate::import) storage: Storage,

@@ -2,9 +2,9 @@
 //! nothing.
 //!
 //! It supports what `torch.save` writes: protocol 2, and protocols up to 5 for plain containers. A
-//! name outside the table of [`globals`] becomes a [`Value::Opaque`], and so does every object that is
-//! built with it. Each instruction adds at most one value, and a length must not exceed the remaining
-//! bytes, so that memory is proportional to the length of the pickle.
+//! name outside the table of [`globals`] becomes a [`Value::Opaque`], and so does every object that
+//! is built with it. Each instruction adds at most one value, and a length must not exceed the
+//! remaining bytes, so that memory is proportional to the length of the pickle.
 
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -31,8 +31,8 @@ pub(super) struct PickleVm<'a> {
 }
 
 impl PickleVm<'_> {
-    /// Runs the machine. Returns all values, the index of the outermost value, and the first unsupported
-    /// name.
+    /// Runs the machine. Returns all values, the index of the outermost value, and the first
+    /// unsupported name.
     pub(super) fn run(bytes: &[u8]) -> Result<(Vec<Value>, ObjectId, Option<Rc<str>>)> {
         let mut machine = PickleVm {
             bytes,

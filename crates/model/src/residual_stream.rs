@@ -3,8 +3,8 @@
 use tch::{Kind, Tensor};
 use torch_ext::LayerOutput;
 
-use super::Ops;
 use crate::layers::LayerNorm;
+use crate::ops::Ops;
 
 /// The residual stream: a sum, fp32 `[N, D]`, to which each layer adds its output. The last output
 /// is added together with the next LayerNorm, because the fused kernel does both at once.
