@@ -67,7 +67,7 @@ impl DistributedConfig {
 
 /// This process among those of the run.
 #[derive(Debug)]
-pub(crate) struct Collectives {
+pub struct Collectives {
     rank: usize,
     size: usize,
     /// None in a run of one.
@@ -77,8 +77,7 @@ pub(crate) struct Collectives {
 
 impl Collectives {
     /// The only process of a run.
-    #[cfg(test)]
-    pub(crate) fn alone() -> Self {
+    pub fn alone() -> Self {
         Collectives { rank: 0, size: 1, group: None, timeout: Duration::ZERO }
     }
 

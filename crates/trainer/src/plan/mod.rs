@@ -12,9 +12,9 @@ use model::ModelConfig;
 use serde::Serialize;
 
 use crate::config::{Config, DeviceKind};
-use crate::data::batch_reader::BatchLayout;
+use crate::data::batch::BatchLayout;
 use crate::perf::cost::{CostRates, RunCost};
-use crate::train::summary::flops_per_token;
+use crate::perf::flops::flops_per_token;
 
 pub use memory::MemoryEstimate;
 
@@ -135,7 +135,7 @@ impl RunPlan {
         let rate = request.tokens_per_second;
         ensure!(rate.is_none_or(|r| r.is_finite() && r > 0.0), "--tokens-per-second must be a number above 0");
         let length = config.data.sequence_length as u64;
-        let BatchLayout { sequences, micro_batch, accumulation } = config.batch.split(length, request.processes)?;
+        let BatchLayout { sequences, micro_batch, accumulation } = config.batch.layout(length, request.processes)?;
         let model = &config.model;
         let (steps, flops_per_token) = (config.schedule.max_steps, flops_per_token(model, length));
         let run_tokens = steps * config.batch.tokens_per_step;

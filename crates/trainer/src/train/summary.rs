@@ -1,4 +1,4 @@
-//! What a run will be, derived before it starts.
+//! The figures of a run that follow from its configuration, as printed at the start.
 
 use std::fmt;
 
@@ -6,59 +6,45 @@ use anyhow::Result;
 use model::ModelConfig;
 
 use crate::config::Config;
-use crate::data::batch_reader::BatchLayout;
+use crate::data::batch::BatchLayout;
+use crate::perf::flops::flops_per_token;
 
-/// The derived figures of a run.
+/// The figures of a run that follow from its configuration.
 #[derive(Debug, Clone)]
-pub struct RunSummary {
-    /// Trained values.
-    pub parameters: i64,
-    /// Training FLOPs per token, by the full formula.
-    pub flops_per_token: f64,
-    /// How a step is split.
-    pub split: BatchLayout,
+pub(crate) struct RunSummary {
+    /// Trained parameters.
+    pub(crate) parameters: i64,
+    /// Training FLOPs per token.
+    pub(crate) flops_per_token: f64,
+    /// The division of a step into micro-batches.
+    pub(crate) layout: BatchLayout,
     /// Tokens of the whole run.
-    pub tokens: u64,
-    /// Sequences in an epoch.
-    pub sequences_per_epoch: u64,
-    /// Passes over the data.
-    pub epochs: f64,
+    pub(crate) tokens: u64,
+    /// Sequences per epoch.
+    pub(crate) sequences_per_epoch: u64,
+    /// Epochs of the whole run.
+    pub(crate) epochs: f64,
     max_steps: u64,
     sequence_length: u64,
 }
 
-/// Training FLOPs per token at sequence length T: six per parameter of a product, the
-/// body's attention, and the contextualization with the mixing of senses. Positions are
-/// looked up, not multiplied.
-pub(crate) fn flops_per_token(model: &ModelConfig, sequence_length: u64) -> f64 {
-    let (d, t) = (model.n_embd as f64, sequence_length as f64);
-    let positions = (model.n_positions * model.n_embd) as f64;
-    let products = 6.0 * (model.num_parameters() as f64 - positions);
-    let attention = 12.0 * model.n_layer as f64 * d * t;
-    let senses = match model.architecture {
-        model::Architecture::Backpack => 6.0 * (t * d + model.num_senses as f64 * t * d),
-        model::Architecture::Gpt2 => 0.0,
-    };
-    products + attention + senses
-}
-
 impl RunSummary {
-    /// Of `config` for a model of this shape (`config.model`'s, save for what it leaves to
-    /// the weights it starts from).
+    /// Derives the figures of a run with a model of this shape, which is `config.model`'s unless
+    /// initial weights decide otherwise.
     ///
     /// # Errors
-    /// When the batch does not divide.
-    pub fn new(config: &Config, model: &ModelConfig, sequences_per_epoch: u64, world_size: u64) -> Result<Self> {
+    /// The batch cannot be divided into micro-batches.
+    pub(crate) fn new(config: &Config, model: &ModelConfig, sequences_per_epoch: u64, world_size: u64) -> Result<Self> {
         let sequence_length = config.data.sequence_length as u64;
-        let split = config.batch.split(sequence_length, world_size)?;
+        let layout = config.batch.layout(sequence_length, world_size)?;
         let max_steps = config.schedule.max_steps;
         Ok(RunSummary {
             parameters: model.num_parameters(),
             flops_per_token: flops_per_token(model, sequence_length),
-            split,
+            layout,
             tokens: max_steps * config.batch.tokens_per_step,
             sequences_per_epoch,
-            epochs: (max_steps * split.sequences) as f64 / sequences_per_epoch as f64,
+            epochs: (max_steps * layout.sequences) as f64 / sequences_per_epoch as f64,
             max_steps,
             sequence_length,
         })
@@ -67,8 +53,8 @@ impl RunSummary {
 
 impl fmt::Display for RunSummary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let BatchLayout { sequences, micro_batch, accumulation } = self.split;
-        writeln!(f, "model       {} parameters, {:.1} MFLOP a token", self.parameters, self.flops_per_token / 1e6)?;
+        let BatchLayout { sequences, micro_batch, accumulation } = self.layout;
+        writeln!(f, "model       {} parameters, {:.1} MFLOP per token", self.parameters, self.flops_per_token / 1e6)?;
         writeln!(
             f,
             "step        {} tokens = {sequences} sequences of {} = {accumulation} x {micro_batch} (accumulation x micro-batch)",
@@ -86,24 +72,14 @@ impl fmt::Display for RunSummary {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use model::Architecture as Network;
 
-    /// Reference point 26.
-    #[test]
-    fn flops_are_the_published_ones() {
-        let small = ModelConfig::default();
-        assert!((flops_per_token(&small, 512) / 1.115e9 - 1.0).abs() < 1e-3);
-        let gpt2 = ModelConfig { architecture: Network::Gpt2, ..small };
-        assert!((flops_per_token(&gpt2, 512) / 0.799e9 - 1.0).abs() < 1e-3);
-    }
-
+    /// OpenWebText has 9,035,582,198 training tokens: (9,035,582,198 - 1) / 512 sequences.
     #[test]
     fn the_published_run_is_5_80_epochs_of_openwebtext() {
-        // (9,035,582,198 - 1) / 512 blocks.
         let config = Config::example();
-        let plan = RunSummary::new(&config, &config.model, 17_647_621, 1).unwrap();
-        assert_eq!(plan.tokens, 52_428_800_000);
-        assert!((plan.epochs - 5.80).abs() < 0.005, "{}", plan.epochs);
-        assert!(plan.to_string().contains("64 x 16 (accumulation x micro-batch)"), "{plan}");
+        let summary = RunSummary::new(&config, &config.model, 17_647_621, 1).unwrap();
+        assert_eq!(summary.tokens, 52_428_800_000);
+        assert!((summary.epochs - 5.80).abs() < 0.005, "{}", summary.epochs);
+        assert!(summary.to_string().contains("64 x 16 (accumulation x micro-batch)"), "{summary}");
     }
 }
