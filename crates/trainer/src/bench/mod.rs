@@ -140,7 +140,7 @@ pub fn bench(config: &Config, options: &BenchOptions, on_line: &mut dyn FnMut(&s
         on_line("warning: checkpoint.init_from is not used: the weights are random");
     }
     let collectives = Collectives::join(world, &config.distributed, device)?;
-    let forward_options = config.pass();
+    let forward_options = config.forward_options();
     let model = LanguageModel::initialise(config.model.clone(), config.run.seed, device)?.prepare_for(forward_options);
     let optimizer = Optimizer::new(config.optimizer.clone(), &model);
     let context = StepContext {

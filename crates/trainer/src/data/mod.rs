@@ -30,7 +30,7 @@ impl DataSplits {
             Ok(split)
         };
         let (train, val) = (open(Split::Train)?, open(Split::Val)?);
-        let sequences_per_epoch = train.sequences(length);
+        let sequences_per_epoch = train.num_sequences(length);
         let order = SequenceOrder::new(config.order, sequences_per_epoch, seed);
         Ok(DataSplits { train, val, order, sequences_per_epoch })
     }

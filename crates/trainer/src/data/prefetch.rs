@@ -97,7 +97,7 @@ mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
     use std::time::Duration;
 
-    use data_prep::{Order, SequenceOrder, Split, TokenSplit};
+    use data_prep::{DataOrder, SequenceOrder, Split, TokenSplit};
     use tempfile::TempDir;
 
     use super::*;
@@ -115,7 +115,7 @@ mod tests {
         dir
     }
 
-    fn batches(dir: &Path, order: Order) -> BatchReader {
+    fn batches(dir: &Path, order: DataOrder) -> BatchReader {
         let split = TokenSplit::open(dir, Split::Train, 500).unwrap();
         BatchReader::new(split, SequenceOrder::new(order, SEQUENCES, 7), LENGTH)
     }
@@ -128,10 +128,10 @@ mod tests {
     #[test]
     fn prefetched_batches_equal_those_read_directly() {
         let dir = data_dir();
-        let direct = batches(dir.path(), Order::Shuffled);
+        let direct = batches(dir.path(), DataOrder::Shuffled);
         for start in [0u64, 33, 148] {
             let firsts = (start..start + 120).step_by(3);
-            let reader = batches(dir.path(), Order::Shuffled);
+            let reader = batches(dir.path(), DataOrder::Shuffled);
             let mut ahead = Prefetch::start(reader, firsts.clone(), 3, Device::Cpu).unwrap();
             for first in firsts {
                 let (inputs, targets) = ahead.next_batch().unwrap();
@@ -151,7 +151,7 @@ mod tests {
     #[test]
     fn an_error_is_returned_with_its_micro_batch() {
         let dir = data_dir();
-        let (direct, reader) = (batches(dir.path(), Order::Sequential), batches(dir.path(), Order::Sequential));
+        let (direct, reader) = (batches(dir.path(), DataOrder::Sequential), batches(dir.path(), DataOrder::Sequential));
         // Opening checks a small file, so the file is damaged afterwards. Token 43 is in sequence 5,
         // which is in the third micro-batch of two sequences.
         let file = std::fs::OpenOptions::new().write(true).open(dir.path().join("train.bin")).unwrap();
@@ -172,7 +172,7 @@ mod tests {
             let requested = Arc::new(AtomicU64::new(0));
             let counter = Arc::clone(&requested);
             let endless = (0u64..).inspect(move |_| _ = counter.fetch_add(1, Ordering::Relaxed));
-            let reader = batches(dir.path(), Order::Shuffled);
+            let reader = batches(dir.path(), DataOrder::Shuffled);
             let mut ahead = Prefetch::start(reader, endless, 1, Device::Cpu).unwrap();
             for _ in 0..taken {
                 let _ = ahead.next_batch().unwrap();
@@ -193,7 +193,7 @@ mod tests {
     fn a_panic_of_the_thread_is_an_error() {
         let dir = data_dir();
         let firsts = (0u64..).inspect(|&first| assert!(first < 2, "two at most"));
-        let mut ahead = Prefetch::start(batches(dir.path(), Order::Shuffled), firsts, 1, Device::Cpu).unwrap();
+        let mut ahead = Prefetch::start(batches(dir.path(), DataOrder::Shuffled), firsts, 1, Device::Cpu).unwrap();
         let _ = ahead.next_batch().unwrap();
         let _ = ahead.next_batch().unwrap();
         let error = ahead.next_batch().unwrap_err().to_string();

@@ -19,7 +19,7 @@ impl ReportedCounts {
     /// Returns the numbers at the start of a session, which earlier sessions have logged.
     pub(super) fn new(state: &TrainState) -> Self {
         let guard = &state.step_guard;
-        ReportedCounts { skipped: guard.skipped, spikes: guard.gauge.spikes, step: state.step }
+        ReportedCounts { skipped: guard.skipped, spikes: guard.stats.spikes, step: state.step }
     }
 }
 
@@ -30,13 +30,13 @@ impl Trainer<'_> {
     /// # Errors
     /// Too many consecutive steps were bad. A checkpoint from before them is saved.
     pub(super) fn read_step_stats(&mut self, result: &StepResult) -> Result<StepStats> {
-        let stats = self.train.step_guard.look(&result.loss, &result.grad_norm, &result.z_score)?;
+        let stats = self.train.step_guard.read_stats(&result.loss, &result.grad_norm, &result.z_score)?;
         self.report_skips(&stats);
         let max = self.config.step_guard.max_consecutive_bad_steps;
-        if max > 0 && stats.bad_in_row >= max {
+        if max > 0 && stats.consecutive_bad_steps >= max {
             let step = self.state.step;
-            let remedy = self.save_before_streak(stats.since_update)?;
-            let StepStats { loss, grad_norm, bad_in_row: bad, .. } = stats;
+            let remedy = self.save_before_streak(stats.steps_since_update)?;
+            let StepStats { loss, grad_norm, consecutive_bad_steps: bad, .. } = stats;
             bail!(
                 "{bad} consecutive bad steps up to step {step}, the last with loss {loss} and gradient norm {grad_norm} (step_guard.max_consecutive_bad_steps is {max}): lower optimizer.learning_rate or lengthen the warm-up, and {remedy}"
             );
@@ -50,7 +50,7 @@ impl Trainer<'_> {
         let (skipped, spikes) = (stats.skipped - self.reported.skipped, stats.spikes - self.reported.spikes);
         let first = (self.reported.step + 1).min(step);
         self.reported = ReportedCounts { skipped: stats.skipped, spikes: stats.spikes, step };
-        let StepStats { loss, grad_norm, z_score, since_update, .. } = *stats;
+        let StepStats { loss, grad_norm, z_score, steps_since_update, .. } = *stats;
         // A single event may be in an earlier step, if the run does not log every step.
         let is_this_step = z_score > self.config.step_guard.spike_z_score;
         match spikes {
@@ -63,7 +63,7 @@ impl Trainer<'_> {
         let scale = stats.loss_scale.map(|scale| format!(", the loss scale is now {scale}")).unwrap_or_default();
         match skipped {
             0 => {}
-            1 if since_update > 0 => {
+            1 if steps_since_update > 0 => {
                 self.log.info(&format!("skipped     step {step}: loss {loss:.4}, gradient norm {grad_norm:.2}{scale}"))
             }
             _ => self.log.info(&format!("skipped     {skipped} of the steps {first}-{step}{scale}")),

@@ -82,7 +82,7 @@ impl FitAttempt<'_> {
         let ids = Tensor::f_arange(rows * length, (Kind::Int64, self.device))?.f_remainder(model.vocab_size)?;
         let ids = ids.f_view([rows, length])?;
         tch::manual_seed(derive_seed(run.seed, &[i]) as i64);
-        self.model.loss(&ids, &ids, self.config.pass())?.f_backward().map_err(torch_ext::Error::from)?;
+        self.model.loss(&ids, &ids, self.config.forward_options())?.f_backward().map_err(torch_ext::Error::from)?;
         Ok(profiler::synchronise()?)
     }
 }

@@ -156,8 +156,8 @@ impl<'a> Trainer<'a> {
         let is_scaled = config.run.precision == Precision::Fp16;
         let train = StepContext {
             grad_reducer: GradReducer::new(collectives, &config.distributed, &optimizer)?,
-            step_guard: StepGuard::resume(&config.step_guard, is_scaled, device, &state.step_guard)?,
-            forward_options: config.pass(),
+            step_guard: StepGuard::from_state(&config.step_guard, is_scaled, device, &state.step_guard)?,
+            forward_options: config.forward_options(),
             model,
             optimizer,
             collectives,
@@ -275,7 +275,7 @@ impl<'a> Trainer<'a> {
     /// Returns whether this rank must stop: after a signal, or before the time limit.
     fn stop_requested(&self) -> bool {
         let Runtime { stop, time_limit, .. } = self.runtime;
-        stop.requested() || time_limit.reached(self.longest_step, self.checkpoints.estimated_save_time())
+        stop.requested() || time_limit.is_reached(self.longest_step, self.checkpoints.estimated_save_time())
     }
 
     /// Writes the metrics of a step and the progress line.
@@ -335,7 +335,7 @@ fn log_start(
     log: &mut RunLogger,
 ) {
     log.info(&summary.to_string());
-    if !data.train.is_checked() {
+    if !data.train.has_manifest() {
         log.info("warning     the data has no manifest.json, so it could not be verified");
     }
     let (machine, precision, peak) = (runtime.describe(), config.run.precision, peak_flops / 1e9);

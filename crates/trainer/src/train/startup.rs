@@ -112,10 +112,10 @@ pub(crate) fn settings_digest(config: &Config, world: &World, data: &DataSplits)
     let mut settings = BTreeMap::from([
         ("the program's version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
         ("the libtorch version".to_owned(), torch_ext::describe()?.version),
-        ("the launch id".to_owned(), world.token.clone()),
+        ("the launch id".to_owned(), world.launch_id.clone()),
         ("the data's manifest".to_owned(), data.train.manifest_sha256().unwrap_or("none").to_owned()),
-        ("the number of training tokens".to_owned(), data.train.tokens().to_string()),
-        ("the number of validation tokens".to_owned(), data.val.tokens().to_string()),
+        ("the number of training tokens".to_owned(), data.train.num_tokens().to_string()),
+        ("the number of validation tokens".to_owned(), data.val.num_tokens().to_string()),
     ]);
     let resolved = serde_json::to_value(config)?;
     for (section, keys) in resolved.as_object().into_iter().flatten() {
@@ -165,7 +165,7 @@ fn load_start(
         log.info(&line);
     }
     let manifest = data.train.manifest_sha256().map(str::to_owned);
-    let new = TrainState::new(&config.to_toml()?, serde_json::to_value(config)?, manifest, data.train.tokens())?;
+    let new = TrainState::new(&config.to_toml()?, serde_json::to_value(config)?, manifest, data.train.num_tokens())?;
     let new = TrainState { world_size: options.world.size as u64, ..new };
     let Some((path, saved)) = checkpoint else {
         let (model, optimizer) = prepare(config, initial_model(config, data, device)?);
@@ -184,14 +184,14 @@ fn allocate(config: &Config, message: StartMessage, device: Device) -> Result<St
     let shape = ModelConfig::from_hugging_face(&model_config)?;
     let (model, mut optimizer) = prepare(config, LanguageModel::initialise(shape, config.run.seed, device)?);
     if has_moments {
-        optimizer.resume_at(state.updates())?;
+        optimizer.set_update_count(state.updates())?;
     }
     Ok(Startup { model, optimizer, state, log: RunLogger::disabled(), resumed_from: None })
 }
 
 /// Returns a model that is ready for training, and its optimizer with zero moments.
 fn prepare(config: &Config, model: LanguageModel) -> (LanguageModel, Optimizer) {
-    let mut model = model.prepare_for(config.pass());
+    let mut model = model.prepare_for(config.forward_options());
     model.set_dropout(config.model.dropout);
     let optimizer = Optimizer::new(config.optimizer.clone(), &model);
     (model, optimizer)

@@ -88,9 +88,9 @@ pub fn training_step(
     }
     // All ranks now have the same gradients and loss, so they make the same decision.
     collectives.average(&loss)?;
-    let decision = step_guard.judge(&loss)?;
-    let update = optimizer.update(learning_rate, step_guard.conditions(&decision))?;
-    step_guard.count(&decision, &update)?;
+    let decision = step_guard.decide(&loss)?;
+    let update = optimizer.update(learning_rate, step_guard.update_guard(&decision))?;
+    step_guard.record(&decision, &update)?;
     lap("clip and optimiser");
     Ok(StepResult { loss, grad_norm: update.grad_norm, z_score: decision.z_score })
 }
