@@ -63,7 +63,7 @@ impl<'de> Deserialize<'de> for MicroBatchSize {
 
 /// The division of a step's sequences among ranks and micro-batches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BatchLayout {
+pub(crate) struct BatchLayout {
     /// Sequences per step over all ranks.
     pub sequences: u64,
     /// Sequences per micro-batch.

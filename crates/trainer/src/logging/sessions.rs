@@ -17,7 +17,7 @@ const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
 /// How a session ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum SessionOutcome {
+pub(crate) enum SessionOutcome {
     /// All steps are done.
     Finished,
     /// Stopped early, with a checkpoint.
@@ -28,7 +28,7 @@ pub enum SessionOutcome {
 
 /// The record of one call of `backpack train`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Session {
+pub(crate) struct Session {
     /// Start, in seconds since 1970.
     pub started: f64,
     /// Last heartbeat, in seconds since 1970.

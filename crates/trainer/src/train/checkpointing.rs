@@ -3,25 +3,8 @@
 use anyhow::{Result, bail};
 
 use super::Trainer;
-use crate::checkpoint::state::TrainState;
 use crate::optim::step_guard::StepStats;
 use crate::train::step::StepResult;
-
-/// The numbers of skipped steps and loss spikes that are already logged.
-pub(super) struct ReportedCounts {
-    skipped: u64,
-    spikes: u64,
-    /// The step up to which they are counted.
-    step: u64,
-}
-
-impl ReportedCounts {
-    /// Returns the numbers at the start of a session, which earlier sessions have logged.
-    pub(super) fn new(state: &TrainState) -> Self {
-        let guard = &state.step_guard;
-        ReportedCounts { skipped: guard.skipped, spikes: guard.stats.spikes, step: state.step }
-    }
-}
 
 impl Trainer<'_> {
     /// Reads the figures of a step and logs skipped steps and spikes. This is the only place where
@@ -31,7 +14,7 @@ impl Trainer<'_> {
     /// Too many consecutive steps were bad. A checkpoint from before them is saved.
     pub(super) fn read_step_stats(&mut self, result: &StepResult) -> Result<StepStats> {
         let stats = self.train.step_guard.read_stats(&result.loss, &result.grad_norm, &result.z_score)?;
-        self.report_skips(&stats);
+        self.skip_reporter.report(self.state.step, &stats, self.config.step_guard.spike_z_score, &mut self.log);
         let max = self.config.step_guard.max_consecutive_bad_steps;
         if max > 0 && stats.consecutive_bad_steps >= max {
             let step = self.state.step;
@@ -42,32 +25,6 @@ impl Trainer<'_> {
             );
         }
         Ok(stats)
-    }
-
-    /// Logs the steps that were skipped and the spikes since the last call.
-    fn report_skips(&mut self, stats: &StepStats) {
-        let step = self.state.step;
-        let (skipped, spikes) = (stats.skipped - self.reported.skipped, stats.spikes - self.reported.spikes);
-        let first = (self.reported.step + 1).min(step);
-        self.reported = ReportedCounts { skipped: stats.skipped, spikes: stats.spikes, step };
-        let StepStats { loss, grad_norm, z_score, steps_since_update, .. } = *stats;
-        // A single event may be in an earlier step, if the run does not log every step.
-        let is_this_step = z_score > self.config.step_guard.spike_z_score;
-        match spikes {
-            0 => {}
-            1 if is_this_step => self.log.info(&format!(
-                "spike       step {step}: loss {loss:.4}, {z_score:.1} standard deviations above the recent mean"
-            )),
-            _ => self.log.info(&format!("spike       {spikes} loss spikes in steps {first}-{step}")),
-        }
-        let scale = stats.loss_scale.map(|scale| format!(", the loss scale is now {scale}")).unwrap_or_default();
-        match skipped {
-            0 => {}
-            1 if steps_since_update > 0 => {
-                self.log.info(&format!("skipped     step {step}: loss {loss:.4}, gradient norm {grad_norm:.2}{scale}"))
-            }
-            _ => self.log.info(&format!("skipped     {skipped} of the steps {first}-{step}{scale}")),
-        }
     }
 
     /// Saves the state before the last `steps` steps, none of which changed the weights. Returns how

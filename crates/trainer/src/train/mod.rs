@@ -1,9 +1,11 @@
 //! The training run: its start, the training loop, validation and checkpoints.
 
 pub(crate) mod checkpointing;
+pub(crate) mod checks;
 pub(crate) mod find_micro_batch;
 pub(crate) mod options;
 pub(crate) mod runtime;
+pub(crate) mod skip_reporter;
 pub(crate) mod startup;
 pub(crate) mod step;
 pub(crate) mod summary;
@@ -32,15 +34,15 @@ use crate::optim::step_guard::{StepGuard, StepStats};
 use crate::perf::matmul_peak::matmul_peak;
 use crate::perf::profiler::Profiler;
 use crate::runtime::signals::Stop;
-use crate::runtime::time_limit::TimeLimit;
 use crate::time::human_duration;
-use crate::train::checkpointing::ReportedCounts;
+use crate::train::checks::{check_inputs, settings_digest};
 use crate::train::find_micro_batch::{FitAttempt, find_micro_batch};
 use crate::train::options::{TrainOptions, TrainOutcome};
 use crate::train::runtime::Runtime;
-use crate::train::startup::{archive_abandoned, check_init_from, initialize, settings_digest};
+use crate::train::skip_reporter::SkipReporter;
+use crate::train::startup::{archive_abandoned, initialize};
 use crate::train::step::{MicroBatch, StepContext, StepResult, training_step};
-use crate::train::summary::RunSummary;
+use crate::train::summary::{RunSummary, log_start};
 use crate::train::throughput::ThroughputTimer;
 
 /// Trains until `schedule.max_steps`, a stop signal, `options.stop_after` or the time limit. Every
@@ -74,21 +76,6 @@ pub fn train(config: &Config, options: &TrainOptions, stop: &Stop) -> Result<Tra
     Ok(outcome)
 }
 
-/// Opens the data and checks that the batch divides. Rank 0 checks the initial weights too. Writes
-/// nothing.
-fn check_inputs(
-    config: &Config,
-    options: &TrainOptions,
-    checkpoints: &CheckpointDir,
-) -> Result<(DataSplits, RunSummary)> {
-    let data = DataSplits::open(&config.data, config.model.vocab_size as usize, config.run.seed)?;
-    if options.world.rank == 0 {
-        check_init_from(config, checkpoints)?;
-    }
-    let summary = RunSummary::new(config, &config.model, data.sequences_per_epoch, options.world.size as u64)?;
-    Ok((data, summary))
-}
-
 /// A run that is ready for its next step.
 struct Trainer<'a> {
     config: &'a Config,
@@ -100,7 +87,7 @@ struct Trainer<'a> {
     batches: Prefetch,
     validation_data: TokenSplit,
     log: RunLogger,
-    reported: ReportedCounts,
+    skip_reporter: SkipReporter,
     checkpoints: CheckpointManager<'a>,
     timer: ThroughputTimer,
     longest_step: Duration,
@@ -163,7 +150,7 @@ impl<'a> Trainer<'a> {
             collectives,
         };
         Ok(Some(Trainer {
-            reported: ReportedCounts::new(&state),
+            skip_reporter: SkipReporter::new(state.step, &state.step_guard),
             timer: ThroughputTimer::start(state.step),
             // The profile of rank 0 stands for all ranks.
             profiler: Profiler::new(if collectives.is_first() { options.profile } else { 0 }),
@@ -322,28 +309,4 @@ impl<'a> Trainer<'a> {
 /// Returns whether something that happens every `every` steps is due after this step; 0 for never.
 fn is_due(every: u64, step: u64) -> bool {
     every > 0 && step.is_multiple_of(every)
-}
-
-/// Logs the summary of the run and its hardware.
-fn log_start(
-    config: &Config,
-    options: &TrainOptions,
-    runtime: &Runtime<'_>,
-    data: &DataSplits,
-    summary: &RunSummary,
-    peak_flops: f64,
-    log: &mut RunLogger,
-) {
-    log.info(&summary.to_string());
-    if !data.train.has_manifest() {
-        log.info("warning     the data has no manifest.json, so it could not be verified");
-    }
-    let (machine, precision, peak) = (runtime.describe(), config.run.precision, peak_flops / 1e9);
-    log.info(&format!("{machine}, {precision} matrix products at up to {peak:.0} GFLOP/s"));
-    if options.world.size > 1 {
-        log.info(&format!("processes   {}, rank 0 on {}", options.world.size, options.world.host));
-    }
-    if runtime.time_limit != TimeLimit::new(None, None) {
-        log.info(&format!("time        {}: the run stops with a checkpoint before", runtime.time_limit));
-    }
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use model::{Architecture, GPT2_END_OF_TEXT, LanguageModel, ModelConfig};
+use model::{GPT2_END_OF_TEXT, LanguageModel, ModelConfig};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
@@ -17,10 +17,10 @@ use crate::checkpoint::{self, verify, verify_model};
 use crate::config::Config;
 use crate::data::DataSplits;
 use crate::distributed::collectives::Collectives;
-use crate::distributed::world::World;
 use crate::logging::run_dir::RunDir;
 use crate::logging::run_logger::RunLogger;
 use crate::optim::adamw::Optimizer;
+use crate::train::checks::require_shape;
 use crate::train::options::{Resume, TrainOptions};
 
 /// What a rank needs before the first step. Model, optimizer and state are equal on all ranks.
@@ -100,44 +100,6 @@ pub(crate) fn archive_abandoned(
         log.info(&format!("archived    {} (from an abandoned branch of this run)", path.display()));
     }
     Ok(())
-}
-
-/// Returns all values that must be equal on all ranks, by name: every configuration key except those
-/// that may differ between machines, the data and the versions.
-///
-/// # Errors
-/// The version of libtorch cannot be read.
-pub(crate) fn settings_digest(config: &Config, world: &World, data: &DataSplits) -> Result<BTreeMap<String, String>> {
-    const PER_MACHINE: [&str; 2] = ["run.threads", "run.pin_threads"];
-    let mut settings = BTreeMap::from([
-        ("the program's version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
-        ("the libtorch version".to_owned(), torch_ext::describe()?.version),
-        ("the launch id".to_owned(), world.launch_id.clone()),
-        ("the data's manifest".to_owned(), data.train.manifest_sha256().unwrap_or("none").to_owned()),
-        ("the number of training tokens".to_owned(), data.train.num_tokens().to_string()),
-        ("the number of validation tokens".to_owned(), data.val.num_tokens().to_string()),
-    ]);
-    let resolved = serde_json::to_value(config)?;
-    for (section, keys) in resolved.as_object().into_iter().flatten() {
-        for (key, value) in keys.as_object().into_iter().flatten() {
-            settings.insert(format!("{section}.{key}"), value.to_string());
-        }
-    }
-    settings.retain(|key, _| !PER_MACHINE.contains(&key.as_str()));
-    Ok(settings)
-}
-
-/// Checks the shape of the weights that a new run would start from, without loading them.
-///
-/// # Errors
-/// The shape is not that of `[model]`.
-pub(crate) fn check_init_from(config: &Config, checkpoints: &CheckpointDir) -> Result<()> {
-    match &config.checkpoint.init_from {
-        Some(path) if checkpoints.list()?.is_empty() => {
-            require_shape(config, path, &model::load_config(path).context("checkpoint.init_from")?)
-        }
-        _ => Ok(()),
-    }
 }
 
 /// Does the work of rank 0: takes the run directory, and loads or creates model, optimizer and
@@ -288,15 +250,4 @@ fn initial_model(config: &Config, data: &DataSplits, device: Device) -> Result<L
     let initialized = model::graft_body(&model, &given);
     initialized.with_context(|| format!("the transformer cannot start from {}", path.display()))?;
     Ok(model)
-}
-
-/// Checks that initial weights have the shape of `[model]`.
-fn require_shape(config: &Config, path: &Path, shape: &ModelConfig) -> Result<()> {
-    // The transformer of a Backpack may start from a GPT-2, whose shape may differ more. It is
-    // checked when the weights are copied.
-    if (config.model.architecture, shape.architecture) == (Architecture::Backpack, Architecture::Gpt2) {
-        return Ok(());
-    }
-    let same = config.model.require_same_shapes(shape);
-    same.with_context(|| format!("checkpoint.init_from {} is not of [model]'s shape", path.display()))
 }

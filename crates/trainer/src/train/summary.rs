@@ -6,8 +6,13 @@ use anyhow::Result;
 use model::ModelConfig;
 
 use crate::config::Config;
+use crate::data::DataSplits;
 use crate::data::batch::BatchLayout;
+use crate::logging::run_logger::RunLogger;
 use crate::perf::flops::flops_per_token;
+use crate::runtime::time_limit::TimeLimit;
+use crate::train::options::TrainOptions;
+use crate::train::runtime::Runtime;
 
 /// The figures of a run that follow from its configuration.
 #[derive(Debug, Clone)]
@@ -66,6 +71,30 @@ impl fmt::Display for RunSummary {
             "run         {} steps, {} tokens, {:.2} epochs of {} sequences",
             self.max_steps, self.tokens, self.epochs, self.sequences_per_epoch
         )
+    }
+}
+
+/// Logs the summary of the run and its hardware.
+pub(crate) fn log_start(
+    config: &Config,
+    options: &TrainOptions,
+    runtime: &Runtime<'_>,
+    data: &DataSplits,
+    summary: &RunSummary,
+    peak_flops: f64,
+    log: &mut RunLogger,
+) {
+    log.info(&summary.to_string());
+    if !data.train.has_manifest() {
+        log.info("warning     the data has no manifest.json, so it could not be verified");
+    }
+    let (machine, precision, peak) = (runtime.describe(), config.run.precision, peak_flops / 1e9);
+    log.info(&format!("{machine}, {precision} matrix products at up to {peak:.0} GFLOP/s"));
+    if options.world.size > 1 {
+        log.info(&format!("processes   {}, rank 0 on {}", options.world.size, options.world.host));
+    }
+    if runtime.time_limit != TimeLimit::new(None, None) {
+        log.info(&format!("time        {}: the run stops with a checkpoint before", runtime.time_limit));
     }
 }
 
