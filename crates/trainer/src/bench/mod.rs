@@ -21,7 +21,7 @@ use crate::distributed::world::World;
 use crate::optim::adamw::Optimizer;
 use crate::optim::step_guard::StepGuard;
 use crate::perf::flops::flops_per_token;
-use crate::perf::matmul_peak::{THOROUGH, measure_matmul_peak, product};
+use crate::perf::matmul_peak::{BENCH_BUDGET, measure_matmul_peak, product};
 use crate::runtime::device::select_device;
 use crate::runtime::threads::set_threads;
 use crate::stats::median;
@@ -186,7 +186,7 @@ pub fn bench(config: &Config, options: &BenchOptions, on_line: &mut dyn FnMut(&s
     let shape = bench.context.model.config().clone();
     drop(bench); // frees the memory for the matrix products
     let [matmul_peak_flops] =
-        collectives.sum([measure_matmul_peak(config.run.precision.kind(), device, THOROUGH, product)?])?;
+        collectives.sum([measure_matmul_peak(config.run.precision.kind(), device, BENCH_BUDGET, product)?])?;
     let world_size = collectives.size();
     collectives.shutdown()?;
     let rates: Vec<f64> = step_seconds.iter().map(|seconds| config.batch.tokens_per_step as f64 / seconds).collect();

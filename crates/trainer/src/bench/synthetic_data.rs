@@ -43,9 +43,6 @@ impl SyntheticRows {
     }
 
     /// Returns the rows `first .. first + count` as inputs and targets, each `[count, T]` int64.
-    ///
-    /// # Errors
-    /// A libtorch call fails.
     pub(crate) fn read(&self, first: u64, count: u64, device: Device) -> Result<(Tensor, Tensor)> {
         let ids: Vec<i64> = (first..first + count).flat_map(|row| self.row(row)).collect();
         inputs_and_targets(&ids, self.sequence_length, device)

@@ -45,9 +45,6 @@ impl HostSnapshot {
 
     /// Copies weights and moments with all threads of the process. Waits for the current step of a
     /// GPU.
-    ///
-    /// # Errors
-    /// A libtorch call fails.
     pub(crate) fn copy_from(&mut self, model: &LanguageModel, optimizer: &Optimizer) -> Result<()> {
         self.config = model.config().clone();
         for ((_, copy), (_, tensor)) in self.weights.iter_mut().zip(model.parameters().iter()) {
