@@ -30,29 +30,29 @@ pub(crate) enum SessionOutcome {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Session {
     /// Start, in seconds since 1970.
-    pub started: f64,
+    pub(crate) started: f64,
     /// Last heartbeat, in seconds since 1970.
-    pub updated: f64,
+    pub(crate) updated: f64,
     /// Duration in seconds, by a monotonic clock.
-    pub seconds: f64,
+    pub(crate) seconds: f64,
     /// Steps of the run done before this session.
-    pub first_step: u64,
+    pub(crate) first_step: u64,
     /// Steps of the run done so far.
-    pub step: u64,
+    pub(crate) step: u64,
     /// The current activity, such as `training`.
-    pub phase: String,
+    pub(crate) phase: String,
     /// World size.
-    pub processes: u64,
+    pub(crate) processes: u64,
     /// CPU threads per process.
-    pub threads: usize,
+    pub(crate) threads: usize,
     /// `cpu` or `cuda`.
-    pub device: String,
+    pub(crate) device: String,
     /// Host name of rank 0.
-    pub host: String,
+    pub(crate) host: String,
     /// How the session ended. `None` while it runs, and forever if its process was killed.
-    pub end: Option<SessionOutcome>,
+    pub(crate) end: Option<SessionOutcome>,
     /// The error that ended the session.
-    pub error: Option<String>,
+    pub(crate) error: Option<String>,
 }
 
 /// The hardware of a session.

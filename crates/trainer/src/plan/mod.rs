@@ -19,7 +19,7 @@ use crate::perf::flops::flops_per_token;
 use crate::plan::warnings::{Estimates, warnings};
 use crate::runtime::device::DeviceKind;
 
-pub use memory::MemoryEstimate;
+use memory::MemoryEstimate;
 
 /// The inputs of a plan in addition to the configuration.
 #[derive(Debug, Clone, Default)]

@@ -24,7 +24,13 @@ impl fmt::Display for Threads {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let plural = |n| if n == 1 { "" } else { "s" };
         let (count, num_cpus, on) = (self.count, self.cpus.len(), if self.pinned { "pinned to" } else { "on" });
-        write!(f, "{count} thread{} {on} CPU{} {}", plural(count), plural(num_cpus), cpu_topology::list(&self.cpus))?;
+        write!(
+            f,
+            "{count} thread{} {on} CPU{} {}",
+            plural(count),
+            plural(num_cpus),
+            cpu_topology::format_cpus(&self.cpus)
+        )?;
         match self.local_ranks {
             LocalRanks { count: 1, .. } => Ok(()),
             LocalRanks { count, rank: Some(rank) } => write!(f, " (local rank {rank} of {count})"),
@@ -45,7 +51,7 @@ impl fmt::Display for Threads {
 pub fn set_threads(threads: usize, pin: bool, local_ranks: LocalRanks) -> Result<Threads> {
     ensure!(
         threads <= MAX_THREADS,
-        "cannot use {threads} threads: the maximum is {MAX_THREADS}; 0 uses all physical cores, shared among the local ranks"
+        "cannot use {threads} threads: at most {MAX_THREADS} are possible; 0 uses all physical cores, shared among the local ranks"
     );
     let threads = choose_threads(threads, pin, &CpuTopology::detect(local_ranks.count > 1), local_ranks);
     if threads.pinned {

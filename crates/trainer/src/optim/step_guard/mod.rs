@@ -14,7 +14,7 @@ use torch_ext::{UpdateGuard, UpdateStats};
 use crate::optim::loss_scaler::LossScaler;
 
 pub use config::StepGuardConfig;
-pub use state::StepGuardState;
+pub(crate) use state::StepGuardState;
 use state::{DeviceGuardStats, NUM_STATS, read_count, scalar};
 
 /// The values of a step that the host reads, in one synchronization with the device.
@@ -55,7 +55,7 @@ pub struct StepGuard {
 
 /// The decision about a step before its update.
 #[derive(Debug)]
-pub struct StepDecision {
+pub(crate) struct StepDecision {
     /// Whether the loss is finite, a bool scalar.
     finite: Tensor,
     /// Whether the loss is a spike, a bool scalar.

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 use crate::optim::loss_scaler::{LossScale, LossScaler};
 use crate::optim::step_guard::config::StepGuardConfig;
