@@ -278,7 +278,7 @@ mod tests {
         fs::write(&shard, flipped).unwrap();
         assert!(error(path, 100).contains("train-00001.bin is damaged"));
         fs::remove_file(&shard).unwrap();
-        assert!(error(path, 100).contains("manifest.json cannot open a shard that manifest.json lists"));
+        assert!(error(path, 100).contains("cannot open a shard that manifest.json lists"));
         fs::write(path.join(MANIFEST_FILE), "{").unwrap();
         assert!(error(path, 100).contains("manifest.json"));
         assert!(error(&path.join("none"), 100).contains("does not exist: create it with `backpack prepare-data"));
