@@ -53,12 +53,12 @@ fn configs_that_cannot_be_run() {
         ("batch.tokens_per_step=100", "not a multiple of data.sequence_length 32: use 96 or 128"),
         ("batch.micro_batch_size=3", "micro_batch 3 does not divide the 4 sequences"),
         ("step_guard.initial_loss_scale=0", "step_guard.initial_loss_scale is 0"),
-        ("model.num_senses=3", "does not divide by num_senses 3"),
+        ("model.num_senses=3", "must be a multiple of num_senses (3)"),
         ("data.sequence_length=64", "more than model.n_positions 32"),
         ("data.path=nowhere", "the data folder nowhere is not there"),
         ("data.path=docs", "holds neither manifest.json nor a plain train.bin"),
         ("model.vocab_size=300", "which is not below the model's vocabulary of 300"),
-        ("checkpoint.init_from=nowhere", "nowhere is not a folder"),
+        ("checkpoint.init_from=nowhere", "nowhere is not a directory"),
         ("logging.every_steps=0", "logging.every_steps is 0"),
         ("run.threads=100000", "at most 4096"),
         ("run.seed=-1", "run.seed: invalid value: integer `-1`, expected a whole number of at least 0"),
@@ -177,7 +177,7 @@ fn model_folders_that_lie() {
     };
     let error = config("\"vocab_size\": 311", "\"vocab_size\": 312");
     assert!(
-        error.contains("tensor backpack.gpt2_model.wte.weight has shape [311, 40], but config.json asks for [312, 40]"),
+        error.contains("tensor backpack.gpt2_model.wte.weight has shape [311, 40], but config.json requires [312, 40]"),
         "{error}"
     );
     assert!(config("\"n_layer\": 3", "\"n_layer\": 2").contains("h.2."));
@@ -201,7 +201,9 @@ fn model_folders_that_lie() {
     let missing = copy(&|folder| fs::remove_file(folder.join("config.json")).unwrap());
     assert!(missing.contains("config.json cannot be read"), "{missing}");
     assert!(
-        backpack(&["generate", "--model", "nowhere", "--prompt-ids", "1"]).error().contains("nowhere is not a folder")
+        backpack(&["generate", "--model", "nowhere", "--prompt-ids", "1"])
+            .error()
+            .contains("nowhere is not a directory")
     );
 }
 
@@ -211,12 +213,12 @@ fn prompts_that_cannot_be_taken() {
     let model = folder.to_str().unwrap();
     let ids = |ids: &str| backpack(&["generate", "--model", model, "--prompt-ids", ids]).error();
     for (text, why) in
-        [("", "the prompt is empty"), ("-1", "id -1 at place 0"), ("1,,2", "\"\" is no id"), ("x", "\"x\" is no id")]
+        [("", "the prompt is empty"), ("-1", "id -1 at position 0"), ("1,,2", "\"\" is no id"), ("x", "\"x\" is no id")]
     {
         assert!(ids(text).contains(why), "{text}");
     }
     backpack(&["generate", "--model", model, "--prompt-ids", "1, 2", "--max-new-tokens", "1"]).expect(0);
-    assert!(ids("1,311").contains("id 311 at place 1 is outside the model's vocabulary of 311"));
+    assert!(ids("1,311").contains("id 311 at position 1 is outside the model's vocabulary of 311"));
     assert!(ids(&vec!["1"; 33].join(",")).contains("33 tokens are more than the model's context of 32"));
     let error = backpack(&["generate", "--model", model, "--prompt", ""]).error();
     assert!(error.contains("the prompt is empty"), "{error}");
@@ -230,7 +232,7 @@ fn prompts_that_cannot_be_taken() {
         assert!(!scratch.path("dump.safetensors").exists());
         error
     };
-    assert!(dump(&["--ids", "400"]).contains("id 400 at place 0"));
+    assert!(dump(&["--ids", "400"]).contains("id 400 at position 0"));
     let file = scratch.path("ids.bin");
     write_ids(&file, &[1; 40]);
     assert!(dump(&["--ids-file", file.to_str().unwrap()]).contains("holds more ids than the model's context of 32"));

@@ -54,7 +54,7 @@ fn one_json_object_with_the_contract_s_keys() {
     assert!(report["parameters"].as_u64().is_some() && report["version"].is_string());
     assert!(report["libtorch"].as_str().unwrap().starts_with("2.13"));
     let parts = report["seconds_by_part"].as_object().unwrap();
-    assert!(parts.contains_key("data") && parts.contains_key("clip and optimiser"), "{parts:?}");
+    assert!(parts.contains_key("data") && parts.contains_key("clip and optimizer"), "{parts:?}");
     assert!(parts.values().all(|seconds| seconds.as_f64().unwrap() >= 0.0));
 
     // Warm-up included; from fresh weights, so near a uniform guess.

@@ -260,7 +260,7 @@ fn one_that_hangs_is_waited_for_no_longer_than_the_timeout() {
     hung.wait().unwrap();
     assert_eq!(codes, [1], "{}", processes.said(0));
     assert!(at.elapsed() > Duration::from_secs(1) && at.elapsed() < Duration::from_secs(8), "{:?}", at.elapsed());
-    assert!(processes.error(0).contains("another rank did not answer"), "{}", processes.error(0));
+    assert!(processes.error(0).contains("another rank did not respond"), "{}", processes.error(0));
 }
 
 #[test]

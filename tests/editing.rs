@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use model::{SENSES_FILE, read_tensors};
+use model::{SENSE_TABLE_FILE, read_tensors};
 use serde_json::{Value, json};
 
 use crate::support::{Scratch, backpack, fixture};
@@ -41,7 +41,7 @@ fn a_sense_table_generates_the_same_tokens_and_must_be_the_models() {
     let model = model.to_str().unwrap();
     backpack(&["export", "--checkpoint", model, "--output", &plain]).expect(0);
     backpack(&["export", "--checkpoint", model, "--output", &quick, "--senses"]).expect(0);
-    let table = scratch.path("quick").join(SENSES_FILE);
+    let table = scratch.path("quick").join(SENSE_TABLE_FILE);
     assert_eq!(read_tensors(&table).unwrap()["senses"].size(), [311, 4, 40]);
     let generate = |folder: &str| {
         backpack(&[
@@ -59,14 +59,14 @@ fn a_sense_table_generates_the_same_tokens_and_must_be_the_models() {
     assert_eq!(generate(&quick).expect(0).stdout, generate(&plain).expect(0).stdout);
     let other = scratch.text("other");
     backpack(&["export", "--checkpoint", fixture("no_inv_scale").to_str().unwrap(), "--output", &other]).expect(0);
-    fs::copy(&table, scratch.path("other").join(SENSES_FILE)).unwrap();
+    fs::copy(&table, scratch.path("other").join(SENSE_TABLE_FILE)).unwrap();
     let error = generate(&other).error();
     assert!(error.contains("senses.safetensors") && error.contains("but this model's senses are"), "{error}");
     // A table cut short is no table.
     let bytes = fs::read(&table).unwrap();
     fs::write(&table, &bytes[..bytes.len() - 5]).unwrap();
     let error = generate(&quick).error();
-    assert!(error.contains("senses.safetensors") && error.contains("cut short"), "{error}");
+    assert!(error.contains("senses.safetensors") && error.contains("truncated"), "{error}");
 }
 
 #[test]
@@ -99,7 +99,7 @@ fn edits_that_cannot_be_made_are_refused_by_their_place() {
         "{split}"
     );
     let large = r#"[{"token": 1, "sense": 0, "factor": 1e30}, {"token": 1, "sense": 0, "factor": 1e30}]"#;
-    assert!(error(large).contains("larger than a number can be"));
+    assert!(error(large).contains("make a sense infinite"));
     // A number that fp32 has and fp16 has not.
     fs::write(&edit, r#"[{"token": 1, "sense": 0, "factor": 1e9}]"#).unwrap();
     let out = scratch.text("out");

@@ -99,7 +99,7 @@ fn a_refused_file_leaves_nothing_and_runs_nothing() {
         ("evil", "posix.system, which runs code"),
         ("evil/callbacks.ckpt", "posix.system, which runs code"),
         ("evil/opaque_state.ckpt", "lm_head.weight is an object of argparse.Namespace"),
-        ("evil/old_format.ckpt", "torch.save it again"),
+        ("evil/old_format.ckpt", "save it again with torch.save"),
         ("nowhere", "does not exist"),
     ] {
         let (input, output) = (fixture(input), scratch.text("out/model"));

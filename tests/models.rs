@@ -186,9 +186,9 @@ fn a_dump_of_512_tokens_is_the_training_forward_pass() {
     let ids: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
     let model = checkpoint.to_str().unwrap();
     backpack(&["dump", "--model", model, "--ids-file", &scratch.text("ids.bin"), "--output", &output]).expect(0);
-    let loaded = model::load_folder(&checkpoint, tch::Device::Cpu).unwrap();
+    let loaded = model::load_model(&checkpoint, tch::Device::Cpu).unwrap();
     let pass = model::ForwardOptions { kernels: model::Kernels::Reference, ..model::ForwardOptions::evaluation() };
-    let logits = tch::no_grad(|| loaded.logits(&tch::Tensor::from_slice(&ids).unsqueeze(0), pass)).get(0);
+    let logits = tch::no_grad(|| loaded.logits(&tch::Tensor::from_slice(&ids).unsqueeze(0), options)).get(0);
     let difference = (logits - &read_tensors(output.as_ref()).unwrap()["logits"]).abs().max().double_value(&[]);
     assert!(difference < 1e-5, "{difference}");
 }

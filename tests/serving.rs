@@ -120,10 +120,10 @@ fn small_model() -> (TempDir, LanguageModel) {
         end_of_text: Some(model::GPT2_END_OF_TEXT),
         ..ModelConfig::default()
     };
-    let model = LanguageModel::initialise(config, 7, tch::Device::Cpu).unwrap();
+    let model = LanguageModel::initialize(config, 7, tch::Device::Cpu).unwrap();
     // Weights as they are drawn make all words equally likely, nearly.
     tch::no_grad(|| model.parameters().iter().for_each(|(_, tensor)| drop(tensor.shallow_clone().g_mul_scalar_(4.0))));
-    model::save_folder(&model, folder.path()).unwrap();
+    model::save_model(&model, folder.path()).unwrap();
     (folder, model)
 }
 

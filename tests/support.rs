@@ -27,14 +27,14 @@ pub(crate) fn write_model_of_words(folder: &Path) {
         end_of_text: Some(model::GPT2_END_OF_TEXT),
         ..model::ModelConfig::default()
     };
-    let model = model::LanguageModel::initialise(config, 3, tch::Device::Cpu).unwrap();
+    let model = model::LanguageModel::initialize(config, 3, tch::Device::Cpu).unwrap();
     for (_, parameter) in model.parameters().iter() {
         // Large enough for words to differ.
         let mut parameter = parameter.shallow_clone();
         tch::no_grad(|| parameter *= 10.0);
     }
     fs::create_dir_all(folder).unwrap();
-    model::save_folder(&model, folder).unwrap();
+    model::save_model(&model, folder).unwrap();
 }
 
 pub(crate) struct Scratch {

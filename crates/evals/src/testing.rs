@@ -29,7 +29,7 @@ pub(crate) fn config(architecture: Architecture) -> ModelConfig {
 
 /// One of random weights.
 pub(crate) fn model(architecture: Architecture) -> LanguageModel {
-    let model = LanguageModel::initialise(config(architecture), 3, Device::Cpu).unwrap();
+    let model = LanguageModel::initialize(config(architecture), 3, Device::Cpu).unwrap();
     for (_, parameter) in model.parameters().iter() {
         // Large enough for words to differ.
         let mut parameter = parameter.shallow_clone();

@@ -57,8 +57,7 @@ impl AppState {
 
     fn describe(&self) -> Value {
         let config = self.model.config();
-        let edited = self.model.backpack().and_then(|backpack| backpack.edited());
-        let edited: Vec<i64> = edited.map(|edited| edited.parts().0.to_vec()).unwrap_or_default();
+        let edited = self.model.edited_tokens();
         let parameters: i64 = self.model.parameters().iter().map(|(_, tensor)| tensor.numel() as i64).sum();
         json!({
             "name": self.name,

@@ -8,7 +8,9 @@
 use std::path::Path;
 use std::time::Instant;
 
-use model::{Architecture, ForwardOptions, LanguageModel, ModelConfig, SENSES_FILE, Sampling, generate, load_folder};
+use model::{
+    Architecture, ForwardOptions, LanguageModel, ModelConfig, SENSE_TABLE_FILE, Sampling, generate, load_model,
+};
 use tch::{Device, Tensor};
 
 const PROMPT: [i64; 1] = [464];
@@ -31,7 +33,7 @@ fn cached(model: &LanguageModel, tokens: usize) -> f64 {
 /// With a table of all words' senses, 1.2 GB for micro.
 fn with_table(model: &mut LanguageModel, tokens: usize) -> f64 {
     let folder = tempfile::tempdir().expect("a folder for the table");
-    let path = folder.path().join(SENSES_FILE);
+    let path = folder.path().join(SENSE_TABLE_FILE);
     model.write_sense_table(&path, tch::Kind::Float, &mut |_| ()).expect("room for the table");
     model.use_sense_table(&path).expect("the table just written");
     cached(model, tokens)
@@ -57,8 +59,8 @@ fn main() {
     tch::set_num_threads(std::thread::available_parallelism().map_or(1, usize::from) as i32);
     if let Some(folder) = arguments.next() {
         let folder = Path::new(&folder);
-        let mut model = load_folder(folder, Device::Cpu).expect("a model folder");
-        let table = folder.join(SENSES_FILE);
+        let mut model = load_model(folder, Device::Cpu).expect("a model folder");
+        let table = folder.join(SENSE_TABLE_FILE);
         if table.is_file() {
             model.use_sense_table(&table).expect("a table of this model");
         }
@@ -68,7 +70,7 @@ fn main() {
     println!("{tokens} tokens     with caches  recomputed   ratio  senses from a table  (tokens/s)");
     for (name, architecture) in [("micro Backpack", Architecture::Backpack), ("micro GPT-2", Architecture::Gpt2)] {
         let shape = ModelConfig { n_embd: 384, n_head: 6, n_layer: 6, architecture, ..ModelConfig::default() };
-        let mut model = LanguageModel::initialise(shape, 1, Device::Cpu).expect("the shapes are the paper's");
+        let mut model = LanguageModel::initialize(shape, 1, Device::Cpu).expect("the shapes are the paper's");
         let (with, without) = (cached(&model, tokens), recomputed(&model, tokens));
         let table = (architecture == Architecture::Backpack).then(|| with_table(&mut model, tokens));
         let table = table.map_or_else(String::new, |rate| format!("{rate:.0}"));

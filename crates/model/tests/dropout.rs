@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 use std::sync::Mutex;
 
-use model::{ForwardOptions, Kernels, LanguageModel, load_folder};
+use model::{ForwardOptions, Kernels, LanguageModel, load_model};
 use tch::{Device, Kind, Tensor};
 
 /// libtorch's generator is one per process: tests that draw take turns.
@@ -98,7 +98,7 @@ fn dropout_is_where_the_reference_has_it() {
     let _turn = GENERATOR.lock().unwrap();
     for set in ["inv_scale", "no_inv_scale", "one_sense"] {
         let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/backpack").join(set);
-        let model = load_folder(&folder, Device::Cpu).unwrap();
+        let model = load_model(&folder, Device::Cpu).unwrap();
         let ids = Tensor::arange(2 * 20, (Kind::Int64, Device::Cpu)).view([2, 20]) * 5;
         for p in [0.1, 0.5] {
             let pass = ForwardOptions { dropout: p, kernels: Kernels::Reference, ..ForwardOptions::evaluation() };
@@ -129,7 +129,7 @@ fn fused_dropout_has_the_plain_ones_mean_and_variance() {
     let draws = 400;
     for set in ["inv_scale", "no_inv_scale", "one_sense"] {
         let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/backpack").join(set);
-        let model = load_folder(&folder, Device::Cpu).unwrap();
+        let model = load_model(&folder, Device::Cpu).unwrap();
         let ids = Tensor::arange(2 * 20, (Kind::Int64, Device::Cpu)).view([2, 20]) * 5;
         let pass = ForwardOptions { dropout: 0.2, ..ForwardOptions::evaluation() };
         let plain = moments(&model, &ids, ForwardOptions { kernels: Kernels::Reference, ..pass }, draws);
@@ -149,7 +149,7 @@ fn fused_dropout_has_the_plain_ones_mean_and_variance() {
 fn shared_dropout_gives_a_repeated_token_one_mask() {
     let _turn = GENERATOR.lock().unwrap();
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/backpack/inv_scale");
-    let model = load_folder(&folder, Device::Cpu).unwrap();
+    let model = load_model(&folder, Device::Cpu).unwrap();
     let ids = Tensor::from_slice(&[5i64, 9, 5]).unsqueeze(0);
     let first_and_last = |share_sense_dropout| {
         let pass = ForwardOptions { dropout: 0.3, share_sense_dropout, ..ForwardOptions::evaluation() };

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use model::{
     ForwardOptions, IncrementalDecoder, Kernels, LanguageModel, Sampling, SenseChoice, SenseEdit, SenseOp, generate,
-    load_folder, read_tensors,
+    load_model, read_tensors,
 };
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
@@ -27,7 +27,7 @@ struct Fixture {
 fn fixture(set: &str) -> Fixture {
     let folder = folder(set);
     Fixture {
-        model: load_folder(&folder, Device::Cpu).unwrap(),
+        model: load_model(&folder, Device::Cpu).unwrap(),
         forward: read_tensors(&folder.join("forward.safetensors")).unwrap(),
         cases: serde_json::from_str(&std::fs::read_to_string(folder.join("cases.json")).unwrap()).unwrap(),
     }
@@ -132,7 +132,7 @@ fn decoding_token_by_token_equals_the_whole_forward_pass() {
             let mut decoder = IncrementalDecoder::new(&model, pass);
             let mut from = 0;
             for to in (5..=ids.len()).filter(|to| *to == 5 || *to > 9) {
-                let logits = decoder.push(&ids[from..to]);
+                let logits = decoder.append(&ids[from..to]);
                 from = to;
                 let window = &ids[to.saturating_sub(context)..to];
                 let want = tch::no_grad(|| model.logits(&Tensor::from_slice(window).unsqueeze(0), pass)).get(0).get(-1);
@@ -166,7 +166,7 @@ fn sense_edits_agree() {
                     assert_close(&format!("{set}: {which}"), &model.logits(ids, pass), &forward[want], 5e-5);
                 }
                 let row: Vec<i64> = Vec::try_from(ids.get(0)).unwrap();
-                let last = IncrementalDecoder::new(model, ForwardOptions::evaluation()).push(&row);
+                let last = IncrementalDecoder::new(model, ForwardOptions::evaluation()).append(&row);
                 assert_close(&format!("{set}: {which}, decoded"), &last, &forward[want].get(0).get(-1), 5e-5);
                 Ok(())
             };
@@ -209,8 +209,8 @@ fn edits_are_done_in_their_order_and_travel_with_the_model() {
     assert_close("edited twice", &after.get(0).get(1), &vector, 1e-6);
 
     let saved = tempfile::tempdir().unwrap();
-    model::save_folder(&model, saved.path()).unwrap();
-    let mut loaded = load_folder(saved.path(), Device::Cpu).unwrap();
+    model::save_model(&model, saved.path()).unwrap();
+    let mut loaded = load_model(saved.path(), Device::Cpu).unwrap();
     assert_close("loaded", &senses(&loaded), &after, 0.0);
     // What is undone is the further edit alone.
     let removed = loaded.with_edits(&[all(SenseOp::Scale(0.0))], |model| Ok(senses(model).get(0).abs().max())).unwrap();
@@ -242,7 +242,7 @@ fn a_sense_table_computes_what_the_network_does() {
     for set in SETS {
         let Fixture { mut model, forward, cases } = fixture(set);
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join(model::SENSES_FILE);
+        let path = folder.path().join(model::SENSE_TABLE_FILE);
         let (ids, _) = inputs_and_targets(&forward["tokens"]);
         let case = &cases["generation"][1];
         let (prompt, want) = (ids_of(&case["prompt"]), ids_of(&case["new_tokens"]));
@@ -266,7 +266,7 @@ fn a_sense_table_computes_what_the_network_does() {
         model.write_sense_table(&path, Kind::Float, &mut |_| ()).unwrap();
         model.use_sense_table(&path).unwrap();
         // Another model's are refused.
-        let mut other = LanguageModel::initialise(model.config().clone(), 1, Device::Cpu).unwrap();
+        let mut other = LanguageModel::initialize(model.config().clone(), 1, Device::Cpu).unwrap();
         let error = other.use_sense_table(&path).unwrap_err().to_string();
         assert!(error.contains("holds the senses of other weights"), "{error}");
     }
@@ -282,12 +282,12 @@ fn weights_of_senses_can_be_scaled_while_decoding() {
         let factors: Vec<f32> = window.iter().map(|&id| if id == 5 { 0.25 } else { 1.0 }).collect();
         Tensor::from_slice(&factors).unsqueeze(1).repeat([1, num_senses])
     };
-    let scaled = IncrementalDecoder::new(&model, ForwardOptions::evaluation()).push_scaled(&ids, Some(&mut scale));
+    let scaled = IncrementalDecoder::new(&model, ForwardOptions::evaluation()).append_scaled(&ids, Some(&mut scale));
     model.edit(&[SenseEdit { token: 5, sense: SenseChoice::All, op: SenseOp::Scale(0.25) }]).unwrap();
     assert_close(
         "as an edit",
         &scaled,
-        &IncrementalDecoder::new(&model, ForwardOptions::evaluation()).push(&ids),
+        &IncrementalDecoder::new(&model, ForwardOptions::evaluation()).append(&ids),
         5e-5,
     );
 }
@@ -320,7 +320,7 @@ fn too_many_ids_none_and_foreign_ones_are_refused() {
     let error = |ids: &[i64]| generate(&model, ids, 1, Sampling::Greedy).unwrap_err().to_string();
     assert_eq!(error(&[]), "there are no tokens: give at least one");
     assert_eq!(error(&[0; 33]), "33 tokens are more than the model's context of 32 (n_positions): give fewer");
-    assert_eq!(error(&[1, 311]), "id 311 at place 1 is outside the model's vocabulary of 311 (0 to 310)");
+    assert_eq!(error(&[1, 311]), "id 311 at position 1 is outside the model's vocabulary of 311 (0 to 310)");
 }
 
 #[test]
@@ -328,8 +328,8 @@ fn a_saved_model_has_the_same_tensors_and_config() {
     for set in SETS {
         let model = fixture(set).model;
         let saved = tempfile::tempdir().unwrap();
-        model::save_folder(&model, saved.path()).unwrap();
-        assert_eq!(load_folder(saved.path(), Device::Cpu).unwrap().config(), model.config());
+        model::save_model(&model, saved.path()).unwrap();
+        assert_eq!(load_model(saved.path(), Device::Cpu).unwrap().config(), model.config());
         let (before, after) = (folder(set).join(model::WEIGHTS_FILE), saved.path().join(model::WEIGHTS_FILE));
         assert_eq!(read_tensors(&before).unwrap(), read_tensors(&after).unwrap());
     }

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use tch::nn::{self, OptimizerConfig};
 use tch::{Device, Kind, Tensor};
-use torch_ext::{AdamW, AdamWTensors, ProductWeight, ResidualBranch, UpdateGuard, clipped_adamw, forget_grad};
+use torch_ext::{AdamW, AdamWTensors, LayerOutput, MatmulWeight, UpdateGuard, clear_grad, clipped_adamw};
 
 /// 4 x 512 tokens of the micro model.
 const SEQUENCES: i64 = 4;
@@ -54,8 +54,8 @@ impl Inputs {
     }
 
     /// A weight with the copy that ours reads.
-    fn weight(&self, i: usize) -> ProductWeight<'_> {
-        ProductWeight { master: &self.tensors[i], value: &self.copies[i] }
+    fn weight(&self, i: usize) -> MatmulWeight<'_> {
+        MatmulWeight { master: &self.tensors[i], operand: &self.copies[i] }
     }
 
     /// A parameter cast as autocast does, differentiably.
@@ -63,9 +63,9 @@ impl Inputs {
         self.tensors[i].to_kind(self.kind)
     }
 
-    fn forget_grads(&self) {
+    fn clear_grads(&self) {
         for t in self.tensors.iter().filter(|t| is_float(t)) {
-            forget_grad(t).expect("a leaf has a gradient to forget");
+            clear_grad(t).expect("a leaf has a gradient to forget");
         }
     }
 }
@@ -167,7 +167,7 @@ const OPERATIONS: [Operation; 8] = [
         },
         ours: |i| {
             let [stream, branch, branch_bias, weight, bias] = &i.tensors[..] else { unreachable!() };
-            let branch = ResidualBranch { value: branch.shallow_clone(), bias: Some(branch_bias.shallow_clone()) };
+            let branch = LayerOutput { value: branch.shallow_clone(), bias: Some(branch_bias.shallow_clone()) };
             let done = torch_ext::add_layer_norm(stream, Some(&branch), weight, bias, 1e-5, 0.0, i.kind);
             let (sum, normed) = done.expect("the shapes fit");
             vec![sum, normed]
@@ -179,14 +179,14 @@ const OPERATIONS: [Operation; 8] = [
         },
     },
     Operation {
-        name: "mix_senses",
+        name: "weighted_sum_of_senses",
         inputs: |kind| {
             let (qk, senses) = (activation(&[TOKENS, 2 * WIDTH], kind), activation(&[WORDS, SENSES * WIDTH], kind));
             vec![qk, parameter(&[2 * WIDTH]), senses, parameter(&[SENSES * WIDTH]), indices(WORDS)]
         },
         ours: |i| {
             let [qk, qk_bias, senses, bias, place] = &i.tensors[..] else { unreachable!() };
-            one(torch_ext::mix_senses(qk, qk_bias, senses, bias, place, SEQUENCES, SENSES))
+            one(torch_ext::weighted_sum_of_senses(qk, qk_bias, senses, bias, place, SEQUENCES, SENSES))
         },
         libtorch: |i| {
             let channels = WIDTH / SENSES;
@@ -219,7 +219,7 @@ fn main() {
     // As the program does: both sides allocate as in a training.
     torch_ext::keep_freed_memory();
     tch::manual_seed(1);
-    let kernels = torch_ext::describe().map_or_else(|error| error.to_string(), |d| d.kernels);
+    let kernels = torch_ext::build_info().map_or_else(|error| error.to_string(), |d| d.kernels);
     println!("{TOKENS} tokens of the micro model, {} threads, {kernels} kernels\n", tch::get_num_threads());
     println!("| operation | pass | type | ours ms | libtorch ms | ratio |\n|---|---|---|---|---|---|");
     for operation in OPERATIONS.iter().filter(|operation| is_wanted(operation.name)) {
@@ -268,7 +268,7 @@ fn agreed_directions(operation: &Operation, inputs: &Inputs) -> Vec<Tensor> {
 /// Seconds of both passes, and of little that is neither: between them stands, off the
 /// clock, the scalar that autograd starts from; one product with it is in the backward pass.
 fn forward_and_backward(f: fn(&Inputs) -> Vec<Tensor>, inputs: &Inputs, directions: &[Tensor]) -> f64 {
-    inputs.forget_grads();
+    inputs.clear_grads();
     let (forward, results) = timed(|| f(inputs));
     let scalar = if results[0].dim() == 0 {
         results[0].shallow_clone() // a loss is its own
@@ -336,7 +336,7 @@ fn compare_adamw(kind: Kind) -> (f64, f64) {
         grads: &grads,
         exp_avgs: &exp_avgs,
         exp_avg_sqs: &exp_avg_sqs,
-        copies: &copies,
+        low_precision_copies: &copies,
         weight_decays: &weight_decays,
         updates: &Tensor::from(0f32),
     };

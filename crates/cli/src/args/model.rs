@@ -7,7 +7,7 @@ use std::str::FromStr;
 use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
 use evals::Tokenizer;
-use model::{LanguageModel, ModelConfig, SENSES_FILE};
+use model::{LanguageModel, ModelConfig, SENSE_TABLE_FILE};
 use trainer::LocalRanks;
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -75,7 +75,7 @@ impl ModelArgs {
     /// The same, with senses from the folder's table where it has one.
     pub(crate) fn load_with_sense_table(&self) -> Result<LanguageModel> {
         let mut model = self.machine.load(&self.model)?;
-        let table = self.model.join(SENSES_FILE);
+        let table = self.model.join(SENSE_TABLE_FILE);
         if table.is_file() {
             model.use_sense_table(&table)?;
         }
@@ -111,7 +111,7 @@ impl DeviceArgs {
         };
         let device = trainer::select_device(device, local)?;
         trainer::verify_model(folder)?;
-        model::load_folder(folder, device)
+        model::load_model(folder, device)
     }
 }
 

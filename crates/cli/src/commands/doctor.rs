@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::Args;
 use evals::Tokenizer;
 use tch::{Cuda, Device, Kind};
-use torch_ext::{distributed, nccl, profiler};
+use torch_ext::{cuda_memory, distributed, nccl};
 
 /// Show what this program runs on: libtorch, threads, devices, distributed backends, tokenizer
 ///
@@ -17,7 +17,7 @@ pub(crate) struct Doctor {}
 impl Doctor {
     pub(crate) fn run(self) -> Result<()> {
         let threads = trainer::set_threads(0, true, trainer::LocalRanks::from_environment()?)?;
-        let torch = torch_ext::describe()?;
+        let torch = torch_ext::build_info()?;
         let mut out = io::stdout().lock();
         writeln!(out, "backpack     {}", crate::VERSION)?;
         writeln!(out, "libtorch     {} from {}", torch.version, library("libtorch_cpu.so"))?;
@@ -55,7 +55,7 @@ fn cuda() -> Vec<String> {
     }
     let gigabytes = |bytes: u64| bytes as f64 / 1e9;
     let count = Cuda::device_count().max(0) as usize;
-    let gpus = (0..count).map(|index| match profiler::device_memory(Device::Cuda(index)) {
+    let gpus = (0..count).map(|index| match cuda_memory::device_memory(Device::Cuda(index)) {
         Ok(Some(memory)) => {
             format!("GPU {index}: {:.1} of {:.1} GB free", gigabytes(memory.free), gigabytes(memory.total))
         }
@@ -94,7 +94,7 @@ fn nccl() -> String {
 /// What several processes speak by: where others would look for this machine.
 fn gloo() -> Vec<String> {
     let host = distributed::host_name();
-    let own = distributed::own_address();
+    let own = distributed::local_address();
     let stands_for = own.map_or("no address of its own".to_owned(), |address| address.to_string());
     let interfaces = match distributed::interfaces() {
         Ok(list) => list.iter().map(|(name, address)| format!("{name} {address}")).collect::<Vec<_>>().join(", "),

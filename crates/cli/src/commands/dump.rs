@@ -51,21 +51,21 @@ impl Dump {
         model.check_ids(&ids)?;
         let row = Tensor::from_slice(&ids);
         let input = row.unsqueeze(0).to_device(model.device());
-        let pass = ForwardOptions::evaluation();
+        let options = ForwardOptions::evaluation();
         let tensors = tch::no_grad(|| {
             let mut tensors = vec![("ids", row)];
             let hidden = match model.backpack() {
                 Some(backpack) => {
-                    let weights = backpack.contextualization(&input, pass);
-                    let senses = backpack.senses(&input, pass);
-                    let hidden = backpack.combine(&weights, &senses, pass);
+                    let weights = backpack.contextualization(&input, options);
+                    let senses = backpack.senses(&input, options);
+                    let hidden = backpack.combine_senses(&weights, &senses, options);
                     tensors.push(("contextualization", weights.get(0)));
                     tensors.push(("senses", senses.get(0)));
                     hidden
                 }
-                None => model.hidden(&input, pass),
+                None => model.hidden(&input, options),
             };
-            tensors.push(("logits", model.head(&hidden, pass).get(0).to_kind(Kind::Float)));
+            tensors.push(("logits", model.head(&hidden, options).get(0).to_kind(Kind::Float)));
             tensors
         });
         if let Some(parent) = self.output.parent() {

@@ -42,7 +42,7 @@ impl Import {
         let imported = model::import(&self.input, self.n_head)?;
         let mut copied = Vec::new();
         output.fill(|folder| {
-            model::save_folder(&imported.model, folder)?;
+            model::save_model(&imported.model, folder)?;
             for name in COMPANIONS {
                 let from = self.input.join(name);
                 if from.is_file() {

@@ -26,7 +26,7 @@ mod tests {
     #[allow(clippy::unwrap_used)] // a helper of tests; clippy exempts only test functions
     pub(super) fn fixture(set: &str) -> LanguageModel {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/backpack").join(set);
-        model::load_folder(&folder, Device::Cpu).unwrap()
+        model::load_model(&folder, Device::Cpu).unwrap()
     }
 
     /// C of words as `[word][sense][D]`, and E as `[id][D]`, for explicit loops.

@@ -81,8 +81,8 @@ impl<'m> Steering<'m> {
         }
         let ids = Tensor::from_slice(new).to_device(self.senses.device());
         // By the definition: the fused path makes senses of sixty-four words at a time.
-        let pass = ForwardOptions { kernels: Kernels::Reference, ..ForwardOptions::evaluation() };
-        let senses = self.backpack.senses(&ids.unsqueeze(0), pass).squeeze_dim(0);
+        let options = ForwardOptions { kernels: Kernels::Reference, ..ForwardOptions::evaluation() };
+        let senses = self.backpack.senses(&ids.unsqueeze(0), options).squeeze_dim(0);
         let embeddings = self.backpack.body().wte().index_select(0, &ids);
         let before = &self.come_true + came_true(&self.senses, &embeddings);
         self.embeddings = Tensor::cat(&[&self.embeddings, &embeddings], 0);

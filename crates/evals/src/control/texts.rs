@@ -71,7 +71,7 @@ pub fn words_about(
     is_word: impl Fn(i64) -> bool,
 ) -> Result<Vec<i64>> {
     let here = mean_probabilities(model, &[text.to_vec()])?;
-    let num_tokens = model.config().num_tokens() as usize;
+    let num_tokens = model.config().tokenizer_vocab_size() as usize;
     let least = LEAST_EXPECTED / num_tokens as f64;
     let stands_out = |id: &usize| here[*id] >= least && here[*id] > elsewhere[*id] && is_word(*id as i64);
     let mut words: Vec<usize> = (0..num_tokens).filter(stands_out).collect();

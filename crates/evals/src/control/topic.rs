@@ -46,7 +46,7 @@ pub fn score_pairs(
     topics: &[Vec<i64>],
     progress: &mut dyn FnMut(i64),
 ) -> Result<Vec<PairScores>> {
-    let (backpack, num_tokens) = (backpack_of(model)?, model.config().num_tokens());
+    let (backpack, num_tokens) = (backpack_of(model)?, model.config().tokenizer_vocab_size());
     for topic in topics {
         ensure!(!topic.is_empty(), "a topic has no words: give at least one");
         if let Some(id) = topic.iter().find(|id| !(0..num_tokens).contains(*id)) {

@@ -121,13 +121,13 @@ fn score_batch(model: &LanguageModel, requests: &[&ScoringRequest]) -> Result<Ve
     let rows = ScoredRows::of(requests, length);
     let mut scores = vec![Score { log_probability: 0.0, is_greedy: true }; requests.len()];
     tch::no_grad(|| -> Result<()> {
-        let (device, pass, vocab_size) = (model.device(), ForwardOptions::evaluation(), model.config().vocab_size);
+        let (device, options, vocab_size) = (model.device(), ForwardOptions::evaluation(), model.config().vocab_size);
         let ids = Tensor::f_from_slice(&ids)?.f_view([-1, length as i64])?.f_to_device(device)?;
-        let hidden = model.hidden(&ids, pass).f_flatten(0, 1)?;
+        let hidden = model.hidden(&ids, options).f_flatten(0, 1)?;
         let mut left = &rows.asked[..];
         for (chunk, places) in rows.places.chunks(POSITIONS_PER_PRODUCT).enumerate() {
             let places = Tensor::f_from_slice(places)?.f_to_device(device)?;
-            let mut logits = model.head(&hidden.f_index_select(0, &places)?, pass);
+            let mut logits = model.head(&hidden.f_index_select(0, &places)?, options);
             let (first, end) = (chunk * POSITIONS_PER_PRODUCT, (chunk + 1) * POSITIONS_PER_PRODUCT);
             let (asked, later) = left.split_at(left.partition_point(|asked| asked.row < end));
             left = later;
@@ -166,8 +166,8 @@ mod tests {
     /// Each request by itself, by the definition.
     fn alone(model: &LanguageModel, request: &ScoringRequest) -> Score {
         let ids = Tensor::from_slice(request.inputs()).unsqueeze(0);
-        let pass = ForwardOptions { kernels: Kernels::Reference, ..ForwardOptions::evaluation() };
-        let log_probabilities = tch::no_grad(|| model.logits(&ids, pass)).get(0).log_softmax(-1, Kind::Double);
+        let options = ForwardOptions { kernels: Kernels::Reference, ..ForwardOptions::evaluation() };
+        let log_probabilities = tch::no_grad(|| model.logits(&ids, options)).get(0).log_softmax(-1, Kind::Double);
         let mut score = Score { log_probability: 0.0, is_greedy: true };
         let first = (request.inputs().len() - request.targets().len()) as i64;
         for (position, &target) in (first..).zip(request.targets()) {

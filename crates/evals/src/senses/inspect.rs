@@ -85,7 +85,7 @@ pub fn sense_cosines(model: &LanguageModel, first: i64, second: i64) -> Result<V
 
 /// Logits `[.., V]` of ids that stand for tokens, without the padding.
 fn words_only(model: &LanguageModel, logits: &Tensor) -> Tensor {
-    logits.narrow(-1, 0, model.config().num_tokens())
+    logits.narrow(-1, 0, model.config().tokenizer_vocab_size())
 }
 
 /// The `top` highest, or lowest, of each row of `[N, V]`.
@@ -166,12 +166,14 @@ impl<'m> TextAnalysis<'m> {
     }
 
     fn from_position(model: &'m LanguageModel, context: &TextContext, first: usize) -> Result<Self> {
-        let (backpack, pass) = (backpack_of(model)?, ForwardOptions::evaluation());
+        let (backpack, options) = (backpack_of(model)?, ForwardOptions::evaluation());
         let (ids, weights) = (context.ids.clone(), context.weights.shallow_clone());
         let senses = sense_vectors(model, &ids)?;
         let logits = tch::no_grad(|| {
             let rows = weights.narrow(1, first as i64, (ids.len() - first) as i64);
-            model.head(&backpack.combine(&rows.unsqueeze(0), &senses.unsqueeze(0), pass), pass).squeeze_dim(0)
+            model
+                .head(&backpack.combine_senses(&rows.unsqueeze(0), &senses.unsqueeze(0), options), options)
+                .squeeze_dim(0)
         });
         ensure!(
             model::is_finite(&logits),
@@ -263,7 +265,7 @@ mod tests {
 
     fn fixture(set: &str) -> LanguageModel {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/backpack").join(set);
-        model::load_folder(&folder, Device::Cpu).unwrap()
+        model::load_model(&folder, Device::Cpu).unwrap()
     }
 
     const IDS: [i64; 6] = [5, 90, 5, 17, 200, 3];

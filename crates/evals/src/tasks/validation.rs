@@ -60,7 +60,7 @@ pub fn validate(
     model: &LanguageModel,
     split: &TokenSplit,
     sequences: Sequences,
-    pass: ForwardOptions,
+    options: ForwardOptions,
     progress: &mut dyn FnMut(u64, u64) -> Result<bool>,
 ) -> Result<Option<ValidationResult>> {
     let Sequences { length, most, batch, share } = sequences;
@@ -80,7 +80,7 @@ pub fn validate(
         }
         let rows = read_rows(split, first..first + count, length)?;
         let (ids, targets) = inputs_and_targets(&rows, length, model.device())?;
-        let loss = tch::no_grad(|| model.loss(&ids, &targets, pass))?.f_double_value(&[])?;
+        let loss = tch::no_grad(|| model.loss(&ids, &targets, options))?.f_double_value(&[])?;
         validated.sum += loss * count as f64;
         validated.sequences += count;
     }

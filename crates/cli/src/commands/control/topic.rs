@@ -123,7 +123,7 @@ impl Topic {
         let plain_perplexity = perplexity(&model, &prompt, &plain)?;
 
         let mut progress = LogProgress::new();
-        let all = model.config().num_tokens();
+        let all = model.config().tokenizer_vocab_size();
         let topics: Vec<Vec<i64>> = steered.iter().map(|topic| topic.ids.clone()).collect();
         let scores = score_pairs(&model, &topics, &mut |done| {
             progress.say(|| format!("scored the senses of {done} of {all} words"));

@@ -85,7 +85,7 @@ pub(super) fn first_tokens(
 /// # Errors
 /// Naming it.
 pub(super) fn check_token(word: &str, id: i64, model: &LanguageModel) -> Result<()> {
-    let num_tokens = model.config().num_tokens();
+    let num_tokens = model.config().tokenizer_vocab_size();
     ensure!(
         id < num_tokens,
         "\"{word}\" is token {id}, outside the model's vocabulary of {num_tokens}: name its own tokenizer with --tokenizer"

@@ -74,7 +74,7 @@ pub(crate) fn generation_config_json(config: &ModelConfig) -> Value {
         json["eos_token_id"] = id.into();
         json["pad_token_id"] = id.into();
     }
-    let padding: Vec<i64> = (config.num_tokens()..config.vocab_size).collect();
+    let padding: Vec<i64> = (config.tokenizer_vocab_size()..config.vocab_size).collect();
     if !padding.is_empty() {
         json["suppress_tokens"] = padding.into();
     }
@@ -126,10 +126,10 @@ pub(crate) fn model_card(config: &ModelConfig, state: Option<&TrainState>, has_p
          probabilities = torch.softmax(model(ids).logits, dim=-1)\nprint(probabilities)\n```\n",
         config.vocab_size, config.n_positions
     );
-    if config.num_tokens() == GPT2_END_OF_TEXT + 1 && config.vocab_size > config.num_tokens() {
+    if config.tokenizer_vocab_size() == GPT2_END_OF_TEXT + 1 && config.vocab_size > config.tokenizer_vocab_size() {
         card += &format!(
             "\nThe last {} rows of the vocabulary are padding: inside the softmax, never generated.\n",
-            config.vocab_size - config.num_tokens()
+            config.vocab_size - config.tokenizer_vocab_size()
         );
     }
     card

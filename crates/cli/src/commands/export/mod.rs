@@ -7,9 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use evals::Tokenizer;
-use model::{
-    Architecture, Backpack, CONFIG_FILE, LanguageModel, ModelConfig, SENSES_FILE, WEIGHTS_FILE, write_tensors,
-};
+use model::{Architecture, CONFIG_FILE, LanguageModel, ModelConfig, SENSE_TABLE_FILE, WEIGHTS_FILE, write_tensors};
 use serde_json::json;
 
 use crate::args::model::{DeviceArgs, TextArgs};
@@ -69,7 +67,7 @@ impl Export {
     fn write_model(&self, model: &LanguageModel, folder: &Path, has_tokenizer: bool) -> Result<()> {
         let (config, tensors) = model::export_tensors(model, self.dtype.kind())?;
         write_tensors(&folder.join(WEIGHTS_FILE), tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)))?;
-        let edited = model.backpack().and_then(Backpack::edited).map_or(0, |edited| edited.parts().0.len());
+        let edited = model.edited_tokens().len();
         write_json(folder, CONFIG_FILE, &hugging_face::config_json(&config, self.dtype, has_tokenizer, edited))?;
         write_json(folder, "generation_config.json", &hugging_face::generation_config_json(&config))?;
         if config.architecture == Architecture::Backpack {
@@ -81,8 +79,8 @@ impl Export {
             let mut progress = LogProgress::new();
             let all = config.vocab_size;
             // Of the weights as they were written, which may have been rounded.
-            let written = model::load_folder(folder, model.device())?;
-            written.write_sense_table(&folder.join(SENSES_FILE), self.dtype.kind(), &mut |done| {
+            let written = model::load_model(folder, model.device())?;
+            written.write_sense_table(&folder.join(SENSE_TABLE_FILE), self.dtype.kind(), &mut |done| {
                 progress.say(|| format!("senses of {done} of {all} words"));
             })?;
         }
