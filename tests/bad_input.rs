@@ -30,9 +30,9 @@ fn text_that_cannot_be_prepared() {
     assert!(prepare("a.jsonl", b"{\"text\": \"ok\"}\n{\"text\": \n").contains("a.jsonl line 2"));
     assert!(prepare("b.txt", b"caf\xe9").contains("b.txt is not UTF-8 at byte 3"));
     assert!(prepare("c.jsonl", b"").contains("the corpus is empty"));
-    assert!(prepare("d.parquet", b"PAR1 and then nothing").contains("d.parquet of 21 bytes cannot be read as parquet"));
+    assert!(prepare("d.parquet", b"PAR1 and then nothing").contains("d.parquet (21 bytes) as parquet"));
     let error = backpack(&["prepare-data", "--input", "none.jsonl", "--output", &out]).error();
-    assert!(error.contains("no such file or folder: none.jsonl"), "{error}");
+    assert!(error.contains("no such file or directory: none.jsonl"), "{error}");
     fs::create_dir(scratch.path("full")).unwrap();
     write_ids(&scratch.path("full/train-00000.bin"), &[1, 2, 3]);
     let error = backpack(&["prepare-data", "--input", "data/demo.jsonl", "--output", &scratch.text("full")]).error();
@@ -55,8 +55,8 @@ fn configs_that_cannot_be_run() {
         ("step_guard.initial_loss_scale=0", "step_guard.initial_loss_scale is 0"),
         ("model.num_senses=3", "must be a multiple of num_senses (3)"),
         ("data.sequence_length=64", "more than model.n_positions 32"),
-        ("data.path=nowhere", "the data folder nowhere is not there"),
-        ("data.path=docs", "holds neither manifest.json nor a plain train.bin"),
+        ("data.path=nowhere", "the data directory nowhere does not exist"),
+        ("data.path=docs", "contains neither manifest.json nor train.bin"),
         ("model.vocab_size=300", "which is not below the model's vocabulary of 300"),
         ("checkpoint.init_from=nowhere", "nowhere is not a directory"),
         ("logging.every_steps=0", "logging.every_steps is 0"),
@@ -101,7 +101,7 @@ fn data_that_does_not_fit() {
     let error = backpack(&["eval", "--model", model.to_str().unwrap(), "--task", "val", "--data", &data]).error();
     assert!(error.contains("too few for one sequence"), "{error}");
     let error = backpack(&["eval", "--model", model.to_str().unwrap(), "--task", "val", "--data", "nowhere"]).error();
-    assert!(error.contains("the data folder nowhere is not there"), "{error}");
+    assert!(error.contains("the data directory nowhere does not exist"), "{error}");
 
     let shards = scratch.text("shards");
     backpack(&["prepare-data", "--input", "data/demo.jsonl", "--output", &shards, "--val-fraction", "0.05"]).expect(0);
