@@ -154,7 +154,7 @@ fn every_question_is_answered_with_what_the_model_says() {
     let token = senses["token"].as_i64().unwrap();
     assert_eq!(senses["word"], " house");
     assert_eq!(senses["senses"].as_array().unwrap().len(), 4);
-    for (got, want) in senses["senses"].as_array().unwrap().iter().zip(evals::senses_of(&model, token, 5).unwrap()) {
+    for (got, want) in senses["senses"].as_array().unwrap().iter().zip(evals::sense_views(&model, token, 5).unwrap()) {
         assert!(close(&got["norm"], want.norm));
         assert_eq!(tokens(&got["raises"]), want.raises.iter().map(|w| w.id).collect::<Vec<_>>());
         assert_eq!(tokens(&got["lowers"]), want.lowers.iter().map(|w| w.id).collect::<Vec<_>>());
@@ -162,9 +162,9 @@ fn every_question_is_answered_with_what_the_model_says() {
 
     let read = server.ask("reading", json!({ "text": TEXT, "position": 4, "top": 3 }));
     let ids = tokens(&read["tokens"]);
-    let reading = evals::TextAnalysis::of(&model, &ids).unwrap();
+    let reading = evals::TextAnalysis::new(&model, &ids).unwrap();
     assert_eq!((read["next"].as_array().unwrap().len(), read["weights"].as_array().unwrap().len()), (3, 4));
-    for (got, want) in read["next"].as_array().unwrap().iter().zip(reading.next(4, 3).unwrap()) {
+    for (got, want) in read["next"].as_array().unwrap().iter().zip(reading.next_tokens(4, 3).unwrap()) {
         assert_eq!(got["token"], want.id);
         assert!(close(&got["logit"], want.logit) && close(&got["probability"], want.probability));
     }
@@ -201,9 +201,9 @@ fn every_question_is_answered_with_what_the_model_says() {
     let edit = SenseEdit { token, sense: SenseChoice::All, op: SenseOp::Scale(0.0) };
     let last = ids.len() - 1;
     let after = model
-        .with_edits(std::slice::from_ref(&edit), |model| evals::TextAnalysis::of(model, &ids)?.next(last, 4))
+        .with_edits(std::slice::from_ref(&edit), |model| evals::TextAnalysis::new(model, &ids)?.next_tokens(last, 4))
         .unwrap();
-    let before = evals::TextAnalysis::of(&model, &ids).unwrap().next(last, 4).unwrap();
+    let before = evals::TextAnalysis::new(&model, &ids).unwrap().next_tokens(last, 4).unwrap();
     assert!(next["divergence"].as_f64().unwrap() > 1e-6, "{next}");
     for (side, want) in [("before", before), ("after", after)] {
         for want in want {
@@ -428,7 +428,7 @@ fn edited_models_tables_and_other_addresses_are_served() {
     assert_eq!(server.get("/api/v1/model").json()["edited"][0]["word"], " house");
     let senses = server.ask("senses", json!({ "word": "house" }));
     let token = senses["token"].as_i64().unwrap();
-    let want = evals::senses_of(&model, token, 1).unwrap();
+    let want = evals::sense_views(&model, token, 1).unwrap();
     assert_eq!(senses["senses"][0]["norm"], 0.0);
     assert!(close(&senses["senses"][1]["norm"], want[1].norm));
     signal(&server.process, "TERM");

@@ -12,12 +12,12 @@ pub use scoring::Scorer;
 pub use scoring::requests::PromptTokenizer;
 pub use senses::edit_file::{edits_json, parse_edits, read_edits};
 pub use senses::inspect::{
-    CandidateToken, ScoredToken, SenseView, TextAnalysis, TextContext, sense_cosines, sense_vectors, senses_of,
+    CandidateToken, ScoredToken, SenseView, TextAnalysis, TextContext, sense_cosines, sense_vectors, sense_views,
 };
-pub use tasks::blimp::Blimp;
-pub use tasks::lambada::Lambada;
-pub use tasks::similarity::{Agreement, SenseAgreement, Similarity};
-pub use tasks::validation::{RankShard, Sequences, ValidationResult, validate};
-pub use tasks::wikitext::Wikitext;
-pub use tasks::{Benchmark, Task, TaskReport, TaskSize, Val};
+pub use tasks::blimp::BlimpResult;
+pub use tasks::lambada::LambadaResult;
+pub use tasks::similarity::{ListCorrelations, SenseCorrelations, SimilarityResult};
+pub use tasks::validation::{RankShard, ValidationOptions, ValidationResult, validate};
+pub use tasks::wikitext::WikitextResult;
+pub use tasks::{Benchmark, Task, TaskReport, TaskSize, ValResult};
 pub use tokenizer::Tokenizer;

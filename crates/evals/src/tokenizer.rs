@@ -14,21 +14,21 @@ impl Tokenizer {
     pub const DEFAULT: &str = "data/gpt2/tokenizer.json";
 
     /// The tokenizer file that is surely a model's: the one given, or the model folder's own.
-    pub fn own(given: Option<&Path>, model: &Path) -> Option<PathBuf> {
+    pub fn path_in_model(given: Option<&Path>, model: &Path) -> Option<PathBuf> {
         given.map(PathBuf::from).or_else(|| Some(model.join("tokenizer.json")).filter(|path| path.is_file()))
     }
 
     /// The tokenizer file of a model: its own, or the project's.
-    pub fn find(given: Option<&Path>, model: &Path) -> Option<PathBuf> {
-        Self::own(given, model).or_else(|| Some(PathBuf::from(Self::DEFAULT)).filter(|path| path.is_file()))
+    pub fn find_path(given: Option<&Path>, model: &Path) -> Option<PathBuf> {
+        Self::path_in_model(given, model).or_else(|| Some(PathBuf::from(Self::DEFAULT)).filter(|path| path.is_file()))
     }
 
     /// Loads the tokenizer of a model of this shape.
     ///
     /// # Errors
     /// When there is none, it cannot be read, or it is the project's and has ids that the model lacks.
-    pub fn of_model(given: Option<&Path>, model: &Path, config: &ModelConfig) -> Result<Self> {
-        let Some(path) = Self::find(given, model) else {
+    pub fn for_model(given: Option<&Path>, model: &Path, config: &ModelConfig) -> Result<Self> {
+        let Some(path) = Self::find_path(given, model) else {
             bail!(
                 "no tokenizer found: {} holds none and {} is not below this folder; name one with --tokenizer, or give ids",
                 model.display(),
@@ -36,7 +36,7 @@ impl Tokenizer {
             );
         };
         let tokenizer = Self::open(&path)?;
-        if Self::own(given, model).is_none() {
+        if Self::path_in_model(given, model).is_none() {
             tokenizer.check_fits(config).with_context(|| format!("{} holds no tokenizer", model.display()))?;
         }
         Ok(tokenizer)
@@ -97,7 +97,7 @@ impl Tokenizer {
     ///
     /// # Errors
     /// When it is several tokens, saying into what it splits.
-    pub fn word(&self, word: &str) -> Result<i64> {
+    pub fn word_id(&self, word: &str) -> Result<i64> {
         let bare = word.trim();
         ensure!(!bare.is_empty(), "the word is empty: give one");
         let ids = self.encode(&format!(" {bare}"))?;
@@ -138,7 +138,7 @@ mod tests {
         let path = testing::write(folder.path(), "tokenizer.json", &file.to_string());
         let tokenizer = Tokenizer::open(&path).unwrap();
         assert_eq!(tokenizer.encode(" a b c d").unwrap(), testing::tokenizer().encode(" a b c d").unwrap());
-        assert_eq!(tokenizer.word("time").unwrap(), testing::tokenizer().word(" time ").unwrap());
-        assert_eq!(tokenizer.word(" ").unwrap_err().to_string(), "the word is empty: give one");
+        assert_eq!(tokenizer.word_id("time").unwrap(), testing::tokenizer().word_id(" time ").unwrap());
+        assert_eq!(tokenizer.word_id(" ").unwrap_err().to_string(), "the word is empty: give one");
     }
 }

@@ -17,7 +17,7 @@ pub(crate) fn senses(explorer: &mut AppState, asked: SensesRequest) -> Result<Va
     check_number("top", asked.top, MOST_WORDS)?;
     let edits = explorer.edits(asked.edits.as_ref())?;
     let token = explorer.token(asked.word, asked.token)?;
-    let views = explorer.model.with_edits(&edits, |model| evals::senses_of(model, token, asked.top))?;
+    let views = explorer.model.with_edits(&edits, |model| evals::sense_views(model, token, asked.top))?;
     let scored = |words: &[ScoredToken]| -> Vec<Value> {
         words.iter().map(|w| with(explorer.word(w.id), [("logit", w.logit)])).collect()
     };
@@ -39,9 +39,9 @@ pub(crate) fn reading(explorer: &mut AppState, asked: PositionRequest) -> Result
     let edits = explorer.edits(asked.edits.as_ref())?;
     let context = explorer.context(asked.text, asked.ids)?;
     let position = asked.position.unwrap_or(context.ids.len() - 1);
-    let next = explorer
-        .model
-        .with_edits(&edits, |model| evals::TextAnalysis::at(model, &context, position)?.next(position, asked.top))?;
+    let next = explorer.model.with_edits(&edits, |model| {
+        evals::TextAnalysis::at_position(model, &context, position)?.next_tokens(position, asked.top)
+    })?;
     Ok(json!({
         "tokens": words(explorer, &context.ids),
         "position": position,
@@ -83,7 +83,7 @@ pub(crate) fn contributions(explorer: &mut AppState, asked: ContributionsRequest
     let context = explorer.context(asked.text, asked.ids)?;
     let position = asked.position.unwrap_or(context.ids.len() - 1);
     let (next, parts) = explorer.model.with_edits(&edits, |model| {
-        let reading = evals::TextAnalysis::at(model, &context, position)?;
+        let reading = evals::TextAnalysis::at_position(model, &context, position)?;
         Ok((reading.candidate(position, token)?, reading.contributions(position, token)?))
     })?;
     Ok(json!({
@@ -101,8 +101,8 @@ pub(crate) fn next(explorer: &mut AppState, asked: PositionRequest) -> Result<Va
     let context = explorer.context(asked.text, asked.ids)?;
     let position = asked.position.unwrap_or(context.ids.len() - 1);
     let read = |model: &_| {
-        let reading = evals::TextAnalysis::at(model, &context, position)?;
-        let best = reading.next(position, asked.top)?.into_iter().map(|next| next.id).collect::<Vec<i64>>();
+        let reading = evals::TextAnalysis::at_position(model, &context, position)?;
+        let best = reading.next_tokens(position, asked.top)?.into_iter().map(|next| next.id).collect::<Vec<i64>>();
         Ok((best, reading.logits_after(position)?))
     };
     let (best_before, before) = read(&explorer.model)?;

@@ -11,5 +11,5 @@ mod server;
 mod state;
 mod worker;
 
-pub use server::{Address, serve};
+pub use server::{ListenAddress, serve};
 pub use state::AppState;

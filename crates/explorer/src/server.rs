@@ -53,7 +53,7 @@ const HEADERS: [(&str, &str); 7] = [
 
 /// Where to listen.
 #[derive(Debug, Clone, Copy)]
-pub struct Address {
+pub struct ListenAddress {
     /// An address of this machine.
     pub host: IpAddr,
     /// 0 takes a free one.
@@ -69,7 +69,7 @@ type ApiRequest = (Endpoint, Bytes);
 /// # Errors
 /// When the address cannot be listened on, or the model cannot be loaded (again).
 pub fn serve(
-    address: Address,
+    address: ListenAddress,
     load: impl Fn() -> Result<AppState> + Send + 'static,
     listening: impl FnOnce(SocketAddr) -> Result<()>,
     is_over: impl Fn() -> bool,

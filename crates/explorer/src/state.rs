@@ -107,7 +107,7 @@ impl AppState {
                 self.model.check_ids(&[id])?;
                 Ok(id)
             }
-            (Some(word), None) => self.tokenizer.word(&word).map_err(|error| {
+            (Some(word), None) => self.tokenizer.word_id(&word).map_err(|error| {
                 let pieces = self.tokenizer.encode(&format!(" {}", word.trim())).unwrap_or_default();
                 let pieces = pieces.into_iter().map(|id| self.word(id)).collect();
                 ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, error).with_pieces(pieces)
@@ -133,7 +133,7 @@ impl AppState {
         let kept = self.contexts.iter().position(|context| context.ids == ids);
         let context = match kept.and_then(|place| self.contexts.remove(place)) {
             Some(context) => context,
-            None => Rc::new(TextContext::of(&self.model, &ids)?),
+            None => Rc::new(TextContext::new(&self.model, &ids)?),
         };
         self.contexts.push_front(Rc::clone(&context));
         self.contexts.truncate(KEPT_CONTEXTS);

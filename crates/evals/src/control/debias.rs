@@ -32,7 +32,12 @@ impl GenderLogRatio {
 ///
 /// # Errors
 /// When the model is a GPT-2, the occupation is not in the prompt, or an id is outside the vocabulary.
-pub fn leaning(model: &LanguageModel, prompt: &[i64], occupation: i64, pair: [i64; 2]) -> Result<GenderLogRatio> {
+pub fn gender_log_ratio(
+    model: &LanguageModel,
+    prompt: &[i64],
+    occupation: i64,
+    pair: [i64; 2],
+) -> Result<GenderLogRatio> {
     let backpack = backpack_of(model)?;
     model.check_ids(prompt)?;
     model.check_ids(&pair)?;
@@ -144,9 +149,9 @@ mod tests {
     fn a_leaning_is_that_of_the_edited_model_at_every_factor() {
         let mut model = fixture("inv_scale");
         let prompt = [7, 90, 12, 90, 3];
-        let leaning_of = |model: &LanguageModel| leaning(model, &prompt, 90, PAIR).unwrap();
+        let leaning_of = |model: &LanguageModel| gender_log_ratio(model, &prompt, 90, PAIR).unwrap();
         let plain = leaning_of(&model);
-        let reading = crate::TextAnalysis::of(&model, &prompt).unwrap();
+        let reading = crate::TextAnalysis::new(&model, &prompt).unwrap();
         let logit = |id: i64| reading.logits.double_value(&[4, id]);
         assert!((plain.ratio - (logit(30) - logit(41))).abs() < 1e-4);
         for sense in 0..4 {
@@ -157,7 +162,7 @@ mod tests {
                 assert!(off < 1e-4, "sense {sense}, factor {factor}: {off}");
             }
         }
-        let error = leaning(&model, &[7, 12], 90, PAIR).unwrap_err().to_string();
+        let error = gender_log_ratio(&model, &[7, 12], 90, PAIR).unwrap_err().to_string();
         assert!(error.contains("is not in its prompt"), "{error}");
     }
 
@@ -203,7 +208,7 @@ mod tests {
         let plant = |token| SenseEdit { token, sense: SenseChoice::One(2), op: SenseOp::Add(planted.clone()) };
         let prompts = [([7, 90, 12], 90), ([3, 90, 8], 90), ([7, 17, 12], 17), ([3, 17, 8], 17)];
         let read = |model: &LanguageModel| -> Result<Vec<GenderLogRatio>> {
-            prompts.iter().map(|(prompt, word)| leaning(model, prompt, *word, PAIR)).collect()
+            prompts.iter().map(|(prompt, word)| gender_log_ratio(model, prompt, *word, PAIR)).collect()
         };
         let (before, after) = (read(&model).unwrap(), model.with_edits(&[plant(90), plant(17)], read).unwrap());
         let bias_of = |leanings: &[GenderLogRatio]| bias(leanings.iter().map(|leaning| leaning.ratio));

@@ -11,7 +11,7 @@ use crate::senses::inspect::{backpack_of, sense_vectors};
 ///
 /// # Errors
 /// When the model is a GPT-2 or lacks one of the words, old and new are one, or the embedding of one of them is 0.
-pub fn knowledge_edits(model: &LanguageModel, word: i64, old: i64, new: i64) -> Result<Vec<SenseEdit>> {
+pub fn fact_edits(model: &LanguageModel, word: i64, old: i64, new: i64) -> Result<Vec<SenseEdit>> {
     ensure!(old != new, "the old and the new word are one token: give two");
     let [from, to] = embeddings(model, [old, new])?;
     let senses = senses(model, word)?;
@@ -31,7 +31,7 @@ pub fn knowledge_edits(model: &LanguageModel, word: i64, old: i64, new: i64) -> 
 
 /// What one sense of a word adds to the logits of two words where its weight is 1.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct SenseShift {
+pub struct SenseLogits {
     /// C . E[old].
     pub old: f64,
     /// C . E[new].
@@ -42,11 +42,11 @@ pub struct SenseShift {
 ///
 /// # Errors
 /// When the model is a GPT-2 or lacks one of the words.
-pub fn sense_shifts(model: &LanguageModel, word: i64, old: i64, new: i64) -> Result<Vec<SenseShift>> {
+pub fn sense_logits(model: &LanguageModel, word: i64, old: i64, new: i64) -> Result<Vec<SenseLogits>> {
     let [from, to] = embeddings(model, [old, new])?;
     let senses = senses(model, word)?;
     let (old, new): (Vec<f64>, Vec<f64>) = (Vec::try_from(senses.matmul(&from))?, Vec::try_from(senses.matmul(&to))?);
-    Ok(old.into_iter().zip(new).map(|(old, new)| SenseShift { old, new }).collect())
+    Ok(old.into_iter().zip(new).map(|(old, new)| SenseLogits { old, new }).collect())
 }
 
 /// `[D]` each, in double precision.
@@ -86,8 +86,8 @@ mod tests {
         let (senses, embedding) = senses_and_embedding(&model, &[WORD]);
         let dot = |a: &[f64], b: &[f64]| -> f64 { a.iter().zip(b).map(|(a, b)| a * b).sum() };
         let (from, to) = (&embedding[OLD as usize], &embedding[NEW as usize]);
-        let before = sense_shifts(&model, WORD, OLD, NEW).unwrap();
-        let edits = knowledge_edits(&model, WORD, OLD, NEW).unwrap();
+        let before = sense_logits(&model, WORD, OLD, NEW).unwrap();
+        let edits = fact_edits(&model, WORD, OLD, NEW).unwrap();
         assert_eq!(edits.len(), 4);
         for (edit, sense) in edits.iter().zip(&senses[0]) {
             let SenseOp::Replace(vector) = &edit.op else { panic!("{edit:?}") };
@@ -98,7 +98,7 @@ mod tests {
             }
         }
         model.edit(&edits).unwrap();
-        let after = sense_shifts(&model, WORD, OLD, NEW).unwrap();
+        let after = sense_logits(&model, WORD, OLD, NEW).unwrap();
         let crossed = dot(from, to);
         for (before, after) in before.iter().zip(&after) {
             assert!((after.old - before.old * crossed / dot(to, to)).abs() < 1e-4);
@@ -117,9 +117,9 @@ mod tests {
         let right = &to - &from * (to.dot(&from).double_value(&[]) / square(&from));
         wte.get(NEW).copy_(&right.to_kind(Kind::Float));
         let mut model = model.with_parameter(name, wte).unwrap();
-        let before = sense_shifts(&model, WORD, OLD, NEW).unwrap();
-        model.edit(&knowledge_edits(&model, WORD, OLD, NEW).unwrap()).unwrap();
-        for (before, after) in before.iter().zip(sense_shifts(&model, WORD, OLD, NEW).unwrap()) {
+        let before = sense_logits(&model, WORD, OLD, NEW).unwrap();
+        model.edit(&fact_edits(&model, WORD, OLD, NEW).unwrap()).unwrap();
+        for (before, after) in before.iter().zip(sense_logits(&model, WORD, OLD, NEW).unwrap()) {
             assert!(before.old.abs() > 1e-3 && after.old.abs() < 1e-4, "{before:?} {after:?}");
             assert!((after.new - before.new - before.old).abs() < 1e-4);
         }
@@ -128,8 +128,8 @@ mod tests {
     #[test]
     fn texts_without_the_word_are_unchanged_to_the_bit() {
         let mut model = fixture("inv_scale");
-        let edits = knowledge_edits(&model, WORD, OLD, NEW).unwrap();
-        let logits = |model: &LanguageModel, ids: &[i64]| TextAnalysis::of(model, ids).unwrap().logits;
+        let edits = fact_edits(&model, WORD, OLD, NEW).unwrap();
+        let logits = |model: &LanguageModel, ids: &[i64]| TextAnalysis::new(model, ids).unwrap().logits;
         let (with, without) = ([7, WORD, 3], [7, 12, 3]);
         let before = (logits(&model, &with), logits(&model, &without));
         let after = model.with_edits(&edits, |model| Ok((logits(model, &with), logits(model, &without)))).unwrap();
@@ -141,7 +141,7 @@ mod tests {
     #[test]
     fn words_that_are_none_are_refused() {
         let model = fixture("inv_scale");
-        assert!(knowledge_edits(&model, WORD, OLD, OLD).unwrap_err().to_string().contains("are one token"));
-        assert!(knowledge_edits(&model, 311, OLD, NEW).is_err() && knowledge_edits(&model, WORD, 311, NEW).is_err());
+        assert!(fact_edits(&model, WORD, OLD, OLD).unwrap_err().to_string().contains("are one token"));
+        assert!(fact_edits(&model, 311, OLD, NEW).is_err() && fact_edits(&model, WORD, 311, NEW).is_err());
     }
 }

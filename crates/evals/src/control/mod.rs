@@ -8,10 +8,12 @@ mod steering;
 mod texts;
 mod topic;
 
-pub use debias::{FitResult, GenderLogRatio, SenseTrial, bias, debias_edits, find_factor, leaning, project_out};
-pub use fact_edit::{SenseShift, knowledge_edits, sense_shifts};
+pub use debias::{
+    FitResult, GenderLogRatio, SenseTrial, bias, debias_edits, find_factor, gender_log_ratio, project_out,
+};
+pub use fact_edit::{SenseLogits, fact_edits, sense_logits};
 pub use steering::Steering;
-pub use texts::{TextRequest, mean_probabilities, perplexity, words_about, write_text};
+pub use texts::{TextRequest, generate_text, mean_probabilities, perplexity, topic_words};
 pub use topic::{Multipliers, PairScores, score_pairs};
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ pub struct TextRequest<'a> {
 ///
 /// # Errors
 /// As [`model::generate`]; when a GPT-2 is to be steered.
-pub fn write_text(
+pub fn generate_text(
     model: &LanguageModel,
     request: TextRequest<'_>,
     multipliers: Option<&Multipliers>,
@@ -63,7 +63,7 @@ const LEAST_EXPECTED: f64 = 5.0;
 ///
 /// # Errors
 /// When a text is empty or longer than the context, or no word is expected more in it than in the others.
-pub fn words_about(
+pub fn topic_words(
     model: &LanguageModel,
     text: &[i64],
     elsewhere: &[f64],
@@ -119,7 +119,8 @@ mod tests {
         let model = fixture("inv_scale");
         let scores = &score_pairs(&model, &[vec![5, 90, 17]], &mut |_| ()).unwrap()[0];
         let plain = model::generate(&model, &[1, 2], 40, request(&[], 0).sampling).unwrap();
-        let text = |multipliers: Option<&Multipliers>| write_text(&model, request(&[1, 2], 40), multipliers).unwrap();
+        let text =
+            |multipliers: Option<&Multipliers>| generate_text(&model, request(&[1, 2], 40), multipliers).unwrap();
         assert_eq!(text(None), plain);
         assert_eq!(text(Some(&scores.multipliers(&model, 0).unwrap())), plain);
         let steered = text(Some(&scores.multipliers(&model, 3).unwrap()));
@@ -155,7 +156,7 @@ mod tests {
         let (text, others) = (vec![7, 5, 90], vec![vec![1, 2, 3], vec![4, 5]]);
         let is_word = |id: i64| id % 7 != 0;
         let usual = mean_probabilities(&model, &others).unwrap();
-        let words = words_about(&model, &text, &usual, 3, is_word).unwrap();
+        let words = topic_words(&model, &text, &usual, 3, is_word).unwrap();
         // The same by single positions.
         let mean = |texts: &[Vec<i64>]| {
             let starts = texts.iter().flat_map(|text| (1..=text.len()).map(|end| text[..end].to_vec()));
@@ -167,6 +168,6 @@ mod tests {
         let mut want: Vec<i64> = (0..311).filter(|id| is_word(*id) && p.double_value(&[*id]) >= 5.0 / 311.0).collect();
         want.sort_by(|&a, &b| ratio[b as usize].total_cmp(&ratio[a as usize]));
         assert_eq!(words, want[..3]);
-        assert!(words_about(&model, &text, &usual, 5, |_| false).is_err());
+        assert!(topic_words(&model, &text, &usual, 5, |_| false).is_err());
     }
 }

@@ -89,7 +89,7 @@ fn edit_of(row: EditRow, tokenizer: Option<&Tokenizer>) -> Result<SenseEdit> {
     let token = match (row.token, row.word) {
         (Some(token), None) => token,
         (None, Some(word)) => {
-            tokenizer.context("it names a word, and there is no tokenizer: name the token")?.word(&word)?
+            tokenizer.context("it names a word, and there is no tokenizer: name the token")?.word_id(&word)?
         }
         _ => bail!("it names either a \"token\" (an id) or a \"word\""),
     };

@@ -60,7 +60,7 @@ pub fn sense_vectors(model: &LanguageModel, tokens: &[i64]) -> Result<Tensor> {
 ///
 /// # Errors
 /// When the model is a GPT-2 or has no such token.
-pub fn senses_of(model: &LanguageModel, token: i64, top: usize) -> Result<Vec<SenseView>> {
+pub fn sense_views(model: &LanguageModel, token: i64, top: usize) -> Result<Vec<SenseView>> {
     model.check_ids(&[token])?;
     let senses = sense_vectors(model, &[token])?.squeeze_dim(0);
     let logits = words_only(model, &model.head(&senses, ForwardOptions::evaluation()));
@@ -120,7 +120,7 @@ impl TextContext {
     ///
     /// # Errors
     /// When the model is a GPT-2, or there are no ids, too many or one outside the vocabulary.
-    pub fn of(model: &LanguageModel, ids: &[i64]) -> Result<Self> {
+    pub fn new(model: &LanguageModel, ids: &[i64]) -> Result<Self> {
         model.check_ids(ids)?;
         let backpack = backpack_of(model)?;
         let input = Tensor::from_slice(ids).unsqueeze(0).to_device(model.device());
@@ -139,7 +139,7 @@ pub struct TextAnalysis<'m> {
     pub weights: Tensor,
     /// The senses of its words, `[T, L, D]` fp32.
     pub senses: Tensor,
-    /// What follows each position, `[T, V]` fp32; the last one alone, `[1, V]`, of [`TextAnalysis::at`].
+    /// What follows each position, `[T, V]` fp32; the last one alone, `[1, V]`, of [`TextAnalysis::at_position`].
     pub logits: Tensor,
     /// The position of its first row.
     first: usize,
@@ -149,16 +149,16 @@ impl<'m> TextAnalysis<'m> {
     /// Reads `ids`.
     ///
     /// # Errors
-    /// As [`TextContext::of`].
-    pub fn of(model: &'m LanguageModel, ids: &[i64]) -> Result<Self> {
-        Self::from_position(model, &TextContext::of(model, ids)?, 0)
+    /// As [`TextContext::new`].
+    pub fn new(model: &'m LanguageModel, ids: &[i64]) -> Result<Self> {
+        Self::from_position(model, &TextContext::new(model, ids)?, 0)
     }
 
     /// The text up to `position`, and what follows there alone.
     ///
     /// # Errors
     /// When the model is a GPT-2 or the text has no such position.
-    pub fn at(model: &'m LanguageModel, context: &TextContext, position: usize) -> Result<Self> {
+    pub fn at_position(model: &'m LanguageModel, context: &TextContext, position: usize) -> Result<Self> {
         check_position(position, context.ids.len())?;
         let (seen, ids) = (position as i64 + 1, context.ids[..=position].to_vec());
         let weights = context.weights.narrow(1, 0, seen).narrow(2, 0, seen);
@@ -183,7 +183,7 @@ impl<'m> TextAnalysis<'m> {
     /// The logits of all ids after `position`, `[V]` fp32.
     ///
     /// # Errors
-    /// When there is no such position, or the reading is [`TextAnalysis::at`] a later one.
+    /// When there is no such position, or the reading is [`TextAnalysis::at_position`] a later one.
     pub fn logits_after(&self, position: usize) -> Result<Tensor> {
         check_position(position, self.ids.len())?;
         ensure!(position >= self.first, "position {position} was not read: the reading is at {}", self.first);
@@ -194,7 +194,7 @@ impl<'m> TextAnalysis<'m> {
     ///
     /// # Errors
     /// When there is no such position.
-    pub fn next(&self, position: usize, top: usize) -> Result<Vec<CandidateToken>> {
+    pub fn next_tokens(&self, position: usize, top: usize) -> Result<Vec<CandidateToken>> {
         let logits = self.logits_after(position)?;
         let probabilities = logits.softmax(-1, Kind::Double);
         let best = ends(&words_only(self.model, &logits).unsqueeze(0), top, true)?.swap_remove(0);
@@ -272,7 +272,7 @@ mod tests {
     fn contributions_sum_to_the_logits() {
         for set in ["inv_scale", "one_sense"] {
             let model = fixture(set);
-            let reading = TextAnalysis::of(&model, &IDS).unwrap();
+            let reading = TextAnalysis::new(&model, &IDS).unwrap();
             for (position, id) in [(0, 7), (3, 0), (5, 255)] {
                 let parts = reading.contributions(position, id).unwrap();
                 assert_eq!(parts.size(), [position as i64 + 1, model.config().num_senses]);
@@ -286,17 +286,17 @@ mod tests {
     #[test]
     fn senses_and_what_follows_are_those_of_the_definition() {
         let model = fixture("inv_scale");
-        let reading = TextAnalysis::of(&model, &IDS).unwrap();
+        let reading = TextAnalysis::new(&model, &IDS).unwrap();
         let input = Tensor::from_slice(&IDS).unsqueeze(0);
         let plain = ForwardOptions { kernels: model::Kernels::Reference, ..ForwardOptions::evaluation() };
         let logits = tch::no_grad(|| model.logits(&input, plain)).get(0).get(-1);
-        let next = reading.next(5, 3).unwrap();
+        let next = reading.next_tokens(5, 3).unwrap();
         let best = logits.argmax(-1, false).int64_value(&[]);
         assert_eq!(next[0].id, best);
         assert!((next[0].probability - logits.softmax(-1, Kind::Double).double_value(&[best])).abs() < 1e-6);
         assert!(next[0].logit >= next[1].logit && next[1].logit >= next[2].logit);
 
-        let views = senses_of(&model, 90, 4).unwrap();
+        let views = sense_views(&model, 90, 4).unwrap();
         let wte = model.backpack().unwrap().body().wte();
         for view in &views {
             let sense = reading.senses.get(1).get(view.sense);
@@ -312,7 +312,7 @@ mod tests {
     #[test]
     fn usage_is_the_mean_weight_over_all_places_and_cosines_are_symmetric() {
         let model = fixture("inv_scale");
-        let reading = TextAnalysis::of(&model, &IDS).unwrap();
+        let reading = TextAnalysis::new(&model, &IDS).unwrap();
         let usage = reading.usage(5).unwrap();
         let mut sum = 0.0;
         let mut count = 0.0;
@@ -332,9 +332,9 @@ mod tests {
     #[test]
     fn a_reading_at_a_position_is_that_of_the_whole_text_there() {
         let model = fixture("inv_scale");
-        let (whole, context) = (TextAnalysis::of(&model, &IDS).unwrap(), TextContext::of(&model, &IDS).unwrap());
+        let (whole, context) = (TextAnalysis::new(&model, &IDS).unwrap(), TextContext::new(&model, &IDS).unwrap());
         for position in [0, 3, 5] {
-            let here = TextAnalysis::at(&model, &context, position).unwrap();
+            let here = TextAnalysis::at_position(&model, &context, position).unwrap();
             let off = (here.logits_after(position).unwrap() - whole.logits_after(position).unwrap())
                 .abs()
                 .max()
@@ -343,17 +343,17 @@ mod tests {
             let parts = here.contributions(position, 7).unwrap() - whole.contributions(position, 7).unwrap();
             assert!(parts.abs().max().double_value(&[]) < 1e-6);
         }
-        let last = TextAnalysis::at(&model, &context, 5).unwrap();
-        assert_eq!(last.next(4, 1).unwrap_err().to_string(), "position 4 was not read: the reading is at 5");
-        assert!(TextAnalysis::at(&model, &context, 6).is_err());
+        let last = TextAnalysis::at_position(&model, &context, 5).unwrap();
+        assert_eq!(last.next_tokens(4, 1).unwrap_err().to_string(), "position 4 was not read: the reading is at 5");
+        assert!(TextAnalysis::at_position(&model, &context, 6).is_err());
     }
 
     #[test]
     fn what_is_not_there_is_refused() {
         let model = fixture("inv_scale");
-        let reading = TextAnalysis::of(&model, &IDS).unwrap();
-        assert!(reading.next(6, 1).unwrap_err().to_string().starts_with("there is no position 6"));
-        assert!(reading.contributions(0, 311).is_err() && senses_of(&model, 311, 1).is_err());
-        assert!(TextAnalysis::of(&model, &[1; 33]).is_err());
+        let reading = TextAnalysis::new(&model, &IDS).unwrap();
+        assert!(reading.next_tokens(6, 1).unwrap_err().to_string().starts_with("there is no position 6"));
+        assert!(reading.contributions(0, 311).is_err() && sense_views(&model, 311, 1).is_err());
+        assert!(TextAnalysis::new(&model, &[1; 33]).is_err());
     }
 }

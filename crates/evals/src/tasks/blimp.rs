@@ -23,7 +23,7 @@ pub(crate) struct MinimalPairs {
 
 /// How a model does on BLiMP.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Blimp {
+pub struct BlimpResult {
     /// Mean cross-entropy of the acceptable sentences, in nats per token.
     pub loss: f64,
     /// Its exponential.
@@ -66,7 +66,7 @@ impl MinimalPairs {
 
     /// # Errors
     /// Those of scoring.
-    pub(crate) fn measure(&self, scorer: &mut Scorer) -> Result<Blimp> {
+    pub(crate) fn measure(&self, scorer: &mut Scorer) -> Result<BlimpResult> {
         let scores = scorer.score(&self.requests)?;
         let mut counts: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
         let (mut sum, mut tokens) = (0.0, 0);
@@ -85,7 +85,7 @@ impl MinimalPairs {
             .map(|(paradigm, (right, all))| (paradigm.to_owned(), right as f64 / all as f64))
             .collect();
         let loss = sum / tokens as f64;
-        Ok(Blimp {
+        Ok(BlimpResult {
             loss,
             perplexity: loss.exp(),
             accuracy: paradigms.values().sum::<f64>() / paradigms.len() as f64,

@@ -16,7 +16,7 @@ pub(crate) struct Passages(Vec<ScoringRequest>);
 
 /// How a model does on LAMBADA.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Lambada {
+pub struct LambadaResult {
     /// Mean over the passages of the negative log-probability of the last word, in nats.
     pub loss: f64,
     /// Its exponential.
@@ -68,11 +68,11 @@ impl Passages {
 
     /// # Errors
     /// Those of scoring.
-    pub(crate) fn measure(&self, scorer: &mut Scorer) -> Result<Lambada> {
+    pub(crate) fn measure(&self, scorer: &mut Scorer) -> Result<LambadaResult> {
         let scores = scorer.score(&self.0)?;
         let passages = scores.len() as f64;
         let loss = -scores.iter().map(|score| score.log_probability).sum::<f64>() / passages;
-        Ok(Lambada {
+        Ok(LambadaResult {
             loss,
             perplexity: loss.exp(),
             accuracy: scores.iter().filter(|score| score.is_greedy).count() as f64 / passages,

@@ -18,11 +18,11 @@ use serde::Serialize;
 
 use crate::scoring::requests::PromptTokenizer;
 use crate::scoring::{NO_NUMBERS, Scorer};
-use crate::tasks::blimp::{Blimp, MinimalPairs};
-use crate::tasks::lambada::{Lambada, Passages};
-use crate::tasks::similarity::{Similarity, WordLists};
-use crate::tasks::validation::{RankShard, Sequences, validate};
-use crate::tasks::wikitext::{Pages, Wikitext};
+use crate::tasks::blimp::{BlimpResult, MinimalPairs};
+use crate::tasks::lambada::{LambadaResult, Passages};
+use crate::tasks::similarity::{SimilarityResult, WordLists};
+use crate::tasks::validation::{RankShard, ValidationOptions, validate};
+use crate::tasks::wikitext::{Pages, WikitextResult};
 
 /// The measurements there are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,7 +82,7 @@ enum TaskData {
 
 /// Mean cross-entropy over a validation split.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Val {
+pub struct ValResult {
     /// In nats per token.
     pub loss: f64,
     /// Its exponential.
@@ -96,15 +96,15 @@ pub struct Val {
 #[serde(tag = "task", rename_all = "lowercase")]
 pub enum TaskReport {
     /// Of [`Task::Val`].
-    Val(Val),
+    Val(ValResult),
     /// Of [`Task::Lambada`].
-    Lambada(Lambada),
+    Lambada(LambadaResult),
     /// Of [`Task::Wikitext`].
-    Wikitext(Wikitext),
+    Wikitext(WikitextResult),
     /// Of [`Task::Blimp`].
-    Blimp(Blimp),
+    Blimp(BlimpResult),
     /// Of [`Task::Similarity`].
-    Similarity(Similarity),
+    Similarity(SimilarityResult),
 }
 
 impl TaskReport {
@@ -174,10 +174,15 @@ impl Benchmark {
     }
 }
 
-fn measure_val(split: &TokenSplit, extent: TaskSize, scorer: &mut Scorer) -> Result<Val> {
+fn measure_val(split: &TokenSplit, extent: TaskSize, scorer: &mut Scorer) -> Result<ValResult> {
     let length = extent.sequence_length;
     let batch = (scorer.batch_tokens / length).max(1) as u64;
-    let sequences = Sequences { length, most: extent.limit, batch, share: RankShard::WHOLE };
+    let sequences = ValidationOptions {
+        sequence_length: length,
+        max_sequences: extent.limit,
+        batch_size: batch,
+        shard: RankShard::WHOLE,
+    };
     let tokens = length as u64;
     let validated = validate(scorer.model, split, sequences, ForwardOptions::evaluation(), &mut |done, all| {
         (scorer.progress)(done * tokens, all * tokens);
@@ -186,5 +191,5 @@ fn measure_val(split: &TokenSplit, extent: TaskSize, scorer: &mut Scorer) -> Res
     let Some(validated) = validated else { unreachable!("progress never ends it") };
     let loss = validated.loss();
     ensure!(loss.is_finite(), NO_NUMBERS);
-    Ok(Val { loss, perplexity: loss.exp(), tokens: validated.tokens })
+    Ok(ValResult { loss, perplexity: loss.exp(), tokens: validated.tokens })
 }

@@ -33,17 +33,17 @@ struct WordList {
 
 /// How a model's vectors agree with people.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Similarity {
+pub struct SimilarityResult {
     /// Distinct words that were compared, a token each.
     pub tokens: u64,
     /// By list.
-    pub lists: BTreeMap<String, Agreement>,
+    pub lists: BTreeMap<String, ListCorrelations>,
 }
 
 /// Spearman's correlations of people's ratings with cosines of vectors; none where it is undefined,
 /// of fewer than two pairs.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Agreement {
+pub struct ListCorrelations {
     /// Pairs in the list.
     pub pairs: u64,
     /// Those that were compared: both words are one token after a blank.
@@ -52,12 +52,12 @@ pub struct Agreement {
     pub embedding: Option<f64>,
     /// Of the senses; a GPT-2 has none.
     #[serde(flatten)]
-    pub senses: Option<SenseAgreement>,
+    pub senses: Option<SenseCorrelations>,
 }
 
 /// Correlations with cosines of sense vectors.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct SenseAgreement {
+pub struct SenseCorrelations {
     /// Sense l of one word with sense l of the other.
     pub by_sense: Vec<Option<f64>>,
     /// The least of these L cosines.
@@ -86,7 +86,7 @@ impl WordLists {
             let pairs = read_word_pairs(file, most)?;
             let mut list = WordList { pairs: pairs.len() as u64, kept: Vec::new(), ratings: Vec::new() };
             for pair in pairs {
-                if let [Ok(a), Ok(b)] = pair.words.each_ref().map(|word| tokenizer.word(word)) {
+                if let [Ok(a), Ok(b)] = pair.words.each_ref().map(|word| tokenizer.word_id(word)) {
                     list.kept.push([a, b]);
                     list.ratings.push(pair.rating);
                 }
@@ -103,7 +103,7 @@ impl WordLists {
 
     /// # Errors
     /// When libtorch refuses.
-    pub(crate) fn measure(&self, scorer: &mut Scorer) -> Result<Similarity> {
+    pub(crate) fn measure(&self, scorer: &mut Scorer) -> Result<SimilarityResult> {
         let all = self.0.values().map(|list| list.kept.len() as u64).sum();
         let (mut done, mut lists, mut words) = (0, BTreeMap::new(), BTreeSet::<i64>::new());
         for (name, list) in &self.0 {
@@ -120,24 +120,24 @@ impl WordLists {
             words.extend(list.kept.as_flattened());
             lists.insert(name.clone(), list.agreement(&cosines));
         }
-        Ok(Similarity { tokens: words.len() as u64, lists })
+        Ok(SimilarityResult { tokens: words.len() as u64, lists })
     }
 }
 
 impl WordList {
     /// With the cosines of the kept pairs, in the order of [`cosines_of`].
-    fn agreement(&self, cosines: &[Vec<f64>]) -> Agreement {
+    fn agreement(&self, cosines: &[Vec<f64>]) -> ListCorrelations {
         let mut correlations = cosines.iter().map(|cosines| spearman(cosines, &self.ratings));
         let embedding = correlations.next().flatten();
         let mut rest: Vec<Option<f64>> = correlations.collect();
         let by_sense = rest.split_off(rest.len().min(4));
         let senses = match rest[..] {
             [min_matched, max_matched, min_all, max_all] => {
-                Some(SenseAgreement { by_sense, min_matched, max_matched, min_all, max_all })
+                Some(SenseCorrelations { by_sense, min_matched, max_matched, min_all, max_all })
             }
             _ => None,
         };
-        Agreement { pairs: self.pairs, kept: self.kept.len() as u64, embedding, senses }
+        ListCorrelations { pairs: self.pairs, kept: self.kept.len() as u64, embedding, senses }
     }
 }
 
@@ -208,14 +208,14 @@ mod tests {
         assert_eq!((agreement.pairs, agreement.kept), (6, 5));
 
         let kept = [("cat", "dog"), ("sun", "moon"), ("king", "queen"), ("car", "road"), ("tree", "stone")];
-        let pairs = kept.map(|(a, b)| [tokenizer.word(a).unwrap(), tokenizer.word(b).unwrap()]);
+        let pairs = kept.map(|(a, b)| [tokenizer.word_id(a).unwrap(), tokenizer.word_id(b).unwrap()]);
         let cosines = pairs.map(|[a, b]| sense_cosines(&model, a, b).unwrap());
         let with =
             |of: &dyn Fn(&Vec<Vec<f64>>) -> f64| spearman(&cosines.each_ref().map(of), &[7.5, 6.0, 8.0, 4.0, 1.5]);
         let matched = |c: &Vec<Vec<f64>>| (0..4).map(|l| c[l][l]).collect::<Vec<f64>>();
         let least = |values: Vec<f64>| values.into_iter().fold(f64::INFINITY, f64::min);
         let most = |values: Vec<f64>| values.into_iter().fold(f64::NEG_INFINITY, f64::max);
-        let want = SenseAgreement {
+        let want = SenseCorrelations {
             by_sense: (0..4).map(|l| with(&|c| c[l][l])).collect(),
             min_matched: with(&|c| least(matched(c))),
             max_matched: with(&|c| most(matched(c))),

@@ -25,7 +25,7 @@ pub(crate) struct Pages {
 
 /// How a model does on WikiText.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Wikitext {
+pub struct WikitextResult {
     /// Mean cross-entropy, in nats per token of the model.
     pub loss: f64,
     /// Its exponential.
@@ -80,11 +80,11 @@ impl Pages {
 
     /// # Errors
     /// Those of scoring.
-    pub(crate) fn measure(&self, scorer: &mut Scorer) -> Result<Wikitext> {
+    pub(crate) fn measure(&self, scorer: &mut Scorer) -> Result<WikitextResult> {
         let sum: f64 = scorer.score(&self.windows)?.iter().map(|score| -score.log_probability).sum();
         let tokens: u64 = self.windows.iter().map(|window| window.targets().len() as u64).sum();
         let per = |count: u64| sum / count as f64;
-        Ok(Wikitext {
+        Ok(WikitextResult {
             loss: per(tokens),
             perplexity: per(tokens).exp(),
             word_perplexity: per(self.words).exp(),

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use data_prep::TokenSplit;
-use evals::{RankShard, Sequences};
+use evals::{RankShard, ValidationOptions};
 use model::{ForwardOptions, LanguageModel, derive_seed};
 use tch::Device;
 
@@ -420,16 +420,16 @@ impl<'a> Trainer<'a> {
         self.beat("validating");
         let step = self.state.step;
         let (ranks, stop, watchdog, recorder) = (self.ranks, self.stop, &self.watchdog, &mut self.recorder);
-        let sequences = Sequences {
-            length: self.config.data.sequence_length,
-            most: self.config.validation.max_sequences,
-            batch: self.plan.split.micro_batch,
-            share: RankShard { rank: ranks.rank(), of: ranks.size() },
+        let options = ValidationOptions {
+            sequence_length: self.config.data.sequence_length,
+            max_sequences: self.config.validation.max_sequences,
+            batch_size: self.plan.split.micro_batch,
+            shard: RankShard { rank: ranks.rank(), world_size: ranks.size() },
         };
         let validated = evals::validate(
             &self.model,
             &self.val,
-            sequences,
+            options,
             ForwardOptions { dropout: 0.0, ..self.pass },
             &mut |done, all| {
                 watchdog.progress("validating");

@@ -4,7 +4,9 @@ use anyhow::{Context, Result, ensure};
 use charts::{Axis, AxisRange, Chart, Curve, LegendEntry, Panel, PanelRow, Style};
 use clap::Args;
 use evals::Tokenizer;
-use evals::control::{FitResult, GenderLogRatio, SenseTrial, bias, debias_edits, find_factor, leaning, project_out};
+use evals::control::{
+    FitResult, GenderLogRatio, SenseTrial, bias, debias_edits, find_factor, gender_log_ratio, project_out,
+};
 use model::LanguageModel;
 use serde_json::{Value, json};
 
@@ -84,7 +86,8 @@ impl Debias {
                 progress.say(|| format!("{what}: {number} of {} occupations", occupations.words.len()));
                 let prompt = |template: &String| {
                     let text = template.replace("{}", word);
-                    leaning(model, &tokenizer.encode(&text)?, *id, pair).with_context(|| format!("prompt \"{text}\""))
+                    gender_log_ratio(model, &tokenizer.encode(&text)?, *id, pair)
+                        .with_context(|| format!("prompt \"{text}\""))
                 };
                 templates.iter().map(prompt).collect()
             };
@@ -133,7 +136,7 @@ impl Occupations {
     fn of(listed: Vec<String>, tokenizer: &Tokenizer, model: &LanguageModel) -> Result<Self> {
         let (mut words, mut skipped) = (Vec::new(), Vec::new());
         for word in listed {
-            match tokenizer.word(&word) {
+            match tokenizer.word_id(&word) {
                 Ok(id) => {
                     word_lists::check_token(&word, id, model)?;
                     words.push((word, id));

@@ -6,7 +6,7 @@ use charts::{Axis, AxisRange, Chart, Curve, LegendEntry, Panel, PanelRow, Style}
 use clap::Args;
 use evals::Tokenizer;
 use evals::control::{
-    Multipliers, PairScores, TextRequest, mean_probabilities, perplexity, score_pairs, words_about, write_text,
+    Multipliers, PairScores, TextRequest, generate_text, mean_probabilities, perplexity, score_pairs, topic_words,
 };
 use model::{LanguageModel, Sampling, derive_seed};
 use serde_json::{Value, json};
@@ -197,7 +197,7 @@ impl Topic {
         let mut progress = LogProgress::new();
         let text = |number| {
             progress.say(|| format!("{what}: {number} of {} texts", self.texts));
-            write_text(model, TextRequest { prompt, tokens, sampling: self.sampling(number) }, multipliers)
+            generate_text(model, TextRequest { prompt, tokens, sampling: self.sampling(number) }, multipliers)
         };
         (0..self.texts).map(text).collect()
     }
@@ -241,9 +241,9 @@ fn about(model: &LanguageModel, tokenizer: &Tokenizer, text: &str, usual: &[f64]
         // Of letters alone, and the token that the word is inside a text.
         word.chars().count() > 2
             && word.chars().all(char::is_alphabetic)
-            && tokenizer.word(word).is_ok_and(|own| own == id)
+            && tokenizer.word_id(word).is_ok_and(|own| own == id)
     };
-    let ids = words_about(model, &tokenizer.encode(text)?, usual, WORDS_ABOUT, is_word)
+    let ids = topic_words(model, &tokenizer.encode(text)?, usual, WORDS_ABOUT, is_word)
         .with_context(|| format!("no topic can be made of --about \"{text}\""))?;
     Ok(SteeredTexts { name: format!("about: {text}"), ids, cut: Vec::new(), outcomes: Vec::new() })
 }
