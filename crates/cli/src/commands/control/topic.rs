@@ -6,7 +6,8 @@ use charts::{Axis, AxisRange, Chart, Curve, LegendEntry, Panel, PanelRow, Style}
 use clap::Args;
 use evals::Tokenizer;
 use evals::control::{
-    Multipliers, PairScores, TextRequest, generate_text, mean_probabilities, perplexity, score_pairs, topic_words,
+    TextRequest, TopicMultipliers, TopicScores, generate_text, mean_probabilities, perplexity, score_topics,
+    topic_words,
 };
 use model::{LanguageModel, Sampling, derive_seed};
 use serde_json::{Value, json};
@@ -125,7 +126,7 @@ impl Topic {
         let mut progress = LogProgress::new();
         let all = model.config().num_tokens();
         let topics: Vec<Vec<i64>> = steered.iter().map(|topic| topic.ids.clone()).collect();
-        let scores = score_pairs(&model, &topics, &mut |done| {
+        let scores = score_topics(&model, &topics, &mut |done| {
             progress.say(|| format!("scored the senses of {done} of {all} words"));
         })?;
         for (own, (topic, scores)) in steered.iter_mut().zip(&scores).enumerate() {
@@ -191,7 +192,7 @@ impl Topic {
         model: &LanguageModel,
         prompt: &[i64],
         tokens: usize,
-        multipliers: Option<&Multipliers>,
+        multipliers: Option<&TopicMultipliers>,
         what: &str,
     ) -> Result<Vec<Vec<i64>>> {
         let mut progress = LogProgress::new();
@@ -205,11 +206,11 @@ impl Topic {
     fn json(
         &self,
         steered: &[SteeredTexts],
-        scores: &[PairScores],
+        scores: &[TopicScores],
         tokenizer: &Tokenizer,
         tokens: usize,
     ) -> Result<Value> {
-        let topic = |(own, (topic, scores)): (usize, (&SteeredTexts, &PairScores))| -> Result<Value> {
+        let topic = |(own, (topic, scores)): (usize, (&SteeredTexts, &TopicScores))| -> Result<Value> {
             let pairs = scores.highest(PAIRS_SHOWN)?;
             let pair = |&(id, sense): &(i64, i64)| json!({ "token": id, "word": word_lists::name(tokenizer, id), "sense": sense, "score": scores.score(id, sense) });
             let outcome = |o: &TopicResult| {
