@@ -76,7 +76,7 @@ fn run(command: Command, stop: &Stop) -> Result<ExitCode> {
     // Training stops at the end of a step, the launcher hands signals on, and the explorer answers
     // what was asked; everything else ends at once.
     if !matches!(command, Command::Train(_) | Command::Launch(_) | Command::Serve(_)) {
-        stop.exit_at_once()?;
+        stop.restore_default_action()?;
     }
     match command {
         Command::PrepareData(c) => c.run(),

@@ -3,7 +3,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
-use trainer::{PlanOptions, RunPlan, rate_of_bench};
+use trainer::{PlanOptions, RunPlan, measured_throughput};
 
 use crate::args::config::ConfigArgs;
 use crate::args::cost::CostArgs;
@@ -42,7 +42,7 @@ pub(crate) struct PlanCommand {
 impl PlanCommand {
     pub(crate) fn run(self) -> Result<()> {
         let config = self.config.load_without_data()?;
-        let measured = self.from_bench.map(|file| rate_of_bench(&file, self.processes)).transpose()?;
+        let measured = self.from_bench.map(|file| measured_throughput(&file, self.processes)).transpose()?;
         let request = PlanOptions {
             train_tokens: self.train_tokens,
             processes: self.processes,

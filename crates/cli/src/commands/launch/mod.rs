@@ -76,7 +76,7 @@ fn wrong_usage(what: &str) -> ! {
 /// this command's: one that came before ends the program.
 fn take_signals(stop: &Stop) -> Result<Receiver<i32>> {
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGUSR1, SIGCHLD]).context("no handlers for signals")?;
-    stop.hand_over();
+    stop.uninstall();
     let (send, receive) = mpsc::channel();
     let thread = thread::Builder::new().name("signals".to_owned());
     thread.spawn(move || signals.forever().try_for_each(|signal| send.send(signal)))?;
