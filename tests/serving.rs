@@ -258,7 +258,7 @@ fn what_cannot_be_answered_is_refused_in_a_sentence() {
             "next",
             json!({ "text": TEXT, "edits": [{ "word": "house", "sense": 1 }] }).to_string(),
             400,
-            "\"scale\" wants a \"factor\"",
+            "\"scale\" needs a \"factor\"",
         ),
         (
             "next",

@@ -62,7 +62,7 @@ pub fn read_edits(path: &Path, tokenizer: impl FnOnce() -> Result<Tokenizer>) ->
         let tokenizer = if has_words { Some(tokenizer()?) } else { None };
         parse_edits(&value, tokenizer.as_ref())
     };
-    parse().with_context(|| format!("the edits {} cannot be read", path.display()))
+    parse().with_context(|| format!("invalid edits in {}", path.display()))
 }
 
 /// Parses the JSON of edits.
