@@ -75,7 +75,7 @@ impl PrepareData {
         let bar = TerminalProgress::new();
         let prepared = data_prep::prepare(&options, &|event| bar.hear(event));
         bar.finish();
-        let Prepared { manifest, was_there } = prepared?;
+        let Prepared { manifest, already_complete } = prepared?;
         let mut out = io::stdout().lock();
         for (name, split) in [("train", &manifest.train), ("val", &manifest.val)] {
             let shards = split.shards.len();
@@ -85,7 +85,7 @@ impl PrepareData {
             let list = options.output.join("skipped.jsonl");
             writeln!(out, "left out {}, listed in {}", manifest.skipped_documents, list.display())?;
         }
-        let what = if was_there { "was there already, of the same inputs:" } else { "wrote " };
+        let what = if already_complete { "was there already, of the same inputs:" } else { "wrote " };
         writeln!(out, "{what} {}", options.output.display())?;
         Ok(())
     }

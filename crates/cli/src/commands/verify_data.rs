@@ -3,7 +3,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
-use data_prep::OpenWebText;
+use data_prep::OpenWebTextRevision;
 use evals::Tokenizer;
 
 /// Check prepared shards against their manifest
@@ -50,11 +50,11 @@ impl VerifyData {
             };
             writeln!(out, "       begins: {sample}")?;
         }
-        if let Some(which) = OpenWebText::recognise(manifest) {
+        if let Some(which) = OpenWebTextRevision::recognize(manifest) {
             let verdict = match which {
-                OpenWebText::First => "with the published counts of tokens",
-                OpenWebText::Later => "of the later revision, by its validation tokens",
-                OpenWebText::Neither => "by its documents, but its tokens are neither revision's",
+                OpenWebTextRevision::First => "with the published counts of tokens",
+                OpenWebTextRevision::Later => "of the later revision, by its validation tokens",
+                OpenWebTextRevision::Neither => "by its documents, but its tokens are neither revision's",
             };
             writeln!(out, "this is OpenWebText {verdict}")?;
         }

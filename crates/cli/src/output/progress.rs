@@ -53,8 +53,8 @@ impl TerminalProgress {
     pub(crate) fn hear(&self, event: PrepareEvent<'_>) {
         match (event, &self.bar) {
             (PrepareEvent::Progress(snapshot), _) => self.update(&snapshot),
-            (PrepareEvent::Note(text), Some(bar)) => bar.println(text),
-            (PrepareEvent::Note(text), None) => {
+            (PrepareEvent::Message(text), Some(bar)) => bar.println(text),
+            (PrepareEvent::Message(text), None) => {
                 let _ = writeln!(io::stderr(), "{text}");
             }
         }
@@ -63,7 +63,7 @@ impl TerminalProgress {
     fn update(&self, snapshot: &PrepareProgress) {
         let rate = snapshot.text_bytes as f64 / 1e6 / self.start.elapsed().as_secs_f64().max(1e-3);
         let stage = match snapshot.stage {
-            PrepareStage::Tokenising => "tokenising",
+            PrepareStage::Tokenizing => "tokenising",
             PrepareStage::Writing => "writing",
         };
         let message = || format!("{stage} {} documents, {rate:.1} MB/s", snapshot.documents);

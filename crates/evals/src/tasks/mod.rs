@@ -143,7 +143,7 @@ impl Benchmark {
             Task::Similarity => TaskData::Similarity(WordLists::open(path, limit, prompt_tokenizer()?.tokenizer())?),
         };
         let warning = match &data {
-            TaskData::Val { split, .. } if !split.is_checked() => {
+            TaskData::Val { split, .. } if !split.has_manifest() => {
                 Some(format!("{} has no manifest.json: the data is not checked", path.display()))
             }
             TaskData::Lambada(passages) => passages.warning(),

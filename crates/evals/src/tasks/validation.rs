@@ -67,7 +67,7 @@ pub fn validate(
 ) -> Result<Option<ValidationResult>> {
     let ValidationOptions { sequence_length, max_sequences, batch_size, shard } = options;
     split.require_sequence(sequence_length)?;
-    let present = split.sequences(sequence_length);
+    let present = split.num_sequences(sequence_length);
     let all = if max_sequences == 0 { present } else { present.min(max_sequences) };
     let batch_size = batch_size.max(1);
     let mut result = ValidationResult { sum: 0.0, sequences: 0, tokens: 0 };

@@ -157,7 +157,7 @@ impl Config {
             data: DataConfig {
                 path: PathBuf::from("data/owt"),
                 sequence_length: 512,
-                order: data_prep::Order::Shuffled,
+                order: data_prep::DataOrder::Shuffled,
             },
             optimizer: OptimizerConfig::default(),
             step_guard: StepGuardConfig::default(),

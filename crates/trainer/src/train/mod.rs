@@ -159,7 +159,7 @@ fn train_with(
     let [peak] = ranks.sum([matmul_peak(precision, device)?])?;
     let written = recorder.as_mut().map_or(Ok(()), |recorder| {
         recorder.line(&plan.to_string());
-        if !data.train.is_checked() {
+        if !data.train.has_manifest() {
             recorder.line("warning     the data has no manifest.json: nothing about it could be checked");
         }
         recorder.line(&format!("{machine}, {} products at {:.0} GFLOP/s at most", config.run.precision, peak / 1e9));
@@ -233,8 +233,8 @@ fn settings_digest(config: &Config, world: &World, data: &DataSplits) -> Result<
         ("libtorch".to_owned(), torch_ext::describe()?.version),
         ("the attempt".to_owned(), world.launch_id.clone()),
         ("the data's manifest".to_owned(), data.train.manifest_sha256().unwrap_or("none").to_owned()),
-        ("training tokens".to_owned(), data.train.tokens().to_string()),
-        ("validation tokens".to_owned(), data.val.tokens().to_string()),
+        ("training tokens".to_owned(), data.train.num_tokens().to_string()),
+        ("validation tokens".to_owned(), data.val.num_tokens().to_string()),
     ]);
     let resolved = serde_json::to_value(config)?;
     for (section, keys) in resolved.as_object().into_iter().flatten() {

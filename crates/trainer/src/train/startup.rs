@@ -129,7 +129,7 @@ fn find(
         recorder.line(&line);
     }
     let manifest = data.train.manifest_sha256().map(str::to_owned);
-    let fresh = TrainState { world_size, ..TrainState::new(config, manifest, data.train.tokens())? };
+    let fresh = TrainState { world_size, ..TrainState::new(config, manifest, data.train.num_tokens())? };
     Ok(Some(match checkpoint {
         Some((from, saved)) => take_up(config, &from, saved, fresh, device, recorder)?,
         None => {
