@@ -22,8 +22,8 @@ pub struct GenderLogRatio {
 }
 
 impl GenderLogRatio {
-    /// Returns ln(p(first) / p(second)) after sense `sense` of the occupation has been multiplied by
-    /// `factor`.
+    /// Returns ln(p(first) / p(second)) after sense `sense` of the occupation has been multiplied
+    /// by `factor`.
     pub fn scaled(&self, sense: usize, factor: f64) -> f64 {
         self.log_ratio + (factor - 1.0) * self.by_sense[sense]
     }
@@ -190,8 +190,8 @@ mod tests {
         let trial = found.trials[1];
         assert!((trial.removed - (10.0 / 9.0 * 2.0 + 1.0) / 3.0).abs() < 1e-9);
         assert!(trial.best_factor < 1e-6 && (trial.lowest - trial.removed).abs() < 1e-6);
-        // At f the bias is 9^f (10/9 x 2 + 1) / 3. Its slope equals that of |1 - f| at `want`, which
-        // is below 0, so the minimum on [0, 1] is at 0.
+        // At f the bias is 9^f (10/9 x 2 + 1) / 3. Its slope equals that of |1 - f| at `want`,
+        // which is below 0, so the minimum on [0, 1] is at 0.
         let want = (1.0 / ((10.0 / 9.0 * 2.0 + 1.0) / 3.0 * ln(9.0))).ln() / ln(9.0);
         assert!(want < 0.0 && found.factor < 1e-6, "{}, {want}", found.factor);
         assert!(find_factor(&[]).is_err());

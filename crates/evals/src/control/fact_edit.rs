@@ -31,7 +31,8 @@ pub fn fact_edits(model: &LanguageModel, word: i64, old: i64, new: i64) -> Resul
     (0..senses.size()[0]).map(replace).collect()
 }
 
-/// The contribution of one sense of a word, with weight 1, to the logits of the old and the new word.
+/// The contribution of one sense of a word, with weight 1, to the logits of the old and the new
+/// word.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SenseLogits {
     /// C . E[old].

@@ -1,5 +1,5 @@
-//! The factors of the senses while a text is generated: a topic's multipliers, larger near the end of
-//! the text, and annealed to 1 once the words that a sense predicts have appeared.
+//! The factors of the senses while a text is generated: a topic's multipliers, larger near the end
+//! of the text, and annealed to 1 once the words that a sense predicts have appeared.
 
 use anyhow::Result;
 use model::{Backpack, ForwardOptions, Kernels, LanguageModel};
@@ -48,10 +48,10 @@ impl<'m> Steering<'m> {
 
     /// Returns the factors `[T, L]` fp32 of the senses of the text `ids`.
     ///
-    /// For the multiplier m of word and sense and the position s, the factor is m a + (1 - a), where
-    /// a = sigmoid(6 - c S) (1 + s / 100) and c = the largest multiplier / 7.5. `ids` is usually the
-    /// text of the previous call with a few words appended and, if it has outgrown the context, with
-    /// its first words removed. Only the difference is computed.
+    /// For the multiplier m of word and sense and the position s, the factor is m a + (1 - a),
+    /// where a = sigmoid(6 - c S) (1 + s / 100) and c = the largest multiplier / 7.5. `ids` is
+    /// usually the text of the previous call with a few words appended and, if it has outgrown the
+    /// context, with its first words removed. Only the difference is computed.
     pub(super) fn factors(&mut self, ids: &[i64]) -> Tensor {
         tch::no_grad(|| {
             // If no suffix of the old text is a prefix of the new one, all words are dropped.
@@ -133,8 +133,8 @@ mod tests {
         }
     }
 
-    /// Appends a prompt, then single words, one of them twice; then moves the window by one word, by
-    /// several, and back to the start.
+    /// Appends a prompt, then single words, one of them twice; then moves the window by one word,
+    /// by several, and back to the start.
     #[test]
     fn incremental_factors_equal_explicit_loops() {
         for set in ["inv_scale", "one_sense"] {

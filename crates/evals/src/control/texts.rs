@@ -18,7 +18,8 @@ pub struct TextRequest<'a> {
     pub sampling: Sampling,
 }
 
-/// Generates a text and returns the new ids. With `multipliers`, the text is steered to their topic.
+/// Generates a text and returns the new ids. With `multipliers`, the text is steered to their
+/// topic.
 ///
 /// # Errors
 /// The errors of [`model::generate`]; also, `multipliers` are given for a GPT-2.
@@ -58,9 +59,9 @@ pub fn perplexity(model: &LanguageModel, prompt: &[i64], texts: &[Vec<i64>]) -> 
 /// words are too unreliable.
 const MIN_RELATIVE_PROBABILITY: f64 = 5.0;
 
-/// Returns the `max_words` words with the highest p / q, where p is the mean probability of a word in
-/// `text` and q its mean probability in other texts. `elsewhere` is q, from [`mean_probabilities`].
-/// `is_word` selects the ids that can be topic words.
+/// Returns the `max_words` words with the highest p / q, where p is the mean probability of a word
+/// in `text` and q its mean probability in other texts. `elsewhere` is q, from
+/// [`mean_probabilities`]. `is_word` selects the ids that can be topic words.
 ///
 /// # Errors
 /// The text is empty or longer than the context, or no word has a higher p than q.

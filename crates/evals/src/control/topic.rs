@@ -6,16 +6,17 @@ use tch::{Device, Kind, Tensor};
 
 use crate::senses::inspect::backpack_of;
 
-/// The multipliers at strengths 0 to 3 (from the paper), for pairs of word and sense with a score above
-/// the quantile 0.95, above 0.80, above 0.60, and for all other pairs. Strength 0 changes nothing.
+/// The multipliers at strengths 0 to 3 (from the paper), for pairs of word and sense with a score
+/// above the quantile 0.95, above 0.80, above 0.60, and for all other pairs. Strength 0 changes
+/// nothing.
 const MULTIPLIERS: [[f64; 4]; 4] =
     [[1.0, 1.0, 1.0, 1.0], [1.5, 1.5, 1.3, 1.0], [2.2, 2.2, 1.5, 1.0], [3.3, 3.3, 3.0, 1.0]];
 const QUANTILES: [f64; 3] = [0.95, 0.80, 0.60];
 
 /// The number of words whose senses are computed at once.
 const WORDS_PER_BATCH: i64 = 128;
-/// The number of embeddings that are multiplied with these senses at once. With 16 senses, a tile of
-/// 2,048 x 2,048 fp32 numbers is 17 MB and stays in the CPU cache until its maximum is computed.
+/// The number of embeddings that are multiplied with these senses at once. With 16 senses, a tile
+/// of 2,048 x 2,048 fp32 numbers is 17 MB and stays in the CPU cache until its maximum is computed.
 const EMBEDDINGS_PER_TILE: i64 = 2_048;
 
 /// The score of each pair of word and sense for one topic.
@@ -37,9 +38,9 @@ pub struct TopicMultipliers {
 
 /// Scores every sense of every word for each topic, which is a set of ids.
 ///
-/// With z = C(w)[l] . E over the vocabulary without padding, the score is the sum of z / max(z) over the
-/// topic's words, or 0 if max(z) is not positive. `progress` receives the number of scored words. The
-/// work is quadratic in the vocabulary size and hardly depends on the number of topics.
+/// With z = C(w)[l] . E over the vocabulary without padding, the score is the sum of z / max(z)
+/// over the topic's words, or 0 if max(z) is not positive. `progress` receives the number of scored
+/// words. The work is quadratic in the vocabulary size and hardly depends on the number of topics.
 ///
 /// # Errors
 /// The model is a GPT-2, a topic is empty, or an id is not one of the model's tokens.
@@ -156,7 +157,8 @@ impl TopicMultipliers {
     }
 }
 
-/// Returns a quantile of sorted values by linear interpolation, like the default of `numpy.quantile`.
+/// Returns a quantile of sorted values by linear interpolation, like the default of
+/// `numpy.quantile`.
 fn quantile(sorted: &[f32], q: f64) -> f64 {
     let index = q * (sorted.len() - 1) as f64;
     let (low, high) = (sorted[index.floor() as usize], sorted[index.ceil() as usize]);

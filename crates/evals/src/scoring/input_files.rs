@@ -49,8 +49,8 @@ pub(crate) fn text_field<'a>(object: &'a Map<String, Value>, key: &str) -> Resul
     value.as_str().with_context(|| format!("the value of \"{key}\" is not a string"))
 }
 
-/// Returns the files of a directory that have one of these suffixes (without the dot), sorted by name.
-/// If `path` is a file, it is returned alone.
+/// Returns the files of a directory that have one of these suffixes (without the dot), sorted by
+/// name. If `path` is a file, it is returned alone.
 ///
 /// # Errors
 /// The path does not exist, or the directory has no such file.
@@ -73,8 +73,8 @@ pub(crate) fn find_files(path: &Path, suffixes: &[&str]) -> Result<Vec<PathBuf>>
 }
 
 /// Returns the one evaluation file of a path. A file is returned as it is. In a directory, only the
-/// files with the first suffix that occurs are considered; if there are several, the one with "test"
-/// in its name is selected.
+/// files with the first suffix that occurs are considered; if there are several, the one with
+/// "test" in its name is selected.
 ///
 /// # Errors
 /// There is no such file, or the selection is ambiguous.

@@ -25,8 +25,8 @@ pub(crate) struct Score {
 pub struct Scorer<'a> {
     /// The model that scores the requests.
     pub model: &'a LanguageModel,
-    /// The maximum number of tokens per forward pass, including padding. A longer request is computed
-    /// alone.
+    /// The maximum number of tokens per forward pass, including padding. A longer request is
+    /// computed alone.
     pub batch_tokens: usize,
     /// Receives the number of processed tokens and the total.
     pub progress: &'a mut dyn FnMut(u64, u64),
@@ -39,14 +39,15 @@ pub(crate) const NOT_FINITE: &str = "the model's outputs are not finite: its wei
 const POSITIONS_PER_PRODUCT: usize = 256;
 
 impl Scorer<'_> {
-    /// Returns the scores of requests, in the order of the requests. Equal requests have equal scores.
+    /// Returns the scores of requests, in the order of the requests. Equal requests have equal
+    /// scores.
     ///
     /// # Errors
     /// A score is not finite, or a libtorch call fails.
     pub(crate) fn score(&mut self, requests: &[ScoringRequest]) -> Result<Vec<Score>> {
         let mut order: Vec<usize> = (0..requests.len()).collect();
-        // Long requests come first, so that a lack of memory shows at once. Among equal lengths, requests
-        // with a common prefix are adjacent.
+        // Long requests come first, so that a lack of memory shows at once. Among equal lengths,
+        // requests with a common prefix are adjacent.
         order.sort_by(|&a, &b| {
             let (a, b) = (&requests[a], &requests[b]);
             b.inputs().len().cmp(&a.inputs().len()).then_with(|| a.cmp(b))

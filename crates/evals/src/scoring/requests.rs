@@ -29,7 +29,8 @@ impl ScoringRequest {
             "{scored} tokens must be predicted, more than the model's context of {context} (n_positions): shorten the text"
         );
         let mut ids = [before, after].concat();
-        // The last token is only predicted, so the request may be one token longer than the context.
+        // The last token is only predicted, so the request may be one token longer than the
+        // context.
         let surplus = ids.len().saturating_sub(context + 1);
         ids.drain(..surplus);
         Ok(ScoringRequest { ids, scored, is_truncated: surplus > 0 })
@@ -45,7 +46,8 @@ impl ScoringRequest {
         &self.ids[self.ids.len() - self.scored..]
     }
 
-    /// Reports whether the text was cut at its start, because it was longer than the model's context.
+    /// Reports whether the text was cut at its start, because it was longer than the model's
+    /// context.
     pub(crate) fn is_truncated(&self) -> bool {
         self.is_truncated
     }
@@ -93,9 +95,9 @@ impl<'a> PromptTokenizer<'a> {
             .context("the model's config.json has no eos_token_id, which must precede a text without context: add it")
     }
 
-    /// Returns the request that scores a continuation after a context. If both together are too long
-    /// for the model, the start of the context is cut. White space at the end of the context is moved
-    /// to the continuation, because it is part of the token of the next word.
+    /// Returns the request that scores a continuation after a context. If both together are too
+    /// long for the model, the start of the context is cut. White space at the end of the context
+    /// is moved to the continuation, because it is part of the token of the next word.
     ///
     /// # Errors
     /// The continuation has no token, or it alone is longer than the model's context.
@@ -107,14 +109,15 @@ impl<'a> PromptTokenizer<'a> {
         }
         let before = self.tokenizer.encode(bare)?;
         let mut after = self.tokenizer.encode(&format!("{bare}{continuation}"))?;
-        // Like the harness, drop as many tokens as the context alone has, even if the tokens differ.
+        // Like the harness, drop as many tokens as the context alone has, even if the tokens
+        // differ.
         after.drain(..before.len().min(after.len()));
         ScoringRequest::new(before, after, self.context)
     }
 
     /// Splits a text of any length into windows in which each token is predicted exactly once. A
-    /// full window starts with the last token of the previous one. The last window is extended to the
-    /// left to full length, so that its tokens have more context.
+    /// full window starts with the last token of the previous one. The last window is extended to
+    /// the left to full length, so that its tokens have more context.
     ///
     /// # Errors
     /// The tokenizer fails on the text, or there is no end-of-text id.
@@ -138,8 +141,8 @@ fn windows(ids: &[i64], end_of_text: i64, context: usize) -> Vec<ScoringRequest>
     std::iter::once(initial).chain(following).collect()
 }
 
-/// Reports whether Python's `str.isspace` and `\s` match a character: Unicode's white space and four
-/// separators.
+/// Reports whether Python's `str.isspace` and `\s` match a character: Unicode's white space and
+/// four separators.
 pub(crate) fn is_white_space(character: char) -> bool {
     character.is_whitespace() || matches!(character, '\x1c'..='\x1f')
 }

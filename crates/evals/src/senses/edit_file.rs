@@ -52,8 +52,8 @@ enum EditOp {
 /// Reads a file of edits. `tokenizer` is called if an edit has a `word`.
 ///
 /// # Errors
-/// The file is not JSON, a key is unknown, or a word is not one token; the error names the file and the
-/// edit.
+/// The file is not JSON, a key is unknown, or a word is not one token; the error names the file and
+/// the edit.
 pub fn read_edits(path: &Path, tokenizer: impl FnOnce() -> Result<Tokenizer>) -> Result<Vec<SenseEdit>> {
     let text = fs::read_to_string(path).with_context(|| format!("{} cannot be read", path.display()))?;
     let parse = || {
@@ -68,8 +68,8 @@ pub fn read_edits(path: &Path, tokenizer: impl FnOnce() -> Result<Tokenizer>) ->
 /// Parses the JSON of edits.
 ///
 /// # Errors
-/// A key is unknown, a word is not one token, or there is a word but no tokenizer; the error names the
-/// edit, counted from 1.
+/// A key is unknown, a word is not one token, or there is a word but no tokenizer; the error names
+/// the edit, counted from 1.
 pub fn parse_edits(value: &Value, tokenizer: Option<&Tokenizer>) -> Result<Vec<SenseEdit>> {
     let edit = |(number, row): (usize, &Value)| {
         let parse = || parse_row(EditRow::deserialize(row)?, tokenizer);

@@ -1,5 +1,5 @@
-//! Inspection of a Backpack: the words that each sense raises and lowers, and the contribution of each
-//! sense of each word to a prediction. Contributions are exact: they sum to the logit.
+//! Inspection of a Backpack: the words that each sense raises and lowers, and the contribution of
+//! each sense of each word to a prediction. Contributions are exact: they sum to the logit.
 
 use anyhow::{Context, Result, ensure};
 use model::{Backpack, ForwardOptions, LanguageModel};
@@ -70,7 +70,8 @@ pub fn sense_views(model: &LanguageModel, token: i64, top: usize) -> Result<Vec<
     Ok(views.map(|(sense, ((norm, raises), lowers))| SenseView { sense: sense as i64, norm, raises, lowers }).collect())
 }
 
-/// Returns the cosines between the senses of two tokens, `[L, L]`. Rows are the senses of the first one.
+/// Returns the cosines between the senses of two tokens, `[L, L]`. Rows are the senses of the first
+/// one.
 ///
 /// # Errors
 /// The model is a GPT-2, or a token is outside its vocabulary.
@@ -105,14 +106,14 @@ fn rows(matrix: &Tensor) -> Result<Vec<Vec<f64>>> {
     (0..matrix.size()[0]).map(|row| Ok(Vec::try_from(matrix.get(row).to_kind(Kind::Double))?)).collect()
 }
 
-/// The part of a text analysis that does not depend on sense edits, because the transformer only reads
-/// the embeddings. It can be reused for different edits.
+/// The part of a text analysis that does not depend on sense edits, because the transformer only
+/// reads the embeddings. It can be reused for different edits.
 #[derive(Debug)]
 pub struct TextContext {
     /// The ids of the text, `[T]`.
     pub ids: Vec<i64>,
-    /// The contextualization weights, `[L, T, T]` fp32. For each sense, row t is a distribution over the
-    /// positions up to t.
+    /// The contextualization weights, `[L, T, T]` fp32. For each sense, row t is a distribution
+    /// over the positions up to t.
     pub weights: Tensor,
 }
 
@@ -186,8 +187,8 @@ impl<'m> TextAnalysis<'m> {
     /// Returns the logits of all ids after `position`, `[V]` fp32.
     ///
     /// # Errors
-    /// The position does not exist, or it is not analyzed, because the analysis was made by [`TextAnalysis::at_position`] for a
-    /// later one.
+    /// The position does not exist, or it is not analyzed, because the analysis was made by
+    /// [`TextAnalysis::at_position`] for a later one.
     pub fn logits_after(&self, position: usize) -> Result<Tensor> {
         check_position(position, self.ids.len())?;
         ensure!(position >= self.first, "position {position} is not analyzed: the analysis starts at {}", self.first);
@@ -221,8 +222,8 @@ impl<'m> TextAnalysis<'m> {
         Ok(CandidateToken { id, logit: logits.double_value(&[id]), probability })
     }
 
-    /// Returns the contribution of each sense of each word up to `position` to the logit of `id` after it:
-    /// `[position + 1, L]` fp64. Their sum is the logit.
+    /// Returns the contribution of each sense of each word up to `position` to the logit of `id`
+    /// after it: `[position + 1, L]` fp64. Their sum is the logit.
     ///
     /// # Errors
     /// The position does not exist, or the token is outside the vocabulary.
@@ -235,8 +236,9 @@ impl<'m> TextAnalysis<'m> {
         Ok(logits * weights.tr())
     }
 
-    /// Returns how the text uses a token: for each of its senses the mean contextualization weight, over
-    /// all occurrences and the positions from the occurrence on. `None` if the token does not occur.
+    /// Returns how the text uses a token: for each of its senses the mean contextualization weight,
+    /// over all occurrences and the positions from the occurrence on. `None` if the token does not
+    /// occur.
     pub fn usage(&self, token: i64) -> Option<Vec<f64>> {
         let length = self.ids.len();
         let occurrences: Vec<usize> = (0..length).filter(|&position| self.ids[position] == token).collect();

@@ -34,18 +34,19 @@ pub struct BlimpResult {
     pub tokens: u64,
     /// The number of pairs.
     pub pairs: u64,
-    /// By paradigm, the share of pairs whose acceptable sentence has a higher or equal log-probability.
+    /// By paradigm, the share of pairs whose acceptable sentence has a higher or equal
+    /// log-probability.
     pub paradigms: BTreeMap<String, f64>,
 }
 
 impl MinimalPairs {
-    /// Reads the first `limit` pairs of each `.jsonl` file of a directory, or of one file. A line is an
-    /// object with `sentence_good`, `sentence_bad` and optionally `UID`, the paradigm. Without `UID`,
-    /// the file name is the paradigm.
+    /// Reads the first `limit` pairs of each `.jsonl` file of a directory, or of one file. A line
+    /// is an object with `sentence_good`, `sentence_bad` and optionally `UID`, the paradigm.
+    /// Without `UID`, the file name is the paradigm.
     ///
     /// # Errors
-    /// A line is malformed, or a sentence is longer than the model's context; the error names file and
-    /// line.
+    /// A line is malformed, or a sentence is longer than the model's context; the error names file
+    /// and line.
     pub(crate) fn open(path: &Path, limit: usize, prompt_tokenizer: &PromptTokenizer) -> Result<Self> {
         let mut pairs = MinimalPairs { paradigms: Vec::new(), requests: Vec::new() };
         for file in find_files(path, &["jsonl"])? {
@@ -78,7 +79,8 @@ impl MinimalPairs {
             self.paradigms.iter().zip(scores.chunks_exact(2)).zip(self.requests.chunks_exact(2))
         {
             let (correct, total) = counts.entry(paradigm).or_default();
-            // A pair of equal sentences counts as correct, as in lm-evaluation-harness. BLiMP has a few.
+            // A pair of equal sentences counts as correct, as in lm-evaluation-harness. BLiMP has a
+            // few.
             *correct += u64::from(pair[0].log_probability >= pair[1].log_probability);
             *total += 1;
             sum -= pair[0].log_probability;

@@ -41,8 +41,8 @@ pub(crate) fn detokenize(page: &str) -> String {
 }
 
 /// Does what `re.sub(r"/' [0-9]/", r"/'[0-9]/", text)` does. The harness delimits this pattern with
-/// slashes, as other languages do. In Python they are part of the pattern, so it matches only between
-/// literal slashes and inserts the text of the pattern.
+/// slashes, as other languages do. In Python they are part of the pattern, so it matches only
+/// between literal slashes and inserts the text of the pattern.
 fn digits_between_slashes(text: &str) -> String {
     let (mut out, mut rest) = (String::with_capacity(text.len()), text);
     while let Some(at) = rest.find("/' ") {

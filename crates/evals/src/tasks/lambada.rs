@@ -32,12 +32,12 @@ pub struct LambadaResult {
 }
 
 impl Passages {
-    /// Reads the first `limit` passages of a `.jsonl` file, or of the one in a directory. Each line is
-    /// an object with the key `text`.
+    /// Reads the first `limit` passages of a `.jsonl` file, or of the one in a directory. Each line
+    /// is an object with the key `text`.
     ///
     /// # Errors
-    /// A line is malformed, or its last word is longer than the model's context; the error names file
-    /// and line.
+    /// A line is malformed, or its last word is longer than the model's context; the error names
+    /// file and line.
     pub(crate) fn open(path: &Path, limit: usize, prompt_tokenizer: &PromptTokenizer) -> Result<Self> {
         let file = find_one_file(path, &["jsonl"])?;
         ensure!(

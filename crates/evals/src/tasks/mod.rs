@@ -124,8 +124,8 @@ impl Benchmark {
     /// Reads the data of a task for a model. Every task except [`Task::Val`] needs a tokenizer.
     ///
     /// # Errors
-    /// The data is not that of the task, or does not fit the model; the error names the file and the
-    /// line.
+    /// The data is not that of the task, or does not fit the model; the error names the file and
+    /// the line.
     pub fn open(
         task: Task,
         path: &Path,

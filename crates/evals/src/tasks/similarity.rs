@@ -1,5 +1,5 @@
-//! Word similarity: the rank correlation of human similarity ratings with the cosines of embeddings and
-//! of sense vectors.
+//! Word similarity: the rank correlation of human similarity ratings with the cosines of embeddings
+//! and of sense vectors.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
@@ -41,8 +41,8 @@ pub struct SimilarityResult {
     pub lists: BTreeMap<String, ListCorrelations>,
 }
 
-/// Spearman's correlations of the human ratings of one list with cosines of vectors. A correlation is
-/// `None` if it is undefined, for example with fewer than two pairs.
+/// Spearman's correlations of the human ratings of one list with cosines of vectors. A correlation
+/// is `None` if it is undefined, for example with fewer than two pairs.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ListCorrelations {
     /// The number of pairs in the list.
@@ -128,8 +128,8 @@ impl WordLists {
 }
 
 impl WordList {
-    /// Returns the correlations of the ratings with the cosines of the kept pairs, which are in the order
-    /// of [`cosines_of`].
+    /// Returns the correlations of the ratings with the cosines of the kept pairs, which are in the
+    /// order of [`cosines_of`].
     fn correlations(&self, cosines: &[Vec<f64>]) -> ListCorrelations {
         let mut correlations = cosines.iter().map(|cosines| spearman(cosines, &self.ratings));
         let embedding = correlations.next().flatten();
@@ -149,8 +149,8 @@ fn is_readme(name: &OsStr) -> bool {
     name.to_string_lossy().to_lowercase().contains("readme")
 }
 
-/// The number of pairs that are computed at once. For the published model, the senses of 256 words are
-/// 25 MB in fp64.
+/// The number of pairs that are computed at once. For the published model, the senses of 256 words
+/// are 25 MB in fp64.
 const PAIRS_PER_BATCH: usize = 128;
 
 /// Returns the number of cosines per pair.
@@ -158,9 +158,9 @@ fn num_cosines(model: &LanguageModel) -> usize {
     if model.backpack().is_some() { 5 + model.config().num_senses as usize } else { 1 }
 }
 
-/// Returns the cosines of n pairs, each `[n]` fp64. The first is that of the embeddings. For a Backpack
-/// follow the minimum and the maximum over matched senses, the same over all senses, and the cosine of
-/// each matched sense.
+/// Returns the cosines of n pairs, each `[n]` fp64. The first is that of the embeddings. For a
+/// Backpack follow the minimum and the maximum over matched senses, the same over all senses, and
+/// the cosine of each matched sense.
 fn cosines_of(model: &LanguageModel, pairs: &[[i64; 2]]) -> Result<Vec<Tensor>> {
     tch::no_grad(|| {
         let words = pairs.as_flattened();
@@ -181,8 +181,8 @@ fn cosines_of(model: &LanguageModel, pairs: &[[i64; 2]]) -> Result<Vec<Tensor>> 
     })
 }
 
-/// Returns the cosines `[n, L, L]` fp64 of n pairs of words with vectors `[2 n, L, D]`. Rows are the
-/// vectors of the first word.
+/// Returns the cosines `[n, L, L]` fp64 of n pairs of words with vectors `[2 n, L, D]`. Rows are
+/// the vectors of the first word.
 fn pair_cosines(vectors: &Tensor) -> Result<Tensor> {
     let vectors = vectors.f_to_kind(Kind::Double)?;
     // The cosines of a zero vector are 0.

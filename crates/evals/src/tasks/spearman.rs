@@ -1,8 +1,8 @@
 //! Spearman's rank correlation.
 
 /// Returns Spearman's rank correlation of two series of equal length, like `scipy.stats.spearmanr`:
-/// equal values get the mean of their ranks. `None` if the correlation is undefined, because there are
-/// fewer than two values or all values of a series are equal.
+/// equal values get the mean of their ranks. `None` if the correlation is undefined, because there
+/// are fewer than two values or all values of a series are equal.
 pub(crate) fn spearman(x: &[f64], y: &[f64]) -> Option<f64> {
     let (x, y) = (ranks(x), ranks(y));
     // The mean of n ranks is (n + 1) / 2, with or without ties.

@@ -1,5 +1,5 @@
-//! WikiText (Merity et al., 2016): perplexity per word and per byte of each page. The model reads the
-//! page after WikiText's tokenization has been undone; words and bytes are counted before that.
+//! WikiText (Merity et al., 2016): perplexity per word and per byte of each page. The model reads
+//! the page after WikiText's tokenization has been undone; words and bytes are counted before that.
 
 use std::fs;
 use std::path::Path;
@@ -47,8 +47,8 @@ pub struct WikitextResult {
 }
 
 impl Pages {
-    /// Reads the first `limit` pages of a file, or of the one in a directory. The file is a `.jsonl` file
-    /// with the key `page`, or WikiText's own text with titles between equals signs.
+    /// Reads the first `limit` pages of a file, or of the one in a directory. The file is a
+    /// `.jsonl` file with the key `page`, or WikiText's own text with titles between equals signs.
     ///
     /// # Errors
     /// The file is not of these formats; the error names the file and the line.
@@ -132,8 +132,8 @@ fn is_title(line: &str) -> bool {
     line.starts_with("= ") && line.ends_with(" =")
 }
 
-/// Splits a text into pages like the dataset EleutherAI/wikitext_document_level. Text before the first
-/// title is a page unless it is blank. The line end between two pages belongs to neither.
+/// Splits a text into pages like the dataset EleutherAI/wikitext_document_level. Text before the
+/// first title is a page unless it is blank. The line end between two pages belongs to neither.
 fn pages(text: &str) -> Vec<String> {
     let lines: Vec<&str> = text.split('\n').collect();
     let mut starts: Vec<usize> = (0..lines.len()).filter(|&i| i > 0 && is_title(lines[i])).collect();
@@ -146,8 +146,8 @@ fn pages(text: &str) -> Vec<String> {
     pages
 }
 
-/// Returns `len(re.split(r"\s+", page))`: the number of parts between runs of white space, including
-/// empty parts at both ends.
+/// Returns `len(re.split(r"\s+", page))`: the number of parts between runs of white space,
+/// including empty parts at both ends.
 fn words(page: &str) -> u64 {
     let mut previous_blank = false;
     let runs = page.chars().map(is_white_space).filter(|&blank| {
@@ -165,8 +165,8 @@ mod tests {
     use super::*;
     use crate::testing;
 
-    /// The expected pages come from the loop in the loading script of EleutherAI/wikitext_document_level,
-    /// run in Python 3.11 on these texts.
+    /// The expected pages come from the loop in the loading script of
+    /// EleutherAI/wikitext_document_level, run in Python 3.11 on these texts.
     #[test]
     fn pages_are_split_at_titles() {
         for (text, want) in [

@@ -12,8 +12,8 @@ pub(crate) struct WordPair {
     pub(crate) rating: f64,
 }
 
-/// Known file names, reduced to lower-case letters and digits without a leading "en", and the names of
-/// their lists.
+/// Known file names, reduced to lower-case letters and digits without a leading "en", and the names
+/// of their lists.
 const KNOWN_FILES: [(&str, &str); 10] = [
     ("simlex999", "SimLex-999"),
     ("simverb3500", "SimVerb-3500"),
@@ -36,9 +36,9 @@ pub(crate) fn list_name(file: &Path) -> String {
     known.map_or_else(|| stem.into_owned(), |(_, list)| (*list).to_owned())
 }
 
-/// Reads the first `limit` pairs of a list. A line has two words, optionally their part of speech, and
-/// the rating, separated by tabs, semicolons, commas or spaces; further columns are ignored. A first
-/// line that starts with "word" and has no rating is a header.
+/// Reads the first `limit` pairs of a list. A line has two words, optionally their part of speech,
+/// and the rating, separated by tabs, semicolons, commas or spaces; further columns are ignored. A
+/// first line that starts with "word" and has no rating is a header.
 ///
 /// # Errors
 /// A line is malformed; the error names file and line.
