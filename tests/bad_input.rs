@@ -45,14 +45,14 @@ fn configs_that_cannot_be_run() {
     let scratch = Scratch::new();
     let set = |assignment: &str| scratch.train("run", &["--set", assignment]).error();
     for (assignment, why) in [
-        ("optimizer.learning_rat=1", "the nearest is optimizer.learning_rate"),
+        ("optimizer.learning_rat=1", "did you mean optimizer.learning_rate?"),
         ("model.n_embd=wide", "it must be a whole number"),
         ("optimizer.learning_rate=-1e-3", "optimizer.learning_rate is -0.001: it must be above 0"),
         ("schedule.warmup_steps=0", "schedule.warmup_steps is 0"),
         ("schedule.warmup_steps=13", "more than schedule.max_steps 12"),
         ("batch.tokens_per_step=100", "no multiple of data.sequence_length 32: use 96 or 128"),
         ("batch.micro_batch_size=3", "micro_batch 3 does not divide the 4 sequences"),
-        ("stability.initial_loss_scale=0", "stability.initial_loss_scale is 0"),
+        ("step_guard.initial_loss_scale=0", "step_guard.initial_loss_scale is 0"),
         ("model.num_senses=3", "does not divide by num_senses 3"),
         ("data.sequence_length=64", "more than model.n_positions 32"),
         ("data.path=nowhere", "the data folder nowhere is not there"),
@@ -87,7 +87,7 @@ fn cuda_without_cuda_says_what_is_missing() {
     // A machine with a GPU trains.
     if finished.code != 85 {
         let error = finished.error();
-        assert!(error.contains("the device \"cuda\" is asked for"), "{error}");
+        assert!(error.contains("cannot use the device \"cuda\""), "{error}");
     }
 }
 

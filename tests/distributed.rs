@@ -275,7 +275,7 @@ fn the_watchdog_ends_a_process_in_which_nothing_goes_forward() {
     hung.kill().unwrap();
     hung.wait().unwrap();
     assert_eq!(codes, [124], "{}", processes.said(0));
-    assert!(processes.error(0).contains("nothing has gone forward for 3s"), "{}", processes.error(0));
+    assert!(processes.error(0).contains("no progress for 3s"), "{}", processes.error(0));
 }
 
 #[test]

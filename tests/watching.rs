@@ -12,7 +12,7 @@ fn a_plan_needs_no_data_and_runs_nothing() {
     let plan = ["plan", "--config", "configs/owt/small.toml", "--set", "data.path=nowhere", "--set", "run.device=cpu"];
     let finished = backpack(&plan).expect(0);
     assert!(finished.stdout.starts_with("model       170083584 parameters\n"), "{}", finished.stdout);
-    assert!(finished.stdout.contains("the data is not there") && !finished.stdout.contains("warning"));
+    assert!(finished.stdout.contains("the data does not exist") && !finished.stdout.contains("warning"));
     let rates =
         ["--processes", "4", "--tokens-per-second", "168000", "--watts", "400", "--price-per-hour", "2", "--json"];
     let json = backpack(&[&plan[..], &rates[..], &["--train-tokens", "9035582198"]].concat()).expect(0).json();
@@ -70,7 +70,7 @@ fn status_follows_a_run_through_stop_kill_and_end() {
     assert_eq!(text.lines().count(), 5, "{text}");
     assert!(text.contains("finished, step 12 of 12 (100%)") && text.contains("health      good"), "{text}");
     let error = backpack(&["status", &scratch.text("data")]).error();
-    assert!(error.contains("is not a run folder"), "{error}");
+    assert!(error.contains("is not a run directory"), "{error}");
 }
 
 #[test]
@@ -79,7 +79,7 @@ fn a_run_that_fails_says_why_in_its_folder() {
     let error = scratch.train("run", &["--set", "optimizer.learning_rate=1e30", "--set", "optimizer.grad_clip=0"]);
     assert_ne!(error.code, 0);
     let said = backpack(&["status", &scratch.text("run")]).expect(0).stdout;
-    assert!(said.contains("LOOK AT IT: it ended with an error"), "{said}");
+    assert!(said.contains("WARNING: the run ended with an error"), "{said}");
     assert!(fs::read_to_string(scratch.path("run/log.txt")).unwrap().contains("\nerror       "));
 }
 
