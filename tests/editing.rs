@@ -83,7 +83,7 @@ fn edits_that_cannot_be_made_are_refused_by_their_place() {
         error
     };
     assert!(error("{").contains("not JSON"));
-    assert!(error(r#"[{"token": 1, "sense": 0}]"#).contains("edit 1: \"scale\" wants a \"factor\""));
+    assert!(error(r#"[{"token": 1, "sense": 0}]"#).contains("edit 1: \"scale\" needs a \"factor\""));
     assert!(
         error(r#"[{"token": 311, "sense": 0, "factor": 0}]"#).contains("token 311, but the model's ids are 0 to 310")
     );

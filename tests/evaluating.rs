@@ -137,7 +137,10 @@ fn all_tasks_become_a_folder_with_json_and_a_table() {
     fs::write(scratch.path("tasks/similarity/bad.csv"), "a,b,c\n").unwrap();
     let second = scratch.text("second");
     let error = eval(&model, "all", &tasks, &["--output", &second]).error();
-    assert!(error.contains("bad.csv line 1: has \"c\" in column 3") && !scratch.path("second").exists(), "{error}");
+    assert!(
+        error.contains("bad.csv line 1: column 3 must be the rating, but is \"c\"") && !scratch.path("second").exists(),
+        "{error}"
+    );
     // By name, to stdout too.
     let named = format!("blimp={tasks}/blimp");
     let json = eval(&model, "all", &named, &["--output", &second, "--json"]).expect(0).json();
@@ -175,23 +178,23 @@ fn data_that_cannot_be_measured() {
         ("lambada", "b.jsonl", "{\"page\": \"a b\"}", "b.jsonl line 1: has no key \"text\" (it has page)"),
         ("lambada", "c.txt", "a b c", "c.txt is plain text"),
         ("lambada", "d.jsonl", "", "d.jsonl is empty"),
-        ("wikitext", "e.txt", "\"\"\n\" = A = \"\n", "e.txt line 1 begins with a quotation mark"),
+        ("wikitext", "e.txt", "\"\"\n\" = A = \"\n", "e.txt line 1 starts with a quotation mark"),
         ("wikitext", "f.raw", "Once upon a time.", "f.raw has no line like \" = Title = \""),
         (
             "blimp",
             "g.jsonl",
             &format!("{{\"sentence_good\": \"{long}\", \"sentence_bad\": \"a\"}}"),
-            "g.jsonl line 1: the sentence_good: 71 tokens are to be predicted, more than the model's context of 64",
+            "g.jsonl line 1: the sentence_good: 71 tokens must be predicted, more than the model's context of 64",
         ),
-        ("similarity", "h.txt", "a\tb\t1\na\tb\n", "h.txt line 2: has 2 columns"),
+        ("similarity", "h.txt", "a\tb\t1\na\tb\n", "h.txt line 2: the line has 2 columns"),
     ] {
         let said = error(task, name, text);
         assert!(said.contains(why), "{said}");
     }
     let error = |task: &str, data: &str| eval(&model, task, data, &[]).error();
-    assert!(error("blimp", "nowhere").contains("nowhere is not there"));
+    assert!(error("blimp", "nowhere").contains("nowhere does not exist"));
     assert!(error("blimp", "lambada=x").contains("--data lambada=x is not for --task blimp"));
-    assert!(error("blimp", &format!("{tasks}/wikitext")).contains("holds no file that ends in .jsonl"));
+    assert!(error("blimp", &format!("{tasks}/wikitext")).contains("has no .jsonl file"));
     // A vocabulary that is not the tokenizer's.
     let small = fixture("inv_scale");
     let said = eval(small.to_str().unwrap(), "blimp", &format!("{tasks}/blimp"), &[]).error();

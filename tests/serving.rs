@@ -154,7 +154,7 @@ fn every_question_is_answered_with_what_the_model_says() {
     let token = senses["token"].as_i64().unwrap();
     assert_eq!(senses["word"], " house");
     assert_eq!(senses["senses"].as_array().unwrap().len(), 4);
-    for (got, want) in senses["senses"].as_array().unwrap().iter().zip(evals::senses_of(&model, token, 5).unwrap()) {
+    for (got, want) in senses["senses"].as_array().unwrap().iter().zip(evals::sense_views(&model, token, 5).unwrap()) {
         assert!(close(&got["norm"], want.norm));
         assert_eq!(tokens(&got["raises"]), want.raises.iter().map(|w| w.id).collect::<Vec<_>>());
         assert_eq!(tokens(&got["lowers"]), want.lowers.iter().map(|w| w.id).collect::<Vec<_>>());
@@ -162,9 +162,9 @@ fn every_question_is_answered_with_what_the_model_says() {
 
     let read = server.ask("reading", json!({ "text": TEXT, "position": 4, "top": 3 }));
     let ids = tokens(&read["tokens"]);
-    let reading = evals::TextAnalysis::of(&model, &ids).unwrap();
+    let reading = evals::TextAnalysis::new(&model, &ids).unwrap();
     assert_eq!((read["next"].as_array().unwrap().len(), read["weights"].as_array().unwrap().len()), (3, 4));
-    for (got, want) in read["next"].as_array().unwrap().iter().zip(reading.next(4, 3).unwrap()) {
+    for (got, want) in read["next"].as_array().unwrap().iter().zip(reading.next_tokens(4, 3).unwrap()) {
         assert_eq!(got["token"], want.id);
         assert!(close(&got["logit"], want.logit) && close(&got["probability"], want.probability));
     }
@@ -201,9 +201,9 @@ fn every_question_is_answered_with_what_the_model_says() {
     let edit = SenseEdit { token, sense: SenseChoice::All, op: SenseOp::Scale(0.0) };
     let last = ids.len() - 1;
     let after = model
-        .with_edits(std::slice::from_ref(&edit), |model| evals::TextAnalysis::of(model, &ids)?.next(last, 4))
+        .with_edits(std::slice::from_ref(&edit), |model| evals::TextAnalysis::new(model, &ids)?.next_tokens(last, 4))
         .unwrap();
-    let before = evals::TextAnalysis::of(&model, &ids).unwrap().next(last, 4).unwrap();
+    let before = evals::TextAnalysis::new(&model, &ids).unwrap().next_tokens(last, 4).unwrap();
     assert!(next["divergence"].as_f64().unwrap() > 1e-6, "{next}");
     for (side, want) in [("before", before), ("after", after)] {
         for want in want {
@@ -235,7 +235,7 @@ fn what_cannot_be_answered_is_refused_in_a_sentence() {
     assert_eq!(split.json()["pieces"][0]["word"], " ant");
     let long = "word ".repeat(40);
     for (path, question, status, phrase) in [
-        ("senses", "{".to_owned(), 400, "the request is not understood"),
+        ("senses", "{".to_owned(), 400, "invalid request"),
         ("senses", json!({ "word": "house", "tip": 3 }).to_string(), 400, "unknown field `tip`"),
         ("senses", json!({ "word": "house", "token": 3 }).to_string(), 400, "either a \"word\" or a \"token\""),
         ("senses", json!({ "token": 50264 }).to_string(), 400, "outside the model's vocabulary"),
@@ -258,19 +258,19 @@ fn what_cannot_be_answered_is_refused_in_a_sentence() {
             "next",
             json!({ "text": TEXT, "edits": [{ "word": "house", "sense": 1 }] }).to_string(),
             400,
-            "\"scale\" wants a \"factor\"",
+            "\"scale\" needs a \"factor\"",
         ),
         (
             "next",
             json!({ "text": TEXT, "edits": vec![json!({ "token": 1, "sense": 0, "factor": 1 }); 65] }).to_string(),
             413,
-            "more than the 64 of one request",
+            "more than the limit of 64 per request",
         ),
         ("generate", json!({ "text": TEXT, "max_new_tokens": 65 }).to_string(), 400, "between 1 and 64"),
         ("generate", json!({ "text": TEXT, "temperature": 0 }).to_string(), 400, "the temperature is 0"),
-        ("generate", json!({ "text": TEXT, "greedy": true, "top_k": 5 }).to_string(), 400, "without effect"),
-        ("nothing", "{}".to_owned(), 404, "there is nothing at /api/v1/nothing"),
-        ("senses", format!("{{\"word\": \"{}\"}}", "a".repeat(1_100_000)), 413, "larger than 1024 kB"),
+        ("generate", json!({ "text": TEXT, "greedy": true, "top_k": 5 }).to_string(), 400, "no effect"),
+        ("nothing", "{}".to_owned(), 404, "unknown path /api/v1/nothing"),
+        ("senses", format!("{{\"word\": \"{}\"}}", "a".repeat(1_100_000)), 413, "larger than 1024 KiB"),
     ] {
         let sentence = server.post(path, &question).refusal(status);
         assert!(sentence.contains(phrase), "{path} {question}: {sentence}");
@@ -298,9 +298,9 @@ fn other_sites_methods_and_hosts_are_turned_away() {
     let untyped = server.request("POST", "/api/v1/senses", "Content-Type: text/plain\r\n", question);
     assert!(untyped.refusal(415).contains("must be application/json"));
     let get = server.get("/api/v1/senses");
-    assert!(get.refusal(405).contains("GET is not for") && get.header("allow") == Some("POST"));
+    assert!(get.refusal(405).contains("GET is not allowed for") && get.header("allow") == Some("POST"));
     let post = server.request("POST", "/api/v1/model", "", "{}");
-    assert!(post.refusal(405).contains("POST is not for") && post.header("allow") == Some("GET, HEAD"));
+    assert!(post.refusal(405).contains("POST is not allowed for") && post.header("allow") == Some("GET, HEAD"));
     let preflight = "Origin: http://evil.example\r\nAccess-Control-Request-Method: POST\r\n";
     let preflight = server.request("OPTIONS", "/api/v1/senses", preflight, "");
     assert!(preflight.status == 403 && !preflight.headers.to_lowercase().contains("access-control"));
@@ -407,7 +407,7 @@ fn what_cannot_be_served_is_said_at_the_start() {
     let (folder, _model, server) = serve_small();
     let port = server.address.rsplit(':').next().unwrap();
     let taken = backpack(&["serve", "--model", folder.path().to_str().unwrap(), "--port", port]).error();
-    assert!(taken.contains("cannot be listened on: choose another --port"), "{taken}");
+    assert!(taken.contains("cannot listen on 127.0.0.1:"), "{taken}");
 }
 
 /// A folder with edits and a table of senses serves them, and says on standard error who is let in.
@@ -428,7 +428,7 @@ fn edited_models_tables_and_other_addresses_are_served() {
     assert_eq!(server.get("/api/v1/model").json()["edited"][0]["word"], " house");
     let senses = server.ask("senses", json!({ "word": "house" }));
     let token = senses["token"].as_i64().unwrap();
-    let want = evals::senses_of(&model, token, 1).unwrap();
+    let want = evals::sense_views(&model, token, 1).unwrap();
     assert_eq!(senses["senses"][0]["norm"], 0.0);
     assert!(close(&senses["senses"][1]["norm"], want[1].norm));
     signal(&server.process, "TERM");

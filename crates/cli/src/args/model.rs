@@ -43,7 +43,7 @@ pub(crate) struct TextArgs {
 impl TextArgs {
     /// The tokenizer of a model that came from `folder`.
     fn tokenizer(&self, folder: &Path, config: &ModelConfig) -> Result<Tokenizer> {
-        Tokenizer::of_model(self.tokenizer.as_deref(), folder, config)
+        Tokenizer::for_model(self.tokenizer.as_deref(), folder, config)
     }
 
     /// Edits the model that came from `folder`, where that is asked for.
@@ -96,7 +96,9 @@ impl ModelArgs {
 
     /// A tokenizer that is surely the model's, where there is one: ids may be another vocabulary's than the project's.
     pub(crate) fn own_tokenizer(&self) -> Result<Option<Tokenizer>> {
-        Tokenizer::own(self.text.tokenizer.as_deref(), &self.model).map(|path| Tokenizer::open(&path)).transpose()
+        Tokenizer::path_in_model(self.text.tokenizer.as_deref(), &self.model)
+            .map(|path| Tokenizer::open(&path))
+            .transpose()
     }
 }
 

@@ -52,7 +52,7 @@ impl SensesCommand {
             self.compute.tokenizer_for_names(&model)?
         };
         let tokenizer = tokenizer.as_ref();
-        let id_of = |word: &String| tokenizer.map_or(Ok(0), |tokenizer| tokenizer.word(word));
+        let id_of = |word: &String| tokenizer.map_or(Ok(0), |tokenizer| tokenizer.word_id(word));
         let compared = self.compare.iter().flatten().map(id_of).collect::<Result<Vec<i64>>>()?;
         let word = self.word.as_ref().map(id_of).transpose()?.or(self.token);
         let next = self.next.as_ref().map(id_of).transpose()?;
@@ -61,7 +61,7 @@ impl SensesCommand {
             _ => None,
         };
         let names = TokenNames(tokenizer);
-        let reading = ids.map(|ids| TextAnalysis::of(&model, &ids)).transpose()?;
+        let reading = ids.map(|ids| TextAnalysis::new(&model, &ids)).transpose()?;
         let mut out = io::stdout().lock();
         let answer = match (compared.as_slice(), word, &reading) {
             ([first, second], _, _) => compare(&model, [*first, *second], &names)?,
@@ -99,7 +99,7 @@ fn of_word(
     top: usize,
     names: &TokenNames<'_>,
 ) -> Result<Value> {
-    let views = evals::senses_of(model, token, top)?;
+    let views = evals::sense_views(model, token, top)?;
     let usage = match text {
         Some(reading) => Some(reading.usage(token).ok_or_else(|| {
             anyhow::anyhow!(
@@ -136,7 +136,7 @@ fn explain(reading: &TextAnalysis<'_>, next: Option<i64>, top: usize, names: &To
     let position = |position: usize| -> Result<Value> {
         let predicted = match next {
             Some(id) => reading.candidate(position, id)?,
-            None => reading.next(position, 1)?[0],
+            None => reading.next_tokens(position, 1)?[0],
         };
         let parts = reading.contributions(position, predicted.id)?;
         let num_senses = parts.size()[1];

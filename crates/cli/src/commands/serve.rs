@@ -4,7 +4,7 @@ use std::panic;
 
 use anyhow::Result;
 use clap::Args;
-use explorer::{Address, AppState};
+use explorer::{AppState, ListenAddress};
 use trainer::Stop;
 
 use crate::args::model::ModelArgs;
@@ -52,6 +52,6 @@ impl Serve {
             writeln!(out, "serving {} at http://{address}/", folder.display())?;
             Ok(out.flush()?)
         };
-        explorer::serve(Address { host, port }, load, listening, || stop.requested())
+        explorer::serve(ListenAddress { host, port }, load, listening, || stop.requested())
     }
 }

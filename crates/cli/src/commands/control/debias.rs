@@ -4,7 +4,9 @@ use anyhow::{Context, Result, ensure};
 use charts::{Axis, AxisRange, Chart, Curve, LegendEntry, Panel, PanelRow, Style};
 use clap::Args;
 use evals::Tokenizer;
-use evals::control::{FitResult, GenderLogRatio, SenseTrial, bias, debias_edits, find_factor, leaning, project_out};
+use evals::control::{
+    DebiasFit, GenderLogRatio, SenseTrial, bias, debias_edits, find_factor, gender_log_ratio, project_out,
+};
 use model::LanguageModel;
 use serde_json::{Value, json};
 
@@ -51,7 +53,7 @@ struct Occupations {
 
 /// What became of the bias.
 struct DebiasResult {
-    found: FitResult,
+    found: DebiasFit,
     /// Of each occupation, those of its prompts.
     training: Vec<Vec<GenderLogRatio>>,
     test: Vec<Vec<GenderLogRatio>>,
@@ -84,7 +86,8 @@ impl Debias {
                 progress.say(|| format!("{what}: {number} of {} occupations", occupations.words.len()));
                 let prompt = |template: &String| {
                     let text = template.replace("{}", word);
-                    leaning(model, &tokenizer.encode(&text)?, *id, pair).with_context(|| format!("prompt \"{text}\""))
+                    gender_log_ratio(model, &tokenizer.encode(&text)?, *id, pair)
+                        .with_context(|| format!("prompt \"{text}\""))
                 };
                 templates.iter().map(prompt).collect()
             };
@@ -133,7 +136,7 @@ impl Occupations {
     fn of(listed: Vec<String>, tokenizer: &Tokenizer, model: &LanguageModel) -> Result<Self> {
         let (mut words, mut skipped) = (Vec::new(), Vec::new());
         for word in listed {
-            match tokenizer.word(&word) {
+            match tokenizer.word_id(&word) {
                 Ok(id) => {
                     word_lists::check_token(&word, id, model)?;
                     words.push((word, id));
@@ -154,7 +157,7 @@ impl DebiasResult {
     fn biases(&self, prompts: &[GenderLogRatio], projected: Option<&[GenderLogRatio]>) -> Biases {
         let (sense, factor) = (self.found.sense, self.found.factor);
         let at = |factor| bias(prompts.iter().map(|leaning| leaning.scaled(sense, factor)));
-        let projected = projected.map(|prompts| bias(prompts.iter().map(|leaning| leaning.ratio)));
+        let projected = projected.map(|prompts| bias(prompts.iter().map(|leaning| leaning.log_ratio)));
         Biases { plain: at(1.0), found: at(factor), removed: at(0.0), projected }
     }
 
@@ -169,7 +172,7 @@ impl DebiasResult {
     /// Of an occupation's test prompts: the geometric mean of p(he) / p(she), and the biases.
     fn of_occupation(&self, number: usize) -> (f64, Biases) {
         let (test, projected) = (&self.test[number], &self.projected[number]);
-        let ratio = test.iter().map(|leaning| leaning.ratio).sum::<f64>() / test.len() as f64;
+        let ratio = test.iter().map(|leaning| leaning.log_ratio).sum::<f64>() / test.len() as f64;
         (ratio.exp(), self.biases(test, Some(projected)))
     }
 
@@ -195,7 +198,7 @@ impl DebiasResult {
 
     fn tables(&self, occupations: &Occupations) -> String {
         let number = |x: f64| format!("{x:.3}");
-        let FitResult { sense, factor, .. } = self.found;
+        let DebiasFit { sense, factor, .. } = self.found;
         let found = format!("factor {factor:.3}");
         let cells = |b: &Biases| {
             [number(b.plain), number(b.found), number(b.removed), b.projected.map_or_else(String::new, number)]

@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use charts::{Axis, AxisRange, Chart, Curve, LegendEntry, Panel, PanelRow, Style};
 use clap::Args;
-use evals::control::{SenseShift, knowledge_edits, sense_shifts};
+use evals::control::{SenseLogits, fact_edits, sense_logits};
 use evals::{CandidateToken, TextAnalysis, Tokenizer};
 use model::LanguageModel;
 use serde_json::{Value, json};
@@ -76,19 +76,19 @@ impl Edit {
             .into_iter()
             .map(|prompt| Ok((prompt.clone(), tokenizer.encode(&prompt)?)))
             .collect::<Result<_>>()?;
-        let look = |model: &LanguageModel| -> Result<(Vec<NextToken>, Vec<SenseShift>)> {
+        let look = |model: &LanguageModel| -> Result<(Vec<NextToken>, Vec<SenseLogits>)> {
             let next = |(prompt, ids): &(String, Vec<i64>)| {
                 let read = || -> Result<NextToken> {
-                    let (reading, last) = (TextAnalysis::of(model, ids)?, ids.len() - 1);
+                    let (reading, last) = (TextAnalysis::new(model, ids)?, ids.len() - 1);
                     let (old, new) = (reading.candidate(last, old)?, reading.candidate(last, new)?);
-                    Ok(NextToken { old, new, top: reading.next(last, self.top)?, logits: reading.logits })
+                    Ok(NextToken { old, new, top: reading.next_tokens(last, self.top)?, logits: reading.logits })
                 };
                 read().with_context(|| format!("the prompt \"{prompt}\" is not usable"))
             };
-            Ok((prompts.iter().map(next).collect::<Result<_>>()?, sense_shifts(model, word, old, new)?))
+            Ok((prompts.iter().map(next).collect::<Result<_>>()?, sense_logits(model, word, old, new)?))
         };
         let (before, senses_before) = look(&model)?;
-        let edits = knowledge_edits(&model, word, old, new)?;
+        let edits = fact_edits(&model, word, old, new)?;
         let (after, senses_after) = model.with_edits(&edits, look)?;
         if let Some(path) = &self.save_edit {
             super::save_edits(&edits, path)?;
@@ -98,7 +98,7 @@ impl Edit {
             EditComparison { prompt, has_word: ids.contains(&word), before, after, change }
         };
         let compared: Vec<EditComparison> = prompts.into_iter().zip(before).zip(after).map(compare).collect();
-        let senses: Vec<(SenseShift, SenseShift)> = senses_before.into_iter().zip(senses_after).collect();
+        let senses: Vec<(SenseLogits, SenseLogits)> = senses_before.into_iter().zip(senses_after).collect();
         let report = ControlReport {
             json: self.json(&compared, &senses, &tokenizer),
             tables: self.tables(&compared, &senses, &tokenizer),
@@ -117,7 +117,7 @@ impl Edit {
         with.into_iter().chain(["The weather today is", "They went home and"].map(str::to_owned)).collect()
     }
 
-    fn json(&self, compared: &[EditComparison], senses: &[(SenseShift, SenseShift)], tokenizer: &Tokenizer) -> Value {
+    fn json(&self, compared: &[EditComparison], senses: &[(SenseLogits, SenseLogits)], tokenizer: &Tokenizer) -> Value {
         let next = |next: &NextToken| {
             let top = |c: &CandidateToken| json!({ "token": c.id, "word": word_lists::name(tokenizer, c.id), "probability": c.probability });
             json!({ "old": next.old.probability, "new": next.new.probability,
@@ -127,8 +127,8 @@ impl Edit {
             json!({ "prompt": c.prompt, "has_word": c.has_word, "largest_change": c.change,
                     "before": next(&c.before), "after": next(&c.after) })
         };
-        let shift = |s: &SenseShift| json!({ "old": s.old, "new": s.new });
-        let sense = |(i, (before, after)): (usize, &(SenseShift, SenseShift))| json!({ "sense": i, "before": shift(before), "after": shift(after) });
+        let shift = |s: &SenseLogits| json!({ "old": s.old, "new": s.new });
+        let sense = |(i, (before, after)): (usize, &(SenseLogits, SenseLogits))| json!({ "sense": i, "before": shift(before), "after": shift(after) });
         json!({
             "recipe": "edit",
             "word": self.word.trim(),
@@ -142,7 +142,7 @@ impl Edit {
     fn tables(
         &self,
         compared: &[EditComparison],
-        senses: &[(SenseShift, SenseShift)],
+        senses: &[(SenseLogits, SenseLogits)],
         tokenizer: &Tokenizer,
     ) -> String {
         let (word, old, new) = (self.word.trim(), self.old.trim(), self.new.trim());
@@ -168,7 +168,7 @@ impl Edit {
         let mut by_sense = Table::of_figures(&["sense", &format!("C . E[{old}]"), &format!("C . E[{new}]")]);
         for (sense, (before, after)) in senses.iter().enumerate() {
             let cell =
-                |value: fn(&SenseShift) -> f64| arrow(format!("{:.2}", value(before)), format!("{:.2}", value(after)));
+                |value: fn(&SenseLogits) -> f64| arrow(format!("{:.2}", value(before)), format!("{:.2}", value(after)));
             by_sense.row([sense.to_string(), cell(|s| s.old), cell(|s| s.new)]);
         }
         format!(

@@ -6,7 +6,8 @@ use charts::{Axis, AxisRange, Chart, Curve, LegendEntry, Panel, PanelRow, Style}
 use clap::Args;
 use evals::Tokenizer;
 use evals::control::{
-    Multipliers, PairScores, TextRequest, mean_probabilities, perplexity, score_pairs, words_about, write_text,
+    TextRequest, TopicMultipliers, TopicScores, generate_text, mean_probabilities, perplexity, score_topics,
+    topic_words,
 };
 use model::{LanguageModel, Sampling, derive_seed};
 use serde_json::{Value, json};
@@ -125,7 +126,7 @@ impl Topic {
         let mut progress = LogProgress::new();
         let all = model.config().tokenizer_vocab_size();
         let topics: Vec<Vec<i64>> = steered.iter().map(|topic| topic.ids.clone()).collect();
-        let scores = score_pairs(&model, &topics, &mut |done| {
+        let scores = score_topics(&model, &topics, &mut |done| {
             progress.say(|| format!("scored the senses of {done} of {all} words"));
         })?;
         for (own, (topic, scores)) in steered.iter_mut().zip(&scores).enumerate() {
@@ -191,13 +192,13 @@ impl Topic {
         model: &LanguageModel,
         prompt: &[i64],
         tokens: usize,
-        multipliers: Option<&Multipliers>,
+        multipliers: Option<&TopicMultipliers>,
         what: &str,
     ) -> Result<Vec<Vec<i64>>> {
         let mut progress = LogProgress::new();
         let text = |number| {
             progress.say(|| format!("{what}: {number} of {} texts", self.texts));
-            write_text(model, TextRequest { prompt, tokens, sampling: self.sampling(number) }, multipliers)
+            generate_text(model, TextRequest { prompt, tokens, sampling: self.sampling(number) }, multipliers)
         };
         (0..self.texts).map(text).collect()
     }
@@ -205,11 +206,11 @@ impl Topic {
     fn json(
         &self,
         steered: &[SteeredTexts],
-        scores: &[PairScores],
+        scores: &[TopicScores],
         tokenizer: &Tokenizer,
         tokens: usize,
     ) -> Result<Value> {
-        let topic = |(own, (topic, scores)): (usize, (&SteeredTexts, &PairScores))| -> Result<Value> {
+        let topic = |(own, (topic, scores)): (usize, (&SteeredTexts, &TopicScores))| -> Result<Value> {
             let pairs = scores.highest(PAIRS_SHOWN)?;
             let pair = |&(id, sense): &(i64, i64)| json!({ "token": id, "word": word_lists::name(tokenizer, id), "sense": sense, "score": scores.score(id, sense) });
             let outcome = |o: &TopicResult| {
@@ -241,9 +242,9 @@ fn about(model: &LanguageModel, tokenizer: &Tokenizer, text: &str, usual: &[f64]
         // Of letters alone, and the token that the word is inside a text.
         word.chars().count() > 2
             && word.chars().all(char::is_alphabetic)
-            && tokenizer.word(word).is_ok_and(|own| own == id)
+            && tokenizer.word_id(word).is_ok_and(|own| own == id)
     };
-    let ids = words_about(model, &tokenizer.encode(text)?, usual, WORDS_ABOUT, is_word)
+    let ids = topic_words(model, &tokenizer.encode(text)?, usual, WORDS_ABOUT, is_word)
         .with_context(|| format!("no topic can be made of --about \"{text}\""))?;
     Ok(SteeredTexts { name: format!("about: {text}"), ids, cut: Vec::new(), outcomes: Vec::new() })
 }

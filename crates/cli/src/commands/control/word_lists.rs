@@ -98,7 +98,7 @@ pub(super) fn check_token(word: &str, id: i64, model: &LanguageModel) -> Result<
 /// # Errors
 /// When it is several, or outside the vocabulary.
 pub(super) fn word(word: &str, tokenizer: &Tokenizer, model: &LanguageModel) -> Result<i64> {
-    let id = tokenizer.word(word)?;
+    let id = tokenizer.word_id(word)?;
     check_token(word, id, model)?;
     Ok(id)
 }

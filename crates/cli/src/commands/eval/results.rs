@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use evals::{Blimp, Similarity, Task, TaskReport};
+use evals::{BlimpResult, SimilarityResult, Task, TaskReport};
 use serde_json::{Map, Value, json};
 
 /// What was measured of one task.
@@ -141,13 +141,13 @@ pub(crate) fn details(report: &TaskReport) -> Option<String> {
     }
 }
 
-fn paradigms(blimp: &Blimp) -> String {
+fn paradigms(blimp: &BlimpResult) -> String {
     let rows = blimp.paradigms.iter().map(|(name, accuracy)| format!("| {name} | {} |\n", percent(*accuracy)));
     format!("\n| paradigm | accuracy |\n|---|---|\n{}", rows.collect::<String>())
 }
 
 /// Correlations by list; the senses' by themselves, a column each.
-fn correlations(similarity: &Similarity) -> String {
+fn correlations(similarity: &SimilarityResult) -> String {
     let number = |correlation: Option<f64>| correlation.map_or("-".to_owned(), |number| format!("{number:.3}"));
     let mut text =
         "\n| list | pairs | kept | embedding | min matched | max matched | min of all | max of all |\n".to_owned();

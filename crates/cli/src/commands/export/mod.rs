@@ -98,7 +98,7 @@ impl Export {
 
     /// Tokenizer files, where the model's vocabulary has room for them. Gives what to say.
     fn write_tokenizer(&self, config: &ModelConfig, folder: &Path) -> Result<Vec<String>> {
-        let Some(path) = Tokenizer::find(self.text.tokenizer.as_deref(), &self.checkpoint) else {
+        let Some(path) = Tokenizer::find_path(self.text.tokenizer.as_deref(), &self.checkpoint) else {
             return Ok(vec![format!(
                 "left the tokenizer files out: no tokenizer.json in {} nor at {}; name one with --tokenizer",
                 self.checkpoint.display(),
