@@ -1,4 +1,4 @@
-//! The paper's recipes of control, run end to end: what is asked for, what is said of it.
+//! The command `control`: the recipes of the paper (section 6), their arguments and reports.
 
 mod debias;
 mod edit;
@@ -15,9 +15,11 @@ use model::{LanguageModel, SenseEdit};
 
 use crate::args::model::ModelArgs;
 
-/// Control a Backpack through its senses, without training: a topic, a bias, a fact
+/// Control a Backpack's topic, bias or facts through its senses, without training
 ///
-/// The recipes of the paper (docs/control.md), each with its figures as a table, JSON and a plot.
+/// Runs the recipes of the paper. Each reports its results as tables, JSON and a plot;
+/// docs/control.md describes them.
+///
 /// Example: backpack control topic --model runs/quickstart-model --topic war --texts 20 --output runs/war
 #[derive(Debug, Args)]
 pub(crate) struct Control {
@@ -33,6 +35,7 @@ enum ControlCommand {
 }
 
 impl Control {
+    /// Runs the recipe.
     pub(crate) fn run(self) -> Result<()> {
         match self.recipe {
             ControlCommand::Topic(recipe) => recipe.run(),
@@ -42,18 +45,18 @@ impl Control {
     }
 }
 
-/// The model, which must have senses.
-fn load(compute: &ModelArgs) -> Result<LanguageModel> {
-    let model = compute.load()?;
+/// Loads the model, which must be a Backpack.
+fn load(arguments: &ModelArgs) -> Result<LanguageModel> {
+    let model = arguments.load()?;
     ensure!(
         model.backpack().is_some(),
-        "{} is a GPT-2, which has no senses to control: give a Backpack",
-        compute.model.display()
+        "{} is a GPT-2, which has no senses: choose a Backpack",
+        arguments.model.display()
     );
     Ok(model)
 }
 
-/// Writes edits as `--edit` reads them.
+/// Writes edits in the format of `--edit`.
 fn save_edits(edits: &[SenseEdit], path: &Path) -> Result<()> {
     let write = || -> Result<()> {
         if let Some(parent) = path.parent() {
@@ -61,5 +64,5 @@ fn save_edits(edits: &[SenseEdit], path: &Path) -> Result<()> {
         }
         Ok(fs::write(path, format!("{}\n", evals::edits_json(edits)))?)
     };
-    write().with_context(|| format!("{} cannot be written", path.display()))
+    write().with_context(|| format!("cannot write {}", path.display()))
 }
