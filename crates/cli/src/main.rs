@@ -62,7 +62,7 @@ fn run(command: Command, stop: &Stop) -> Result<ExitCode> {
     // A signal ends every other command at once. Training stops at the end of a step, the launcher
     // forwards signals, and the server answers the pending requests.
     if !matches!(command, Command::Train(_) | Command::Launch(_) | Command::Serve(_)) {
-        stop.exit_at_once()?;
+        stop.restore_default_action()?;
     }
     match command {
         Command::PrepareData(c) => c.run(),

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::shards::shuffle::Order;
+use crate::shards::shuffle::DataOrder;
 
 /// Which data a run trains on, and in what order.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -17,13 +17,13 @@ pub struct DataConfig {
     pub sequence_length: usize,
     /// Order of the sequences.
     #[serde(default = "default_order")]
-    pub order: Order,
+    pub order: DataOrder,
 }
 
 fn default_sequence_length() -> usize {
     512 // the published run's
 }
 
-fn default_order() -> Order {
-    Order::Shuffled
+fn default_order() -> DataOrder {
+    DataOrder::Shuffled
 }

@@ -95,7 +95,7 @@ fn documents_of_several_files_are_split_and_ordered_as_numpy_does() {
     assert_eq!(Manifest::load(&output).unwrap().unwrap().0, manifest);
     let read = |which| {
         let split = TokenSplit::open(&output, which, 50_264).unwrap();
-        let mut ids = vec![0; split.tokens() as usize];
+        let mut ids = vec![0; split.num_tokens() as usize];
         split.read(0, &mut ids).unwrap();
         ids
     };
@@ -157,10 +157,10 @@ fn an_output_that_holds_something_is_left_alone() {
     fs::create_dir(folder.path().join(".out.partial")).unwrap();
     fs::write(folder.path().join(".out.partial/spool"), "half").unwrap();
     let options = options(&[&input], &output);
-    assert!(!prepare(&options, &|_| {}).unwrap().was_there);
+    assert!(!prepare(&options, &|_| {}).unwrap().already_complete);
     let before = listing(&output);
     // The same again is recognised; anything else is refused, and says why.
-    assert!(prepare(&options, &|_| {}).unwrap().was_there);
+    assert!(prepare(&options, &|_| {}).unwrap().already_complete);
     let with = |change: fn(&mut PrepareOptions)| {
         let mut options = options.clone();
         change(&mut options);
@@ -286,7 +286,7 @@ impl Interrupted {
 
 fn note(notes: &Mutex<Vec<String>>) -> impl Fn(PrepareEvent<'_>) + Sync {
     |event| {
-        if let PrepareEvent::Note(text) = event {
+        if let PrepareEvent::Message(text) = event {
             notes.lock().unwrap().push(text.to_owned());
         }
     }
@@ -365,7 +365,7 @@ fn a_publication_that_was_cut_off_is_ended() {
     let partial = folder.path().join(".out.partial");
     fs::rename(&output, &partial).unwrap();
     fs::write(partial.join("plan.json"), "{}").unwrap();
-    assert!(prepare(&options, &|_| {}).unwrap().was_there);
+    assert!(prepare(&options, &|_| {}).unwrap().already_complete);
     assert_eq!(listing(&output), before);
 }
 

@@ -60,7 +60,7 @@ impl Run {
             |_| Ok(()),
         )
         .unwrap();
-        self.stability.look(&result.loss, &result.grad_norm, &result.z_score).unwrap()
+        self.stability.read_stats(&result.loss, &result.grad_norm, &result.z_score).unwrap()
     }
 
     /// Weights, their copies and moments.
@@ -96,7 +96,7 @@ fn a_step_with_a_loss_that_is_no_number_changes_nothing_and_the_run_goes_on() {
         let before = run.tensors();
         let seen = run.step();
         assert!(seen.loss.is_nan() && !seen.grad_norm.is_finite(), "{seen:?}");
-        assert_eq!((seen.skipped, seen.bad_in_row, seen.since_update), (1, 1, 1));
+        assert_eq!((seen.skipped, seen.consecutive_bad_steps, seen.steps_since_update), (1, 1, 1));
         for (was, is) in before.iter().zip(run.tensors()) {
             assert!(was.nan_to_num(1e9, 0.0, 0.0) == is.nan_to_num(1e9, 0.0, 0.0), "{kind:?}, {kernels:?}");
         }
@@ -104,7 +104,7 @@ fn a_step_with_a_loss_that_is_no_number_changes_nothing_and_the_run_goes_on() {
         // The update that was skipped is missing from the bias correction too.
         for _ in 0..3 {
             let (seen, expected) = (run.step(), undisturbed.step());
-            assert_eq!((seen.loss, seen.grad_norm, seen.bad_in_row), (expected.loss, expected.grad_norm, 0));
+            assert_eq!((seen.loss, seen.grad_norm, seen.consecutive_bad_steps), (expected.loss, expected.grad_norm, 0));
         }
         assert!(run.tensors().iter().zip(undisturbed.tensors()).all(|(a, b)| *a == b));
     }
@@ -135,12 +135,12 @@ fn an_overflow_in_fp16_skips_the_step_and_halves_the_scale() {
     let before = run.tensors();
     let first = run.step();
     assert!(first.loss.is_finite() && !first.grad_norm.is_finite(), "{first:?}");
-    assert_eq!((first.loss_scale, first.skipped, first.bad_in_row), (Some(2f64.powi(31)), 1, 0));
+    assert_eq!((first.loss_scale, first.skipped, first.consecutive_bad_steps), (Some(2f64.powi(31)), 1, 0));
     assert!(before.iter().zip(run.tensors()).all(|(a, b)| *a == b));
     let steps: Vec<StepStats> = (0..30).map(|_| run.step()).collect();
     // From a scale on that it found by itself it trains.
-    let found = steps.iter().rfind(|seen| seen.since_update == 0).unwrap();
+    let found = steps.iter().rfind(|seen| seen.steps_since_update == 0).unwrap();
     assert!(found.grad_norm.is_finite() && found.loss < first.loss - 0.5, "{found:?}");
     assert_eq!(found.loss_scale, Some(2f64.powi(32 - found.skipped as i32)));
-    assert!(found.skipped > 10 && found.bad_in_row == 0, "{found:?}");
+    assert!(found.skipped > 10 && found.consecutive_bad_steps == 0, "{found:?}");
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
-use trainer::{PlanOptions, RunPlan, rate_of_bench};
+use trainer::{PlanOptions, RunPlan, measured_throughput};
 
 use crate::args::config::ConfigArgs;
 use crate::args::cost::CostArgs;
@@ -47,7 +47,7 @@ impl PlanCommand {
     /// Prints the estimate.
     pub(crate) fn run(self) -> Result<()> {
         let config = self.config.load_without_data()?;
-        let measured = self.from_bench.map(|file| rate_of_bench(&file, self.processes)).transpose()?;
+        let measured = self.from_bench.map(|file| measured_throughput(&file, self.processes)).transpose()?;
         let options = PlanOptions {
             train_tokens: self.train_tokens,
             processes: self.processes,

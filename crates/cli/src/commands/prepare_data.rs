@@ -80,7 +80,7 @@ impl PrepareData {
         let progress = TerminalProgress::new();
         let prepared = data_prep::prepare(&options, &|event| progress.on_event(event));
         progress.finish();
-        let Prepared { manifest, was_there } = prepared?;
+        let Prepared { manifest, already_complete } = prepared?;
         let mut out = io::stdout().lock();
         for (name, split) in [("train", &manifest.train), ("val", &manifest.val)] {
             let shards = split.shards.len();
@@ -90,7 +90,7 @@ impl PrepareData {
             let list = options.output.join("skipped.jsonl");
             writeln!(out, "skipped {} documents, listed in {}", manifest.skipped_documents, list.display())?;
         }
-        let action = if was_there { "already complete:" } else { "wrote" };
+        let action = if already_complete { "already complete:" } else { "wrote" };
         writeln!(out, "{action} {}", options.output.display())?;
         Ok(())
     }

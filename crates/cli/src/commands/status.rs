@@ -31,7 +31,7 @@ pub(crate) struct StatusCommand {
 impl StatusCommand {
     /// Prints the status.
     pub(crate) fn run(self) -> Result<()> {
-        let status = Status::of(&self.run, &self.rates.into())?;
+        let status = Status::read(&self.run, &self.rates.into())?;
         let text = if self.json { serde_json::to_string(&status)? } else { status.to_string() };
         Ok(writeln!(io::stdout().lock(), "{text}")?)
     }

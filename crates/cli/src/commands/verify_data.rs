@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
-use data_prep::OpenWebText;
+use data_prep::OpenWebTextRevision;
 use evals::Tokenizer;
 
 /// Verify token shards against their manifest
@@ -55,11 +55,11 @@ impl VerifyData {
             };
             writeln!(out, "       beginning: {sample}")?;
         }
-        if let Some(which) = OpenWebText::recognise(manifest) {
+        if let Some(which) = OpenWebTextRevision::recognize(manifest) {
             let revision = match which {
-                OpenWebText::First => "with the published token counts",
-                OpenWebText::Later => "in the later revision (by its number of validation tokens)",
-                OpenWebText::Neither => {
+                OpenWebTextRevision::First => "with the published token counts",
+                OpenWebTextRevision::Later => "in the later revision (by its number of validation tokens)",
+                OpenWebTextRevision::Neither => {
                     "by its number of documents, but the token counts are of neither known revision"
                 }
             };

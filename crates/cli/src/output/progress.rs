@@ -56,8 +56,8 @@ impl TerminalProgress {
     pub(crate) fn on_event(&self, event: PrepareEvent<'_>) {
         match (event, &self.bar) {
             (PrepareEvent::Progress(progress), _) => self.update(&progress),
-            (PrepareEvent::Note(text), Some(bar)) => bar.println(text),
-            (PrepareEvent::Note(text), None) => {
+            (PrepareEvent::Message(text), Some(bar)) => bar.println(text),
+            (PrepareEvent::Message(text), None) => {
                 let _ = writeln!(io::stderr(), "{text}");
             }
         }
@@ -66,7 +66,7 @@ impl TerminalProgress {
     fn update(&self, progress: &PrepareProgress) {
         let rate = progress.text_bytes as f64 / 1e6 / self.start.elapsed().as_secs_f64().max(1e-3);
         let stage = match progress.stage {
-            PrepareStage::Tokenising => "tokenizing",
+            PrepareStage::Tokenizing => "tokenizing",
             PrepareStage::Writing => "writing",
         };
         let message = || format!("{stage} {} documents, {rate:.1} MB/s", progress.documents);

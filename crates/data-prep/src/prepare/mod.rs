@@ -55,7 +55,7 @@ pub struct PrepareOptions {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PrepareStage {
     /// Reading text and making ids of it.
-    Tokenising,
+    Tokenizing,
     /// Writing ids in the split's order.
     Writing,
 }
@@ -83,7 +83,7 @@ pub enum PrepareEvent<'a> {
     /// How far it is.
     Progress(PrepareProgress),
     /// Something to be read.
-    Note(&'a str),
+    Message(&'a str),
 }
 
 /// What came of it.
@@ -92,7 +92,7 @@ pub struct Prepared {
     /// Of the finished folder.
     pub manifest: Manifest,
     /// It was there already, made from the same inputs by the same arguments.
-    pub was_there: bool,
+    pub already_complete: bool,
 }
 
 /// Reads, tokenises, splits and writes; goes on with what a killed process left. `report`
@@ -117,20 +117,20 @@ pub fn prepare(options: &PrepareOptions, report: &(dyn Fn(PrepareEvent<'_>) + Sy
         skip_bad_documents: options.skip_bad_documents,
     };
     if let Some(manifest) = finished(&options.output, &settings, &files)? {
-        return Ok(Prepared { manifest, was_there: true });
+        return Ok(Prepared { manifest, already_complete: true });
     }
     let workplace = StagingDir::open(&options.output)?;
     workplace.publish_if_complete()?;
     if let Some(manifest) = finished(&options.output, &settings, &files)? {
-        return Ok(Prepared { manifest, was_there: true });
+        return Ok(Prepared { manifest, already_complete: true });
     }
     if let Some(why) = &encoder.slow_because {
-        report(PrepareEvent::Note(&format!("this tokenizer takes the slow path ({why})")));
+        report(PrepareEvent::Message(&format!("this tokenizer takes the slow path ({why})")));
     }
     let plan = PrepareSpec { settings, files };
     let from = workplace.take_up(&plan)?.unwrap_or_default();
     if from != Commit::default() {
-        report(PrepareEvent::Note(&format!(
+        report(PrepareEvent::Message(&format!(
             "going on after {} documents, as an earlier call left it",
             from.position.spooled.documents
         )));
@@ -146,24 +146,24 @@ pub fn prepare(options: &PrepareOptions, report: &(dyn Fn(PrepareEvent<'_>) + Sy
         }
     });
     match read.and_then(|read| make(options, &plan, &encoder, &workplace, &read, report)) {
-        Ok(manifest) => Ok(Prepared { manifest, was_there: false }),
+        Ok(manifest) => Ok(Prepared { manifest, already_complete: false }),
         // Standard input cannot be read again, and a first mistake leaves nothing to keep.
         Err(why) if once || !workplace.holds_work() => {
             workplace.discard();
             Err(why)
         }
         Err(why) => {
-            report(PrepareEvent::Note("what was done is kept: the same command goes on from there"));
+            report(PrepareEvent::Message("what was done is kept: the same command goes on from there"));
             Err(why)
         }
     }
 }
 
-/// More threads than any machine has cores.
-const MOST_THREADS: usize = 4_096;
+/// Largest accepted number of CPU threads: more than any machine has cores.
+pub const MAX_THREADS: usize = 4_096;
 
 /// Shards that names of five digits keep in their order.
-const MOST_SHARDS: u64 = 100_000;
+const MAX_SHARDS: u64 = 100_000;
 
 fn validate(options: &PrepareOptions) -> Result<()> {
     let PrepareOptions { val_fraction, shard_tokens, .. } = *options;
@@ -173,8 +173,8 @@ fn validate(options: &PrepareOptions) -> Result<()> {
     );
     ensure!(shard_tokens > 0, "--shard-tokens is 0: a shard holds at least one token");
     ensure!(
-        options.threads <= MOST_THREADS,
-        "--threads is {}: at most {MOST_THREADS} are possible, and 0 means all cores",
+        options.threads <= MAX_THREADS,
+        "--threads is {}: at most {MAX_THREADS} are possible, and 0 means all cores",
         options.threads
     );
     Ok(())
@@ -190,8 +190,8 @@ fn require_output(options: &PrepareOptions, spooled: SpoolRange) -> Result<()> {
         "the train split would be empty: all {documents} document(s) go to validation at --val-fraction {val_fraction}; prepare more text or lower it"
     );
     ensure!(
-        tokens / shard_tokens < MOST_SHARDS,
-        "--shard-tokens {shard_tokens} would make {} shards: at most {MOST_SHARDS} keep their order by name; use larger ones",
+        tokens / shard_tokens < MAX_SHARDS,
+        "--shard-tokens {shard_tokens} would make {} shards: at most {MAX_SHARDS} keep their order by name; use larger ones",
         tokens / shard_tokens
     );
     Ok(())

@@ -279,7 +279,7 @@ impl<'a> OrderedSpooler<'a> {
                 self.spool.push(group)?;
             }
             for why in rest.bad {
-                (self.report)(PrepareEvent::Note(&format!("left out: {why}")));
+                (self.report)(PrepareEvent::Message(&format!("left out: {why}")));
                 self.spool.push_bad(&why)?;
             }
             let (file, items) = rest.end;
@@ -287,7 +287,7 @@ impl<'a> OrderedSpooler<'a> {
             self.at.hashes.extend(rest.hashes);
             self.text_bytes += text_bytes;
             (self.report)(PrepareEvent::Progress(PrepareProgress {
-                stage: PrepareStage::Tokenising,
+                stage: PrepareStage::Tokenizing,
                 documents: self.spool.extent.documents,
                 text_bytes: self.text_bytes,
                 start_bytes: self.start_bytes,

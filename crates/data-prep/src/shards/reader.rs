@@ -168,13 +168,13 @@ impl TokenSplit {
     }
 
     /// Tokens of the split.
-    pub fn tokens(&self) -> u64 {
+    pub fn num_tokens(&self) -> u64 {
         self.tokens
     }
 
     /// Non-overlapping sequences of `sequence_length`: block i is tokens i T to i T + T, its
     /// last token only predicted.
-    pub fn sequences(&self, sequence_length: usize) -> u64 {
+    pub fn num_sequences(&self, sequence_length: usize) -> u64 {
         self.tokens.saturating_sub(1) / sequence_length as u64
     }
 
@@ -183,7 +183,7 @@ impl TokenSplit {
     /// # Errors
     /// With both lengths.
     pub fn require_sequence(&self, sequence_length: usize) -> Result<()> {
-        if self.sequences(sequence_length) == 0 {
+        if self.num_sequences(sequence_length) == 0 {
             bail!(
                 "the {} split has {} tokens, too few for one sequence of {sequence_length} and its target: prepare more text, a larger --val-fraction, or use a shorter sequence_length",
                 self.split,
@@ -204,7 +204,7 @@ impl TokenSplit {
     }
 
     /// Whether a manifest vouches for the data.
-    pub fn is_checked(&self) -> bool {
+    pub fn has_manifest(&self) -> bool {
         self.manifest_sha256.is_some()
     }
 
@@ -296,8 +296,11 @@ mod tests {
     fn ranges_cross_shards() {
         let folder = folder();
         let split = TokenSplit::open(folder.path(), Split::Train, 104).unwrap();
-        assert_eq!((split.tokens(), split.sequences(10), split.sequences(33), split.sequences(99)), (100, 9, 3, 1));
-        assert_eq!((split.end_of_text(), split.is_checked()), (Some(99), true));
+        assert_eq!(
+            (split.num_tokens(), split.num_sequences(10), split.num_sequences(33), split.num_sequences(99)),
+            (100, 9, 3, 1)
+        );
+        assert_eq!((split.end_of_text(), split.has_manifest()), (Some(99), true));
         for (start, length) in [(0, 100), (39, 2), (40, 1), (35, 60), (99, 1), (79, 0)] {
             let mut out = vec![0; length];
             split.read(start, &mut out).unwrap();
@@ -359,7 +362,7 @@ mod tests {
         let foreign = "train.bin holds id 40 at token 40, which is not below the model's vocabulary of 40";
         assert_eq!(error(folder.path(), 40), foreign);
         let mut split = TokenSplit::open(folder.path(), Split::Train, 50).unwrap();
-        assert!(!split.is_checked() && split.end_of_text().is_none());
+        assert!(!split.has_manifest() && split.end_of_text().is_none());
         // As for a split too large to be read through when it is opened.
         split.vocab_size = 40;
         split.read(0, &mut [0; 40]).unwrap();

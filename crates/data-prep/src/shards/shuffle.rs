@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 /// Order of the sequences within an epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Order {
+pub enum DataOrder {
     /// A new permutation for each epoch.
     Shuffled,
     /// As they lie in the shards.
@@ -16,7 +16,7 @@ pub enum Order {
 /// The order of all sequences of a run, epoch after epoch, nothing dropped or repeated.
 #[derive(Debug, Clone, Copy)]
 pub struct SequenceOrder {
-    order: Order,
+    order: DataOrder,
     blocks: u64,
     seed: u64,
     /// Half the bits of the smallest even-width domain that covers the blocks.
@@ -29,7 +29,7 @@ const ROUNDS: u64 = 8;
 
 impl SequenceOrder {
     /// Over `blocks` blocks, at least one.
-    pub fn new(order: Order, blocks: u64, seed: u64) -> Self {
+    pub fn new(order: DataOrder, blocks: u64, seed: u64) -> Self {
         let bits = u64::BITS - blocks.saturating_sub(1).leading_zeros();
         SequenceOrder { order, blocks: blocks.max(1), seed, half_bits: bits.div_ceil(2).max(1) }
     }
@@ -37,7 +37,7 @@ impl SequenceOrder {
     /// The block of the sequence numbered `sequence` from the run's start.
     pub fn block(&self, sequence: u64) -> u64 {
         let (epoch, mut place) = (sequence / self.blocks, sequence % self.blocks);
-        if self.order == Order::Sequential {
+        if self.order == DataOrder::Sequential {
             return place;
         }
         // Walk the cycle until it comes back inside: a bijection of the blocks, in fewer
@@ -82,7 +82,7 @@ mod tests {
     #[test]
     fn each_epoch_takes_every_block_once() {
         for blocks in [1, 2, 3, 4, 5, 16, 17, 255, 256, 257, 10_000] {
-            let order = SequenceOrder::new(Order::Shuffled, blocks, 1111);
+            let order = SequenceOrder::new(DataOrder::Shuffled, blocks, 1111);
             for number in 0..3 {
                 let mut seen = epoch(&order, number);
                 seen.sort_unstable();
@@ -93,10 +93,10 @@ mod tests {
 
     #[test]
     fn epochs_and_seeds_differ_and_sequential_does_not_shuffle() {
-        let order = SequenceOrder::new(Order::Shuffled, 1000, 1);
+        let order = SequenceOrder::new(DataOrder::Shuffled, 1000, 1);
         assert_ne!(epoch(&order, 0), epoch(&order, 1));
-        assert_ne!(epoch(&order, 0), epoch(&SequenceOrder::new(Order::Shuffled, 1000, 2), 0));
-        let sequential = SequenceOrder::new(Order::Sequential, 1000, 1);
+        assert_ne!(epoch(&order, 0), epoch(&SequenceOrder::new(DataOrder::Shuffled, 1000, 2), 0));
+        let sequential = SequenceOrder::new(DataOrder::Sequential, 1000, 1);
         assert_eq!(epoch(&sequential, 3), (0..1000).collect::<Vec<_>>());
     }
 
@@ -112,7 +112,7 @@ mod tests {
     ///             if p < n: return p
     #[test]
     fn the_order_is_pinned() {
-        let order = SequenceOrder::new(Order::Shuffled, 17_647_621, 1111);
+        let order = SequenceOrder::new(DataOrder::Shuffled, 17_647_621, 1111);
         let first: Vec<u64> = (0..4).map(|s| order.block(s)).collect();
         assert_eq!(first, [1_606_035, 8_793_359, 5_991_116, 9_769_517]);
         assert_eq!(order.block(17_647_621 * 3 + 5), 10_167_296);
@@ -121,7 +121,7 @@ mod tests {
     /// Where a block lands is uniform: chi-square over 64 bins of 64 blocks, 4,096 epochs.
     #[test]
     fn positions_are_uniform() {
-        let order = SequenceOrder::new(Order::Shuffled, 4096, 7);
+        let order = SequenceOrder::new(DataOrder::Shuffled, 4096, 7);
         for place in [0, 1, 4095] {
             let mut bins = [0f64; 64];
             for number in 0..4096 {
@@ -136,7 +136,7 @@ mod tests {
     /// Neighbours in the order are no neighbours in the text.
     #[test]
     fn steps_between_neighbours_are_uniform() {
-        let order = SequenceOrder::new(Order::Shuffled, 65_536, 7);
+        let order = SequenceOrder::new(DataOrder::Shuffled, 65_536, 7);
         let mut bins = [0f64; 64];
         for pair in epoch(&order, 0).windows(2) {
             bins[(pair[1].wrapping_sub(pair[0]) % 65_536 / 1024) as usize] += 1.0;
@@ -148,7 +148,7 @@ mod tests {
     proptest! {
         #[test]
         fn two_sequences_of_an_epoch_never_share_a_block(blocks in 2u64..1 << 40, seed: u64, a: u64, b: u64) {
-            let order = SequenceOrder::new(Order::Shuffled, blocks, seed);
+            let order = SequenceOrder::new(DataOrder::Shuffled, blocks, seed);
             let (a, b) = (a % blocks, b % blocks);
             prop_assert!(order.block(a) < blocks);
             prop_assert_eq!(a == b, order.block(a) == order.block(b));

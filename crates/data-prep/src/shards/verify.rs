@@ -35,7 +35,7 @@ pub struct SplitReport {
 
 /// What is known of the whole of OpenWebText, from the published counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OpenWebText {
+pub enum OpenWebTextRevision {
     /// The first revision of the public dataset.
     First,
     /// A later one, whose validation split is a little shorter.
@@ -44,7 +44,7 @@ pub enum OpenWebText {
     Neither,
 }
 
-impl OpenWebText {
+impl OpenWebTextRevision {
     const DOCUMENTS: u64 = 8_013_769;
     const TRAIN_TOKENS: u64 = 9_035_582_198;
     const VAL_TOKENS: u64 = 4_434_897;
@@ -52,12 +52,12 @@ impl OpenWebText {
     const LATER_VAL_TOKENS: u64 = 4_434_606;
 
     /// `None` for a corpus of another number of documents.
-    pub fn recognise(manifest: &Manifest) -> Option<Self> {
+    pub fn recognize(manifest: &Manifest) -> Option<Self> {
         let (train, val) = (&manifest.train, &manifest.val);
         (train.documents + val.documents == Self::DOCUMENTS).then_some(match (train.tokens, val.tokens) {
-            (Self::TRAIN_TOKENS, Self::VAL_TOKENS) => OpenWebText::First,
-            (_, Self::LATER_VAL_TOKENS) => OpenWebText::Later,
-            _ => OpenWebText::Neither,
+            (Self::TRAIN_TOKENS, Self::VAL_TOKENS) => OpenWebTextRevision::First,
+            (_, Self::LATER_VAL_TOKENS) => OpenWebTextRevision::Later,
+            _ => OpenWebTextRevision::Neither,
         })
     }
 }
@@ -164,12 +164,12 @@ mod tests {
                 val: split(4_007, val_tokens),
             }
         };
-        let recognise = |train, val| OpenWebText::recognise(&manifest(train, val));
-        assert_eq!(recognise(9_035_582_198, 4_434_897), Some(OpenWebText::First));
-        assert_eq!(recognise(9_035_000_000, 4_434_606), Some(OpenWebText::Later));
-        assert_eq!(recognise(9_035_582_198, 4_434_898), Some(OpenWebText::Neither));
+        let recognize = |train, val| OpenWebTextRevision::recognize(&manifest(train, val));
+        assert_eq!(recognize(9_035_582_198, 4_434_897), Some(OpenWebTextRevision::First));
+        assert_eq!(recognize(9_035_000_000, 4_434_606), Some(OpenWebTextRevision::Later));
+        assert_eq!(recognize(9_035_582_198, 4_434_898), Some(OpenWebTextRevision::Neither));
         let mut other = manifest(9_035_582_198, 4_434_897);
         other.val.documents += 1;
-        assert_eq!(OpenWebText::recognise(&other), None);
+        assert_eq!(OpenWebTextRevision::recognize(&other), None);
     }
 }

@@ -144,7 +144,7 @@ impl Benchmark {
             Task::Similarity => TaskData::Similarity(WordLists::open(path, most, framing()?.tokenizer())?),
         };
         let warning = match &data {
-            TaskData::Val { split, .. } if !split.is_checked() => {
+            TaskData::Val { split, .. } if !split.has_manifest() => {
                 Some(format!("{} has no manifest.json: nothing about the data could be checked", path.display()))
             }
             TaskData::Lambada(passages) => passages.warning(),

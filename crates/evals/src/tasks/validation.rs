@@ -65,7 +65,7 @@ pub fn validate(
 ) -> Result<Option<ValidationResult>> {
     let Sequences { length, most, batch, share } = sequences;
     split.require_sequence(length)?;
-    let present = split.sequences(length);
+    let present = split.num_sequences(length);
     let all = if most == 0 { present } else { present.min(most) };
     let batch = batch.max(1);
     let mut validated = ValidationResult { sum: 0.0, sequences: 0, tokens: 0 };

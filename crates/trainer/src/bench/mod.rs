@@ -20,12 +20,12 @@ use crate::distributed::grad_reducer::GradReducer;
 use crate::distributed::world::World;
 use crate::optim::adamw::Optimizer;
 use crate::optim::step_guard::StepGuard;
+use crate::perf::flops::flops_per_token;
 use crate::perf::matmul_peak::{THOROUGH, measure_matmul_peak, product};
 use crate::runtime::device::select_device;
 use crate::runtime::threads::set_threads;
 use crate::stats::median;
 use crate::train::step::{StepContext, training_step};
-use crate::train::summary::flops_per_token;
 
 /// What to measure, besides the configuration.
 #[derive(Debug, Clone)]
@@ -139,7 +139,7 @@ pub fn bench(config: &Config, request: &BenchOptions, say: &mut dyn FnMut(&str))
         say("warning: checkpoint.init_from is not used: the weights are drawn");
     }
     let ranks = Collectives::join(world, &config.distributed, device)?;
-    let pass = config.pass();
+    let pass = config.forward_options();
     let model = LanguageModel::initialise(config.model.clone(), config.run.seed, device)?.prepare_for(pass);
     let optimizer = Optimizer::new(config.optimizer.clone(), &model);
     let precision = config.run.precision.kind();

@@ -97,7 +97,7 @@ impl TrainState {
         before.sequences -= steps * batch_sequences;
         before.tokens -= steps * batch_tokens;
         (before.val_loss, before.by_time) = (None, false);
-        before.step_guard = before.step_guard.before_row();
+        before.step_guard = before.step_guard.before_streak();
         before
     }
 

@@ -12,11 +12,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::CheckpointConfig;
 use crate::data::batch_reader::BatchConfig;
-use crate::distributed::collectives::DistributedConfig;
+use crate::distributed::config::DistributedConfig;
 use crate::logging::metrics::LoggingConfig;
 use crate::optim::adamw::OptimizerConfig;
 use crate::optim::lr_schedule::ScheduleConfig;
 use crate::optim::step_guard::StepGuardConfig;
+use crate::runtime::device::DeviceKind;
 
 /// Type of matrix products.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,18 +50,6 @@ impl fmt::Display for Precision {
             Precision::Fp16 => "fp16",
         })
     }
-}
-
-/// Where to compute.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum DeviceKind {
-    /// A GPU where one can be used, else the CPU.
-    Auto,
-    /// The CPU.
-    Cpu,
-    /// A GPU; an error where none can be used.
-    Cuda,
 }
 
 /// The `[run]` section.
@@ -168,7 +157,7 @@ impl Config {
             data: DataConfig {
                 path: PathBuf::from("data/owt"),
                 sequence_length: 512,
-                order: data_prep::Order::Shuffled,
+                order: data_prep::DataOrder::Shuffled,
             },
             optimizer: OptimizerConfig::default(),
             step_guard: StepGuardConfig::default(),
@@ -182,7 +171,7 @@ impl Config {
     }
 
     /// How a training pass is done.
-    pub fn pass(&self) -> ForwardOptions {
+    pub fn forward_options(&self) -> ForwardOptions {
         ForwardOptions {
             kind: self.run.precision.kind(),
             dropout: self.model.dropout,

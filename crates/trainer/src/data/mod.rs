@@ -27,12 +27,12 @@ impl DataSplits {
             Ok(split)
         };
         let (train, val) = (open(Split::Train)?, open(Split::Val)?);
-        let order = SequenceOrder::new(config.data.order, train.sequences(length), config.run.seed);
+        let order = SequenceOrder::new(config.data.order, train.num_sequences(length), config.run.seed);
         Ok(DataSplits { train, val, order })
     }
 
     /// Training sequences of an epoch.
     pub(crate) fn sequences(&self, config: &Config) -> u64 {
-        self.train.sequences(config.data.sequence_length)
+        self.train.num_sequences(config.data.sequence_length)
     }
 }

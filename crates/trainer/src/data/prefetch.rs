@@ -95,7 +95,7 @@ mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
     use std::time::Duration;
 
-    use data_prep::{Order, SequenceOrder, Split, TokenSplit};
+    use data_prep::{DataOrder, SequenceOrder, Split, TokenSplit};
     use tempfile::TempDir;
 
     use super::*;
@@ -113,7 +113,7 @@ mod tests {
         folder
     }
 
-    fn batches(folder: &Path, order: Order) -> BatchReader {
+    fn batches(folder: &Path, order: DataOrder) -> BatchReader {
         let split = TokenSplit::open(folder, Split::Train, 500).unwrap();
         BatchReader::new(split, SequenceOrder::new(order, SEQUENCES, 7), LENGTH)
     }
@@ -126,10 +126,10 @@ mod tests {
     #[test]
     fn the_batches_are_those_read_one_by_one() {
         let folder = folder();
-        let direct = batches(folder.path(), Order::Shuffled);
+        let direct = batches(folder.path(), DataOrder::Shuffled);
         for start in [0u64, 33, 148] {
             let firsts = (start..start + 120).step_by(3);
-            let reader = batches(folder.path(), Order::Shuffled);
+            let reader = batches(folder.path(), DataOrder::Shuffled);
             let mut ahead = Prefetch::start(reader, firsts.clone(), 3, Device::Cpu).unwrap();
             for first in firsts {
                 let (inputs, targets) = ahead.next_batch().unwrap();
@@ -147,7 +147,8 @@ mod tests {
     #[test]
     fn an_error_comes_with_the_batch_that_has_it() {
         let folder = folder();
-        let (direct, reader) = (batches(folder.path(), Order::Sequential), batches(folder.path(), Order::Sequential));
+        let (direct, reader) =
+            (batches(folder.path(), DataOrder::Sequential), batches(folder.path(), DataOrder::Sequential));
         // Opening checks a small file: it is damaged after. Token 43 is in sequence 5, the
         // third micro-batch of two.
         let file = std::fs::OpenOptions::new().write(true).open(folder.path().join("train.bin")).unwrap();
@@ -168,7 +169,7 @@ mod tests {
             let asked = Arc::new(AtomicU64::new(0));
             let counter = Arc::clone(&asked);
             let endless = (0u64..).inspect(move |_| _ = counter.fetch_add(1, Ordering::Relaxed));
-            let reader = batches(folder.path(), Order::Shuffled);
+            let reader = batches(folder.path(), DataOrder::Shuffled);
             let mut ahead = Prefetch::start(reader, endless, 1, Device::Cpu).unwrap();
             for _ in 0..taken {
                 let _ = ahead.next_batch().unwrap();
@@ -189,7 +190,7 @@ mod tests {
     fn a_panic_of_the_thread_is_an_error() {
         let folder = folder();
         let firsts = (0u64..).inspect(|&first| assert!(first < 2, "no more than two"));
-        let mut ahead = Prefetch::start(batches(folder.path(), Order::Shuffled), firsts, 1, Device::Cpu).unwrap();
+        let mut ahead = Prefetch::start(batches(folder.path(), DataOrder::Shuffled), firsts, 1, Device::Cpu).unwrap();
         let _ = ahead.next_batch().unwrap();
         let _ = ahead.next_batch().unwrap();
         let error = ahead.next_batch().unwrap_err().to_string();

@@ -1,5 +1,6 @@
 //! The variables that launchers set, each read as what it must be.
 
+use std::io::IsTerminal;
 use std::str::FromStr;
 
 use anyhow::{Context, Result};
@@ -33,6 +34,11 @@ impl<'a> Environment<'a> {
 /// The variable of this process.
 pub(crate) fn own(name: &str) -> Option<String> {
     std::env::var(name).ok()
+}
+
+/// Returns whether standard input is a terminal.
+pub(crate) fn on_terminal() -> bool {
+    std::io::stdin().is_terminal()
 }
 
 /// An environment for tests, from `NAME=value` with blanks between.

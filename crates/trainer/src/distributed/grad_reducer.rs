@@ -4,7 +4,8 @@ use anyhow::Result;
 use tch::{Kind, Tensor};
 use torch_ext::distributed::{ProcessGroup, ReduceOp, Reducer, ReducerStatistics};
 
-use crate::distributed::collectives::{Collectives, DistributedConfig};
+use crate::distributed::collectives::Collectives;
+use crate::distributed::config::DistributedConfig;
 use crate::optim::adamw::Optimizer;
 
 /// The mean of the ranks' gradients, made once a step, with its last backward pass.

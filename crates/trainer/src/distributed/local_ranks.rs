@@ -2,9 +2,8 @@
 
 use anyhow::{Result, ensure};
 
-use crate::distributed::env::{self, Environment};
+use crate::distributed::env::{self, Environment, on_terminal};
 use crate::distributed::slurm::SlurmStep;
-use crate::distributed::world::on_terminal;
 
 /// This process among those of its run on this host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

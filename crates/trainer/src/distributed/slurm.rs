@@ -20,7 +20,7 @@ pub(crate) struct SlurmStep {
     /// Tasks of the step on this host, and which of them this is; none where Slurm does not say.
     pub(crate) local: Option<(usize, Option<usize>)>,
     /// Equal for all tasks of a step, and for no later attempt.
-    pub(crate) token: String,
+    pub(crate) launch_id: String,
 }
 
 impl SlurmStep {
@@ -51,8 +51,8 @@ impl SlurmStep {
         );
         let text = |name: &str| environment.text(name).unwrap_or_default();
         let (job, attempt) = (text("SLURM_JOB_ID"), text("SLURM_RESTART_COUNT"));
-        let token = format!("slurm.{job}.{step}.{}", if attempt.is_empty() { "0" } else { &attempt });
-        Ok(Some(SlurmStep { rank, size, local: local(environment)?, token }))
+        let launch_id = format!("slurm.{job}.{step}.{}", if attempt.is_empty() { "0" } else { &attempt });
+        Ok(Some(SlurmStep { rank, size, local: local(environment)?, launch_id }))
     }
 }
 
@@ -131,10 +131,10 @@ mod tests {
         let found = step(&format!("{TASK} SLURM_STEP_TASKS_PER_NODE=2(x2) SLURM_LOCALID=1"), false).unwrap().unwrap();
         assert_eq!(
             found,
-            SlurmStep { rank: 3, size: 4, local: Some((2, Some(1))), token: "slurm.4711.0.0".to_owned() }
+            SlurmStep { rank: 3, size: 4, local: Some((2, Some(1))), launch_id: "slurm.4711.0.0".to_owned() }
         );
         let again = step(&format!("{TASK} SLURM_RESTART_COUNT=2"), false).unwrap().unwrap();
-        assert_eq!((again.token.as_str(), again.local), ("slurm.4711.0.2", None));
+        assert_eq!((again.launch_id.as_str(), again.local), ("slurm.4711.0.2", None));
         let old = step("SLURM_STEP_ID=2 SLURM_PROCID=7 SLURM_NTASKS=8", false).unwrap().unwrap();
         assert_eq!((old.rank, old.size), (7, 8));
     }

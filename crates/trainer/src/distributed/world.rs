@@ -1,12 +1,11 @@
 //! Who this process is among those of its run: rank, world size, and where rank 0 is.
 
 use std::fmt;
-use std::io::IsTerminal;
 use std::net::IpAddr;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::distributed::env::{self, Environment};
+use crate::distributed::env::{self, Environment, on_terminal};
 use crate::distributed::local_ranks::LocalRanks;
 use crate::distributed::slurm::{self, SlurmStep};
 
@@ -51,7 +50,7 @@ pub struct World {
     pub master: Option<(String, u16)>,
     /// Equal for all ranks of one attempt and different for the next, where a launcher gives
     /// such a thing; else empty.
-    pub token: String,
+    pub launch_id: String,
     /// Who said so.
     pub source: WorldSource,
     /// The name of this host, as Slurm or the system has it.
@@ -69,7 +68,7 @@ impl World {
 
     fn read(flags: &WorldFlags, environment: &Environment<'_>, on_terminal: bool) -> Result<Self> {
         let step = SlurmStep::read(environment, on_terminal)?;
-        let (rank, size, source) = identity(flags, environment, step.as_ref())?;
+        let (rank, size, source) = rank_and_size(flags, environment, step.as_ref())?;
         // A script may export RANK=$SLURM_PROCID, and leave the rest to Slurm.
         let step = step.filter(|step| source != WorldSource::Flags && (step.rank, step.size) == (rank, size));
         let master = master(flags, environment, step.is_some())
@@ -84,7 +83,7 @@ impl World {
                 _ => local_ranks(flags, environment, step.as_ref(), rank, size, all_here)?,
             },
             master,
-            token: token(source, environment, step.as_ref()),
+            launch_id: launch_id(source, environment, step.as_ref()),
             source,
             host: environment
                 .text("SLURMD_NODENAME")
@@ -100,7 +99,7 @@ impl World {
             size: 1,
             local: LocalRanks::ALONE,
             master: None,
-            token: String::new(),
+            launch_id: String::new(),
             source: WorldSource::Alone,
             host: torch_ext::distributed::host_name(),
         }
@@ -122,13 +121,8 @@ impl fmt::Display for World {
     }
 }
 
-/// Whether a person types what this process reads.
-pub(crate) fn on_terminal() -> bool {
-    std::io::stdin().is_terminal()
-}
-
 /// Rank, world size, and who says so.
-fn identity(
+fn rank_and_size(
     flags: &WorldFlags,
     environment: &Environment<'_>,
     step: Option<&SlurmStep>,
@@ -139,7 +133,7 @@ fn identity(
         (None, Some(_)) => bail!("--world-size is given without --rank: give both or neither"),
         (None, None) => match (environment.number("RANK")?, environment.number("WORLD_SIZE")?, step) {
             (Some(rank), Some(size), step) => {
-                agrees(rank, size, environment, step)?;
+                check_consistent(rank, size, environment, step)?;
                 (rank, size, WorldSource::Environment, ("RANK", "WORLD_SIZE"))
             }
             (Some(rank), None, _) => {
@@ -173,7 +167,7 @@ fn identity(
 
 /// Refuses a `RANK` that the same step of Slurm contradicts, as one that a batch script
 /// exports to all of its tasks. torchrun, which sets `LOCAL_WORLD_SIZE`, gives ranks of its own.
-fn agrees(rank: usize, size: usize, environment: &Environment<'_>, step: Option<&SlurmStep>) -> Result<()> {
+fn check_consistent(rank: usize, size: usize, environment: &Environment<'_>, step: Option<&SlurmStep>) -> Result<()> {
     if let Some(step) = step
         && size == step.size
         && environment.text("LOCAL_WORLD_SIZE").is_none()
@@ -248,8 +242,8 @@ fn is_loopback(host: &str) -> bool {
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
-/// See [`World::token`]. Ranks started by hand may stand in different jobs of Slurm: theirs is empty.
-fn token(source: WorldSource, environment: &Environment<'_>, step: Option<&SlurmStep>) -> String {
+/// See [`World::launch_id`]. Ranks started by hand may stand in different jobs of Slurm: theirs is empty.
+fn launch_id(source: WorldSource, environment: &Environment<'_>, step: Option<&SlurmStep>) -> String {
     if source == WorldSource::Environment {
         if let Some(launcher) = environment.text("BACKPACK_LAUNCHER") {
             return format!("launch.{launcher}");
@@ -259,7 +253,7 @@ fn token(source: WorldSource, environment: &Environment<'_>, step: Option<&Slurm
             return format!("torchrun.{run}.{attempt}");
         }
     }
-    step.map(|step| step.token.clone()).unwrap_or_default()
+    step.map(|step| step.launch_id.clone()).unwrap_or_default()
 }
 
 #[cfg(test)]

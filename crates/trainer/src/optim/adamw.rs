@@ -64,7 +64,7 @@ pub struct Optimizer {
     exp_avgs: Vec<Tensor>,
     exp_avg_sqs: Vec<Tensor>,
     /// Where each stands in the model's own table.
-    places: Vec<usize>,
+    param_order: Vec<usize>,
     /// How many have weight decay.
     decayed: usize,
     /// Updates done, for the bias correction: an fp32 scalar on the device, which knows what is skipped.
@@ -81,8 +81,8 @@ impl Optimizer {
         let weight_decays =
             decayed.iter().map(|_| config.weight_decay).chain(others.iter().map(|_| 0.0)).collect::<Vec<f64>>();
         let count = decayed.len();
-        let (places, names): (Vec<usize>, Vec<String>) =
-            decayed.into_iter().chain(others).map(|(place, spec)| (place, spec.name)).unzip();
+        let (param_order, names): (Vec<usize>, Vec<String>) =
+            decayed.into_iter().chain(others).map(|(position, spec)| (position, spec.name)).unzip();
         let parameters: Vec<Tensor> = names.iter().map(|name| model.parameters().get(name)).collect();
         let zeros = || parameters.iter().map(|p| tch::no_grad(|| p.zeros_like())).collect();
         Optimizer {
@@ -93,7 +93,7 @@ impl Optimizer {
             weight_decays,
             parameters,
             names,
-            places,
+            param_order,
             decayed: count,
             updates: Tensor::zeros([] as [i64; 0], (Kind::Float, model.device())),
         }
@@ -119,7 +119,7 @@ impl Optimizer {
     /// Names and parameters in the order in which a forward pass uses them.
     pub(crate) fn in_forward_order(&self) -> (Vec<String>, Vec<Tensor>) {
         let mut order: Vec<usize> = (0..self.names.len()).collect();
-        order.sort_by_key(|&i| self.places[i]);
+        order.sort_by_key(|&i| self.param_order[i]);
         order.into_iter().map(|i| (self.names[i].clone(), self.parameters[i].shallow_clone())).unzip()
     }
 
@@ -175,7 +175,7 @@ impl Optimizer {
     ///
     /// # Errors
     /// When libtorch refuses.
-    pub(crate) fn resume_at(&mut self, updates: u64) -> Result<()> {
+    pub(crate) fn set_update_count(&mut self, updates: u64) -> Result<()> {
         let _ = self.updates.f_fill_(updates as f64)?;
         Ok(())
     }
@@ -196,6 +196,6 @@ impl Optimizer {
                 }
             }
         }
-        self.resume_at(updates)
+        self.set_update_count(updates)
     }
 }

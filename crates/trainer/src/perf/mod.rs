@@ -1,5 +1,6 @@
 //! Speed and cost: FLOPs per token, peak matrix-product throughput, the step profiler, energy and money.
 
 pub(crate) mod cost;
+pub(crate) mod flops;
 pub(crate) mod matmul_peak;
 pub(crate) mod profiler;

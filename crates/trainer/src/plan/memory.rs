@@ -41,7 +41,7 @@ const CAUSAL: f64 = 0.62;
 
 impl MemoryEstimate {
     /// Of a process of this configuration with so many passes a step over so many sequences.
-    pub(crate) fn of(config: &Config, micro_batch: u64, passes: u64, on_gpu: bool) -> Self {
+    pub(crate) fn new(config: &Config, micro_batch: u64, passes: u64, on_gpu: bool) -> Self {
         let model = &config.model;
         let parameters = model.num_parameters() as u64;
         let element = if config.run.precision == Precision::Fp32 { 4 } else { 2 };
@@ -140,7 +140,7 @@ mod tests {
     fn micro(micro_batch: u64, passes: u64, on_gpu: bool) -> MemoryEstimate {
         let mut config = Config::example();
         config.model = ModelConfig { n_embd: 384, n_head: 6, n_layer: 6, ..ModelConfig::default() };
-        MemoryEstimate::of(&config, micro_batch, passes, on_gpu)
+        MemoryEstimate::new(&config, micro_batch, passes, on_gpu)
     }
 
     #[test]
@@ -180,7 +180,7 @@ mod tests {
     /// docs/gpu.md: 8 GB for the small model at 16 sequences a pass.
     #[test]
     fn a_gpu_keeps_what_docs_gpu_counts() {
-        let total = MemoryEstimate::of(&Config::example(), 16, 1, true).total as f64;
+        let total = MemoryEstimate::new(&Config::example(), 16, 1, true).total as f64;
         assert!((7e9..10e9).contains(&total), "{total:.3e}");
     }
 }

@@ -11,10 +11,11 @@ use data_prep::Manifest;
 use model::ModelConfig;
 use serde::Serialize;
 
-use crate::config::{Config, DeviceKind};
+use crate::config::Config;
 use crate::data::batch_reader::BatchLayout;
 use crate::perf::cost::{CostRates, RunCost};
-use crate::train::summary::flops_per_token;
+use crate::perf::flops::flops_per_token;
+use crate::runtime::device::DeviceKind;
 
 pub use memory::MemoryEstimate;
 
@@ -152,7 +153,7 @@ impl RunPlan {
         let seconds_per_step = rate.map(|rate| config.batch.tokens_per_step as f64 / rate);
         let seconds = rate.map(|rate| run_tokens as f64 / rate / (1.0 - validation_share.unwrap_or(0.0)));
         let hours = seconds.map(|seconds| seconds / 3_600.0 * request.processes as f64);
-        let memory = MemoryEstimate::of(config, micro_batch, accumulation, on_gpu);
+        let memory = MemoryEstimate::new(config, micro_batch, accumulation, on_gpu);
         let mut forecast = RunPlan {
             parameters: model.num_parameters(),
             parameters_by_part: parts(model),
@@ -187,7 +188,7 @@ impl RunPlan {
             free_disk,
             warnings: Vec::new(),
         };
-        forecast.warnings = warnings::likely_mistakes(config, &forecast);
+        forecast.warnings = warnings::warnings(config, &forecast);
         Ok(forecast)
     }
 }
@@ -290,7 +291,7 @@ fn free_disk(folder: &Path) -> Option<u64> {
 ///
 /// # Errors
 /// When the file is no report of `bench`.
-pub fn rate_of_bench(path: &Path, processes: u64) -> Result<f64> {
+pub fn measured_throughput(path: &Path, processes: u64) -> Result<f64> {
     let what = || format!("{} is no report of `backpack bench --json`", path.display());
     let text = std::fs::read_to_string(path).with_context(|| format!("{} cannot be read", path.display()))?;
     let report: serde_json::Value = serde_json::from_str(&text).with_context(what)?;

@@ -117,7 +117,7 @@ fn a_rate_comes_from_a_report_of_bench() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("bench.json");
     std::fs::write(&file, r#"{"tokens_per_s": 1500.0, "world_size": 2}"#).unwrap();
-    assert_eq!(rate_of_bench(&file, 8).unwrap(), 6_000.0);
+    assert_eq!(measured_throughput(&file, 8).unwrap(), 6_000.0);
     std::fs::write(&file, "{}").unwrap();
-    assert!(rate_of_bench(&file, 8).unwrap_err().to_string().contains("is no report of `backpack bench --json`"));
+    assert!(measured_throughput(&file, 8).unwrap_err().to_string().contains("is no report of `backpack bench --json`"));
 }

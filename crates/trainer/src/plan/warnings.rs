@@ -15,7 +15,7 @@ const LONG_WITHOUT_CHECKPOINT: f64 = 2.0 * 3_600.0;
 const MANY_EPOCHS: f64 = 16.0;
 
 /// A sentence for each setting that is likely a mistake.
-pub(crate) fn likely_mistakes(config: &Config, forecast: &RunPlan) -> Vec<String> {
+pub(crate) fn warnings(config: &Config, forecast: &RunPlan) -> Vec<String> {
     let mut found = Vec::new();
     let schedule = &config.schedule;
     let warmup = schedule.warmup_steps as f64 / schedule.max_steps as f64;

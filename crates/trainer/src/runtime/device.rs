@@ -1,9 +1,21 @@
 //! The device of this process.
 
 use anyhow::{Result, bail};
+use serde::{Deserialize, Serialize};
 
-use crate::config::DeviceKind;
 use crate::distributed::local_ranks::LocalRanks;
+
+/// Where to compute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeviceKind {
+    /// A GPU where one can be used, else the CPU.
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// A GPU; an error where none can be used.
+    Cuda,
+}
 
 /// The device to compute on, CUDA loaded where it is to be used: of several GPUs, the one of
 /// this `local` rank.

@@ -51,7 +51,7 @@ impl Stop {
     ///
     /// # Errors
     /// When the system refuses a handler.
-    pub fn exit_at_once(&self) -> io::Result<()> {
+    pub fn restore_default_action(&self) -> io::Result<()> {
         for signal in [SIGINT, SIGTERM, SIGUSR1] {
             let always = Arc::new(AtomicBool::new(true));
             signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, always)?;
@@ -62,7 +62,7 @@ impl Stop {
 
     /// Takes the handlers away, for a command that has installed its own before; a signal
     /// that came already ends the process here.
-    pub fn hand_over(&self) {
+    pub fn uninstall(&self) {
         for &handler in &self.handlers {
             signal_hook::low_level::unregister(handler);
         }

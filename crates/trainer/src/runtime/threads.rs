@@ -3,12 +3,10 @@
 use std::fmt;
 
 use anyhow::{Result, ensure};
+use data_prep::MAX_THREADS;
 
 use crate::distributed::local_ranks::LocalRanks;
 use crate::runtime::cpu_topology::{self, CpuTopology};
-
-/// More threads than any machine has cores: libtorch falls over at some tens of thousands.
-const MOST_THREADS: usize = 4_096;
 
 /// The CPU threads of this process, as they were set.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,8 +42,8 @@ impl fmt::Display for Threads {
 /// When there are too many, or the system refuses.
 pub fn set_threads(threads: usize, pin: bool, local: LocalRanks) -> Result<Threads> {
     ensure!(
-        threads <= MOST_THREADS,
-        "{threads} threads are asked for: at most {MOST_THREADS} are possible, and 0 means the physical cores by the local ranks"
+        threads <= MAX_THREADS,
+        "{threads} threads are asked for: at most {MAX_THREADS} are possible, and 0 means the physical cores by the local ranks"
     );
     let threads = decide(threads, pin, &CpuTopology::here(local.count > 1), local);
     if threads.pinned {

@@ -61,11 +61,11 @@ impl TimeLimit {
     /// might not be done in time. Both are reckoned at 1.25 times the longest seen, since a
     /// shared disk or network is now and then slower than ever before; where a validation
     /// is due, it is part of the step.
-    pub fn reached(&self, longest_step: Duration, longest_save: Duration) -> bool {
-        self.reached_at(Instant::now(), longest_step, longest_save)
+    pub fn is_reached(&self, longest_step: Duration, longest_save: Duration) -> bool {
+        self.would_be_reached_at(Instant::now(), longest_step, longest_save)
     }
 
-    fn reached_at(&self, now: Instant, longest_step: Duration, longest_save: Duration) -> bool {
+    fn would_be_reached_at(&self, now: Instant, longest_step: Duration, longest_save: Duration) -> bool {
         let Some(end) = &self.end else {
             return false;
         };
@@ -220,26 +220,26 @@ mod tests {
     fn the_earlier_limit_holds_and_leaves_time_for_a_step_and_a_checkpoint() {
         let now = Instant::now();
         let (step, save) = (seconds(8), seconds(40));
-        let deadline = TimeLimit::from(now, Some(seconds(3_600)), Some(seconds(7_200)));
+        let time_limit = TimeLimit::from(now, Some(seconds(3_600)), Some(seconds(7_200)));
         // 1.25 x 48 s and 30 s.
-        assert!(!deadline.reached_at(now + seconds(3_509), step, save));
-        assert!(deadline.reached_at(now + seconds(3_510), step, save));
-        assert!(deadline.reached_at(now + seconds(4_000), Duration::ZERO, Duration::ZERO));
-        assert_eq!(deadline.to_string(), "1h 00m by --time-limit");
-        let deadline = TimeLimit::from(now, Some(seconds(3_600)), Some(seconds(200)));
+        assert!(!time_limit.would_be_reached_at(now + seconds(3_509), step, save));
+        assert!(time_limit.would_be_reached_at(now + seconds(3_510), step, save));
+        assert!(time_limit.would_be_reached_at(now + seconds(4_000), Duration::ZERO, Duration::ZERO));
+        assert_eq!(time_limit.to_string(), "1h 00m by --time-limit");
+        let time_limit = TimeLimit::from(now, Some(seconds(3_600)), Some(seconds(200)));
         // A twentieth of so short a time.
-        assert!(!deadline.reached_at(now + seconds(129), step, save));
-        assert!(deadline.reached_at(now + seconds(130), step, save));
-        assert_eq!(deadline.to_string(), "3m 20s left of the Slurm job");
+        assert!(!time_limit.would_be_reached_at(now + seconds(129), step, save));
+        assert!(time_limit.would_be_reached_at(now + seconds(130), step, save));
+        assert_eq!(time_limit.to_string(), "3m 20s left of the Slurm job");
     }
 
     #[test]
     fn without_a_limit_nothing_is_ever_reached() {
         let none = TimeLimit::new(None, None);
-        assert!(!none.reached(seconds(1_000_000), seconds(1)));
+        assert!(!none.is_reached(seconds(1_000_000), seconds(1)));
         assert_eq!(none.to_string(), "none");
-        assert!(!TimeLimit::new(Some(Duration::MAX), None).reached(seconds(1), seconds(1)));
-        assert!(TimeLimit::new(None, Some(Duration::ZERO)).reached(Duration::ZERO, Duration::ZERO));
+        assert!(!TimeLimit::new(Some(Duration::MAX), None).is_reached(seconds(1), seconds(1)));
+        assert!(TimeLimit::new(None, Some(Duration::ZERO)).is_reached(Duration::ZERO, Duration::ZERO));
     }
 
     #[test]

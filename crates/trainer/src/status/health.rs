@@ -51,7 +51,7 @@ pub struct Health {
 
 impl Health {
     /// Of the lines of `metrics.jsonl`, in order; the speeds are those of the steps after `session_start`.
-    pub(crate) fn of(lines: &[MetricLine], session_start: u64) -> Self {
+    pub(crate) fn from_metrics(lines: &[MetricLine], session_start: u64) -> Self {
         let losses: Vec<f64> = lines.iter().filter_map(|line| line.loss).collect();
         let window = (losses.len() / 4).clamp(1, WIDEST);
         let last = losses.rchunks(window).next();
@@ -120,22 +120,22 @@ mod tests {
 
     #[test]
     fn the_trend_is_told_from_noise() {
-        let trend = |n, loss: fn(f64) -> f64| Health::of(&lines(n, loss, |_| 1.0), 0).trend;
+        let trend = |n, loss: fn(f64) -> f64| Health::from_metrics(&lines(n, loss, |_| 1.0), 0).trend;
         assert_eq!(trend(400, |x| 9.0 - 4.0 * x), Trend::Falling);
         assert_eq!(trend(400, |_| 5.0), Trend::Flat);
         assert_eq!(trend(400, |x| 5.0 + 3.0 * x), Trend::Rising);
         assert_eq!(trend(10, |x| 9.0 - 4.0 * x), Trend::Unknown);
-        assert_eq!(Health::of(&[], 0).trend, Trend::Unknown);
+        assert_eq!(Health::from_metrics(&[], 0).trend, Trend::Unknown);
     }
 
     #[test]
     fn a_slow_machine_shows_in_this_sessions_lines_alone() {
         let slowing = lines(100, |_| 5.0, |step| if step > 60 { 50.0 } else { 100.0 });
-        let health = Health::of(&slowing, 0);
+        let health = Health::from_metrics(&slowing, 0);
         assert_eq!((health.tokens_per_s, health.best_tokens_per_s), (Some(50.0), Some(100.0)));
-        assert!(health.is_slow() && !Health::of(&slowing, 60).is_slow());
+        assert!(health.is_slow() && !Health::from_metrics(&slowing, 60).is_slow());
         // One line says nothing.
-        assert!(!Health::of(&lines(4, |_| 5.0, |step| if step == 4 { 50.0 } else { 100.0 }), 0).is_slow());
+        assert!(!Health::from_metrics(&lines(4, |_| 5.0, |step| if step == 4 { 50.0 } else { 100.0 }), 0).is_slow());
         assert_eq!(health.mfu, Some(0.4));
     }
 
@@ -143,10 +143,10 @@ mod tests {
     fn bad_steps_are_counted() {
         let mut some = lines(30, |_| 5.0, |_| 1.0);
         (some[3].bad, some[3].loss, some[9].bad) = (true, None, true);
-        assert_eq!(Health::of(&some, 0).bad_steps, 2);
+        assert_eq!(Health::from_metrics(&some, 0).bad_steps, 2);
         // Steps that no line stands for are counted by the run.
         (some[29].skipped, some[29].spikes) = (5, 1);
-        let health = Health::of(&some, 0);
+        let health = Health::from_metrics(&some, 0);
         assert_eq!((health.bad_steps, health.spikes), (5, 1));
     }
 

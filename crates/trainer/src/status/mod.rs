@@ -109,7 +109,7 @@ impl Status {
     ///
     /// # Errors
     /// When it is no run folder, or its record cannot be read.
-    pub fn of(run_dir: &Path, rates: &CostRates) -> Result<Self> {
+    pub fn read(run_dir: &Path, rates: &CostRates) -> Result<Self> {
         rates.validate()?;
         let file = run_dir.join("config.toml");
         ensure!(file.is_file(), "{} is not a run folder: it has no config.toml", run_dir.display());
@@ -146,7 +146,7 @@ impl Status {
             // What a killed process had done since its last checkpoint is lost.
             None => saved.min(max_steps),
         };
-        let health = Health::of(lines, last.map_or(0, |session| session.first_step));
+        let health = Health::from_metrics(lines, last.map_or(0, |session| session.first_step));
         let seconds_left =
             seconds_left(lines, last, config.batch.tokens_per_step, max_steps.saturating_sub(step), &health);
         let validations: Vec<(u64, f64)> = lines.iter().filter_map(|line| Some((line.step, line.val_loss?))).collect();

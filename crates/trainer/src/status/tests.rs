@@ -151,6 +151,6 @@ fn a_run_that_is_resumed_is_starting_and_not_its_last_session() {
 #[test]
 fn a_folder_without_a_run_is_refused() {
     let folder = tempfile::tempdir().unwrap();
-    let error = Status::of(folder.path(), &CostRates::default()).unwrap_err().to_string();
+    let error = Status::read(folder.path(), &CostRates::default()).unwrap_err().to_string();
     assert!(error.ends_with("is not a run folder: it has no config.toml"), "{error}");
 }

@@ -13,15 +13,15 @@ impl<'a> Trainer<'a> {
     /// # Errors
     /// After too many bad steps in a row; a checkpoint from before them is saved.
     pub(super) fn look(&mut self, result: &StepResult) -> Result<StepStats> {
-        let seen = self.stability.look(&result.loss, &result.grad_norm, &result.z_score)?;
+        let seen = self.stability.read_stats(&result.loss, &result.grad_norm, &result.z_score)?;
         self.tell(&seen);
         let most = self.config.step_guard.max_consecutive_bad_steps;
-        if most > 0 && seen.bad_in_row >= most {
+        if most > 0 && seen.consecutive_bad_steps >= most {
             let step = self.state.step;
-            let before = self.save_from_before(seen.since_update)?;
-            let StepStats { loss, grad_norm, bad_in_row, .. } = seen;
+            let before = self.save_from_before(seen.steps_since_update)?;
+            let StepStats { loss, grad_norm, consecutive_bad_steps, .. } = seen;
             bail!(
-                "the {bad_in_row} steps up to step {step} had a loss or gradient norm that could not be used, the last one loss {loss} and gradient norm {grad_norm} (step_guard.max_consecutive_bad_steps is {most}): lower optimizer.learning_rate or lengthen the warm-up, and {before}"
+                "the {consecutive_bad_steps} steps up to step {step} had a loss or gradient norm that could not be used, the last one loss {loss} and gradient norm {grad_norm} (step_guard.max_consecutive_bad_steps is {most}): lower optimizer.learning_rate or lengthen the warm-up, and {before}"
             );
         }
         Ok(seen)
@@ -33,7 +33,7 @@ impl<'a> Trainer<'a> {
         self.told = (seen.skipped, seen.spikes);
         // Where the run logs seldom, it may have been a step before this one.
         let (step, highest) = (self.state.step, self.config.step_guard.spike_z_score);
-        let StepStats { loss, grad_norm, z_score, since_update, .. } = *seen;
+        let StepStats { loss, grad_norm, z_score, steps_since_update, .. } = *seen;
         if spikes > 0 {
             self.line(|| match spikes {
                 1 if z_score > highest => format!(
@@ -45,7 +45,7 @@ impl<'a> Trainer<'a> {
         if skipped > 0 {
             let scale = seen.loss_scale.map(|scale| format!(", the loss scale is now {scale}")).unwrap_or_default();
             self.line(|| match skipped {
-                1 if since_update > 0 => {
+                1 if steps_since_update > 0 => {
                     format!("skipped     step {step}: loss {loss:.4}, gradient norm {grad_norm:.2}{scale}")
                 }
                 _ => format!("skipped     {skipped} since the last look, before step {step} or at it{scale}"),

@@ -80,7 +80,7 @@ impl FitAttempt<'_> {
         let (rows, length) = (n as i64, data.sequence_length as i64);
         let ids = Tensor::f_arange(rows * length, (Kind::Int64, self.device))?.f_remainder(model.vocab_size)?;
         let ids = ids.f_view([rows, length])?;
-        let pass: ForwardOptions = self.config.pass();
+        let pass: ForwardOptions = self.config.forward_options();
         tch::manual_seed(derive_seed(run.seed, &[number]) as i64);
         self.model.loss(&ids, &ids, pass)?.f_backward().map_err(torch_ext::Error::from)?;
         Ok(profiler::synchronise()?)

@@ -143,7 +143,7 @@ fn train_with(
     let world = &request.world;
     watchdog.progress("opening data and checkpoint");
     let data = ranks.try_all(DataSplits::open(config))?;
-    ranks.require_equal("settings", &identity(config, world, &data)?)?;
+    ranks.require_equal("settings", &settings_digest(config, world, &data)?)?;
     ranks.try_all(if ranks.is_first() { require_shape_of_start(config, request) } else { Ok(()) })?;
     let sequences = data.sequences(config);
     // Before a run folder is made: what does not divide is refused.
@@ -159,7 +159,7 @@ fn train_with(
     let [peak] = ranks.sum([matmul_peak(precision, device)?])?;
     let written = recorder.as_mut().map_or(Ok(()), |recorder| {
         recorder.line(&plan.to_string());
-        if !data.train.is_checked() {
+        if !data.train.has_manifest() {
             recorder.line("warning     the data has no manifest.json: nothing about it could be checked");
         }
         recorder.line(&format!("{machine}, {} products at {:.0} GFLOP/s at most", config.run.precision, peak / 1e9));
@@ -180,15 +180,15 @@ fn train_with(
     let saving = CheckpointManager::new(&config.checkpoint, ranks, ranks.try_all(writer.transpose())?, state.step);
     let reduction = GradReducer::new(ranks, &config.distributed, &optimizer)?;
     let scaled = config.run.precision == Precision::Fp16;
-    let stability = StepGuard::resume(&config.step_guard, scaled, device, &state.step_guard)?;
+    let stability = StepGuard::from_state(&config.step_guard, scaled, device, &state.step_guard)?;
     let clock = ThroughputTimer { since: Instant::now(), tokens: 0, run: Instant::now(), first_step: state.step };
     let mut run = Trainer {
         config,
         plan,
-        pass: config.pass(),
+        pass: config.forward_options(),
         model,
         optimizer,
-        told: (state.step_guard.skipped, state.step_guard.gauge.spikes),
+        told: (state.step_guard.skipped, state.step_guard.stats.spikes),
         stability,
         state,
         batches,
@@ -226,24 +226,24 @@ fn require_shape_of_start(config: &Config, request: &TrainOptions) -> Result<()>
 }
 
 /// What has to be equal on all ranks, by name: every key but those of a process's own machine.
-fn identity(config: &Config, world: &World, data: &DataSplits) -> Result<BTreeMap<String, String>> {
+fn settings_digest(config: &Config, world: &World, data: &DataSplits) -> Result<BTreeMap<String, String>> {
     const OWN: [&str; 2] = ["run.threads", "run.pin_threads"];
-    let mut identity = BTreeMap::from([
+    let mut settings_digest = BTreeMap::from([
         ("the program's version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
         ("libtorch".to_owned(), torch_ext::describe()?.version),
-        ("the attempt".to_owned(), world.token.clone()),
+        ("the attempt".to_owned(), world.launch_id.clone()),
         ("the data's manifest".to_owned(), data.train.manifest_sha256().unwrap_or("none").to_owned()),
-        ("training tokens".to_owned(), data.train.tokens().to_string()),
-        ("validation tokens".to_owned(), data.val.tokens().to_string()),
+        ("training tokens".to_owned(), data.train.num_tokens().to_string()),
+        ("validation tokens".to_owned(), data.val.num_tokens().to_string()),
     ]);
     let resolved = serde_json::to_value(config)?;
     for (section, keys) in resolved.as_object().into_iter().flatten() {
         for (key, value) in keys.as_object().into_iter().flatten() {
-            identity.insert(format!("{section}.{key}"), value.to_string());
+            settings_digest.insert(format!("{section}.{key}"), value.to_string());
         }
     }
-    identity.retain(|key, _| !OWN.contains(&key.as_str()));
-    Ok(identity)
+    settings_digest.retain(|key, _| !OWN.contains(&key.as_str()));
+    Ok(settings_digest)
 }
 
 /// Times training alone: restarted after validations and checkpoints.
@@ -318,7 +318,7 @@ impl<'a> Trainer<'a> {
             self.longest_step = self.longest_step.max(begun.elapsed());
             self.saving.look(&mut self.recorder);
             // One rank's reason is every rank's: all stop, and save, after the same step.
-            let asked = self.stop.requested() || self.deadline.reached(self.longest_step, self.saving.reckoned());
+            let asked = self.stop.requested() || self.deadline.is_reached(self.longest_step, self.saving.reckoned());
             let [asked, late] = self.ranks.any([asked, self.saving.is_due_by_time()])?;
             let stopping = (asked || reached(step)) && !last;
             let by_step = last || stopping || due(self.config.checkpoint.every_steps, step);

@@ -80,14 +80,14 @@ pub(crate) fn begin(
     };
     ranks.broadcast(model.parameters().iter().map(|(_, parameter)| parameter.shallow_clone()))?;
     ranks.require_equal_tensors("weights at the start", model.parameters().iter())?;
-    let mut model = model.prepare_for(config.pass());
+    let mut model = model.prepare_for(config.forward_options());
     model.set_dropout(config.model.dropout);
     let mut optimizer = Optimizer::new(config.optimizer.clone(), &model);
     let restored = moments.map_or(Ok(()), |moments| optimizer.restore(moments, state.updates()));
     ranks.try_all(restored.context("the checkpoint cannot be resumed"))?;
     if has_moments {
         ranks.broadcast(optimizer.state().into_iter().map(|(_, moment)| moment))?;
-        optimizer.resume_at(state.updates())?;
+        optimizer.set_update_count(state.updates())?;
     }
     // Only now: where the start is refused, checkpoints stay as they were.
     let tidied = recorded.map(|(recorder, from)| tidy(recorder, from.as_ref())).transpose();
@@ -129,7 +129,7 @@ fn find(
         recorder.line(&line);
     }
     let manifest = data.train.manifest_sha256().map(str::to_owned);
-    let fresh = TrainState { world_size, ..TrainState::new(config, manifest, data.train.tokens())? };
+    let fresh = TrainState { world_size, ..TrainState::new(config, manifest, data.train.num_tokens())? };
     Ok(Some(match checkpoint {
         Some((from, saved)) => take_up(config, &from, saved, fresh, device, recorder)?,
         None => {

@@ -78,9 +78,9 @@ pub fn training_step(
     }
     // The ranks have the same gradients by now; with one loss they decide alike.
     mean(&total)?;
-    let verdict = stability.judge(&total)?;
-    let update = optimizer.update(learning_rate, stability.conditions(&verdict))?;
-    stability.count(&verdict, &update)?;
+    let decision = stability.decide(&total)?;
+    let update = optimizer.update(learning_rate, stability.update_guard(&decision))?;
+    stability.record(&decision, &update)?;
     lap("clip and optimiser");
-    Ok(StepResult { loss: total, grad_norm: update.grad_norm, z_score: verdict.z_score })
+    Ok(StepResult { loss: total, grad_norm: update.grad_norm, z_score: decision.z_score })
 }

@@ -7,6 +7,7 @@ use model::ModelConfig;
 
 use crate::config::Config;
 use crate::data::batch_reader::BatchLayout;
+use crate::perf::flops::flops_per_token;
 
 /// The derived figures of a run.
 #[derive(Debug, Clone)]
@@ -25,21 +26,6 @@ pub struct RunSummary {
     pub epochs: f64,
     max_steps: u64,
     sequence_length: u64,
-}
-
-/// Training FLOPs per token at sequence length T: six per parameter of a product, the
-/// body's attention, and the contextualization with the mixing of senses. Positions are
-/// looked up, not multiplied.
-pub(crate) fn flops_per_token(model: &ModelConfig, sequence_length: u64) -> f64 {
-    let (d, t) = (model.n_embd as f64, sequence_length as f64);
-    let positions = (model.n_positions * model.n_embd) as f64;
-    let products = 6.0 * (model.num_parameters() as f64 - positions);
-    let attention = 12.0 * model.n_layer as f64 * d * t;
-    let senses = match model.architecture {
-        model::Architecture::Backpack => 6.0 * (t * d + model.num_senses as f64 * t * d),
-        model::Architecture::Gpt2 => 0.0,
-    };
-    products + attention + senses
 }
 
 impl RunSummary {
@@ -86,16 +72,6 @@ impl fmt::Display for RunSummary {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use model::Architecture as Network;
-
-    /// Reference point 26.
-    #[test]
-    fn flops_are_the_published_ones() {
-        let small = ModelConfig::default();
-        assert!((flops_per_token(&small, 512) / 1.115e9 - 1.0).abs() < 1e-3);
-        let gpt2 = ModelConfig { architecture: Network::Gpt2, ..small };
-        assert!((flops_per_token(&gpt2, 512) / 0.799e9 - 1.0).abs() < 1e-3);
-    }
 
     #[test]
     fn the_published_run_is_5_80_epochs_of_openwebtext() {

@@ -98,7 +98,7 @@ fn wrong_usage(message: &str) -> ! {
 fn receive_signals(stop: &Stop) -> Result<Receiver<i32>> {
     let mut signals =
         Signals::new([SIGINT, SIGTERM, SIGUSR1, SIGCHLD]).context("cannot install the signal handlers")?;
-    stop.hand_over();
+    stop.uninstall();
     let (sender, receiver) = mpsc::channel();
     let thread = thread::Builder::new().name("signals".to_owned());
     thread.spawn(move || signals.forever().try_for_each(|signal| sender.send(signal)))?;

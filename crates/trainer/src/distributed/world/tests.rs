@@ -9,11 +9,14 @@ fn read(pairs: &str) -> Result<World, String> {
     read_with(&WorldFlags::default(), pairs)
 }
 
-/// Rank, size, local rank and count, master, token.
+/// Rank, size, local rank and count, master, launch_id.
 fn short(world: &World) -> String {
     let local = world.local.rank.map_or("?".to_owned(), |rank| rank.to_string());
     let master = world.master.as_ref().map_or("-".to_owned(), |(host, port)| format!("{host}:{port}"));
-    format!("{}/{} {local}/{} {master} {:?} {}", world.rank, world.size, world.local.count, world.source, world.token)
+    format!(
+        "{}/{} {local}/{} {master} {:?} {}",
+        world.rank, world.size, world.local.count, world.source, world.launch_id
+    )
 }
 
 const TASK: &str = "SLURM_JOB_ID=12345 SLURM_STEP_ID=0 SLURM_PROCID=3 SLURM_STEP_NUM_TASKS=4 SLURM_NTASKS=4 \
