@@ -1,4 +1,5 @@
-//! Bad input gives exit code 1 and one error line with the cause and a remedy, and changes no files.
+//! Bad input gives exit code 1 and one error line with the cause and a remedy, and changes no
+//! files.
 
 use std::fs;
 

@@ -57,7 +57,8 @@ fn json_report_has_all_keys() {
     assert!(parts.contains_key("data") && parts.contains_key("clip and optimiser"), "{parts:?}");
     assert!(parts.values().all(|seconds| seconds.as_f64().unwrap() >= 0.0));
 
-    // The losses include the warm-up steps. With new weights the first is near that of a uniform prediction.
+    // The losses include the warm-up steps. With new weights the first is near that of a uniform
+    // prediction.
     let losses = losses(&report);
     assert_eq!(losses.len(), 4);
     assert!((losses[0] - 311f64.ln()).abs() < 0.2, "{losses:?}");
@@ -73,8 +74,8 @@ fn json_report_has_all_keys() {
     }
 }
 
-/// The file has six rows of 32 tokens and a step takes four: rows 0 to 3, 4 to 1, 2 to 5, and 0 to 3
-/// again.
+/// The file has six rows of 32 tokens and a step takes four: rows 0 to 3, 4 to 1, 2 to 5, and 0 to
+/// 3 again.
 #[test]
 fn rows_of_a_file_are_used_in_order_and_wrap_around() {
     let scratch = Scratch::new();

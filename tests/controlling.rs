@@ -29,8 +29,8 @@ fn placeholder(id: u16) -> String {
     format!("w{}{}", letter(id / 26), letter(id))
 }
 
-/// Writes the fixture with a tokenizer whose 311 ids are words. Scoring all pairs of word and sense is
-/// fast with so few words.
+/// Writes the fixture with a tokenizer whose 311 ids are words. Scoring all pairs of word and sense
+/// is fast with so few words.
 fn write_small_model_with_words(folder: &Path) {
     let english = [(30, "he"), (41, "she"), (90, "doctor"), (91, "nurse"), (200, "war"), (201, "army"), (7, "The")];
     let vocabulary = (0..311).map(|id| {

@@ -1,5 +1,5 @@
-//! The rules of deny.toml that can be checked offline and without `cargo deny`: licenses and sources
-//! of the dependencies.
+//! The rules of deny.toml that can be checked offline and without `cargo deny`: licenses and
+//! sources of the dependencies.
 
 use std::process::Command;
 

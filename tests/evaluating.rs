@@ -1,5 +1,5 @@
-//! `backpack eval` on small files in the format of each task. tests/interop compares the numbers with
-//! lm-evaluation-harness and scipy.
+//! `backpack eval` on small files in the format of each task. tests/interop compares the numbers
+//! with lm-evaluation-harness and scipy.
 
 use std::fs;
 

@@ -1,5 +1,5 @@
-//! Faults of long runs: non-finite steps, loss spikes, a full disk. scripts/torture.sh tests more of
-//! them.
+//! Faults of long runs: non-finite steps, loss spikes, a full disk. scripts/torture.sh tests more
+//! of them.
 
 use std::fs;
 

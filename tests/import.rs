@@ -48,7 +48,8 @@ fn imported_models_match_torch_and_export_identical_bytes() {
         backpack(&["export", "--checkpoint", &output, "--output", exported.to_str().unwrap()]).expect(0);
         let bytes = |folder: &Path| fs::read(folder.join("model.safetensors")).unwrap();
         if i >= same.len() {
-            // Export folds the attention scale into the weights of a GPT-2; the logits are the same.
+            // Export folds the attention scale into the weights of a GPT-2; the logits are the
+            // same.
             let exported = exported.to_str().unwrap();
             backpack(&["dump", "--model", exported, "--ids", &ids, "--output", &dump]).expect(0);
             let folded = &read_tensors(dump.as_ref()).unwrap()["logits"];

@@ -92,8 +92,9 @@ fn dump_matches_the_fixtures() {
     }
 }
 
-/// Trains on a plain token stream in sequential order, from given weights. The first step has learning
-/// rate 0, so the losses of steps 1 and 2 are those of the given model on the first and second batch.
+/// Trains on a plain token stream in sequential order, from given weights. The first step has
+/// learning rate 0, so the losses of steps 1 and 2 are those of the given model on the first and
+/// second batch.
 #[test]
 fn sequential_training_starts_from_the_given_weights() {
     let scratch = Scratch::new();

@@ -141,8 +141,8 @@ every_steps = 4
 "#;
 
 impl Scratch {
-    /// Creates a directory with `data/train.bin` (4,001 ids, 125 sequences of 32), `data/val.bin` and
-    /// `small.toml`.
+    /// Creates a directory with `data/train.bin` (4,001 ids, 125 sequences of 32), `data/val.bin`
+    /// and `small.toml`.
     pub(crate) fn new() -> Self {
         let scratch = Scratch { folder: tempfile::tempdir().unwrap() };
         let data = scratch.path("data");

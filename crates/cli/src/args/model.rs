@@ -78,6 +78,17 @@ impl ModelArgs {
         Ok(model)
     }
 
+    /// Loads the model, which must be a Backpack, and applies `--edit`.
+    pub(crate) fn load_backpack(&self) -> Result<LanguageModel> {
+        let model = self.load()?;
+        ensure!(
+            model.backpack().is_some(),
+            "{} is a GPT-2, which has no senses: choose a Backpack",
+            self.model.display()
+        );
+        Ok(model)
+    }
+
     /// Loads the model as [`ModelArgs::load`] does, but reads the senses from the sense table if
     /// the model directory has one.
     pub(crate) fn load_with_sense_table(&self) -> Result<LanguageModel> {

@@ -24,8 +24,8 @@ pub(crate) struct Import {
     /// Model directory to write; must be new or empty
     #[arg(long, value_name = "DIR")]
     output: PathBuf,
-    /// Number of attention heads of a .ckpt [default: of its hyper_parameters, else of the published
-    /// model of this width]
+    /// Number of attention heads of a .ckpt [default: of the config.json next to it, of its
+    /// hyper_parameters, or of the published model of this width]
     #[arg(long, value_name = "N")]
     n_head: Option<i64>,
 }

@@ -23,7 +23,8 @@ const COMMIT_INTERVAL: Duration = Duration::from_secs(5);
 /// Example: backpack prepare-data --input data/demo.jsonl --output runs/quickstart-data --val-fraction 0.05
 #[derive(Debug, Args)]
 pub(crate) struct PrepareData {
-    /// Files, directories, quoted glob patterns, or - for JSONL from standard input; may be repeated
+    /// Files, directories, quoted glob patterns, or - for JSONL from standard input; may be
+    /// repeated
     #[arg(long, required = true, num_args = 1.., value_name = "FILE|GLOB|DIR|-")]
     input: Vec<String>,
     /// Directory to write; must not contain shards of other inputs

@@ -14,7 +14,8 @@ pub(crate) struct AtomicDir {
 }
 
 impl AtomicDir {
-    /// Checks, before the work starts, that the directory `path` can be created. Creates its parent.
+    /// Checks, before the work starts, that the directory `path` can be created. Creates its
+    /// parent.
     ///
     /// # Errors
     /// If `path` is a file, is a directory with contents, has no name (as `..`), or if its parent

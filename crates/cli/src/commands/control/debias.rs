@@ -10,7 +10,7 @@ use evals::control::{FitResult, GenderLogRatio, SenseTrial, bias, debias_edits, 
 use model::LanguageModel;
 use serde_json::{Value, json};
 
-use super::report::{ControlReport, ReportArgs};
+use super::report::{ControlReport, ReportArgs, save_edits};
 use super::word_lists;
 use crate::args::model::ModelArgs;
 use crate::output::progress::LogProgress;
@@ -85,7 +85,7 @@ impl Debias {
         let listed = word_lists::read_lines(self.occupations.as_deref(), word_lists::OCCUPATIONS)?;
         let training_prompts = templates(self.prompts.as_deref(), word_lists::TRAINING_PROMPTS)?;
         let test_prompts = templates(self.test_prompts.as_deref(), word_lists::TEST_PROMPTS)?;
-        let model = super::load(&self.model)?;
+        let model = self.model.load_backpack()?;
         let tokenizer = self.model.tokenizer(&model)?;
         let pair = [word_lists::word_id("he", &tokenizer, &model)?, word_lists::word_id("she", &tokenizer, &model)?];
         let occupations = Occupations::new(listed, &tokenizer, &model)?;
@@ -110,7 +110,7 @@ impl Debias {
         let projected = measure(&baseline, &test_prompts, "test prompts after projection")?;
         let fit = find_factor(&training.concat())?;
         if let Some(path) = &self.save_edit {
-            super::save_edits(&debias_edits(&ids, fit.sense, fit.factor), path)?;
+            save_edits(&debias_edits(&ids, fit.sense, fit.factor), path)?;
         }
         let result = DebiasResult { fit, training, test, projected };
         let report = ControlReport {
@@ -183,7 +183,8 @@ impl DebiasResult {
         self.biases(&self.test.concat(), Some(&self.projected.concat()))
     }
 
-    /// For the test prompts of one occupation: the geometric mean of p(he) / p(she), and the biases.
+    /// For the test prompts of one occupation: the geometric mean of p(he) / p(she), and the
+    /// biases.
     fn occupation_biases(&self, number: usize) -> (f64, Biases) {
         let (test, projected) = (&self.test[number], &self.projected[number]);
         let ratio = test.iter().map(|ratio| ratio.ratio).sum::<f64>() / test.len() as f64;

@@ -11,7 +11,7 @@ use model::LanguageModel;
 use serde_json::{Value, json};
 use tch::Tensor;
 
-use super::report::{ControlReport, ReportArgs, max_label_characters};
+use super::report::{ControlReport, ReportArgs, max_label_characters, save_edits};
 use super::word_lists;
 use crate::args::model::{ModelArgs, at_least_one};
 use crate::output::format::percent;
@@ -75,7 +75,7 @@ impl Edit {
     /// Applies the edit and writes the report.
     pub(super) fn run(self) -> Result<()> {
         let output_dir = self.report.output_dir()?;
-        let mut model = super::load(&self.model)?;
+        let mut model = self.model.load_backpack()?;
         let tokenizer = self.model.tokenizer(&model)?;
         let id = |word: &str| word_lists::word_id(word, &tokenizer, &model);
         let (word, old, new) = (id(&self.word)?, id(&self.old)?, id(&self.new)?);
@@ -99,7 +99,7 @@ impl Edit {
         let edits = knowledge_edits(&model, word, old, new)?;
         let (after, senses_after) = model.with_edits(&edits, measure)?;
         if let Some(path) = &self.save_edit {
-            super::save_edits(&edits, path)?;
+            save_edits(&edits, path)?;
         }
         let compare = |(((prompt, ids), before), after): (((String, Vec<i64>), NextToken), NextToken)| {
             let largest_change = (&before.logits - &after.logits).abs().max().double_value(&[]);

@@ -6,14 +6,8 @@ mod report;
 mod topic;
 pub(crate) mod word_lists;
 
-use std::fs;
-use std::path::Path;
-
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
 use clap::{Args, Subcommand};
-use model::{LanguageModel, SenseEdit};
-
-use crate::args::model::ModelArgs;
 
 /// Control a Backpack's topic, bias or facts through its senses, without training
 ///
@@ -43,26 +37,4 @@ impl Control {
             ControlCommand::Edit(recipe) => recipe.run(),
         }
     }
-}
-
-/// Loads the model, which must be a Backpack.
-fn load(arguments: &ModelArgs) -> Result<LanguageModel> {
-    let model = arguments.load()?;
-    ensure!(
-        model.backpack().is_some(),
-        "{} is a GPT-2, which has no senses: choose a Backpack",
-        arguments.model.display()
-    );
-    Ok(model)
-}
-
-/// Writes edits in the format of `--edit`.
-fn save_edits(edits: &[SenseEdit], path: &Path) -> Result<()> {
-    let write = || -> Result<()> {
-        if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent)?;
-        }
-        Ok(fs::write(path, format!("{}\n", evals::edits_json(edits)))?)
-    };
-    write().with_context(|| format!("cannot write {}", path.display()))
 }

@@ -2,11 +2,12 @@
 
 use std::fs;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use charts::Chart;
 use clap::Args;
+use model::SenseEdit;
 use serde_json::Value;
 
 use crate::output::atomic_dir::AtomicDir;
@@ -73,4 +74,15 @@ impl ReportArgs {
 pub(super) fn max_label_characters(count: usize) -> usize {
     // A character is about 8 pixels wide at the plot's font size.
     (charts::WIDTH as usize / 8 / count.max(1)).max(8)
+}
+
+/// Writes edits in the format of `--edit`.
+pub(super) fn save_edits(edits: &[SenseEdit], path: &Path) -> Result<()> {
+    let write = || -> Result<()> {
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent)?;
+        }
+        Ok(fs::write(path, format!("{}\n", evals::edits_json(edits)))?)
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))
 }

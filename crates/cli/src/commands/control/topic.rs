@@ -24,8 +24,8 @@ use crate::output::table::Table;
 /// Generate texts about a topic, at several strengths
 ///
 /// Senses that predict the topic's words get a larger weight. The weight is larger near the end of
-/// the text, and returns to normal once the word that a sense predicts has appeared. Strength 0 is the
-/// unsteered model.
+/// the text, and returns to normal once the word that a sense predicts has appeared. Strength 0 is
+/// the unsteered model.
 ///
 /// Reports for each strength the share of on-topic texts (those with more topic words than the
 /// average unsteered text), the topic words per 100 tokens, the share of distinct tokens, and the
@@ -100,7 +100,7 @@ impl Topic {
         self.sampling(0).validate()?;
         let output_dir = self.report.output_dir()?;
         let word_lists = self.word_lists()?;
-        let model = super::load(&self.model)?;
+        let model = self.model.load_backpack()?;
         let tokenizer = self.model.tokenizer(&model)?;
         let prompt = self.prompt_ids(&model, &tokenizer)?;
         let tokens = self.text_tokens(&model, &prompt)?;
@@ -278,8 +278,8 @@ impl SteeredTexts {
 }
 
 impl TopicResult {
-    /// Measures texts about the topic number `own` of `topics`. `unsteered_mean` is the mean count of
-    /// its words in texts of strength 0.
+    /// Measures texts about the topic number `own` of `topics`. `unsteered_mean` is the mean count
+    /// of its words in texts of strength 0.
     fn measure(
         strength: u8,
         texts: &[Vec<i64>],
@@ -368,7 +368,7 @@ fn chart(steered: &[SteeredTexts]) -> Chart {
     ];
     let below = vec![
         panel("distinct tokens (%)", |r, _| 100.0 * r.distinct),
-        panel("perplexity under the unsteered model", |r, _| r.perplexity),
+        panel("perplexity (unsteered model)", |r, _| r.perplexity),
     ];
     let rows = [panels, below].map(|panels| PanelRow { height: 300, panels }).to_vec();
     Chart { legend: steered.iter().enumerate().map(legend).collect(), rows }

@@ -30,7 +30,8 @@ enum TaskName {
     Wikitext,
     /// Accuracy on minimal pairs of sentences, from a directory of JSONL files
     Blimp,
-    /// Correlation of sense cosines with human ratings, from SimLex-999 and other lists of word pairs
+    /// Correlation of sense cosines with human ratings, from SimLex-999 and other lists of word
+    /// pairs
     Similarity,
     /// All tasks that have data
     All,

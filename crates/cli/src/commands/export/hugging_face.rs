@@ -41,8 +41,8 @@ impl DType {
     }
 }
 
-/// Contents of `config.json`. For a Backpack it names the modeling files. `num_edited` is the number
-/// of tokens with edited senses.
+/// Contents of `config.json`. For a Backpack it names the modeling files. `num_edited` is the
+/// number of tokens with edited senses.
 pub(crate) fn config_json(config: &ModelConfig, dtype: DType, has_tokenizer: bool, num_edited: usize) -> Value {
     let mut json = config.to_hugging_face();
     json["torch_dtype"] = dtype.torch_name().into();

@@ -109,8 +109,8 @@ impl Export {
         Ok(())
     }
 
-    /// Writes the tokenizer files if the model's vocabulary is large enough. Returns a message if they
-    /// are skipped.
+    /// Writes the tokenizer files if the model's vocabulary is large enough. Returns a message if
+    /// they are skipped.
     fn write_tokenizer(&self, config: &ModelConfig, directory: &Path) -> Result<Vec<String>> {
         let Some(path) = Tokenizer::find(self.text.tokenizer.as_deref(), &self.checkpoint) else {
             return Ok(vec![format!(

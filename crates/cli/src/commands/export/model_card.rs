@@ -4,7 +4,8 @@ use model::{Architecture, GPT2_END_OF_TEXT, ModelConfig};
 use serde_json::Value;
 use trainer::TrainState;
 
-/// Contents of README.md: a description of the model, its training if `state` is given, and its use.
+/// Contents of README.md: a description of the model, its training if `state` is given, and its
+/// use.
 pub(crate) fn model_card(config: &ModelConfig, state: Option<&TrainState>, has_plot: bool) -> String {
     let (description, title) = match config.architecture {
         Architecture::Backpack => (

@@ -50,7 +50,8 @@ pub(crate) struct Children {
 
 impl Children {
     /// Starts `count` copies of this program with `arguments`. Rank 0 listens on `port`. Must be
-    /// called from the main thread, because the kernel kills the ranks when the calling thread ends.
+    /// called from the main thread, because the kernel kills the ranks when the calling thread
+    /// ends.
     ///
     /// # Errors
     /// If a rank cannot be started. Those that were started are killed.
@@ -67,7 +68,8 @@ impl Children {
             {
                 command.env(name, number.to_string());
             }
-            // A separate process group, so that Ctrl-C reaches only the launcher, which forwards it.
+            // A separate process group, so that Ctrl-C reaches only the launcher, which forwards
+            // it.
             command.process_group(0).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
             let child = command.spawn();
             let child = child.with_context(|| format!("cannot start rank {rank} of {count}"))?;

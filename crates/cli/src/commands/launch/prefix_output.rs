@@ -5,8 +5,8 @@ use std::io::{self, Read, Write};
 /// Length in bytes after which a line is split, to bound the memory of a line without an end.
 const MAX_LINE_BYTES: usize = 1 << 20;
 
-/// Copies `from` to `to` with prefixes, up to the end of `from`. Reads on if `to` fails, because the
-/// rank would block on a full pipe.
+/// Copies `from` to `to` with prefixes, up to the end of `from`. Reads on if `to` fails, because
+/// the rank would block on a full pipe.
 pub(crate) fn copy_with_prefix(rank: usize, mut from: impl Read, to: impl Fn(&[u8]) -> io::Result<()>) {
     let (mut lines, mut chunk) = (PrefixedLines::new(rank), [0; 8_192]);
     loop {
