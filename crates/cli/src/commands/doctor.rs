@@ -58,7 +58,7 @@ fn cuda() -> Vec<String> {
     }
     let from = library("libtorch_cuda.so");
     if !Cuda::is_available() {
-        return vec![format!("libraries loaded from {from}, but there is no usable GPU or driver")];
+        return vec![format!("libraries loaded from {from}, but no GPU or driver found")];
     }
     let count = Cuda::device_count().max(0) as usize;
     let gpus = (0..count).map(|index| match profiler::device_memory(Device::Cuda(index)) {
@@ -93,7 +93,7 @@ fn nccl() -> String {
     match (nccl::plugin(), nccl::version()) {
         (Err(error), _) => error.to_string(),
         (Ok(path), Ok(version)) => format!("{version}, plug-in {}", path.display()),
-        (Ok(path), Err(error)) => format!("plug-in {}, cannot be loaded ({error})", path.display()),
+        (Ok(path), Err(error)) => format!("plug-in {}, not loaded ({error})", path.display()),
     }
 }
 
