@@ -43,6 +43,11 @@ fn eval(model: &str, task: &str, data: &str, more: &[&str]) -> CommandOutput {
     backpack(&[&["eval", "--model", model, "--task", task, "--data", data, "--threads", "1"], more].concat())
 }
 
+/// The text with single spaces, whatever the widths of table columns.
+fn unaligned(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
 fn number(value: &Value) -> f64 {
     value.as_f64().unwrap()
 }
@@ -122,13 +127,13 @@ fn all_tasks_write_json_and_a_table() {
     assert_eq!(table, printed.stdout);
     for part in [
         "| OpenWebText | LAMBADA perplexity | LAMBADA accuracy | WikiText | BLiMP |",
-        "|                - | ",
+        " | - | - | ",
         "**Limited**: only the first 2 items of each task's data were used.",
         "- LAMBADA: skipped, ",
         "| agreement | ",
-        "| SimLex-999 |     2 |    2 | ",
+        "| SimLex-999 | 2 | 2 | ",
     ] {
-        assert!(table.contains(part), "{part}: {table}");
+        assert!(unaligned(&table).contains(part), "{part}: {table}");
     }
     assert!(
         printed.stderr.contains("warning: ") && printed.stderr.contains("has no manifest.json"),
@@ -164,7 +169,7 @@ fn similarity_of_a_gpt2_compares_embeddings_only() {
     let shown = eval(model, "similarity", &format!("{tasks}/similarity"), &[]).expect(0).stdout;
     assert!(
         shown.starts_with("3 of 4 pairs")
-            && shown.contains("|           - |           - |          - |          - |\n")
+            && unaligned(&shown).contains("| - | - | - | - |")
             && !shown.contains("| sense |")
     );
     eval(model, "lambada", &format!("{tasks}/lambada"), &[]).expect(0);
