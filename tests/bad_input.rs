@@ -46,7 +46,7 @@ fn train_rejects_invalid_configurations() {
     let scratch = Scratch::new();
     let set = |assignment: &str| scratch.train("run", &["--set", assignment]).error();
     for (assignment, why) in [
-        ("optimizer.learning_rat=1", "the nearest is optimizer.learning_rate"),
+        ("optimizer.learning_rat=1", "did you mean optimizer.learning_rate?"),
         ("model.n_embd=wide", "it must be a whole number"),
         ("optimizer.learning_rate=-1e-3", "optimizer.learning_rate is -0.001: it must be above 0"),
         ("schedule.warmup_steps=0", "schedule.warmup_steps is 0"),
@@ -88,7 +88,7 @@ fn cuda_without_a_gpu_is_an_error() {
     // On a machine with a GPU the run starts.
     if finished.code != 85 {
         let error = finished.error();
-        assert!(error.contains("the device \"cuda\" is asked for"), "{error}");
+        assert!(error.contains("cannot use the device \"cuda\""), "{error}");
     }
 }
 

@@ -275,7 +275,7 @@ fn the_watchdog_ends_a_stalled_process() {
     hung.kill().unwrap();
     hung.wait().unwrap();
     assert_eq!(codes, [124], "{}", processes.stderr(0));
-    assert!(processes.error(0).contains("nothing has gone forward for 3s"), "{}", processes.error(0));
+    assert!(processes.error(0).contains("no progress for 3s"), "{}", processes.error(0));
 }
 
 #[test]

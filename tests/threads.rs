@@ -43,5 +43,5 @@ fn threads_flag_overrides_file_and_set() {
     assert!(with(&["--set", "run.threads=2"]).starts_with("2 threads on CPU"));
     assert!(with(&["--threads", "3", "--set", "run.threads=2"]).starts_with("3 threads on CPU"));
     let error = dry_run(&scratch, "2", "2", &[]).error();
-    assert!(error.contains("local rank 2 (LOCAL_RANK or SLURM_LOCALID), but LOCAL_WORLD_SIZE says"), "{error}");
+    assert!(error.contains("the local rank is 2 (LOCAL_RANK or SLURM_LOCALID), but LOCAL_WORLD_SIZE is"), "{error}");
 }

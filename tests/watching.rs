@@ -13,7 +13,7 @@ fn plan_needs_no_data() {
     let plan = ["plan", "--config", "configs/owt/small.toml", "--set", "data.path=nowhere", "--set", "run.device=cpu"];
     let finished = backpack(&plan).expect(0);
     assert!(finished.stdout.starts_with("model       170083584 parameters\n"), "{}", finished.stdout);
-    assert!(finished.stdout.contains("the data is not there") && !finished.stdout.contains("warning"));
+    assert!(finished.stdout.contains("the data does not exist") && !finished.stdout.contains("warning"));
     let rates =
         ["--processes", "4", "--tokens-per-second", "168000", "--watts", "400", "--price-per-hour", "2", "--json"];
     let json = backpack(&[&plan[..], &rates[..], &["--train-tokens", "9035582198"]].concat()).expect(0).json();
@@ -72,7 +72,7 @@ fn status_reports_stopped_running_killed_and_finished_runs() {
     assert_eq!(text.lines().count(), 5, "{text}");
     assert!(text.contains("finished, step 12 of 12 (100%)") && text.contains("health      good"), "{text}");
     let error = backpack(&["status", &scratch.path_str("data")]).error();
-    assert!(error.contains("is not a run folder"), "{error}");
+    assert!(error.contains("is not a run directory"), "{error}");
 }
 
 #[test]
@@ -81,7 +81,7 @@ fn a_failed_run_records_its_error() {
     let error = scratch.train("run", &["--set", "optimizer.learning_rate=1e30", "--set", "optimizer.grad_clip=0"]);
     assert_ne!(error.code, 0);
     let printed = backpack(&["status", &scratch.path_str("run")]).expect(0).stdout;
-    assert!(printed.contains("LOOK AT IT: it ended with an error"), "{printed}");
+    assert!(printed.contains("WARNING: the run ended with an error"), "{printed}");
     assert!(fs::read_to_string(scratch.path("run/log.txt")).unwrap().contains("\nerror       "));
 }
 

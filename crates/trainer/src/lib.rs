@@ -1,6 +1,29 @@
-//! Training: config, schedule, optimiser, the loop, checkpoints, metrics.
+//! Training of language models: configuration, training loop, checkpoints, logs, and the commands
+//! that plan, watch and benchmark a run.
 //!
-//! `run.rs` is the place to start reading: a training step in the order it happens.
+//! [`train()`] is the entry point. `train/mod.rs` shows the training loop and `train/step.rs` one
+//! step, in the order of execution. The other folders, from the bottom of the import graph to the
+//! top (a folder imports only from those above it in this list):
+//!
+//! | folder or file | content |
+//! |---|---|
+//! | `stats`, `time` | statistics of a few numbers; dates and durations as text |
+//! | `perf` | FLOPs per token, peak throughput, the step profiler, energy and price |
+//! | `data` | the batches of a run and their prefetching |
+//! | `optim` | AdamW, the learning-rate schedule, loss scaling, the step guard |
+//! | `logging` | run directory, console, `metrics.jsonl`, TensorBoard, sessions |
+//! | `distributed` | rank and world size, collectives, gradient averaging |
+//! | `runtime` | device, CPU threads, signals, time limit, watchdog |
+//! | `checkpoint` | writing, reading, verification and retention of checkpoints |
+//! | `config` | the whole [`Config`] and the reader of configuration files |
+//! | `train`, `plan`, `status` | the commands `train`, `plan`, `status` and `plot` |
+//! | `bench` | the command `bench` |
+//!
+//! The struct of a configuration section is defined next to the code that it configures. Only the
+//! folders from `config` on use the whole [`Config`].
+//!
+//! A function that calls libtorch returns an error if the call fails. `# Errors` sections list only
+//! the other causes.
 
 mod bench;
 mod checkpoint;
@@ -21,6 +44,7 @@ pub use bench::{BenchOptions, BenchReport, bench};
 pub use checkpoint::state::TrainState;
 pub use checkpoint::{read_state, verify_model};
 pub use config::Config;
+pub use distributed::collectives::Collectives;
 pub use distributed::grad_reducer::GradReducer;
 pub use distributed::local_ranks::LocalRanks;
 pub use distributed::world::{World, WorldFlags};
@@ -33,8 +57,8 @@ pub use plan::{PlanOptions, RunPlan, measured_throughput};
 pub use runtime::device::{DeviceKind, select_device};
 pub use runtime::signals::Stop;
 pub use runtime::threads::set_threads;
-pub use runtime::time_limit::parse_duration;
 pub use status::Status;
 pub use status::plot::{ReferenceLine, plot};
+pub use time::parse_duration;
 pub use train::step::{StepContext, training_step};
 pub use train::{Resume, TrainOptions, TrainOutcome, train};

@@ -1,4 +1,4 @@
-//! Statistics of a few numbers.
+//! Statistics of short lists of numbers.
 
 /// Returns the arithmetic mean; NaN for no values.
 pub(crate) fn mean(values: &[f64]) -> f64 {
@@ -37,5 +37,6 @@ mod tests {
         assert_eq!((mean(&values), median(&values), median(&values[..3])), (2.5, 2.5, 3.0));
         assert!((variance(&values) - 5.0 / 3.0).abs() < 1e-12);
         assert_eq!(variance(&[7.0]), 0.0);
+        assert_eq!((median(&[3.0]), median(&[5.0, 1.0, 3.0]), median(&[4.0, 1.0, 2.0, 8.0])), (3.0, 3.0, 3.0));
     }
 }

@@ -1,27 +1,19 @@
-//! Points in time as a person reads them, in UTC.
+//! Dates and durations as text: printing them for a person, and parsing what a person types.
 
-/// Seconds since 1970 as `2026-11-25 20:30 UTC`.
-pub(crate) fn utc(unix_seconds: f64) -> String {
-    let minutes = (unix_seconds / 60.0).floor().max(0.0) as u64;
-    let (days, minute) = (minutes / 1_440, minutes % 1_440);
-    let (year, month, day) = civil(days);
-    format!("{year}-{month:02}-{day:02} {:02}:{:02} UTC", minute / 60, minute % 60)
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use jiff::{Span, SpanRelativeTo, Timestamp};
+
+/// Formats seconds since 1970 as `2026-11-25 20:30 UTC`.
+pub(crate) fn format_utc(unix_seconds: f64) -> String {
+    let time = Timestamp::from_second(unix_seconds.max(0.0) as i64).unwrap_or(Timestamp::MAX);
+    time.strftime("%Y-%m-%d %H:%M UTC").to_string()
 }
 
-/// Year, month and day of a day counted from 1970-01-01 (H. Hinnant, "chrono-compatible
-/// low-level date algorithms", `civil_from_days`): years that begin in March, in eras of 400.
-fn civil(days: u64) -> (u64, u64, u64) {
-    let from_era = days + 719_468;
-    let (era, day_of_era) = (from_era / 146_097, from_era % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * from_march + 2) / 5 + 1;
-    let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
-    (era * 400 + year_of_era + u64::from(month <= 2), month, day)
-}
-
-/// A duration as a person says it: `2d 3h`, `3h 20m`, `5m 12s`, `8s`.
+/// Formats a duration by its two largest units: `2d 03h`, `3h 20m`, `5m 12s` or `8s`.
+///
+/// A value that is not finite is `?`. jiff prints durations too, but with all their units.
 pub(crate) fn human_duration(seconds: f64) -> String {
     if !seconds.is_finite() {
         return "?".to_owned();
@@ -35,13 +27,34 @@ pub(crate) fn human_duration(seconds: f64) -> String {
     }
 }
 
+/// Parses a duration in jiff's friendly format (`3h50m`, `90m`, `2d`, `45s`) or in plain seconds
+/// (`5400`).
+///
+/// Fractions of a second are dropped.
+///
+/// # Errors
+/// Returns an error if the text is not a duration, or if the duration is shorter than a second.
+pub fn parse_duration(text: &str) -> Result<Duration> {
+    let seconds = if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+        text.parse().ok()
+    } else {
+        let span = text.parse::<Span>().ok();
+        let duration = span.and_then(|span| span.to_duration(SpanRelativeTo::days_are_24_hours()).ok());
+        duration.and_then(|duration| u64::try_from(duration.as_secs()).ok())
+    };
+    let seconds =
+        seconds.with_context(|| format!("\"{text}\" is not a duration: write 3h50m, 90m, 2d, 45s or plain seconds"))?;
+    ensure!(seconds > 0, "the duration \"{text}\" is shorter than a second: there is no time for a step");
+    Ok(Duration::from_secs(seconds))
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{human_duration, utc};
+    use super::*;
 
-    /// `date -u -d @N`.
+    /// The expected texts are those of `date -u -d @N`.
     #[test]
-    fn dates_are_those_of_date() {
+    fn dates_equal_those_of_the_command_date() {
         for (seconds, text) in [
             (0.0, "1970-01-01 00:00 UTC"),
             (951_782_399.0, "2000-02-28 23:59 UTC"),
@@ -49,15 +62,55 @@ mod tests {
             (1_767_225_599.0, "2025-12-31 23:59 UTC"),
             (1_795_638_660.5, "2026-11-25 20:31 UTC"),
         ] {
-            assert_eq!(utc(seconds), text);
+            assert_eq!(format_utc(seconds), text);
+        }
+        assert!(format_utc(f64::MAX).starts_with("9999-12-30"));
+    }
+
+    #[test]
+    fn durations_are_printed_with_two_units() {
+        let cases = [(8.4, "8s"), (312.0, "5m 12s"), (12_000.0, "3h 20m"), (183_600.0, "2d 03h"), (f64::NAN, "?")];
+        for (seconds, text) in cases {
+            assert_eq!(human_duration(seconds), text);
         }
     }
 
     #[test]
-    fn durations_read_well() {
-        let cases = [(8.4, "8s"), (312.0, "5m 12s"), (12_000.0, "3h 20m"), (183_600.0, "2d 03h"), (f64::NAN, "?")];
-        for (seconds, text) in cases {
-            assert_eq!(human_duration(seconds), text);
+    fn durations_are_parsed_in_friendly_format_and_in_seconds() {
+        for (text, expected) in [
+            ("3h50m", 13_800),
+            ("90m", 5_400),
+            ("45s", 45),
+            ("5400", 5_400),
+            ("2d", 172_800),
+            ("1d2h3m4s", 93_784),
+            ("1h30s", 3_630),
+            ("1.5h", 5_400),
+            ("3 h", 10_800),
+            ("3h 20m", 12_000),
+            ("2d 03h", 183_600),
+        ] {
+            assert_eq!(parse_duration(text).unwrap(), Duration::from_secs(expected), "{text}");
+        }
+        for text in [
+            "",
+            "h",
+            "3h50",
+            "50m3h",
+            "1h1h",
+            "-5",
+            "-5m",
+            "5m ago",
+            "1mo",
+            "soon",
+            "99999999999999999999",
+            "999999999999999999d",
+        ] {
+            let error = parse_duration(text).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("\"{text}\" is not a duration: write 3h50m")), "{error}");
+        }
+        for text in ["0", "0h0m", "900ms"] {
+            assert!(parse_duration(text).unwrap_err().to_string().contains("no time for a step"));
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Steps that cannot be used leave weights and moments as they are, and fp16 trains as fp32 does.
+//! A skipped step does not change weights and moments, and training in fp16 follows training in
+//! fp32.
 #![allow(clippy::unwrap_used)] // helpers of tests; clippy exempts only test functions
 
 use std::sync::Mutex;
@@ -9,7 +10,7 @@ use trainer::{
     GradReducer, Optimizer, OptimizerConfig, StepContext, StepGuard, StepGuardConfig, StepStats, training_step,
 };
 
-/// libtorch's generator is one per process: tests that draw take turns.
+/// Serializes the tests that use libtorch's random generator, which is shared by the process.
 static GENERATOR: Mutex<()> = Mutex::new(());
 
 struct Run {
@@ -37,7 +38,7 @@ impl Run {
         drop(turn);
         let optimizer = Optimizer::new(OptimizerConfig { learning_rate: 3e-3, ..OptimizerConfig::default() }, &model);
         let stability = StepGuard::new(stability, kind == Kind::Half, Device::Cpu).unwrap();
-        // Sequences of a pattern that can be learnt.
+        // Sequences with a pattern that can be learned.
         let ids = Tensor::arange(8 * 17, (Kind::Int64, Device::Cpu)).view([8, 17]);
         let ids = (&ids * &ids * 7).remainder(96);
         Run { model, optimizer, stability, pass, ids }
@@ -63,7 +64,7 @@ impl Run {
         self.stability.read_stats(&result.loss, &result.grad_norm, &result.z_score).unwrap()
     }
 
-    /// Weights, their copies and moments.
+    /// Returns the weights, their low-precision copies and the moments.
     fn tensors(&self) -> Vec<Tensor> {
         let parameters = self.model.parameters();
         let copies = parameters.iter().filter_map(|(name, _)| parameters.copy_of(name));
@@ -77,7 +78,7 @@ impl Run {
 }
 
 #[test]
-fn a_step_with_a_loss_that_is_no_number_changes_nothing_and_the_run_goes_on() {
+fn non_finite_step_is_skipped_and_training_continues() {
     for (kind, kernels) in
         [(Kind::Float, Kernels::Reference), (Kind::Float, Kernels::Fused), (Kind::BFloat16, Kernels::Fused)]
     {
@@ -89,7 +90,7 @@ fn a_step_with_a_loss_that_is_no_number_changes_nothing_and_the_run_goes_on() {
             run.step();
             undisturbed.step();
         }
-        // What a stray bit might do, for one step.
+        // One weight is NaN for one step, as after a flipped bit.
         let mut value = run.embedding().get(5).get(7);
         let good = value.copy();
         let _ = value.fill_(f64::NAN);
@@ -101,7 +102,7 @@ fn a_step_with_a_loss_that_is_no_number_changes_nothing_and_the_run_goes_on() {
             assert!(was.nan_to_num(1e9, 0.0, 0.0) == is.nan_to_num(1e9, 0.0, 0.0), "{kind:?}, {kernels:?}");
         }
         value.copy_(&good);
-        // The update that was skipped is missing from the bias correction too.
+        // The skipped step does not count in the bias correction either.
         for _ in 0..3 {
             let (seen, expected) = (run.step(), undisturbed.step());
             assert_eq!((seen.loss, seen.grad_norm, seen.consecutive_bad_steps), (expected.loss, expected.grad_norm, 0));
@@ -111,9 +112,10 @@ fn a_step_with_a_loss_that_is_no_number_changes_nothing_and_the_run_goes_on() {
 }
 
 #[test]
-fn fp16_trains_as_fp32_does() {
+fn training_in_fp16_follows_fp32() {
     let losses = |kind, kernels| -> Vec<f64> {
-        // Low enough that no step is skipped: one would shift all that follow.
+        // The initial scale is low enough that no step is skipped. A skipped step would delay all
+        // later ones.
         let low = StepGuardConfig { initial_loss_scale: 1_024.0, ..StepGuardConfig::default() };
         let mut run = Run::new(kind, kernels, &low);
         (0..40).map(|_| run.step().loss).collect()
@@ -138,7 +140,7 @@ fn an_overflow_in_fp16_skips_the_step_and_halves_the_scale() {
     assert_eq!((first.loss_scale, first.skipped, first.consecutive_bad_steps), (Some(2f64.powi(31)), 1, 0));
     assert!(before.iter().zip(run.tensors()).all(|(a, b)| *a == b));
     let steps: Vec<StepStats> = (0..30).map(|_| run.step()).collect();
-    // From a scale on that it found by itself it trains.
+    // Training starts when the scale is low enough.
     let found = steps.iter().rfind(|seen| seen.steps_since_update == 0).unwrap();
     assert!(found.grad_norm.is_finite() && found.loss < first.loss - 0.5, "{found:?}");
     assert_eq!(found.loss_scale, Some(2f64.powi(32 - found.skipped as i32)));

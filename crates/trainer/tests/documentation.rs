@@ -1,4 +1,5 @@
-//! docs/config.md against the configuration itself.
+//! Comparison of docs/config.md with the configuration keys, and loading of the shipped
+//! configurations.
 #![allow(clippy::unwrap_used)] // helpers of tests; clippy exempts only test functions
 
 use std::collections::BTreeMap;
@@ -6,7 +7,7 @@ use std::path::PathBuf;
 
 use trainer::Config;
 
-/// Keys of the tables as `section.key`, with the default in their second column.
+/// Returns the keys of the tables as `section.key`, with the default from the second column.
 fn documented() -> BTreeMap<String, String> {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../docs/config.md");
     let (mut section, mut found) = (String::new(), BTreeMap::new());
@@ -26,31 +27,31 @@ fn documented() -> BTreeMap<String, String> {
 
 #[test]
 fn every_key_is_documented_with_its_default() {
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("run.toml");
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("run.toml");
     std::fs::write(&file, "[data]\npath = 'x'\n").unwrap();
     let resolved: toml::Table = Config::load(&file, &[]).unwrap().to_toml().unwrap().parse().unwrap();
     let mut documented = documented();
-    // The keys without a default value.
+    // These keys have no default value.
     for name in ["model.n_inner", "model.sense_block_inner", "checkpoint.init_from"] {
         assert_eq!(documented.remove(name).as_deref(), Some("none"));
     }
     for (section, keys) in &resolved {
         for (key, value) in keys.as_table().unwrap() {
             let name = format!("{section}.{key}");
-            let default = documented.remove(&name).unwrap_or_else(|| panic!("{name} is not in docs/config.md"));
+            let default = documented.remove(&name).unwrap_or_else(|| panic!("docs/config.md has no key {name}"));
             if name != "data.path" {
                 let default: toml::Table = format!("value = {default}").parse().unwrap();
                 assert_eq!(default["value"], *value, "{name}");
             }
         }
     }
-    assert!(documented.is_empty(), "docs/config.md has keys that do not exist: {documented:?}");
+    assert!(documented.is_empty(), "docs/config.md contains unknown keys: {documented:?}");
 }
 
-/// Every config that the project ships loads, with the paper's numbers of parameters.
+/// The expected numbers of parameters are those of the paper.
 #[test]
-fn the_configs_are_the_papers_models() {
+fn shipped_configurations_have_the_sizes_of_the_paper() {
     let configs = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../configs");
     for (name, parameters) in [
         ("owt/micro", 41_659_776),
@@ -65,7 +66,8 @@ fn the_configs_are_the_papers_models() {
         assert_eq!((config.batch.tokens_per_step, config.schedule.max_steps), (524_288, 100_000), "{name}");
     }
     Config::load(&configs.join("quickstart.toml"), &[]).unwrap();
-    // The paper's ablations: mini for 50,000 steps with a shrunk sense network.
+    // The ablations of the paper train the mini model for 50,000 steps with a smaller sense
+    // network.
     for (name, senses) in [("1", 1), ("4", 4), ("16", 16), ("64", 64)] {
         let config = Config::load(&configs.join(format!("owt/ablations/mini-{name}-senses.toml")), &[]).unwrap();
         assert_eq!((config.model.n_embd, config.model.num_senses, config.schedule.max_steps), (640, senses, 50_000));

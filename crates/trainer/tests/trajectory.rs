@@ -1,6 +1,8 @@
-//! Twenty training steps against PyTorch's: the batches of `tests/fixtures/backpack` are
-//! fed straight to the trainer's step (their rows are independent sequences, which no
-//! shard file yields), as 1 x 4, 2 x 2 and 4 x 1 micro-batches.
+//! Comparison of twenty training steps with PyTorch, on the batches of `tests/fixtures/backpack`.
+//!
+//! The rows of the batches are independent sequences, so they are passed to the training step
+//! directly and not through a token shard. Each batch is divided into 1 x 4, 2 x 2 and 4 x 1
+//! sequences (micro-batches x size).
 #![allow(clippy::unwrap_used)] // helpers of tests; clippy exempts only test functions
 
 use std::path::PathBuf;
@@ -75,8 +77,8 @@ fn trajectory(set: &str, accumulation: i64, kernels: Kernels) {
     }
     for (name, parameter) in model.parameters().iter() {
         let difference = tch::no_grad(|| (parameter - &tensors[&format!("final.{name}")]).abs());
-        // Softmax ignores key biases: their gradients are rounding noise, which Adam turns
-        // into steps of up to the rate. Queries come first, then keys.
+        // Key biases do not change the softmax. Their gradients are rounding noise, which Adam
+        // turns into updates of up to the learning rate. Queries come first, then keys.
         let size = difference.size()[0];
         let checked: Vec<(i64, i64)> = match name {
             n if n.ends_with("attn.c_attn.bias") && n.contains(".h.") => vec![(0, size / 3), (2 * size / 3, size / 3)],
@@ -91,7 +93,7 @@ fn trajectory(set: &str, accumulation: i64, kernels: Kernels) {
 }
 
 #[test]
-fn twenty_steps_agree_with_pytorch_for_every_accumulation() {
+fn twenty_steps_equal_pytorch_for_every_accumulation() {
     for set in ["inv_scale", "no_inv_scale", "one_sense"] {
         for accumulation in [1, 2, 4] {
             for kernels in [Kernels::Reference, Kernels::Fused] {
@@ -102,11 +104,12 @@ fn twenty_steps_agree_with_pytorch_for_every_accumulation() {
 }
 
 #[test]
-fn weight_decay_is_on_linear_weights_only() {
+fn weight_decay_applies_only_to_linear_weights() {
     let model = load_folder(&folder("inv_scale"), Device::Cpu).unwrap();
     let optimizer = Optimizer::new(OptimizerConfig::default(), &model);
     let [decayed, others] = optimizer.groups();
-    // Three blocks of four linears, four in the sense network, one for the weights.
+    // Three blocks with four linear layers each, four in the sense network, one for the
+    // contextualization weights.
     assert_eq!(decayed.len(), 3 * 4 + 4 + 1);
     assert!(decayed.iter().all(|name| name.ends_with("c_attn.weight")
         || name.ends_with("c_proj.weight")

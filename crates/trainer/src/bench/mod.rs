@@ -21,7 +21,7 @@ use crate::distributed::world::World;
 use crate::optim::adamw::Optimizer;
 use crate::optim::step_guard::StepGuard;
 use crate::perf::flops::flops_per_token;
-use crate::perf::matmul_peak::{THOROUGH, measure_matmul_peak, product};
+use crate::perf::matmul_peak::{BENCH_BUDGET, measure_matmul_peak, product};
 use crate::runtime::device::select_device;
 use crate::runtime::threads::set_threads;
 use crate::stats::median;
@@ -180,7 +180,7 @@ pub fn bench(config: &Config, request: &BenchOptions, say: &mut dyn FnMut(&str))
     });
     let shape = bench.model.config().clone();
     drop(bench); // makes room for them
-    let [matmul_peak_flops] = ranks.sum([measure_matmul_peak(precision, device, THOROUGH, product)?])?;
+    let [matmul_peak_flops] = ranks.sum([measure_matmul_peak(precision, device, BENCH_BUDGET, product)?])?;
     let world_size = ranks.size();
     ranks.shutdown()?;
     let rates: Vec<f64> = step_seconds.iter().map(|seconds| config.batch.tokens_per_step as f64 / seconds).collect();

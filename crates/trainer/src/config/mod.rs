@@ -1,4 +1,6 @@
-//! A run's configuration: the TOML file's sections, each defined beside its user.
+//! The configuration of a run, assembled from all sections of the TOML file.
+//!
+//! The struct of a section is defined next to the code that it configures.
 
 pub(crate) mod file;
 
@@ -19,20 +21,20 @@ use crate::optim::lr_schedule::ScheduleConfig;
 use crate::optim::step_guard::StepGuardConfig;
 use crate::runtime::device::DeviceKind;
 
-/// Type of matrix products.
+/// The type of matrix products.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
-    /// bfloat16 products over fp32 weights: no loss scaler needed.
+    /// bfloat16 products with fp32 weights. It needs no loss scale.
     Bf16,
-    /// Everything in fp32.
+    /// fp32 products.
     Fp32,
-    /// fp16 products over fp32 weights, with a dynamic loss scale.
+    /// fp16 products with fp32 weights and a dynamic loss scale.
     Fp16,
 }
 
 impl Precision {
-    /// libtorch's name for it.
+    /// Returns the type in libtorch.
     pub fn kind(self) -> tch::Kind {
         match self {
             Precision::Bf16 => tch::Kind::BFloat16,
@@ -52,28 +54,29 @@ impl fmt::Display for Precision {
     }
 }
 
-/// The `[run]` section.
+/// The `[run]` section: name, seed, precision, device and kernels.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RunConfig {
-    /// Names the run folder, `runs/NAME`, and the plots.
+    /// Name of the run directory, `runs/NAME`.
     pub name: String,
-    /// Seeds initialisation, data order and dropout.
+    /// Seed of the initialization, the data order and dropout.
     pub seed: u64,
     /// Type of matrix products.
     pub precision: Precision,
-    /// Where to compute.
+    /// Device that computes.
     pub device: DeviceKind,
-    /// CPU threads of this process; 0 for physical cores / local ranks.
+    /// CPU threads per process. 0: physical cores divided by local ranks.
     pub threads: usize,
-    /// Give each of several local ranks physical cores of its own.
+    /// Pins each local rank to different physical cores.
     pub pin_threads: bool,
-    /// Which implementation computes what both can.
+    /// Implementation of the operations.
     pub kernels: Kernels,
-    /// With dropout and fused kernels: make the senses of a token that a micro-batch repeats
-    /// once, its places sharing their dropout masks. Faster, and not quite the published run.
+    /// Shares dropout masks among repeated tokens of a micro-batch, so that their senses are
+    /// computed once. It is faster, but not exactly the published run. It needs dropout and fused
+    /// kernels.
     pub share_sense_dropout: bool,
-    /// Seconds without progress after which a process ends itself; 0 for never.
+    /// Seconds without progress after which a process exits. 0: never.
     pub watchdog_seconds: u64,
 }
 
@@ -81,36 +84,36 @@ impl Default for RunConfig {
     fn default() -> Self {
         RunConfig {
             name: "backpack".to_owned(),
-            seed: 1111, // the published run's
+            seed: 1111, // published run
             precision: Precision::Bf16,
             device: DeviceKind::Auto,
             threads: 0,
             pin_threads: true,
             kernels: Kernels::default(),
             share_sense_dropout: false,
-            watchdog_seconds: 1_800, // far above any pass, batch of a validation or checkpoint
+            watchdog_seconds: 1_800, // much longer than any micro-batch, validation batch or checkpoint
         }
     }
 }
 
-/// The `[validation]` section.
+/// The `[validation]` section: interval and size of validations.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ValidationConfig {
-    /// Steps between validations; 0 for the last step alone.
+    /// Interval between validations in steps. 0: only after the last step.
     pub every_steps: u64,
-    /// Validate on the first so many sequences; 0 for the whole split.
+    /// Number of sequences used, from the start of the validation split. 0: the whole split.
     pub max_sequences: u64,
 }
 
 impl Default for ValidationConfig {
     fn default() -> Self {
-        // The published run: every 1,000 steps on the whole split.
+        // The published run validates every 1,000 steps on the whole split.
         ValidationConfig { every_steps: 1_000, max_sequences: 0 }
     }
 }
 
-/// A whole configuration, defaults filled in.
+/// A complete configuration, including defaults.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
@@ -120,7 +123,7 @@ pub struct Config {
     /// `[model]`
     #[serde(default)]
     pub model: ModelConfig,
-    /// `[data]`, the only section without a default: its path.
+    /// `[data]`, whose path has no default.
     pub data: DataConfig,
     /// `[optimizer]`
     #[serde(default)]
@@ -149,7 +152,8 @@ pub struct Config {
 }
 
 impl Config {
-    /// Every key with a value of its type: what a file may hold.
+    /// Returns a configuration in which every key has a value of its type. It serves as the schema
+    /// of a file.
     pub(crate) fn example() -> Self {
         Config {
             run: RunConfig::default(),
@@ -170,7 +174,7 @@ impl Config {
         }
     }
 
-    /// How a training pass is done.
+    /// Returns the options of a forward pass in training.
     pub fn forward_options(&self) -> ForwardOptions {
         ForwardOptions {
             kind: self.run.precision.kind(),
@@ -180,17 +184,17 @@ impl Config {
         }
     }
 
-    /// Refuses what cannot be meant, before anything starts.
+    /// Checks the values of all sections.
     ///
     /// # Errors
-    /// Naming the key.
+    /// Names the key whose value is invalid.
     pub fn validate(&self) -> Result<()> {
         ensure!(
             !self.run.name.is_empty() && !self.run.name.contains(['/', '\0']) && !self.run.name.starts_with('.'),
-            "run.name is \"{}\": it must be a plain folder name",
+            "run.name is \"{}\": it must be a plain directory name",
             self.run.name
         );
-        self.model.validate().context("[model] makes no network")?;
+        self.model.validate().context("invalid [model] section")?;
         self.optimizer.validate()?;
         self.step_guard.validate()?;
         self.schedule.validate(self.optimizer.learning_rate)?;
@@ -201,7 +205,7 @@ impl Config {
         ensure!(length > 0, "data.sequence_length is 0: a sequence needs at least one token");
         ensure!(
             length <= positions,
-            "data.sequence_length {length} is more than model.n_positions {positions}: the model has no more positions"
+            "data.sequence_length {length} is more than model.n_positions {positions}: lower the length or raise n_positions"
         );
         Ok(())
     }

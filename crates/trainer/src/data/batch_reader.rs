@@ -122,7 +122,7 @@ impl BatchLayout {
 /// The training sequences in their order: step k takes those numbered from
 /// `sequences` x k, whatever the number of processes and the size of a pass.
 #[derive(Debug)]
-pub struct BatchReader {
+pub(crate) struct BatchReader {
     split: TokenSplit,
     order: SequenceOrder,
     sequence_length: usize,
@@ -130,12 +130,12 @@ pub struct BatchReader {
 
 impl BatchReader {
     /// Over a split that holds at least one sequence.
-    pub fn new(split: TokenSplit, order: SequenceOrder, sequence_length: usize) -> Self {
+    pub(crate) fn new(split: TokenSplit, order: SequenceOrder, sequence_length: usize) -> Self {
         BatchReader { split, order, sequence_length }
     }
 
     /// Tokens T of a sequence.
-    pub fn sequence_length(&self) -> usize {
+    pub(crate) fn sequence_length(&self) -> usize {
         self.sequence_length
     }
 
@@ -143,7 +143,7 @@ impl BatchReader {
     ///
     /// # Errors
     /// When a shard holds an id outside the vocabulary.
-    pub fn read(&self, first: u64, count: u64) -> Result<Vec<i64>> {
+    pub(crate) fn read(&self, first: u64, count: u64) -> Result<Vec<i64>> {
         let blocks = (first..first + count).map(|sequence| self.order.block(sequence));
         data_prep::read_rows(&self.split, blocks, self.sequence_length)
     }

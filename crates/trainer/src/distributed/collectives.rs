@@ -1,7 +1,8 @@
-//! The processes of a run, and what they agree on.
+//! Collective operations among the ranks of a run.
 //!
-//! Every method but [`Collectives::rank`] and its like is collective: all ranks call it, in the
-//! same order. A run of one process has no group, and agrees with itself at no cost.
+//! Every method of [`Collectives`] that takes or returns values of ranks is collective: all ranks
+//! call it, in the same order. A run with one process has no process group, and the operations then
+//! return the values of this process.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -15,32 +16,33 @@ use torch_ext::distributed::{ProcessGroup, ReduceOp, Rendezvous};
 use crate::distributed::config::DistributedConfig;
 use crate::distributed::world::World;
 
-/// This process among those of the run.
+/// The process group of a run.
 #[derive(Debug)]
-pub(crate) struct Collectives {
+pub struct Collectives {
     rank: usize,
     size: usize,
-    /// None in a run of one.
+    /// `None` for a run with one process.
     group: Option<ProcessGroup>,
+    /// Time limit of each collective after the first step.
     timeout: Duration,
 }
 
 impl Collectives {
-    /// The only process of a run.
-    #[cfg(test)]
-    pub(crate) fn alone() -> Self {
+    /// Returns the collectives of a run with one process.
+    pub fn alone() -> Self {
         Collectives { rank: 0, size: 1, group: None, timeout: Duration::ZERO }
     }
 
-    /// Meets the other processes.
+    /// Connects to the other processes.
     ///
     /// # Errors
-    /// When they do not all come in time, or a port or interface cannot be used.
+    /// Returns an error if not all processes connect within `init_timeout_seconds`, or if the port
+    /// or the network interface is not usable.
     pub(crate) fn join(world: &World, config: &DistributedConfig, device: Device) -> Result<Self> {
         let group = match &world.master {
             None => None,
             Some((host, port)) => {
-                let at = Rendezvous {
+                let rendezvous = Rendezvous {
                     host,
                     port: *port,
                     rank: world.rank,
@@ -49,7 +51,7 @@ impl Collectives {
                     interface: Some(&config.interface[..]).filter(|name| !name.is_empty()),
                     name: &world.launch_id,
                 };
-                Some(ProcessGroup::join(&at, device)?)
+                Some(ProcessGroup::join(&rendezvous, device)?)
             }
         };
         Ok(Collectives {
@@ -60,7 +62,8 @@ impl Collectives {
         })
     }
 
-    /// Takes leave of the others, when all has gone well: nobody ends before the last is done.
+    /// Disconnects after a successful run. It waits until every rank has called it, so that no rank
+    /// exits early.
     pub(crate) fn shutdown(self) -> Result<()> {
         match self.group {
             Some(group) => Ok(group.leave()?),
@@ -68,27 +71,27 @@ impl Collectives {
         }
     }
 
-    /// This process, from 0.
+    /// Returns the rank of this process, from 0.
     pub(crate) fn rank(&self) -> u64 {
         self.rank as u64
     }
 
-    /// Processes of the run.
+    /// Returns the number of processes of the run.
     pub(crate) fn size(&self) -> u64 {
         self.size as u64
     }
 
-    /// Whether this is the one that writes.
+    /// Returns whether this is rank 0, which writes all files.
     pub(crate) fn is_first(&self) -> bool {
         self.rank == 0
     }
 
-    /// The group, where there are others.
+    /// Returns the process group, or `None` for a run with one process.
     pub(crate) fn group(&self) -> Option<&ProcessGroup> {
         self.group.as_ref()
     }
 
-    /// From here on, exchanges have the time of a running training, not that of its start.
+    /// Switches the time limit of collectives from `init_timeout_seconds` to `timeout_seconds`.
     pub(crate) fn use_run_timeout(&self) -> Result<()> {
         match &self.group {
             Some(group) => Ok(group.set_timeout(self.timeout)?),
@@ -96,32 +99,33 @@ impl Collectives {
         }
     }
 
-    /// How long a rank may do something else before it has to meet those that wait for it: well
-    /// below the time of an exchange, and of the silence after which a run counts as stalled.
+    /// Returns the longest time that a rank may work alone while other ranks wait for it in a
+    /// collective. It is much shorter than the time limit of a collective, and than the time after
+    /// which a run counts as stalled.
     pub(crate) fn poll_interval(&self) -> Duration {
-        const MOST: Duration = Duration::from_secs(20);
-        if self.group.is_some() { MOST.min(self.timeout / 4) } else { MOST }
+        const MAX_INTERVAL: Duration = Duration::from_secs(20);
+        if self.group.is_some() { MAX_INTERVAL.min(self.timeout / 4) } else { MAX_INTERVAL }
     }
 
-    /// For each flag, whether any rank raises it.
+    /// Returns for each flag whether it is set on any rank.
     pub(crate) fn any<const N: usize>(&self, flags: [bool; N]) -> Result<[bool; N]> {
         let Some(group) = &self.group else { return Ok(flags) };
-        let said = Tensor::f_from_slice(&flags.map(i64::from))?;
-        group.all_reduce(&said, ReduceOp::Max)?;
+        let tensor = Tensor::f_from_slice(&flags.map(i64::from))?;
+        group.all_reduce(&tensor, ReduceOp::Max)?;
         let mut raised = [0i64; N];
-        said.f_copy_data(&mut raised, N)?;
+        tensor.f_copy_data(&mut raised, N)?;
         Ok(raised.map(|flag| flag != 0))
     }
 
-    /// The smallest of the ranks' values.
+    /// Returns the minimum of the ranks' values.
     pub(crate) fn min(&self, value: u64) -> Result<u64> {
         let Some(group) = &self.group else { return Ok(value) };
-        let said = Tensor::f_from_slice(&[-(value as i64)])?;
-        group.all_reduce(&said, ReduceOp::Max)?;
-        Ok((-said.f_int64_value(&[0])?) as u64)
+        let negated = Tensor::f_from_slice(&[-(value as i64)])?;
+        group.all_reduce(&negated, ReduceOp::Max)?;
+        Ok((-negated.f_int64_value(&[0])?) as u64)
     }
 
-    /// Each value summed over the ranks.
+    /// Returns the sum of each value over the ranks.
     pub(crate) fn sum<const N: usize>(&self, values: [f64; N]) -> Result<[f64; N]> {
         let Some(group) = &self.group else { return Ok(values) };
         let tensor = Tensor::f_from_slice(&values)?;
@@ -131,7 +135,7 @@ impl Collectives {
         Ok(sums)
     }
 
-    /// Makes a tensor the mean of the ranks', in place; on a GPU the host does not wait.
+    /// Replaces a tensor by its mean over the ranks, in place. On a GPU the host does not wait.
     pub(crate) fn average(&self, tensor: &Tensor) -> Result<()> {
         match &self.group {
             Some(group) => Ok(group.all_reduce(tensor, ReduceOp::Mean)?),
@@ -139,32 +143,32 @@ impl Collectives {
         }
     }
 
-    /// Gives every rank the first one's values, in place.
+    /// Copies the tensors of rank 0 to every other rank, in place.
     pub(crate) fn broadcast(&self, tensors: impl IntoIterator<Item = Tensor>) -> Result<()> {
         let Some(group) = &self.group else { return Ok(()) };
         let detached: Vec<Tensor> = tensors.into_iter().map(|tensor| tensor.detach()).collect();
         Ok(group.broadcast(&detached, 0)?)
     }
 
-    /// What this rank has done, if every rank has: what fails on one fails on all, in its words.
+    /// Returns the value of this rank if every rank succeeded, so that all ranks fail together.
     ///
     /// # Errors
-    /// This rank's own, or that of the first other one that has one.
+    /// Returns the error of this rank, or else the error of the first rank that failed.
     pub(crate) fn try_all<T>(&self, result: Result<T>) -> Result<T> {
         let Some(group) = &self.group else { return result };
-        let said = result.as_ref().err().map(|error| format!("{error:#}")).unwrap_or_default();
-        let others = group.all_gather_text(&said)?;
+        let own_error = result.as_ref().err().map(|error| format!("{error:#}")).unwrap_or_default();
+        let errors = group.all_gather_text(&own_error)?;
         let value = result?;
-        match others.iter().position(|said| !said.is_empty()) {
-            Some(rank) => bail!("rank {rank} failed: {}", others[rank]),
+        match errors.iter().position(|error| !error.is_empty()) {
+            Some(rank) => bail!("rank {rank} failed: {}", errors[rank]),
             None => Ok(value),
         }
     }
 
-    /// What the first rank says, on every rank.
+    /// Evaluates `text` on rank 0 and returns its result on every rank.
     ///
     /// # Errors
-    /// The first rank's, on every rank.
+    /// Returns the error of rank 0 on every rank.
     pub(crate) fn broadcast_from_first(&self, text: impl FnOnce() -> Result<String>) -> Result<String> {
         let own = if self.is_first() { text() } else { Ok(String::new()) };
         let Some(group) = &self.group else { return own };
@@ -173,29 +177,30 @@ impl Collectives {
         Ok(all.swap_remove(0))
     }
 
-    /// Refuses to go on where the ranks are not of one mind.
+    /// Checks that a map has the same entries on every rank. `what` describes the map in the error.
     ///
     /// # Errors
-    /// Naming the first rank that differs from rank 0, the key, and both values.
+    /// Names the first rank that differs from rank 0, the key, and both values.
     pub(crate) fn require_equal(&self, what: &str, own: &BTreeMap<String, String>) -> Result<()> {
         let Some(group) = &self.group else { return Ok(()) };
         let all = group.all_gather_text(&serde_json::to_string(own)?)?;
         let all = all
             .iter()
-            .map(|text| serde_json::from_str(text).context("what another rank says of itself is no JSON"))
+            .map(|text| serde_json::from_str(text).context("invalid message from another rank"))
             .collect::<Result<Vec<BTreeMap<String, String>>>>()?;
-        match difference(&all) {
+        match first_difference(&all) {
             Some((rank, key, first, other)) => Err(anyhow!(
-                "the ranks have different {what}: {key} is {other} on rank {rank} and {first} on rank 0: start all of them from the same files with the same arguments"
+                "the ranks have different {what}: {key} is {other} on rank {rank} and {first} on rank 0; start all ranks with the same files and arguments"
             )),
             None => Ok(()),
         }
     }
 
-    /// Refuses to go on where the ranks hold different values under a name.
+    /// Checks that each named tensor has the same values on every rank. `what` describes the
+    /// tensors in the error.
     ///
     /// # Errors
-    /// Naming the rank and the tensor.
+    /// Names the first rank that differs from rank 0, and the tensor.
     pub(crate) fn require_equal_tensors<'a>(
         &self,
         what: &str,
@@ -209,8 +214,9 @@ impl Collectives {
     }
 }
 
-/// The first rank and key that differ from rank 0's, with rank 0's value and its own.
-fn difference(all: &[BTreeMap<String, String>]) -> Option<(usize, String, String, String)> {
+/// Returns the first rank whose map differs from that of rank 0, the key, the value of rank 0, and
+/// its own value.
+fn first_difference(all: &[BTreeMap<String, String>]) -> Option<(usize, String, String, String)> {
     let (first, others) = all.split_first()?;
     let absent = || "absent".to_owned();
     others.iter().enumerate().find_map(|(i, other)| {
@@ -220,7 +226,7 @@ fn difference(all: &[BTreeMap<String, String>]) -> Option<(usize, String, String
     })
 }
 
-/// Of an fp32 tensor's values.
+/// Returns the SHA-256 hash of a tensor's values, as little-endian fp32.
 fn sha256_of(tensor: &Tensor) -> Result<String> {
     let host = tensor.detach().f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?.f_contiguous()?;
     let mut hasher = Sha256::new();
@@ -242,27 +248,27 @@ mod tests {
     }
 
     #[test]
-    fn the_first_difference_names_rank_and_key() {
+    fn first_difference_names_rank_and_key() {
         let (a, b) = (map(&[("run.seed", "1"), ("x", "2")]), map(&[("run.seed", "3"), ("x", "2")]));
-        assert_eq!(difference(&[a.clone(), a.clone()]), None);
+        assert_eq!(first_difference(&[a.clone(), a.clone()]), None);
         let expected = (2, "run.seed".to_owned(), "1".to_owned(), "3".to_owned());
-        assert_eq!(difference(&[a.clone(), a.clone(), b]), Some(expected));
-        let (_, key, first, other) = difference(&[a, map(&[("run.seed", "1")])]).unwrap();
+        assert_eq!(first_difference(&[a.clone(), a.clone(), b]), Some(expected));
+        let (_, key, first, other) = first_difference(&[a, map(&[("run.seed", "1")])]).unwrap();
         assert_eq!((key.as_str(), first.as_str(), other.as_str()), ("x", "2", "absent"));
     }
 
     #[test]
-    fn one_process_agrees_with_itself() {
-        let ranks = Collectives::alone();
-        assert_eq!(ranks.any([true, false]).unwrap(), [true, false]);
-        assert_eq!(ranks.min(3).unwrap(), 3);
-        assert_eq!(ranks.sum([1.5, 2.0]).unwrap(), [1.5, 2.0]);
-        assert_eq!(ranks.broadcast_from_first(|| Ok("here".to_owned())).unwrap(), "here");
-        assert_eq!(ranks.try_all(Err::<(), _>(anyhow!("full"))).unwrap_err().to_string(), "full");
+    fn single_rank_is_consistent() {
+        let collectives = Collectives::alone();
+        assert_eq!(collectives.any([true, false]).unwrap(), [true, false]);
+        assert_eq!(collectives.min(3).unwrap(), 3);
+        assert_eq!(collectives.sum([1.5, 2.0]).unwrap(), [1.5, 2.0]);
+        assert_eq!(collectives.broadcast_from_first(|| Ok("text".to_owned())).unwrap(), "text");
+        assert_eq!(collectives.try_all(Err::<(), _>(anyhow!("full"))).unwrap_err().to_string(), "full");
     }
 
     #[test]
-    fn the_hash_is_of_the_values() {
+    fn tensor_hash_is_that_of_its_values() {
         let tensor = Tensor::from_slice(&[1f32, -2.5, 3.0]);
         let bytes: Vec<u8> = [1f32, -2.5, 3.0].iter().flat_map(|v| v.to_le_bytes()).collect();
         assert_eq!(sha256_of(&tensor).unwrap(), hex(&Sha256::digest(bytes)));

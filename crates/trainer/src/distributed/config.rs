@@ -3,19 +3,20 @@
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
-/// The `[distributed]` section: runs of more than one process.
+/// The `[distributed]` section: settings of runs with more than one process.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DistributedConfig {
-    /// Seconds to wait for all processes at the start, and for what they do before the first step.
+    /// Time limit in seconds for all processes to connect, and for each collective up to the first
+    /// step.
     pub init_timeout_seconds: u64,
-    /// Seconds that an exchange between the processes may take from then on.
+    /// Time limit in seconds of each collective after the first step.
     pub timeout_seconds: u64,
-    /// The network interface that Gloo uses; empty for the one that leads to rank 0.
+    /// Network interface of Gloo. If it is empty, Gloo uses the interface that leads to rank 0.
     pub interface: String,
-    /// Gradients that are reduced together, in MiB.
+    /// Size in MiB of the groups in which gradients are reduced.
     pub bucket_mb: u64,
-    /// Reduce gradients while the backward pass goes on, not after it.
+    /// Reduces gradients during the backward pass instead of after it.
     pub overlap: bool,
 }
 
@@ -23,19 +24,19 @@ impl Default for DistributedConfig {
     fn default() -> Self {
         DistributedConfig {
             init_timeout_seconds: 900, // nodes of a cluster start minutes apart
-            timeout_seconds: 600,      // the slowest pass or validation batch of another rank
+            timeout_seconds: 600,      // longer than the slowest micro-batch or validation batch of another rank
             interface: String::new(),
-            bucket_mb: 25, // DistributedDataParallel's
+            bucket_mb: 25, // the default of PyTorch's DistributedDataParallel
             overlap: true,
         }
     }
 }
 
 impl DistributedConfig {
-    /// Refuses values that cannot be meant.
+    /// Checks the values.
     ///
     /// # Errors
-    /// Naming the key.
+    /// Names the key whose value is 0.
     pub(crate) fn validate(&self) -> Result<()> {
         for (key, value) in [
             ("init_timeout_seconds", self.init_timeout_seconds),
@@ -47,7 +48,7 @@ impl DistributedConfig {
         Ok(())
     }
 
-    /// [`DistributedConfig::bucket_mb`] in bytes.
+    /// Returns `bucket_mb` in bytes.
     pub(crate) fn bucket_bytes(&self) -> usize {
         (self.bucket_mb as usize) << 20
     }

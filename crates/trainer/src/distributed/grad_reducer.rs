@@ -1,4 +1,4 @@
-//! How the gradients of the ranks become one.
+//! Averaging of gradients over the ranks, as in PyTorch's DistributedDataParallel.
 
 use anyhow::Result;
 use tch::{Kind, Tensor};
@@ -8,44 +8,42 @@ use crate::distributed::collectives::Collectives;
 use crate::distributed::config::DistributedConfig;
 use crate::optim::adamw::Optimizer;
 
-/// The mean of the ranks' gradients, made once a step, with its last backward pass.
+/// A method of averaging the gradients over the ranks, once per step with its last backward pass.
 #[derive(Debug)]
 pub enum GradReducer<'a> {
-    /// One process.
+    /// Nothing to average, because there is one process.
     None,
-    /// libtorch's `c10d::Reducer`: bucket by bucket, while the backward pass goes on.
+    /// Averaging bucket by bucket during the backward pass, by libtorch's `c10d::Reducer`.
     Overlapped(Reducer),
-    /// When the backward pass is over: what overlapping is measured against.
-    After {
-        /// The ranks.
+    /// Averaging after the backward pass, which is the baseline for benchmarks of overlapping.
+    AfterBackward {
+        /// Process group of the ranks.
         group: &'a ProcessGroup,
-        /// What is reduced together.
+        /// Bytes of the gradients that are reduced together.
         bucket_bytes: usize,
     },
 }
 
 impl<'a> GradReducer<'a> {
-    /// For the parameters of `optimizer`.
+    /// Creates a reducer for the parameters of `optimizer`.
     ///
     /// # Errors
-    /// When the ranks train different parameters, naming the first, or one is gone.
-    pub(crate) fn new(ranks: &'a Collectives, config: &DistributedConfig, optimizer: &Optimizer) -> Result<Self> {
-        let Some(group) = ranks.group() else { return Ok(GradReducer::None) };
+    /// Names the first parameter that differs between the ranks. Returns an error if another rank
+    /// has exited.
+    pub(crate) fn new(collectives: &'a Collectives, config: &DistributedConfig, optimizer: &Optimizer) -> Result<Self> {
+        let Some(group) = collectives.group() else { return Ok(GradReducer::None) };
         let bucket_bytes = config.bucket_bytes();
         if !config.overlap {
-            return Ok(GradReducer::After { group, bucket_bytes });
+            return Ok(GradReducer::AfterBackward { group, bucket_bytes });
         }
         let (names, parameters) = optimizer.in_forward_order();
         let reducer = Reducer::new(group, &names, &parameters, bucket_bytes)?;
-        settle(&reducer, &parameters)?;
+        build_buckets(&reducer, &parameters)?;
         optimizer.zero_grad()?;
         Ok(GradReducer::Overlapped(reducer))
     }
 
-    /// Before a forward pass; `last` for the last of a step.
-    ///
-    /// # Errors
-    /// When a rank is gone.
+    /// Prepares for a forward pass. `last` is true for the last one of a step.
     pub(crate) fn before_forward(&self, last: bool) -> Result<()> {
         match self {
             GradReducer::Overlapped(reducer) => Ok(reducer.before_forward(last)?),
@@ -53,10 +51,10 @@ impl<'a> GradReducer<'a> {
         }
     }
 
-    /// Between forward and backward pass.
+    /// Prepares for a backward pass. `last` is true for the last one of a step.
     ///
     /// # Errors
-    /// When the step before did not end.
+    /// Returns an error if the previous step was not completed.
     pub(crate) fn before_backward(&self, last: bool) -> Result<()> {
         match self {
             GradReducer::Overlapped(reducer) => Ok(reducer.before_backward(last)?),
@@ -64,21 +62,22 @@ impl<'a> GradReducer<'a> {
         }
     }
 
-    /// After a backward pass: with the last of a step, every gradient is the mean.
+    /// Completes a backward pass. After the last one of a step, every gradient is the mean over the
+    /// ranks.
     ///
     /// # Errors
-    /// When a parameter got no gradient, or a rank is gone.
+    /// Returns an error if a parameter has no gradient, or if another rank has exited.
     pub(crate) fn after_backward(&self, last: bool, optimizer: &Optimizer) -> Result<()> {
         match self {
             GradReducer::Overlapped(reducer) => Ok(reducer.after_backward(last)?),
-            GradReducer::After { group, bucket_bytes } if last => {
+            GradReducer::AfterBackward { group, bucket_bytes } if last => {
                 average(group, &optimizer.gradients()?, *bucket_bytes)
             }
             _ => Ok(()),
         }
     }
 
-    /// What the Reducer did so far.
+    /// Returns the statistics of the `c10d::Reducer`, or `None` if there is none.
     pub(crate) fn statistics(&self) -> Result<Option<ReducerStatistics>> {
         match self {
             GradReducer::Overlapped(reducer) => Ok(Some(reducer.statistics()?)),
@@ -87,43 +86,46 @@ impl<'a> GradReducer<'a> {
     }
 }
 
-/// Lets the Reducer make the buckets that it keeps, which it does after its first pass, in the
-/// order in which gradients came. Where an element lies in a bucket decides in which order
-/// the ranks' values of it are added; were the first pass a step's, a run that resumes there
-/// would round differently from one that did not stop. So it is a pass over nothing, in which
-/// gradients come in the reverse of the forward pass's order, about that of a real one.
-fn settle(reducer: &Reducer, parameters: &[Tensor]) -> Result<()> {
+/// Makes the reducer build its final buckets before the first step.
+///
+/// The reducer builds them after its first backward pass, in the order in which the gradients
+/// became ready. The position of an element in a bucket determines the order in which the ranks'
+/// values are added, and so the rounding. If the first step built the buckets, a resumed run would
+/// round differently from an uninterrupted one. This function therefore runs a backward pass over
+/// zeros, in which the gradients become ready in the reverse of the forward order. That is close to
+/// the order of a training step.
+fn build_buckets(reducer: &Reducer, parameters: &[Tensor]) -> Result<()> {
     reducer.before_forward(true)?;
-    let mut nothing = Tensor::f_zeros([], (Kind::Float, parameters[0].device()))?;
+    let mut zero = Tensor::f_zeros([], (Kind::Float, parameters[0].device()))?;
     for parameter in parameters {
-        // What is added last is the first whose gradient comes.
-        nothing = nothing.f_add(&parameter.f_sum(Kind::Float)?.f_mul_scalar(0.0)?)?;
+        // The gradient of the parameter that is added last is ready first.
+        zero = zero.f_add(&parameter.f_sum(Kind::Float)?.f_mul_scalar(0.0)?)?;
     }
     reducer.before_backward(true)?;
-    nothing.f_backward().map_err(torch_ext::Error::from)?;
+    zero.f_backward().map_err(torch_ext::Error::from)?;
     reducer.after_backward(true)?;
     Ok(reducer.before_forward(false)?)
 }
 
-/// Runs of gradients of about `bucket_bytes`, each averaged as one.
+/// Averages the gradients in groups of about `bucket_bytes`.
 fn average(group: &ProcessGroup, gradients: &[Tensor], bucket_bytes: usize) -> Result<()> {
-    let mut from = 0;
-    while from < gradients.len() {
-        let (mut to, mut bytes) = (from, 0);
-        while to < gradients.len() && (to == from || bytes < bucket_bytes) {
-            bytes += gradients[to].numel() * 4;
-            to += 1;
+    let mut start = 0;
+    while start < gradients.len() {
+        let (mut end, mut bytes) = (start, 0);
+        while end < gradients.len() && (end == start || bytes < bucket_bytes) {
+            bytes += gradients[end].numel() * 4; // fp32
+            end += 1;
         }
-        let flat: Vec<Tensor> = gradients[from..to].iter().map(|gradient| gradient.reshape([-1])).collect();
+        let flat: Vec<Tensor> = gradients[start..end].iter().map(|gradient| gradient.reshape([-1])).collect();
         let bucket = Tensor::f_cat(&flat, 0)?;
         group.all_reduce(&bucket, ReduceOp::Mean)?;
-        let mut at = 0;
-        for gradient in &gradients[from..to] {
+        let mut offset = 0;
+        for gradient in &gradients[start..end] {
             let numel = gradient.numel() as i64;
-            gradient.shallow_clone().f_copy_(&bucket.f_narrow(0, at, numel)?.f_view_as(gradient)?)?;
-            at += numel;
+            gradient.shallow_clone().f_copy_(&bucket.f_narrow(0, offset, numel)?.f_view_as(gradient)?)?;
+            offset += numel;
         }
-        from = to;
+        start = end;
     }
     Ok(())
 }

@@ -1,4 +1,9 @@
-//! Several processes: rank and world size, the collectives, and gradient averaging.
+//! Runs with several processes: the identity of each process, the collectives, and gradient
+//! averaging.
+//!
+//! `world` finds out the rank and world size from command-line flags, the variables of a launcher
+//! (`env`, `local_ranks`) or Slurm (`slurm`, `slurm_hostlist`). `collectives` wraps the process
+//! group. `grad_reducer` averages the gradients of the ranks.
 
 pub(crate) mod collectives;
 pub(crate) mod config;

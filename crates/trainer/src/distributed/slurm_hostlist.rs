@@ -1,33 +1,34 @@
-//! Slurm's short form of host names: `n[1-2,7],gpu-[001-004],r[1-2]n[1-3]`. An own parser,
-//! since a container often has no `scontrol`.
+//! Slurm's compressed lists of host names, for example `n[1-2,7],gpu-[001-004],r[1-2]n[1-3]`.
+//!
+//! The program parses them itself because containers often have no `scontrol`.
 
 use anyhow::{Context, Result, bail, ensure};
 
-/// Slurm itself ends here.
-const MOST_HOSTS: usize = 65_536;
+/// Largest number of hosts in a list. Slurm has the same limit.
+const MAX_HOSTS: usize = 65_536;
 
-/// The host names of a list, in its order.
+/// Expands a list into its host names, in the order of the list.
 ///
 /// # Errors
-/// When it is none, naming the part.
+/// Names the part of the list that is not a host name or a range.
 pub(crate) fn hosts(list: &str) -> Result<Vec<String>> {
     let mut hosts = Vec::new();
     for part in split(list)? {
-        let names = expand(part).with_context(|| format!("\"{part}\" is no host name nor a range of them"))?;
+        let names = expand(part).with_context(|| format!("\"{part}\" is not a host name or a range of host names"))?;
         hosts.extend(names);
-        ensure!(hosts.len() <= MOST_HOSTS, "the list of hosts names more than {MOST_HOSTS}");
+        ensure!(hosts.len() <= MAX_HOSTS, "the list contains more than {MAX_HOSTS} hosts");
     }
     Ok(hosts)
 }
 
-/// The parts between those commas that stand outside brackets.
+/// Splits a list at the commas outside of brackets.
 fn split(list: &str) -> Result<Vec<&str>> {
     let (mut parts, mut start, mut inside) = (Vec::new(), 0, false);
     for (at, byte) in list.bytes().enumerate() {
         match (byte, inside) {
             (b'[', false) => inside = true,
             (b']', true) => inside = false,
-            (b'[' | b']', _) => bail!("\"{list}\" has brackets without their partners"),
+            (b'[' | b']', _) => bail!("\"{list}\" has unbalanced brackets"),
             (b',', false) => {
                 parts.push(&list[start..at]);
                 start = at + 1;
@@ -35,19 +36,19 @@ fn split(list: &str) -> Result<Vec<&str>> {
             _ => {}
         }
     }
-    ensure!(!inside, "\"{list}\" has brackets without their partners");
+    ensure!(!inside, "\"{list}\" has unbalanced brackets");
     parts.push(&list[start..]);
     Ok(parts.into_iter().map(str::trim).filter(|part| !part.is_empty()).collect())
 }
 
-/// One part: text and bracketed ranges in turn, the last range running fastest.
+/// Expands one part of a list: text and bracketed ranges. The last range varies fastest.
 fn expand(part: &str) -> Result<Vec<String>> {
     let mut names = vec![String::new()];
     let mut rest = part;
     while let Some((text, tail)) = rest.split_once('[') {
         let (ranges, after) = tail.split_once(']').context("a bracket is missing")?;
         let numbers = numbers(ranges)?;
-        ensure!(names.len() * numbers.len() <= MOST_HOSTS, "it names more than {MOST_HOSTS} hosts");
+        ensure!(names.len() * numbers.len() <= MAX_HOSTS, "it contains more than {MAX_HOSTS} hosts");
         names =
             names.iter().flat_map(|name| numbers.iter().map(move |number| format!("{name}{text}{number}"))).collect();
         rest = after;
@@ -56,18 +57,22 @@ fn expand(part: &str) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// `1-2,007-010`: each number as wide as its range's first.
+/// Expands ranges such as `1-2,007-010`. The numbers of a range are padded to the width of its
+/// first number.
 fn numbers(ranges: &str) -> Result<Vec<String>> {
     let mut numbers = Vec::new();
     for range in ranges.split(',') {
         let (first, last) = range.split_once('-').unwrap_or((range, range));
         let number = |text: &str| {
             let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-            text.parse::<u64>().ok().filter(|_| digits).with_context(|| format!("\"{range}\" is no range of numbers"))
+            text.parse::<u64>()
+                .ok()
+                .filter(|_| digits)
+                .with_context(|| format!("\"{range}\" is not a range of numbers"))
         };
         let (from, to, width) = (number(first)?, number(last)?, first.len());
-        ensure!(from <= to, "the range {range} runs backwards");
-        ensure!(to - from < (MOST_HOSTS - numbers.len()) as u64, "it names more than {MOST_HOSTS} hosts");
+        ensure!(from <= to, "the range {range} is descending");
+        ensure!(to - from < (MAX_HOSTS - numbers.len()) as u64, "it contains more than {MAX_HOSTS} hosts");
         numbers.extend((from..=to).map(|number| format!("{number:0width$}")));
     }
     Ok(numbers)
@@ -96,31 +101,31 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_list_is_refused() {
-        for (list, says) in [
-            ("n[1-2", "\"n[1-2\" has brackets without their partners"),
-            ("n1]", "brackets without"),
-            ("n[[1]]", "brackets without"),
-            ("n[]", "\"\" is no range of numbers"),
-            ("x,n[2-1]", "\"n[2-1]\" is no host name nor a range of them: the range 2-1 runs backwards"),
-            ("n[1-x]", "\"1-x\" is no range"),
-            ("n[+1]", "\"+1\" is no range"),
-            ("n[1-99999999999]", "names more than 65536 hosts"),
-            ("n[0-18446744073709551615]", "names more than 65536 hosts"),
-            ("n[1-99999999999999999999]", "is no range"),
-            ("n[1-300]m[1-300]", "names more than 65536 hosts"),
+    fn invalid_lists_are_refused() {
+        for (list, expected) in [
+            ("n[1-2", "\"n[1-2\" has unbalanced brackets"),
+            ("n1]", "unbalanced brackets"),
+            ("n[[1]]", "unbalanced brackets"),
+            ("n[]", "\"\" is not a range of numbers"),
+            ("x,n[2-1]", "\"n[2-1]\" is not a host name or a range of host names: the range 2-1 is descending"),
+            ("n[1-x]", "\"1-x\" is not a range"),
+            ("n[+1]", "\"+1\" is not a range"),
+            ("n[1-99999999999]", "contains more than 65536 hosts"),
+            ("n[0-18446744073709551615]", "contains more than 65536 hosts"),
+            ("n[1-99999999999999999999]", "is not a range"),
+            ("n[1-300]m[1-300]", "contains more than 65536 hosts"),
         ] {
             let error = format!("{:#}", hosts(list).unwrap_err());
-            assert!(error.contains(says), "{list}: {error}");
+            assert!(error.contains(expected), "{list}: {error}");
         }
     }
 
-    /// A range as it is written, and its numbers.
+    /// Generates a range and the numbers it stands for.
     fn range() -> impl Strategy<Value = (String, Vec<String>)> {
         (0..2_000u64, 0..12u64, 0..6usize).prop_map(|(first, more, width)| {
             let padded = |number: u64| format!("{number:0width$}");
             let names = (first..=first + more).map(padded).collect();
-            // As wide as Slurm writes it, and with a last number that is not padded.
+            // The last number is padded as Slurm does it, or not padded.
             let written = match more {
                 0 => padded(first),
                 _ if more % 2 == 0 => format!("{}-{}", padded(first), padded(first + more)),
@@ -130,10 +135,11 @@ mod tests {
         })
     }
 
-    /// A prefix, up to two brackets of one to three ranges, and the names they stand for.
+    /// Generates a prefix with up to two brackets of one to three ranges, and the names it stands
+    /// for.
     fn part() -> impl Strategy<Value = (String, Vec<String>)> {
         let bracket = ("[a-z]{1,5}-?", prop::collection::vec(range(), 1..4));
-        let plain = "[a-z]{1,8}[0-9]{0,3}".prop_map(|name| (name.clone(), vec![name]));
+        let single = "[a-z]{1,8}[0-9]{0,3}".prop_map(|name| (name.clone(), vec![name]));
         let ranged = prop::collection::vec(bracket, 1..3).prop_map(|brackets| {
             let (mut written, mut names) = (String::new(), vec![String::new()]);
             for (text, ranges) in brackets {
@@ -148,7 +154,7 @@ mod tests {
             }
             (written, names)
         });
-        prop_oneof![1 => plain, 3 => ranged]
+        prop_oneof![1 => single, 3 => ranged]
     }
 
     fn list() -> impl Strategy<Value = (String, Vec<String>)> {
@@ -160,31 +166,31 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_list_gives_back_the_names_it_was_made_of((written, names) in list()) {
+        fn generated_lists_expand_to_their_names((written, names) in list()) {
             prop_assert_eq!(hosts(&written).unwrap(), names);
         }
 
         #[test]
-        fn no_text_whatever_makes_it_panic(text in "[a-c0-9,\\[\\]\\- ]{0,30}") {
+        fn no_text_causes_a_panic(text in "[a-c0-9,\\[\\]\\- ]{0,30}") {
             let _ = hosts(&text);
         }
     }
 
-    /// Slurm's own expansion. It runs without any daemon, on a configuration with a name.
+    /// Compares with `scontrol show hostnames`, which needs a configuration file but no daemon.
     #[test]
     fn scontrol_expands_lists_to_the_same_names() {
         use proptest::strategy::ValueTree;
         use proptest::test_runner::TestRunner;
 
-        let folder = tempfile::tempdir().unwrap();
-        let config = folder.path().join("slurm.conf");
+        let dir = tempfile::tempdir().unwrap();
+        let config = dir.path().join("slurm.conf");
         std::fs::write(&config, "ClusterName=test\nSlurmctldHost=localhost\n").unwrap();
         let scontrol = |list: &str| {
             let mut command = std::process::Command::new("scontrol");
             command.env("SLURM_CONF", &config).args(["show", "hostnames", list]).output()
         };
         if let Err(error) = scontrol("n1") {
-            println!("skipped: scontrol cannot be run ({error})");
+            println!("skipped: cannot run scontrol ({error})");
             return;
         }
         let mut runner = TestRunner::deterministic();

@@ -1,4 +1,4 @@
-//! Who this process is among those of its run: rank, world size, and where rank 0 is.
+//! The rank of this process, the world size, and the address of rank 0.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -9,70 +9,72 @@ use crate::distributed::env::{self, Environment, on_terminal};
 use crate::distributed::local_ranks::LocalRanks;
 use crate::distributed::slurm::{self, SlurmStep};
 
-/// What the command line says of the world; it wins over the environment.
+/// Command-line flags that set the rank and the world. They take precedence over the environment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct WorldFlags {
-    /// `--rank`
+    /// Value of `--rank`.
     pub rank: Option<usize>,
-    /// `--world-size`
+    /// Value of `--world-size`.
     pub world_size: Option<usize>,
-    /// `--local-rank`
+    /// Value of `--local-rank`.
     pub local_rank: Option<usize>,
-    /// `--master-addr`
+    /// Value of `--master-addr`.
     pub master_addr: Option<String>,
-    /// `--master-port`
+    /// Value of `--master-port`.
     pub master_port: Option<u16>,
 }
 
-/// Who said which rank this is.
+/// The source of the rank and the world size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WorldSource {
     /// The command line.
     Flags,
-    /// `RANK` and `WORLD_SIZE`: torchrun, `backpack launch`, or by hand.
+    /// The variables `RANK` and `WORLD_SIZE`, set by torchrun, by `backpack launch` or by hand.
     Environment,
     /// The step of Slurm's srun that started this process.
     Slurm,
-    /// Nobody: a run of one process.
+    /// No source: a run with one process.
     Alone,
 }
 
-/// This process among those of its run.
+/// The position of this process in its run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct World {
-    /// This process, from 0.
+    /// Rank of this process, from 0.
     pub rank: usize,
-    /// Processes of the run.
+    /// Number of processes of the run.
     pub size: usize,
-    /// Those on this host.
+    /// Processes of the run on this host.
     pub local: LocalRanks,
-    /// Host and port where rank 0 listens; none in a world of one.
+    /// Host and port at which rank 0 listens. `None` for a run with one process.
     pub master: Option<(String, u16)>,
-    /// Equal for all ranks of one attempt and different for the next, where a launcher gives
-    /// such a thing; else empty.
+    /// Text that is equal for all ranks of one attempt and differs between attempts. Empty if the
+    /// launcher provides none.
     pub launch_id: String,
-    /// Who said so.
+    /// Source of `rank` and `size`.
     pub source: WorldSource,
-    /// The name of this host, as Slurm or the system has it.
+    /// Name of this host in Slurm, or else in the operating system.
     pub host: String,
 }
 
 impl World {
-    /// From the flags, else `RANK` and its like, else Slurm's step, else alone.
+    /// Reads rank and world size from the flags, or else from `RANK` and `WORLD_SIZE`, or else from
+    /// the Slurm step. Without any of them the process is alone.
     ///
     /// # Errors
-    /// Naming the flag or variable that is missing, makes no sense or contradicts another.
+    /// Names the flag or variable that is missing, invalid or contradicts another one.
     pub fn detect(flags: &WorldFlags) -> Result<Self> {
-        Self::read(flags, &Environment::new(&env::own), on_terminal())
+        Self::read(flags, &Environment::new(&env::process_variable), on_terminal())
     }
 
     fn read(flags: &WorldFlags, environment: &Environment<'_>, on_terminal: bool) -> Result<Self> {
         let step = SlurmStep::read(environment, on_terminal)?;
         let (rank, size, source) = rank_and_size(flags, environment, step.as_ref())?;
-        // A script may export RANK=$SLURM_PROCID, and leave the rest to Slurm.
+        // A script may export RANK=$SLURM_PROCID without the other variables. They then come from
+        // Slurm.
         let step = step.filter(|step| source != WorldSource::Flags && (step.rank, step.size) == (rank, size));
-        let master = master(flags, environment, step.is_some())
-            .with_context(|| format!("rank {rank} of {size} cannot find rank 0"));
+        let master = master_address(flags, environment, step.is_some())
+            .with_context(|| format!("rank {rank} of {size} cannot determine the address of rank 0"));
         let master = if size == 1 { None } else { Some(master?) };
         let all_here = master.as_ref().is_some_and(|(host, _)| is_loopback(host));
         Ok(World {
@@ -92,7 +94,7 @@ impl World {
         })
     }
 
-    /// The only process of a run.
+    /// Returns the world of a run with one process.
     pub fn alone() -> Self {
         World {
             rank: 0,
@@ -113,15 +115,18 @@ impl fmt::Display for World {
             write!(f, ", rank 0 at {host}:{port}")?;
         }
         f.write_str(match self.source {
-            WorldSource::Flags => " (by its flags)",
-            WorldSource::Environment => " (by RANK and WORLD_SIZE)",
-            WorldSource::Slurm => " (by Slurm)",
+            WorldSource::Flags => " (from flags)",
+            WorldSource::Environment => " (from RANK and WORLD_SIZE)",
+            WorldSource::Slurm => " (from Slurm)",
             WorldSource::Alone => "",
         })
     }
 }
 
-/// Rank, world size, and who says so.
+/// Returns the rank, the world size and their source.
+///
+/// # Errors
+/// Names the flag or variable that is missing, invalid or contradicts another one.
 fn rank_and_size(
     flags: &WorldFlags,
     environment: &Environment<'_>,
@@ -137,36 +142,38 @@ fn rank_and_size(
                 (rank, size, WorldSource::Environment, ("RANK", "WORLD_SIZE"))
             }
             (Some(rank), None, _) => {
-                bail!("the environment says RANK={rank}, but WORLD_SIZE is not set: set both or neither")
+                bail!("RANK is {rank}, but WORLD_SIZE is not set: set both variables or neither")
             }
             (None, Some(size), None) => {
-                bail!("the environment says WORLD_SIZE={size}, but RANK is not set: set both or neither")
+                bail!("WORLD_SIZE is {size}, but RANK is not set: set both variables or neither")
             }
             (None, Some(size), Some(step)) if size != step.size => bail!(
-                "the environment says WORLD_SIZE={size}, but srun started {} tasks, and RANK is not set: unset WORLD_SIZE, or start so many tasks",
+                "WORLD_SIZE is {size}, but srun started {} tasks and RANK is not set: unset WORLD_SIZE, or start {size} tasks",
                 step.size
             ),
             (None, _, Some(step)) => (step.rank, step.size, WorldSource::Slurm, ("SLURM_PROCID", "SLURM_NTASKS")),
             (None, None, None) => {
-                let lonely = [
+                let dependent = [
                     ("--local-rank", flags.local_rank.is_some()),
                     ("--master-addr", flags.master_addr.is_some()),
                     ("--master-port", flags.master_port.is_some()),
                 ];
-                if let Some((flag, _)) = lonely.iter().find(|(_, given)| *given) {
-                    bail!("{flag} is given, but nothing says which rank this is: add --rank and --world-size");
+                if let Some((flag, _)) = dependent.iter().find(|(_, given)| *given) {
+                    bail!("{flag} is given, but the rank is unknown: add --rank and --world-size");
                 }
                 return Ok((0, 1, WorldSource::Alone));
             }
         },
     };
-    ensure!(size > 0, "{} is 0: it counts this process too", names.1);
+    ensure!(size > 0, "{} is 0: it must be at least 1", names.1);
     ensure!(rank < size, "{} is {rank}, but {} is {size}: ranks run from 0 to {}", names.0, names.1, size - 1);
     Ok((rank, size, source))
 }
 
-/// Refuses a `RANK` that the same step of Slurm contradicts, as one that a batch script
-/// exports to all of its tasks. torchrun, which sets `LOCAL_WORLD_SIZE`, gives ranks of its own.
+/// Checks that `RANK` does not contradict the rank in the Slurm step.
+///
+/// A contradiction occurs if a batch script exports one `RANK` to all of its tasks. torchrun
+/// assigns different ranks than Slurm, and is recognized by `LOCAL_WORLD_SIZE`.
 fn check_consistent(rank: usize, size: usize, environment: &Environment<'_>, step: Option<&SlurmStep>) -> Result<()> {
     if let Some(step) = step
         && size == step.size
@@ -174,36 +181,38 @@ fn check_consistent(rank: usize, size: usize, environment: &Environment<'_>, ste
     {
         ensure!(
             rank == step.rank,
-            "the environment says RANK={rank}, but SLURM_PROCID={}: unset RANK, or set it to SLURM_PROCID in each task",
+            "RANK is {rank}, but SLURM_PROCID is {}: unset RANK, or set it to SLURM_PROCID in each task",
             step.rank
         );
     }
     Ok(())
 }
 
-/// Where rank 0 listens; `of_step` when Slurm knows.
-fn master(flags: &WorldFlags, environment: &Environment<'_>, of_step: bool) -> Result<(String, u16)> {
+/// Returns host and port of rank 0. With `in_slurm_step` they can come from the variables of Slurm.
+fn master_address(flags: &WorldFlags, environment: &Environment<'_>, in_slurm_step: bool) -> Result<(String, u16)> {
     let host = match flags.master_addr.clone().or_else(|| environment.text("MASTER_ADDR")) {
         Some(host) => host,
-        None if of_step => slurm::first_host(environment)?,
-        None => bail!("MASTER_ADDR is not set: set it to rank 0's host, or give --master-addr"),
+        None if in_slurm_step => slurm::first_host(environment)?,
+        None => bail!("MASTER_ADDR is not set: set it to the host of rank 0, or use --master-addr"),
     };
     let port = match flags.master_port {
         Some(port) => Some(port),
-        None => environment.number("MASTER_PORT").context("a port is at most 65535")?,
+        None => environment.number("MASTER_PORT").context("MASTER_PORT must be a port number of at most 65535")?,
     };
     let port = match port {
         Some(port) => port,
-        None if of_step => slurm::port(environment)?,
-        None => bail!("MASTER_PORT is not set: set it to a free port of rank 0's host, or give --master-port"),
+        None if in_slurm_step => slurm::rank_0_port(environment)?,
+        None => bail!("MASTER_PORT is not set: set it to a free port of the host of rank 0, or use --master-port"),
     };
-    ensure!(port > 0, "MASTER_PORT is 0: ports run from 1 to 65535");
+    ensure!(port > 0, "MASTER_PORT is 0: it must be between 1 and 65535");
     Ok((host, port))
 }
 
-/// Which of the ranks on this host this is. The launcher says (`LOCAL_WORLD_SIZE`,
-/// `LOCAL_RANK`, Slurm); else all are here (`all_here`: rank 0 listens on the loopback), or
-/// this one alone.
+/// Returns the processes of the run on this host.
+///
+/// They come from the launcher (`LOCAL_WORLD_SIZE` and `LOCAL_RANK`, or Slurm). Without a launcher,
+/// all ranks are on this host if rank 0 listens on the loopback address (`all_here`), and else only
+/// this one is.
 fn local_ranks(
     flags: &WorldFlags,
     environment: &Environment<'_>,
@@ -212,37 +221,39 @@ fn local_ranks(
     size: usize,
     all_here: bool,
 ) -> Result<LocalRanks> {
-    let told = environment.text("LOCAL_WORLD_SIZE").is_some() || step.is_some_and(|step| step.local.is_some());
-    let (count, says, of_launcher) = if told {
+    let has_launcher = environment.text("LOCAL_WORLD_SIZE").is_some() || step.is_some_and(|step| step.local.is_some());
+    let (count, source, launcher_rank) = if has_launcher {
         let local = LocalRanks::read(environment, step)?;
-        (local.count, "the launcher", local.rank)
+        (local.count, "the launcher (LOCAL_WORLD_SIZE or Slurm)", local.rank)
     } else {
         let own = environment.number("LOCAL_RANK")?;
         let count = if all_here { size } else { 1 };
-        (count, if all_here { "the loopback as rank 0's address" } else { "nothing in LOCAL_WORLD_SIZE" }, own)
+        (count, if all_here { "the loopback address of rank 0" } else { "the unset LOCAL_WORLD_SIZE" }, own)
     };
     ensure!(
         count <= size,
-        "the environment says that {count} ranks are on this host (LOCAL_WORLD_SIZE), but the world size is {size}"
+        "LOCAL_WORLD_SIZE is {count}, but the world size is {size}: set LOCAL_WORLD_SIZE to the number of ranks on this host"
     );
-    let own = flags.local_rank.or(of_launcher);
-    // With all ranks on one host, the ranks count them.
+    let own = flags.local_rank.or(launcher_rank);
+    // If all ranks are on one host, the local ranks equal the ranks.
     let own = own.or((count == size).then_some(rank)).or((count == 1).then_some(0));
     let own = own.with_context(|| {
-        format!("{count} ranks are on this host, but nothing says which this is: set LOCAL_RANK, or give --local-rank")
+        format!("{count} ranks are on this host, but the local rank of this one is unknown: set LOCAL_RANK, or use --local-rank")
     })?;
     ensure!(
         own < count,
-        "this is local rank {own}, but by {says} there are {count} on this host: set LOCAL_WORLD_SIZE to the number of ranks on it"
+        "the local rank is {own}, but there are {count} ranks on this host according to {source}: set LOCAL_WORLD_SIZE to the number of ranks on this host"
     );
     Ok(LocalRanks { count, rank: Some(own) })
 }
 
+/// Returns whether a host name or address is that of the loopback interface.
 fn is_loopback(host: &str) -> bool {
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
-/// See [`World::launch_id`]. Ranks started by hand may stand in different jobs of Slurm: theirs is empty.
+/// Returns [`World::launch_id`]. It is empty for ranks that were started by hand, because they may
+/// belong to different Slurm jobs.
 fn launch_id(source: WorldSource, environment: &Environment<'_>, step: Option<&SlurmStep>) -> String {
     if source == WorldSource::Environment {
         if let Some(launcher) = environment.text("BACKPACK_LAUNCHER") {

@@ -18,7 +18,7 @@ const BEAT: Duration = Duration::from_secs(5);
 /// How a session ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum SessionOutcome {
+pub(crate) enum SessionOutcome {
     /// All steps are done.
     Finished,
     /// Early, with a checkpoint.
@@ -29,31 +29,31 @@ pub enum SessionOutcome {
 
 /// One call of `train`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Session {
+pub(crate) struct Session {
     /// Seconds since 1970 at its start.
-    pub started: f64,
+    pub(crate) started: f64,
     /// Seconds since 1970 when this was last written.
-    pub updated: f64,
+    pub(crate) updated: f64,
     /// How long it has taken, by a clock that never jumps.
-    pub seconds: f64,
+    pub(crate) seconds: f64,
     /// Steps done before it.
-    pub first_step: u64,
+    pub(crate) first_step: u64,
     /// Steps done.
-    pub step: u64,
+    pub(crate) step: u64,
     /// What it was doing.
-    pub phase: String,
+    pub(crate) phase: String,
     /// Processes.
-    pub processes: u64,
+    pub(crate) processes: u64,
     /// CPU threads of each.
-    pub threads: usize,
+    pub(crate) threads: usize,
     /// `cpu` or `cuda`.
-    pub device: String,
+    pub(crate) device: String,
     /// Rank 0's.
-    pub host: String,
+    pub(crate) host: String,
     /// Absent while it runs, and for good where it was killed.
-    pub end: Option<SessionOutcome>,
+    pub(crate) end: Option<SessionOutcome>,
     /// The error it ended with.
-    pub error: Option<String>,
+    pub(crate) error: Option<String>,
 }
 
 /// What a session runs on.

@@ -1,56 +1,56 @@
-//! The learning rate as a function of the step.
+//! The learning-rate schedule.
 
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
-/// How the rate falls after the warm-up.
+/// The shape of the decay after the warm-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Decay {
-    /// A straight line to the final rate, reached at `max_steps`.
+    /// Linear decay to `min_learning_rate` at `max_steps`.
     Linear,
-    /// Half a cosine to the final rate.
+    /// Decay along half a cosine to `min_learning_rate` at `max_steps`.
     Cosine,
     /// No decay.
     Constant,
 }
 
-/// The `[schedule]` section. Defaults: the published run.
+/// The `[schedule]` section. The defaults are those of the published run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ScheduleConfig {
-    /// Steps of linear warm-up from 0; at least 1.
+    /// Number of steps of the linear warm-up from 0, at least 1.
     pub warmup_steps: u64,
-    /// Optimiser steps of the whole run.
+    /// Number of optimizer steps of the whole run.
     pub max_steps: u64,
-    /// What follows the warm-up.
+    /// Shape of the decay after the warm-up.
     pub decay: Decay,
-    /// The rate at `max_steps`.
+    /// Learning rate at `max_steps`.
     pub min_learning_rate: f64,
 }
 
 impl Default for ScheduleConfig {
     fn default() -> Self {
-        // The model card's 5,000; the authors' base config has 1,000.
+        // The model card has 5,000 warm-up steps. The authors' base configuration has 1,000.
         ScheduleConfig { warmup_steps: 5_000, max_steps: 100_000, decay: Decay::Linear, min_learning_rate: 0.0 }
     }
 }
 
 impl ScheduleConfig {
-    /// Refuses schedules that cannot be meant.
+    /// Checks the values. `peak` is the peak learning rate.
     ///
     /// # Errors
-    /// Naming the key.
+    /// Names the key whose value is invalid.
     pub fn validate(&self, peak: f64) -> Result<()> {
         let ScheduleConfig { warmup_steps, max_steps, min_learning_rate, .. } = *self;
         ensure!(max_steps > 0, "schedule.max_steps is 0: there is nothing to train");
         ensure!(
             warmup_steps > 0,
-            "schedule.warmup_steps is 0: the first step would take the full rate; use at least 1"
+            "schedule.warmup_steps is 0: the first step would have the full learning rate; use at least 1"
         );
         ensure!(
             warmup_steps <= max_steps,
-            "schedule.warmup_steps {warmup_steps} is more than schedule.max_steps {max_steps}: the peak rate would never be reached"
+            "schedule.warmup_steps {warmup_steps} is more than schedule.max_steps {max_steps}: the peak learning rate would never be reached"
         );
         ensure!(
             (0.0..=peak).contains(&min_learning_rate),
@@ -59,20 +59,22 @@ impl ScheduleConfig {
         Ok(())
     }
 
-    /// The rate of `step`, counted from 0: the first step's is 0, and the final rate
-    /// belongs to step `max_steps`, which is never run.
+    /// Returns the learning rate of a step, counted from 0.
+    ///
+    /// Step 0 has rate 0. Step `max_steps` would have `min_learning_rate`, but the last step of a
+    /// run is the one before.
     pub fn learning_rate(&self, peak: f64, step: u64) -> f64 {
         if step < self.warmup_steps {
             return peak * step as f64 / self.warmup_steps as f64;
         }
         let span = (self.max_steps - self.warmup_steps).max(1) as f64;
-        let left = self.max_steps.saturating_sub(step) as f64 / span;
-        let share = match self.decay {
-            Decay::Linear => left,
-            Decay::Cosine => 0.5 * (1.0 - (std::f64::consts::PI * left).cos()),
+        let remaining = self.max_steps.saturating_sub(step) as f64 / span;
+        let fraction = match self.decay {
+            Decay::Linear => remaining,
+            Decay::Cosine => 0.5 * (1.0 - (std::f64::consts::PI * remaining).cos()),
             Decay::Constant => return peak,
         };
-        self.min_learning_rate + (peak - self.min_learning_rate) * share
+        self.min_learning_rate + (peak - self.min_learning_rate) * fraction
     }
 }
 
@@ -85,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn warm_up_then_decay() {
+    fn rate_rises_linearly_and_then_decays() {
         let linear = schedule(Decay::Linear);
         let at = |step| linear.learning_rate(1.0, step);
         assert_eq!((at(0), at(1), at(4)), (0.0, 0.25, 1.0));
@@ -99,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn the_published_run() {
+    fn default_is_the_schedule_of_the_published_run() {
         let published = ScheduleConfig::default();
         assert_eq!(published.learning_rate(6e-4, 0), 0.0);
         assert_eq!(published.learning_rate(6e-4, 5_000), 6e-4);
@@ -107,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn impossible_schedules_are_refused() {
+    fn invalid_schedules_are_refused() {
         let with = |warmup_steps, max_steps, min_learning_rate| {
             ScheduleConfig { warmup_steps, max_steps, min_learning_rate, decay: Decay::Linear }
                 .validate(1.0)

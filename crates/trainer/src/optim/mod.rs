@@ -1,4 +1,4 @@
-//! Optimization: AdamW, the learning-rate schedule, fp16 loss scaling, and the guard that skips unusable steps.
+//! The optimizer: AdamW, the learning-rate schedule, loss scaling for fp16, and the step guard.
 
 pub(crate) mod adamw;
 pub(crate) mod loss_scaler;

@@ -1,35 +1,36 @@
-//! What hours of computing cost.
+//! Energy and price of computing time.
 
 use anyhow::{Result, ensure};
 use serde::Serialize;
 
-/// What one process (a GPU with its share of the host, or the host of a CPU run) takes.
+/// Power and price of one process: a GPU with its share of the host, or the host of a CPU run.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct CostRates {
-    /// Power drawn while it runs, in W.
+    /// Power in watts.
     pub watts: Option<f64>,
-    /// Price of an hour, in whatever currency.
+    /// Price per hour, in any currency.
     pub price_per_hour: Option<f64>,
 }
 
-/// What a stretch of computing costs.
+/// The cost of a run, or of a part of it.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct RunCost {
-    /// Hours by processes.
+    /// Process hours: hours times number of processes.
     pub process_hours: f64,
-    /// Hours by CPU threads; none on a GPU, or where threads are not known.
+    /// CPU core hours: process hours times CPU threads. `None` on a GPU, or if the number of
+    /// threads is unknown.
     pub cpu_hours: Option<f64>,
-    /// Energy in kWh, where a power was given.
+    /// Energy in kWh. `None` if the power is unknown.
     pub kilowatt_hours: Option<f64>,
-    /// Price, where one was given.
+    /// Price, in the currency of `price_per_hour`. `None` if that is unknown.
     pub price: Option<f64>,
 }
 
 impl CostRates {
-    /// Refuses what no machine has.
+    /// Checks the values.
     ///
     /// # Errors
-    /// Naming the flag.
+    /// Names the flag whose value is negative or not finite.
     pub fn validate(&self) -> Result<()> {
         for (flag, value) in [("--watts", self.watts), ("--price-per-hour", self.price_per_hour)] {
             ensure!(
@@ -41,7 +42,7 @@ impl CostRates {
         Ok(())
     }
 
-    /// The cost of so many hours by processes, of which `cpu_hours` by CPU threads.
+    /// Returns the cost of `process_hours`. `cpu_hours` is only copied into the result.
     pub(crate) fn cost(&self, process_hours: f64, cpu_hours: Option<f64>) -> RunCost {
         RunCost {
             process_hours,
@@ -53,10 +54,10 @@ impl CostRates {
 }
 
 impl RunCost {
-    /// As a person reads it: `3.20 GPU hours, 1.12 kWh, 6.40 in price`.
-    pub(crate) fn describe(&self, on_gpu: bool) -> String {
+    /// Formats the cost, for example as `3.20 GPU hours, 1.12 kWh, costs 6.40`.
+    pub(crate) fn describe(&self, for_gpu: bool) -> String {
         let mut text = match self.cpu_hours {
-            _ if on_gpu => format!("{:.2} GPU hours", self.process_hours),
+            _ if for_gpu => format!("{:.2} GPU hours", self.process_hours),
             Some(hours) => format!("{hours:.2} CPU core hours"),
             None => format!("{:.2} process hours", self.process_hours),
         };
@@ -64,7 +65,7 @@ impl RunCost {
             text += &format!(", {energy:.2} kWh");
         }
         if let Some(price) = self.price {
-            text += &format!(", {price:.2} by the price an hour");
+            text += &format!(", costs {price:.2}");
         }
         text
     }
@@ -75,11 +76,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hours_become_energy_and_price() {
+    fn energy_and_price_follow_from_hours() {
         let rates = CostRates { watts: Some(400.0), price_per_hour: Some(2.0) };
         let cost = rates.cost(96.0 * 4.0, None);
         assert_eq!((cost.kilowatt_hours, cost.price), (Some(153.6), Some(768.0)));
-        assert_eq!(cost.describe(true), "384.00 GPU hours, 153.60 kWh, 768.00 by the price an hour");
+        assert_eq!(cost.describe(true), "384.00 GPU hours, 153.60 kWh, costs 768.00");
         assert_eq!(CostRates::default().cost(0.5, Some(1.0)).describe(false), "1.00 CPU core hours");
         assert!(
             CostRates { watts: Some(-1.0), ..rates }.validate().unwrap_err().to_string().starts_with("--watts is -1")

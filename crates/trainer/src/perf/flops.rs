@@ -4,9 +4,9 @@ use model::{Architecture, ModelConfig};
 
 /// Returns the training FLOPs per token for sequences of `sequence_length` tokens (T).
 ///
-/// They are 6 per parameter of a matrix product, 12 `n_layer` D T for the attention of the trunk, and
-/// 6 T D (1 + `num_senses`) for the contextualization weights and the weighted sum of senses. Position embeddings
-/// are looked up, not multiplied.
+/// They are 6 per parameter of a matrix product, 12 `n_layer` D T for the attention of the trunk,
+/// and 6 T D (1 + `num_senses`) for the contextualization weights and the weighted sum of senses.
+/// Position embeddings are looked up, not multiplied.
 pub(crate) fn flops_per_token(model: &ModelConfig, sequence_length: u64) -> f64 {
     let (d, t) = (model.n_embd as f64, sequence_length as f64);
     let positions = (model.n_positions * model.n_embd) as f64;

@@ -1,4 +1,5 @@
-//! Speed and cost: FLOPs per token, peak matrix-product throughput, the step profiler, energy and money.
+//! Speed and cost: FLOPs per token, peak throughput of matrix products, the step profiler, energy
+//! and money.
 
 pub(crate) mod cost;
 pub(crate) mod flops;

@@ -1,4 +1,4 @@
-//! Where the time of some steps goes: by part in the log, and lap by lap as a Chrome trace.
+//! The step profiler: time per section in the log, and every section in a Chrome trace.
 
 use std::fmt::Write as _;
 use std::time::Instant;
@@ -7,106 +7,115 @@ use anyhow::Result;
 use serde_json::{Value, json};
 use torch_ext::profiler::{self, Lap};
 
-/// Steps of a call of `train` that go before: the first ones fill caches and pools.
-const AFTER: u64 = 3;
+/// Steps before the profiled ones, which fill caches and memory pools.
+const SKIPPED_STEPS: u64 = 3;
 
-/// The trace's name in a run folder; chrome://tracing and ui.perfetto.dev open it.
+/// File name of the trace in a run directory. chrome://tracing and ui.perfetto.dev can display it.
 pub(crate) const TRACE_FILE: &str = "profile.json";
 
-/// Measures so many steps of a run, after its first ones.
+/// A profiler of some steps of a run, after its first ones.
 #[derive(Debug)]
 pub(crate) struct Profiler {
+    /// Number of steps to profile.
     steps: u64,
-    /// Steps of this call so far.
-    seen: u64,
-    running: Option<ActiveProfile>,
+    /// Steps of this session so far.
+    session_steps: u64,
+    active: Option<ActiveProfile>,
 }
 
+/// The profile of the steps so far.
 #[derive(Debug)]
 struct ActiveProfile {
-    since: Instant,
-    step: Instant,
-    /// Number, beginning and seconds of each measured step.
-    done: Vec<(u64, Instant, f64)>,
+    start: Instant,
+    step_start: Instant,
+    /// Number, start and seconds of each profiled step.
+    steps: Vec<(u64, Instant, f64)>,
 }
 
-/// What was measured.
+/// The result of profiling.
 #[derive(Debug)]
 pub(crate) struct Profile {
-    /// Seconds a step by part.
+    /// Lines for the log: mean seconds per step of each section.
     pub(crate) lines: Vec<String>,
-    /// The trace.
+    /// Chrome trace as JSON text.
     pub(crate) trace: String,
 }
 
 impl Profiler {
-    /// Of `steps` steps; of none, it does nothing.
+    /// Creates a profiler of `steps` steps. With 0 it does nothing.
     pub(crate) fn new(steps: u64) -> Self {
-        Profiler { steps, seen: 0, running: None }
+        Profiler { steps, session_steps: 0, active: None }
     }
 
-    /// Before a step.
+    /// Starts the measurement of a step, if it is to be profiled.
     pub(crate) fn begin_step(&mut self) {
-        if let Some(running) = &mut self.running {
+        if let Some(active) = &mut self.active {
             profiler::resume();
-            running.step = Instant::now();
-        } else if self.steps > 0 && self.seen == AFTER {
+            active.step_start = Instant::now();
+        } else if self.steps > 0 && self.session_steps == SKIPPED_STEPS {
             profiler::start_with_laps();
             let now = Instant::now();
-            self.running = Some(ActiveProfile { since: now, step: now, done: Vec::new() });
+            self.active = Some(ActiveProfile { start: now, step_start: now, steps: Vec::new() });
         }
-        self.seen += 1;
+        self.session_steps += 1;
     }
 
-    /// After the step numbered `step`; the profile after the last one, or where the run ends.
+    /// Ends the measurement of step `step`. Returns the profile after the last profiled step, or if
+    /// the run ends with this step.
     ///
     /// # Errors
-    /// When the GPU has failed.
-    pub(crate) fn end_step(&mut self, step: u64, ends: bool) -> Result<Option<Profile>> {
-        let Some(running) = &mut self.running else { return Ok(None) };
+    /// Returns an error if the GPU reports a failure.
+    pub(crate) fn end_step(&mut self, step: u64, run_ends: bool) -> Result<Option<Profile>> {
+        let Some(active) = &mut self.active else { return Ok(None) };
         profiler::synchronise()?;
-        // Logging, validation and checkpoints are no part of a step.
+        // Logging, validation and checkpoints are not part of a step.
         profiler::stop();
-        running.done.push((step, running.step, running.step.elapsed().as_secs_f64()));
-        let complete = running.done.len() as u64 == self.steps || ends;
+        active.steps.push((step, active.step_start, active.step_start.elapsed().as_secs_f64()));
+        let complete = active.steps.len() as u64 == self.steps || run_ends;
         if !complete {
             return Ok(None);
         }
         let (sums, laps) = (profiler::take(), profiler::take_laps());
         let profile = self
-            .running
+            .active
             .take()
-            .map(|running| Profile { lines: table(&sums, running.done.len() as u64), trace: trace(&running, &laps) });
+            .map(|active| Profile { lines: table(&sums, active.steps.len() as u64), trace: trace(&active, &laps) });
         self.steps = 0;
         Ok(profile)
     }
 }
 
+/// Formats the mean seconds per step of each section, and its share of the total.
 fn table(sums: &[(String, f64)], steps: u64) -> Vec<String> {
-    let all: f64 = sums.iter().map(|(_, seconds)| seconds).sum();
+    let total: f64 = sums.iter().map(|(_, seconds)| seconds).sum();
     let width = sums.iter().map(|(part, _)| part.len()).max().unwrap_or_default();
-    let mut lines = vec![format!("profile     {steps} steps of {:.4} s by part, means", all / steps as f64)];
+    let mut lines = vec![format!("profile     {steps} steps of {:.4} s, mean time per section", total / steps as f64)];
     lines.extend(sums.iter().map(|(part, seconds)| {
         let mut line = String::new();
         // Writing to a string cannot fail.
-        let _ =
-            write!(line, "            {part:<width$} {:8.4} s {:5.1}%", seconds / steps as f64, 100.0 * seconds / all);
+        let _ = write!(
+            line,
+            "            {part:<width$} {:8.4} s {:5.1}%",
+            seconds / steps as f64,
+            100.0 * seconds / total
+        );
         line
     }));
     lines
 }
 
-/// Complete events ("X") in microseconds: the steps on one row, their parts on another.
-fn trace(running: &ActiveProfile, laps: &[Lap]) -> String {
-    let event = |name: &str, row: u32, begun: Instant, seconds: f64| {
-        let since = begun.saturating_duration_since(running.since).as_secs_f64();
-        json!({"name": name, "cat": "training", "ph": "X", "pid": 0, "tid": row, "ts": 1e6 * since, "dur": 1e6 * seconds})
+/// Returns a Chrome trace with complete events ("X") in microseconds: one row for the steps, one
+/// for their sections.
+fn trace(active: &ActiveProfile, laps: &[Lap]) -> String {
+    let event = |name: &str, row: u32, start: Instant, seconds: f64| {
+        let offset = start.saturating_duration_since(active.start).as_secs_f64();
+        json!({"name": name, "cat": "training", "ph": "X", "pid": 0, "tid": row, "ts": 1e6 * offset, "dur": 1e6 * seconds})
     };
     let row =
         |row: u32, name: &str| json!({"name": "thread_name", "ph": "M", "pid": 0, "tid": row, "args": {"name": name}});
-    let mut events = vec![row(0, "steps"), row(1, "parts")];
+    let mut events = vec![row(0, "steps"), row(1, "sections")];
     events
-        .extend(running.done.iter().map(|(step, begun, seconds)| event(&format!("step {step}"), 0, *begun, *seconds)));
+        .extend(active.steps.iter().map(|(step, start, seconds)| event(&format!("step {step}"), 0, *start, *seconds)));
     events.extend(laps.iter().map(|lap| event(lap.part, 1, lap.begun, lap.seconds)));
     json!({"displayTimeUnit": "ms", "traceEvents": Value::Array(events)}).to_string()
 }
@@ -116,20 +125,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parts_are_means_over_the_steps() {
+    fn sections_are_averaged_over_steps() {
         let sums = [("body".to_owned(), 3.0), ("head and loss".to_owned(), 1.0)];
         let lines = table(&sums, 2);
-        assert_eq!(lines[0], "profile     2 steps of 2.0000 s by part, means");
+        assert_eq!(lines[0], "profile     2 steps of 2.0000 s, mean time per section");
         assert_eq!(lines[1], "            body            1.5000 s  75.0%");
     }
 
     #[test]
-    fn a_trace_has_steps_and_laps_in_microseconds() {
-        let since = Instant::now();
-        let later = since + std::time::Duration::from_millis(2);
-        let running = ActiveProfile { since, step: since, done: vec![(7, since, 0.5)] };
+    fn trace_contains_steps_and_sections_in_microseconds() {
+        let start = Instant::now();
+        let later = start + std::time::Duration::from_millis(2);
+        let active = ActiveProfile { start, step_start: start, steps: vec![(7, start, 0.5)] };
         let laps = [Lap { part: "body", begun: later, seconds: 0.25 }];
-        let trace: Value = serde_json::from_str(&trace(&running, &laps)).unwrap();
+        let trace: Value = serde_json::from_str(&trace(&active, &laps)).unwrap();
         let events = trace["traceEvents"].as_array().unwrap();
         assert_eq!((&events[2]["name"], &events[2]["dur"]), (&json!("step 7"), &json!(500_000.0)));
         assert_eq!(
@@ -139,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn without_steps_nothing_is_measured() {
+    fn zero_steps_measure_nothing() {
         let mut profiler = Profiler::new(0);
         for step in 1..10 {
             profiler.begin_step();

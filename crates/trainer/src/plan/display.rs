@@ -1,10 +1,11 @@
-//! A forecast as a person reads it.
+//! The text of `backpack plan`.
 
 use std::fmt;
 
 use crate::plan::RunPlan;
 use crate::time::human_duration;
 
+/// Converts bytes to gigabytes.
 fn gigabytes(bytes: u64) -> f64 {
     bytes as f64 / 1e9
 }
@@ -24,12 +25,15 @@ impl fmt::Display for RunPlan {
         write!(f, "run         {} steps, {} tokens", self.steps, self.tokens)?;
         match (self.epochs, self.train_tokens) {
             (Some(epochs), Some(tokens)) => writeln!(f, ", {epochs:.2} epochs of {tokens} tokens")?,
-            _ => writeln!(f, "; the data is not there, --train-tokens N says how many epochs that is")?,
+            _ => writeln!(
+                f,
+                "; the number of epochs is unknown: the data does not exist, and --train-tokens is not given"
+            )?,
         }
-        writeln!(f, "computing   {:.3e} FLOP = {:.1} MFLOP a token", self.flops, self.flops_per_token / 1e6)?;
+        writeln!(f, "computing   {:.3e} FLOP = {:.1} MFLOP per token", self.flops, self.flops_per_token / 1e6)?;
         write!(f, "validation  {} times", self.validations)?;
         match self.validation_share {
-            Some(share) => writeln!(f, ", {:.1}% of the computing", 100.0 * share)?,
+            Some(share) => writeln!(f, ", {:.1}% of the computation", 100.0 * share)?,
             None => writeln!(f)?,
         }
         match (self.seconds, self.tokens_per_second, &self.cost) {
@@ -39,13 +43,13 @@ impl fmt::Display for RunPlan {
             }
             _ => writeln!(
                 f,
-                "time        unknown: give --tokens-per-second X, or --from-bench FILE of `backpack bench --json`"
+                "time        unknown: use --tokens-per-second X, or --from-bench FILE with the output of `backpack bench --json`"
             )?,
         }
         let memory = &self.memory;
         writeln!(
             f,
-            "memory      {:.2} GB a process on a {}: weights {:.2}, gradients {:.2}, optimiser {:.2}, activations {:.2}, logits {:.2}, copy for checkpoints {:.2}, other {:.2}",
+            "memory      {:.2} GB per process on a {}: weights {:.2}, gradients {:.2}, optimizer {:.2}, activations {:.2}, logits {:.2}, copy for checkpoints {:.2}, other {:.2}",
             gigabytes(memory.total),
             if self.device == "cuda" { "GPU" } else { "CPU" },
             gigabytes(memory.weights),
@@ -60,7 +64,7 @@ impl fmt::Display for RunPlan {
             f,
             "disk        {:.2} GB at most: {} checkpoints of {:.2}",
             gigabytes(self.disk.bytes),
-            self.disk.most,
+            self.disk.max_checkpoints,
             gigabytes(self.disk.bytes_each)
         )?;
         for warning in &self.warnings {

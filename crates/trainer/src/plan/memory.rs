@@ -1,51 +1,53 @@
-//! What a training step holds at once, by kind: an estimate by counting what each operation
-//! keeps for its backward pass (docs/speed.md and docs/gpu.md say where the counts are from).
+//! An estimate of the memory of a training step, from the tensors that each operation keeps for its
+//! backward pass. docs/speed.md and docs/gpu.md contain the sources of the counts.
 
 use model::{Architecture, Kernels, LOGIT_ROWS, ModelConfig};
 use serde::Serialize;
 
 use crate::config::{Config, Precision};
 
-/// Bytes that one process holds at most.
+/// The largest memory of one process in bytes, by kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct MemoryEstimate {
-    /// fp32 parameters, and the copies of them in the type of products.
+    /// Parameters in fp32, and their copies in the type of matrix products.
     pub weights: u64,
-    /// fp32.
+    /// Gradients in fp32.
     pub gradients: u64,
-    /// AdamW's two moments, fp32.
+    /// The two moments of AdamW in fp32.
     pub optimizer: u64,
-    /// What the forward pass of a micro-batch keeps for its backward pass, which lets go of it as
-    /// gradients come.
+    /// Tensors that the forward pass of a micro-batch keeps for the backward pass.
     pub activations: u64,
-    /// A chunk of logits with its gradient, and the gradient of the embedding that comes of it.
+    /// A chunk of logits with its gradient, and the resulting gradient of the embedding.
     pub logits: u64,
-    /// The copy of weights and moments from which checkpoints are written, in the host's memory:
-    /// 0 on a GPU.
+    /// Copy of weights and moments in host memory from which checkpoints are written. 0 on a GPU.
     pub checkpoint: u64,
-    /// Libraries, and what the allocator holds beside what is in use; 0 on a GPU, whose context is
-    /// not counted.
+    /// Libraries, and memory that the allocator holds but does not use. 0 on a GPU, whose context
+    /// is not counted.
     pub overhead: u64,
-    /// All kinds together, at the moment when they are most. With one pass a step that is the
-    /// end of the forward pass, where there are no gradients but the embedding's, or the end of
-    /// the backward pass, where there are all and no activations.
+    /// Largest sum of all kinds at one time.
+    ///
+    /// With one micro-batch per step, the maximum is at the end of the forward pass or at the end
+    /// of the backward pass. The forward pass ends with all activations and only the gradient of
+    /// the embedding. The backward pass ends with all gradients and no activations.
     pub total: u64,
 }
 
-/// Measured: `backpack bench` of a model of almost no size.
-const LIBRARIES: u64 = 180_000_000;
+/// Memory of libraries and allocator, measured with `backpack bench` of a tiny model.
+const RUNTIME_BYTES: u64 = 180_000_000;
 
-/// What of the sense weights a kernel that works by blocks keeps: half, and the rest of the blocks
-/// on the diagonal.
-const CAUSAL: f64 = 0.62;
+/// Fraction of the contextualization weights that a blockwise kernel keeps: the causal half, and
+/// the rest of the blocks on the diagonal.
+const CAUSAL_FRACTION: f64 = 0.62;
 
 impl MemoryEstimate {
-    /// Of a process of this configuration with so many passes a step over so many sequences.
-    pub(crate) fn new(config: &Config, micro_batch: u64, passes: u64, on_gpu: bool) -> Self {
+    /// Estimates the memory of a process that runs `accumulation` micro-batches of `micro_batch`
+    /// sequences per step.
+    pub(crate) fn new(config: &Config, micro_batch: u64, accumulation: u64, for_gpu: bool) -> Self {
         let model = &config.model;
         let parameters = model.num_parameters() as u64;
         let element = if config.run.precision == Precision::Fp32 { 4 } else { 2 };
-        // Matrices alone are multiplied; the embedding is one of them, the positions are not.
+        // Only matrices have copies. The embedding has one, but the position embedding does not,
+        // because it is not multiplied.
         let matrices: i64 = model
             .parameters()
             .iter()
@@ -54,15 +56,15 @@ impl MemoryEstimate {
             .sum();
         let copies = if element == 2 { 2 * matrices as u64 } else { 0 };
         let rows = micro_batch * config.data.sequence_length as u64;
-        let fused_on_cpu = config.run.kernels == Kernels::Fused && !on_gpu;
+        let fused_on_cpu = config.run.kernels == Kernels::Fused && !for_gpu;
         let per_token = activations_per_token(config, element as f64, fused_on_cpu);
         let vocabulary = model.vocab_size as u64;
         let logits = match (config.run.kernels, fused_on_cpu) {
-            // The gradient overwrites the logits where they stand.
+            // The gradient overwrites the logits.
             (Kernels::Fused, true) => (LOGIT_ROWS as u64).min(rows) * vocabulary * element,
-            // Logits, their fp32 copy and its softmax.
+            // Logits, their copy in fp32 and its softmax.
             (Kernels::Fused, false) => (LOGIT_ROWS as u64).min(rows) * vocabulary * (element + 8),
-            // The same for all rows, and the gradients of both.
+            // Logits and their copy in fp32 for all rows, and the gradients of both.
             (Kernels::Reference, _) => rows * vocabulary * (2 * element + 8),
         };
         let mut memory = MemoryEstimate {
@@ -71,40 +73,43 @@ impl MemoryEstimate {
             optimizer: 8 * parameters,
             activations: (rows as f64 * per_token) as u64,
             logits: logits + 4 * vocabulary * model.n_embd as u64,
-            checkpoint: if on_gpu { 0 } else { 12 * parameters },
-            overhead: if on_gpu { 0 } else { LIBRARIES },
+            checkpoint: if for_gpu { 0 } else { 12 * parameters },
+            overhead: if for_gpu { 0 } else { RUNTIME_BYTES },
             total: 0,
         };
         let forward = memory.activations + memory.logits;
-        // Gradients of the passes before stay, and so do those that a GPU's allocator keeps apart.
-        let together = passes > 1 || on_gpu;
+        // All gradients exist during the forward pass if the step has several micro-batches. A
+        // GPU's allocator keeps their memory separate.
+        let gradients_during_forward = accumulation > 1 || for_gpu;
         memory.total = memory.weights
             + memory.optimizer
             + memory.checkpoint
             + memory.overhead
-            + if together { forward + memory.gradients } else { forward.max(memory.gradients) };
+            + if gradients_during_forward { forward + memory.gradients } else { forward.max(memory.gradients) };
         memory
     }
 }
 
-/// Bytes that a token keeps until its backward pass. `e`: bytes of a value of the pass's type.
+/// Returns the bytes per token that are kept until the backward pass. `e` is the size of a value in
+/// the type of matrix products.
 fn activations_per_token(config: &Config, e: f64, fused_on_cpu: bool) -> f64 {
     let model = &config.model;
     let (d, t) = (model.n_embd as f64, config.data.sequence_length as f64);
     let dropout = model.dropout > 0.0;
-    // The fused kernels draw a mask again from its seed.
+    // The fused kernels recompute a mask from its seed.
     let mask = if dropout && !fused_on_cpu { 1.0 } else { 0.0 };
-    // Of an MLP, by the width of its middle: the sum before the GELU, and its result where the
-    // backward pass does not make it again.
+    // An MLP keeps the input of its GELU, and the output unless the backward pass recomputes it.
     let mlp = |width: i64| width as f64 * if fused_on_cpu { e } else { 2.0 * e };
-    // The results of the norms, which the fused kernels make again.
+    // Outputs of the LayerNorms, which the fused kernels recompute.
     let normed = if fused_on_cpu { 0.0 } else { 2.0 * e };
-    // The sums before both norms, their results, queries with keys and values, what attention
-    // mixed (its weights are made again by all kernels), the masks.
+    // The inputs of both LayerNorms and their outputs, queries, keys and values, the output of
+    // attention, and the masks. All kernels recompute the attention weights.
     let block = d * (8.0 + normed + 3.0 * e + e + 2.0 * mask) + mlp(model.inner_size());
     model.n_layer as f64 * block + senses_per_token(model, d, t, e, mlp, mask, fused_on_cpu)
 }
 
+/// Returns the bytes per token that the senses and their contextualization keep. The parameters are
+/// those of [`activations_per_token`].
 fn senses_per_token(
     model: &ModelConfig,
     d: f64,
@@ -118,16 +123,17 @@ fn senses_per_token(
         return 0.0;
     }
     let senses = model.num_senses as f64;
-    // Three sums and their norms, both MLPs, the senses themselves and their gradient. Every token
-    // by itself: without dropout equal ones share theirs, and less is kept.
+    // Three LayerNorms with their inputs, both MLPs, the senses and their gradient. Each token is
+    // counted separately. Without dropout, equal tokens share their senses and the memory is
+    // smaller.
     let network = d * (12.0 + 3.0 * e + 3.0 * mask)
         + mlp(model.sense_block_size())
         + mlp(model.sense_intermediate_scale * model.n_embd)
         + 2.0 * senses * d * e;
     let weights = if fused_on_cpu {
-        senses * t * e * CAUSAL
+        senses * t * e * CAUSAL_FRACTION
     } else {
-        // The softmax in fp32, its copy for the product, and the scores on their way.
+        // The softmax in fp32, its copy for the product, and the scores.
         senses * t * (4.0 + e + 4.0)
     };
     network + weights + 2.0 * d * e
@@ -137,31 +143,34 @@ fn senses_per_token(
 mod tests {
     use super::*;
 
-    fn micro(micro_batch: u64, passes: u64, on_gpu: bool) -> MemoryEstimate {
+    fn micro(micro_batch: u64, accumulation: u64, for_gpu: bool) -> MemoryEstimate {
         let mut config = Config::example();
         config.model = ModelConfig { n_embd: 384, n_head: 6, n_layer: 6, ..ModelConfig::default() };
-        MemoryEstimate::new(&config, micro_batch, passes, on_gpu)
+        MemoryEstimate::new(&config, micro_batch, accumulation, for_gpu)
     }
 
     #[test]
-    fn what_follows_from_the_parameters_is_exact() {
+    fn memory_of_parameters_is_exact() {
         let memory = micro(4, 1, false);
         assert_eq!((memory.gradients, memory.optimizer), (4 * 41_659_776, 8 * 41_659_776));
-        // 41,659,776 less positions, biases and norms.
+        // 41,659,776 without position embedding, biases and LayerNorms.
         assert_eq!(memory.weights, 4 * 41_659_776 + 2 * 41_419_776);
         assert_eq!(memory.checkpoint, 12 * 41_659_776);
     }
 
-    /// `backpack bench --config configs/owt/micro.toml --set batch.tokens_per_step=N --set batch.micro_batch_size=M
-    /// --threads 1 --json`, `peak_memory_bytes`: two Zen 4 cores, 2026-11-25. It saves no checkpoint.
+    /// The measured values are `peak_memory_bytes` of `backpack bench --config
+    /// configs/owt/micro.toml --set batch.tokens_per_step=N --set batch.micro_batch_size=M
+    /// --threads 1 --json` on two Zen 4 cores, 2026-11-25. The benchmark saves no checkpoint.
     #[test]
-    fn the_estimate_is_near_what_was_measured() {
-        for (micro_batch, passes, measured) in [(1, 1, 1.031e9), (2, 1, 1.018e9), (4, 1, 1.111e9), (4, 2, 1.281e9)] {
-            let memory = micro(micro_batch, passes, false);
+    fn estimate_is_close_to_measurements() {
+        for (micro_batch, accumulation, measured) in
+            [(1, 1, 1.031e9), (2, 1, 1.018e9), (4, 1, 1.111e9), (4, 2, 1.281e9)]
+        {
+            let memory = micro(micro_batch, accumulation, false);
             let estimate = (memory.total - memory.checkpoint) as f64;
             assert!(
                 (estimate / measured - 1.0).abs() < 0.10,
-                "{passes} times {micro_batch}: {estimate:.3e}, not {measured:.3e}"
+                "{accumulation} x {micro_batch}: estimated {estimate:.3e}, measured {measured:.3e}"
             );
         }
     }
@@ -177,9 +186,9 @@ mod tests {
         );
     }
 
-    /// docs/gpu.md: 8 GB for the small model at 16 sequences a pass.
+    /// docs/gpu.md estimates 8 GB for the small model with 16 sequences per micro-batch.
     #[test]
-    fn a_gpu_keeps_what_docs_gpu_counts() {
+    fn estimate_for_a_gpu_agrees_with_the_documentation() {
         let total = MemoryEstimate::new(&Config::example(), 16, 1, true).total as f64;
         assert!((7e9..10e9).contains(&total), "{total:.3e}");
     }

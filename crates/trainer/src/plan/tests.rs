@@ -1,26 +1,26 @@
 use super::*;
 use model::Architecture;
 
-fn forecast(config: &Config, request: PlanOptions) -> RunPlan {
-    let tokens = TokenCount { training: request.train_tokens, validation: Some(4_434_897) };
-    RunPlan::with(config, &request, true, tokens, None, None).unwrap()
+fn plan_with(config: &Config, options: PlanOptions) -> RunPlan {
+    let tokens = TokenCount { training: options.train_tokens, validation: Some(4_434_897) };
+    RunPlan::with_machine(config, &options, true, tokens, None, None).unwrap()
 }
 
-fn published() -> RunPlan {
-    let request = PlanOptions {
+fn published_plan() -> RunPlan {
+    let options = PlanOptions {
         train_tokens: Some(9_035_582_198),
         processes: 4,
         tokens_per_second: Some(168_000.0),
         rates: CostRates { watts: Some(400.0), price_per_hour: Some(2.0) },
         ..PlanOptions::default()
     };
-    forecast(&Config::example(), request)
+    plan_with(&Config::example(), options)
 }
 
-/// Reference points 17, 25 and 26, and the table of sizes.
+/// The expected values are those of the paper and the published checkpoint.
 #[test]
-fn the_published_run_is_what_the_reference_says() {
-    let plan = published();
+fn plan_of_the_published_run_has_its_values() {
+    let plan = published_plan();
     assert_eq!((plan.parameters, plan.tokens), (170_083_584, 52_428_800_000));
     assert_eq!(plan.parameters_by_part.iter().map(|part| part.parameters).sum::<i64>(), plan.parameters);
     let by_part: Vec<i64> = plan.parameters_by_part.iter().map(|part| part.parameters).collect();
@@ -31,42 +31,43 @@ fn the_published_run_is_what_the_reference_says() {
     assert!((plan.epochs.unwrap() - 5.80).abs() < 0.005);
     assert_eq!((plan.sequences_per_step, plan.micro_batch, plan.accumulation), (1_024, 16, 16));
     assert_eq!((plan.validations, plan.warnings.len()), (100, 0));
-    // docs/gpu.md: 3.6 days on four A100 at 15% of their peak.
+    // docs/gpu.md estimates 3.6 days on four A100 at 15% of their peak.
     let days = plan.seconds.unwrap() / 86_400.0;
     assert!((3.6..3.7).contains(&days), "{days}");
     let cost = plan.cost.unwrap();
     assert!((cost.process_hours - 96.0 * days).abs() < 1e-6 && (cost.price.unwrap() - 192.0 * days).abs() < 1e-6);
     assert!((cost.kilowatt_hours.unwrap() - 38.4 * days).abs() < 1e-6);
-    // The newest two, the best three, two for good, and one that is being written.
-    assert_eq!((plan.disk.most, plan.disk.bytes_each), (9, 12 * 170_083_584));
+    // The newest two, the best three, two permanent ones, one of `every_minutes`, and one that is
+    // being written.
+    assert_eq!((plan.disk.max_checkpoints, plan.disk.bytes_each), (9, 12 * 170_083_584));
 }
 
 #[test]
-fn a_gpt2_has_no_senses() {
+fn gpt2_has_no_senses() {
     let mut config = Config::example();
     config.model = ModelConfig { architecture: Architecture::Gpt2, ..ModelConfig::default() };
-    let plan = forecast(&config, PlanOptions { processes: 1, ..PlanOptions::default() });
+    let plan = plan_with(&config, PlanOptions { processes: 1, ..PlanOptions::default() });
     assert_eq!((plan.parameters, plan.parameters_by_part.len()), (124_051_968, 3));
     assert_eq!(plan.parameters_by_part.iter().map(|part| part.parameters).sum::<i64>(), plan.parameters);
     assert!((plan.flops_per_token / 0.799e9 - 1.0).abs() < 1e-3);
-    assert!(plan.to_string().contains("time        unknown: give --tokens-per-second"));
+    assert!(plan.to_string().contains("time        unknown: use --tokens-per-second"));
 }
 
-fn warnings(change: impl FnOnce(&mut Config)) -> Vec<String> {
+fn warnings_of(change: impl FnOnce(&mut Config)) -> Vec<String> {
     let mut config = Config::example();
     change(&mut config);
-    let request = PlanOptions { processes: 1, tokens_per_second: Some(40_000.0), ..PlanOptions::default() };
-    forecast(&config, request).warnings
+    let options = PlanOptions { processes: 1, tokens_per_second: Some(40_000.0), ..PlanOptions::default() };
+    plan_with(&config, options).warnings
 }
 
 #[test]
-fn likely_mistakes_are_named_and_the_published_run_has_none() {
+fn probable_mistakes_cause_warnings_and_the_published_run_has_none() {
     let one = |change: fn(&mut Config)| {
-        let found = warnings(change);
+        let found = warnings_of(change);
         assert_eq!(found.len(), 1, "{found:?}");
         found.into_iter().next().unwrap()
     };
-    assert_eq!(warnings(|c| c.checkpoint.every_steps = 500), [""; 0]);
+    assert_eq!(warnings_of(|c| c.checkpoint.every_steps = 500), [""; 0]);
     assert!(
         one(|c| {
             c.schedule.warmup_steps = 60_000;
@@ -80,7 +81,7 @@ fn likely_mistakes_are_named_and_the_published_run_has_none() {
             c.validation.every_steps = 1;
             c.checkpoint.every_steps = 500
         })
-        .starts_with("validation takes 74% of the computing, more than training")
+        .starts_with("validation takes 74% of the computation, more than training")
     );
     assert!(
         one(|c| {
@@ -94,30 +95,36 @@ fn likely_mistakes_are_named_and_the_published_run_has_none() {
             c.validation.every_steps = 10_007;
             c.checkpoint.every_steps = 500
         })
-        .contains("keep_best keeps none but the last")
+        .contains("keep_best keeps only the last checkpoint")
     );
-    assert!(one(|c| c.checkpoint.every_minutes = 0).starts_with("1000 steps pass between checkpoints, 3.6 hours"));
+    assert!(
+        one(|c| c.checkpoint.every_minutes = 0)
+            .starts_with("the interval between checkpoints is 1000 steps, and a failure loses up to 3.6 hours")
+    );
 }
 
 #[test]
-fn what_does_not_fit_is_said() {
-    let request = PlanOptions { processes: 2, train_tokens: Some(1_000_000), ..PlanOptions::default() };
+fn lack_of_data_memory_and_disk_causes_warnings() {
+    let options = PlanOptions { processes: 2, train_tokens: Some(1_000_000), ..PlanOptions::default() };
     let tokens = TokenCount { training: Some(1_000_000), validation: None };
-    let plan = RunPlan::with(&Config::example(), &request, false, tokens, Some(1 << 30), Some(1 << 30)).unwrap();
-    let starts = ["the run goes over its data 52432 times", "", "checkpoints need 18.4 GB, and 1.1 are free"];
+    let plan =
+        RunPlan::with_machine(&Config::example(), &options, false, tokens, Some(1 << 30), Some(1 << 30)).unwrap();
+    let starts = ["the run has 52432 epochs", "", "checkpoints need 18.4 GB, but 1.1 GB are free"];
     assert_eq!(plan.warnings.len(), 3, "{:?}", plan.warnings);
     for (warning, start) in plan.warnings.iter().zip(starts) {
         assert!(warning.starts_with(start), "{warning}");
     }
-    assert!(plan.warnings[1].contains("GB are needed on this machine, which has 1.1"));
+    assert!(plan.warnings[1].contains("GB of memory on this machine, which has 1.1 GB"));
 }
 
 #[test]
-fn a_rate_comes_from_a_report_of_bench() {
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("bench.json");
+fn throughput_is_read_from_an_output_of_bench() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("bench.json");
     std::fs::write(&file, r#"{"tokens_per_s": 1500.0, "world_size": 2}"#).unwrap();
     assert_eq!(measured_throughput(&file, 8).unwrap(), 6_000.0);
     std::fs::write(&file, "{}").unwrap();
-    assert!(measured_throughput(&file, 8).unwrap_err().to_string().contains("is no report of `backpack bench --json`"));
+    assert!(
+        measured_throughput(&file, 8).unwrap_err().to_string().contains("is not an output of `backpack bench --json`")
+    );
 }

@@ -1,4 +1,4 @@
-//! The process and its machine: device, CPU threads, signals, time limit, watchdog.
+//! The process and its machine: device, CPU threads, signals, time limit and watchdog.
 
 pub(crate) mod cpu_topology;
 pub(crate) mod device;

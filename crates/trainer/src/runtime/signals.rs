@@ -1,4 +1,4 @@
-//! Signals that ask a run to stop.
+//! Signals that stop a run after the current step.
 
 use std::io;
 use std::sync::Arc;
@@ -7,50 +7,46 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use signal_hook::SigId;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1, SIGXFSZ};
 
-/// A flag that SIGINT, SIGTERM and SIGUSR1 raise: the run stops after the step it is in.
+/// A flag that SIGINT, SIGTERM and SIGUSR1 set. The run then stops after the current step.
 #[derive(Debug, Clone, Default)]
 pub struct Stop {
-    flag: Arc<AtomicBool>,
-    /// What is installed.
+    requested: Arc<AtomicBool>,
+    /// Installed signal handlers.
     handlers: Vec<SigId>,
 }
 
 impl Stop {
-    /// Installs the handlers. First thing in `main`: a signal that comes before would end
-    /// the process. A second SIGTERM or SIGINT exits at once, with 128 + its number; in a Slurm
-    /// step only SIGINT does.
+    /// Installs the signal handlers.
     ///
-    /// # Errors
-    /// When the system refuses a handler.
+    /// `main` calls this first, because a signal that arrives earlier terminates the process. A
+    /// second SIGTERM or SIGINT exits immediately with code 128 + signal number. In a Slurm step
+    /// only a second SIGINT does.
     pub fn install() -> io::Result<Self> {
         let mut stop = Stop::default();
-        // A write past the file-size limit is then an error like that of a full disk.
+        // With a handler, a write beyond the file-size limit returns an error, as on a full disk.
         signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)))?;
-        // Not the same flag: a SIGTERM after Slurm's SIGUSR1 is the first of its kind.
+        // This flag excludes SIGUSR1: a SIGTERM after Slurm's SIGUSR1 counts as the first one.
         let terminated = Arc::new(AtomicBool::new(false));
-        // Slurm ends a task by two SIGTERMs in a row, slurmd's and that of srun, which got one
-        // too; SIGKILL follows after its KillWait in any case.
+        // Slurm stops a task with two consecutive SIGTERMs: slurmd sends one to the task, and one
+        // to srun, which forwards it. SIGKILL follows after KillWait.
         let in_slurm_step = std::env::var_os("SLURM_STEP_ID").is_some();
         for signal in [SIGINT, SIGTERM] {
-            // Checked before the next line's handler raises the flag, so only the second exits.
+            // This handler runs before the one that sets the flag, so only the second signal exits.
             if signal == SIGINT || !in_slurm_step {
-                let second =
+                let exit_on_second =
                     signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&terminated))?;
-                stop.handlers.push(second);
+                stop.handlers.push(exit_on_second);
             }
             stop.handlers.push(signal_hook::flag::register(signal, Arc::clone(&terminated))?);
         }
         for signal in [SIGINT, SIGTERM, SIGUSR1] {
-            stop.handlers.push(signal_hook::flag::register(signal, Arc::clone(&stop.flag))?);
+            stop.handlers.push(signal_hook::flag::register(signal, Arc::clone(&stop.requested))?);
         }
         Ok(stop)
     }
 
-    /// From now on the first signal ends the process, as it does without handlers; one that
-    /// came already does so here.
-    ///
-    /// # Errors
-    /// When the system refuses a handler.
+    /// Restores the default action: the next signal terminates the process. If a signal has already
+    /// arrived, the process exits here.
     pub fn restore_default_action(&self) -> io::Result<()> {
         for signal in [SIGINT, SIGTERM, SIGUSR1] {
             let always = Arc::new(AtomicBool::new(true));
@@ -60,8 +56,8 @@ impl Stop {
         Ok(())
     }
 
-    /// Takes the handlers away, for a command that has installed its own before; a signal
-    /// that came already ends the process here.
+    /// Removes the handlers, for a command that has installed other ones. If a signal has already
+    /// arrived, the process exits here.
     pub fn uninstall(&self) {
         for &handler in &self.handlers {
             signal_hook::low_level::unregister(handler);
@@ -75,8 +71,8 @@ impl Stop {
         }
     }
 
-    /// Whether a stop was asked for.
+    /// Returns whether a signal has requested a stop.
     pub fn requested(&self) -> bool {
-        self.flag.load(Ordering::Relaxed)
+        self.requested.load(Ordering::Relaxed)
     }
 }

@@ -1,5 +1,5 @@
-//! Ends a process in which nothing goes forward any more, so that a stalled collective or
-//! disk does not hold a whole job until its time is over.
+//! A watchdog that exits a process without progress, so that a stalled collective or disk does not
+//! occupy a job until its time limit.
 
 use std::io::Write;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
@@ -10,80 +10,82 @@ use std::time::Duration;
 use crate::distributed::world::World;
 use crate::time::human_duration;
 
-/// The exit code of `timeout`, which a stalled process is ended with.
-const STALLED: i32 = 124;
+/// Exit code of a stalled process. It is that of the command `timeout`.
+const EXIT_STALLED: i32 = 124;
 
-/// A thread that waits for signs of progress. Dropping it ends the watch.
+/// A thread that exits the process if it makes no progress. Dropping the watchdog stops the thread.
 #[derive(Debug)]
-pub struct Watchdog {
-    seen: Arc<Mutex<ProgressMark>>,
+pub(crate) struct Watchdog {
+    progress: Arc<Mutex<ProgressMark>>,
     thread: Option<(Sender<()>, JoinHandle<()>)>,
 }
 
-/// The last sign of progress. The lock is held for a few loads and stores.
+/// The latest progress of the process. Its lock is held for a few loads and stores.
 #[derive(Debug)]
 struct ProgressMark {
-    signs: u64,
+    /// Number of progress reports.
+    reports: u64,
     step: u64,
-    what: &'static str,
+    operation: &'static str,
 }
 
 impl Watchdog {
-    /// Ends this process with exit code 124, after a line that says where it stood, when
-    /// there is no sign of progress for `timeout`; 0 watches nothing. Only time in which
-    /// this process could run counts: one that was suspended is not ended on waking.
+    /// Starts a watchdog that exits the process with code 124 after `timeout` without progress.
+    ///
+    /// It first prints an error with the current step and operation. A timeout of 0 disables it.
+    /// Time during which the process is suspended does not count.
     ///
     /// # Errors
-    /// When the system starts no thread.
-    pub fn start(world: &World, timeout: Duration) -> std::io::Result<Self> {
+    /// Returns an error if the thread cannot be started.
+    pub(crate) fn start(world: &World, timeout: Duration) -> std::io::Result<Self> {
         let host = world.host.clone();
         let rank = if world.size > 1 { format!("rank {}: ", world.rank) } else { String::new() };
-        Self::watch(timeout, move |seen| {
-            say(format!(
-                "error: {rank}nothing has gone forward for {} on {host}: step {}, {}; another rank, the network or a disk may hang; the last checkpoint is whole: go on with --resume auto, or raise run.watchdog_seconds if it is only slow\n",
+        Self::watch(timeout, move |progress| {
+            write_to_stderr(format!(
+                "error: {rank}no progress for {} on {host}: step {}, {}; another rank, the network or a disk may hang; resume from the last checkpoint with --resume auto, or raise run.watchdog_seconds if the run is only slow\n",
                 human_duration(timeout.as_secs_f64()),
-                seen.step,
-                seen.what,
+                progress.step,
+                progress.operation,
             ));
-            // No destructors: those of a communicator wait for what hangs.
-            signal_hook::low_level::exit(STALLED);
+            // Destructors do not run, because that of a communicator waits for the operation that
+            // hangs.
+            signal_hook::low_level::exit(EXIT_STALLED);
         })
     }
 
     fn watch(timeout: Duration, stalled: impl FnOnce(&ProgressMark) + Send + 'static) -> std::io::Result<Self> {
-        let seen = Arc::new(Mutex::new(ProgressMark { signs: 0, step: 0, what: "starting" }));
+        let progress = Arc::new(Mutex::new(ProgressMark { reports: 0, step: 0, operation: "starting" }));
         if timeout.is_zero() {
-            return Ok(Watchdog { seen, thread: None });
+            return Ok(Watchdog { progress, thread: None });
         }
         let (stop, stopped) = mpsc::channel();
-        let watched = Arc::clone(&seen);
+        let watched = Arc::clone(&progress);
         let thread = std::thread::Builder::new().name("watchdog".to_owned()).spawn(move || {
-            let mut silence = StallTimer::new(timeout);
-            // Each wait counts as one tick, however long it really took: a suspended process
-            // misses ticks.
-            while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(silence.tick) {
-                let signs = lock(&watched).signs;
-                if silence.lasts(signs) {
+            let mut timer = StallTimer::new(timeout);
+            // Each wait counts as one tick, even if it took longer. A suspended process therefore
+            // has fewer ticks.
+            while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(timer.tick) {
+                let reports = lock(&watched).reports;
+                if timer.is_stalled(reports) {
                     return stalled(&lock(&watched));
                 }
             }
         })?;
-        Ok(Watchdog { seen, thread: Some((stop, thread)) })
+        Ok(Watchdog { progress, thread: Some((stop, thread)) })
     }
 
-    /// Something went forward; from here on the process is busy with `what`, for instance
-    /// "reading a batch".
-    pub fn progress(&self, what: &'static str) {
-        let mut seen = lock(&self.seen);
-        seen.signs += 1;
-        seen.what = what;
+    /// Reports progress and sets the current operation, for instance "reading a batch".
+    pub(crate) fn progress(&self, operation: &'static str) {
+        let mut progress = lock(&self.progress);
+        progress.reports += 1;
+        progress.operation = operation;
     }
 
-    /// From here on the process is in this step.
-    pub fn step(&self, step: u64) {
-        let mut seen = lock(&self.seen);
-        seen.signs += 1;
-        seen.step = step;
+    /// Reports progress and sets the current step.
+    pub(crate) fn step(&self, step: u64) {
+        let mut progress = lock(&self.progress);
+        progress.reports += 1;
+        progress.step = step;
     }
 }
 
@@ -91,50 +93,52 @@ impl Drop for Watchdog {
     fn drop(&mut self) {
         if let Some((stop, thread)) = self.thread.take() {
             drop(stop);
-            // It waits for nothing but this; a panic of it has been reported.
+            // The thread waits only for this. A panic of the thread has already been reported.
             let _ = thread.join();
         }
     }
 }
 
-fn lock(seen: &Mutex<ProgressMark>) -> MutexGuard<'_, ProgressMark> {
-    seen.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(progress: &Mutex<ProgressMark>) -> MutexGuard<'_, ProgressMark> {
+    progress.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Counts ticks without a sign.
+/// A counter of ticks without progress.
 #[derive(Debug)]
 struct StallTimer {
     tick: Duration,
+    /// Number of ticks after which the process counts as stalled.
     limit: u32,
     ticks: u32,
-    signs: u64,
+    reports: u64,
 }
 
 impl StallTimer {
     fn new(timeout: Duration) -> Self {
-        // A second, or a quarter of a timeout that is shorter than four.
+        // One second, or a quarter of a timeout that is shorter than four seconds.
         let tick = Duration::from_secs(1).min(timeout / 4).max(Duration::from_millis(1));
         let limit = timeout.as_nanos().div_ceil(tick.as_nanos());
-        StallTimer { tick, limit: u32::try_from(limit).unwrap_or(u32::MAX), ticks: 0, signs: 0 }
+        StallTimer { tick, limit: u32::try_from(limit).unwrap_or(u32::MAX), ticks: 0, reports: 0 }
     }
 
-    /// Takes note of a tick and of the signs so far; whether the silence was too long.
-    fn lasts(&mut self, signs: u64) -> bool {
-        self.ticks = if signs == self.signs { self.ticks + 1 } else { 0 };
-        self.signs = signs;
+    /// Counts one tick and returns whether the process is stalled. `reports` is the number of
+    /// progress reports so far.
+    fn is_stalled(&mut self, reports: u64) -> bool {
+        self.ticks = if reports == self.reports { self.ticks + 1 } else { 0 };
+        self.reports = reports;
         self.ticks >= self.limit
     }
 }
 
-/// Writes to stderr, but not for ever: who reads it may be what hangs.
-fn say(line: String) {
-    let (done, written) = mpsc::channel();
+/// Writes a line to stderr, for at most two seconds, because the reader of stderr may hang.
+fn write_to_stderr(line: String) {
+    let (sender, receiver) = mpsc::channel();
     let writer = std::thread::Builder::new().spawn(move || {
         let _ = std::io::stderr().write_all(line.as_bytes());
-        let _ = done.send(());
+        let _ = sender.send(());
     });
     if writer.is_ok() {
-        let _ = written.recv_timeout(Duration::from_secs(2));
+        let _ = receiver.recv_timeout(Duration::from_secs(2));
     }
 }
 
@@ -147,35 +151,35 @@ mod tests {
     use super::*;
 
     #[test]
-    fn silence_counts_ticks_and_any_sign_breaks_it() {
-        let mut silence = StallTimer::new(Duration::from_secs(3));
-        assert_eq!((silence.tick, silence.limit), (Duration::from_millis(750), 4));
-        assert_eq!([0, 0, 0].map(|signs| silence.lasts(signs)), [false; 3]);
-        assert_eq!([1, 1, 1, 1].map(|signs| silence.lasts(signs)), [false; 4]);
-        assert!(silence.lasts(1));
+    fn ticks_are_counted_until_progress_is_reported() {
+        let mut timer = StallTimer::new(Duration::from_secs(3));
+        assert_eq!((timer.tick, timer.limit), (Duration::from_millis(750), 4));
+        assert_eq!([0, 0, 0].map(|reports| timer.is_stalled(reports)), [false; 3]);
+        assert_eq!([1, 1, 1, 1].map(|reports| timer.is_stalled(reports)), [false; 4]);
+        assert!(timer.is_stalled(1));
         assert_eq!(StallTimer::new(Duration::from_secs(1_800)).limit, 1_800);
     }
 
     #[test]
-    fn a_stall_is_told_with_its_place() {
-        let (tell, told) = mpsc::channel();
-        let watchdog = Watchdog::watch(Duration::from_millis(50), move |seen| {
-            tell.send((seen.step, seen.what)).unwrap();
+    fn stall_is_reported_with_step_and_operation() {
+        let (sender, receiver) = mpsc::channel();
+        let watchdog = Watchdog::watch(Duration::from_millis(50), move |progress| {
+            sender.send((progress.step, progress.operation)).unwrap();
         });
         let watchdog = watchdog.unwrap();
         watchdog.step(7);
         watchdog.progress("reducing gradients");
-        assert_eq!(told.recv_timeout(Duration::from_secs(20)).unwrap(), (7, "reducing gradients"));
+        assert_eq!(receiver.recv_timeout(Duration::from_secs(20)).unwrap(), (7, "reducing gradients"));
     }
 
     #[test]
-    fn progress_and_the_end_of_the_watch_keep_it_quiet() {
-        let (tell, told) = mpsc::channel::<()>();
-        let watchdog = Watchdog::watch(Duration::from_secs(60), move |_| tell.send(()).unwrap()).unwrap();
+    fn progress_and_drop_prevent_a_report() {
+        let (sender, receiver) = mpsc::channel::<()>();
+        let watchdog = Watchdog::watch(Duration::from_secs(60), move |_| sender.send(()).unwrap()).unwrap();
         watchdog.progress("a step");
         drop(watchdog);
-        // The thread is gone, and with it the sender.
-        assert_eq!(told.recv_timeout(Duration::from_secs(20)), Err(RecvTimeoutError::Disconnected));
+        // The thread has ended, so the sender is dropped.
+        assert_eq!(receiver.recv_timeout(Duration::from_secs(20)), Err(RecvTimeoutError::Disconnected));
         let off = Watchdog::watch(Duration::ZERO, |_| unreachable!()).unwrap();
         off.progress("nothing");
         assert!(off.thread.is_none());
@@ -183,7 +187,7 @@ mod tests {
 
     const CHILD: &str = "BACKPACK_TEST_WATCHDOG";
 
-    /// Not a test by itself: the process that the next one stalls.
+    /// The process that the next test stalls. Without the variable it does nothing.
     #[test]
     fn child() {
         if std::env::var_os(CHILD).is_some() {
@@ -201,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stalled_process_exits_with_124_and_a_suspended_one_only_later() {
+    fn stalled_process_exits_with_124_and_suspended_time_does_not_count() {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["--exact", "watchdog::tests::child", "--nocapture"]).env(CHILD, "1");
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
@@ -210,12 +214,12 @@ mod tests {
         signal(&child, "STOP");
         std::thread::sleep(Duration::from_secs(4));
         signal(&child, "CONT");
-        let woken = Instant::now();
-        let said = lines.find(|line| line.starts_with("error: ")).unwrap();
-        assert!(said.starts_with("error: rank 1: nothing has gone forward for 3s on "), "{said}");
-        assert!(said.contains(": step 12, waiting for the other ranks; another rank"), "{said}");
-        // Of its four ticks, one at most was over.
-        assert!(woken.elapsed() > Duration::from_millis(1_400), "{:?}", woken.elapsed());
-        assert_eq!(child.wait().unwrap().code(), Some(STALLED));
+        let continued = Instant::now();
+        let error = lines.find(|line| line.starts_with("error: ")).unwrap();
+        assert!(error.starts_with("error: rank 1: no progress for 3s on "), "{error}");
+        assert!(error.contains(": step 12, waiting for the other ranks; another rank"), "{error}");
+        // At most one of the four ticks had passed before the process was suspended.
+        assert!(continued.elapsed() > Duration::from_millis(1_400), "{:?}", continued.elapsed());
+        assert_eq!(child.wait().unwrap().code(), Some(EXIT_STALLED));
     }
 }

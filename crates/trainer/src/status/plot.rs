@@ -1,4 +1,4 @@
-//! The curves of runs as a picture, SVG or PNG.
+//! `backpack plot`: curves of one or more runs as an SVG or PNG image.
 
 use std::path::{Path, PathBuf};
 
@@ -9,57 +9,62 @@ use charts::{
 
 use crate::logging::metrics::{self, MetricLine};
 
-/// Of a row of the picture, in pixels.
+/// Height in pixels of a row of small panels.
 const PANEL_HEIGHT: u32 = 300;
+/// Height in pixels of the panel of the losses.
 const LOSS_HEIGHT: u32 = 460;
-/// Points drawn of one line: more are not seen at this width.
-const MOST_POINTS: usize = 1_000;
-/// Characters of a name, to which the legend adds what a curve is of.
+/// Largest number of points per curve. More are not visible at this width.
+const MAX_POINTS: usize = 1_000;
+/// Largest number of characters of a run's name, to which the legend adds the kind of curve.
 const NAME_CHARACTERS: usize = LEGEND_CHARACTERS - ": validation".len();
 
-/// A line that the user draws across the losses.
+/// A horizontal line in the panel of the losses.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ReferenceLine {
-    /// What it is called in the legend.
+    /// Name in the legend.
     pub name: String,
-    /// Its loss, in nats.
+    /// Loss in nats.
     pub loss: f64,
 }
 
 impl std::str::FromStr for ReferenceLine {
     type Err = anyhow::Error;
 
-    /// `NAME=X`.
+    /// Parses `NAME=X`.
     fn from_str(text: &str) -> Result<Self> {
         let (name, loss) = text.split_once('=').ok_or_else(|| anyhow!("\"{text}\" is not NAME=X, as in GPT-2=3.12"))?;
-        let loss: f64 = loss.trim().parse().map_err(|_| anyhow!("\"{loss}\" is no number, as in GPT-2=3.12"))?;
+        let loss: f64 = loss.trim().parse().map_err(|_| anyhow!("\"{loss}\" is not a number, as in GPT-2=3.12"))?;
         ensure!(loss.is_finite() && !name.trim().is_empty(), "\"{text}\" is not NAME=X, as in GPT-2=3.12");
         Ok(ReferenceLine { name: name.trim().to_owned(), loss })
     }
 }
 
-/// One run, read.
+/// The name and the metrics of a run.
 struct PlottedRun {
     name: String,
     lines: Vec<MetricLine>,
 }
 
-/// Draws training and validation loss, learning rate, gradient norm and throughput of each run,
-/// with the references across the losses: an SVG or a PNG, by the ending of `output`.
+/// Draws training and validation loss, learning rate, gradient norm, throughput and utilization of
+/// each run.
+///
+/// The file name extension of `output` selects SVG or PNG.
 ///
 /// # Errors
-/// When a run folder has no metrics, the ending is neither, or the file cannot be written.
+/// Returns an error if a run directory has no metrics, if the extension is unknown, or if the file
+/// cannot be written.
 pub fn plot(run_dirs: &[PathBuf], references: &[ReferenceLine], output: &Path) -> Result<()> {
     ImageFormat::of(output)?;
     let runs = run_dirs.iter().map(|run_dir| read(run_dir)).collect::<Result<Vec<PlottedRun>>>()?;
     chart(&runs, references).write(output)
 }
 
+/// Reads the metrics of a run.
 fn read(run_dir: &Path) -> Result<PlottedRun> {
     let lines = metrics::read(run_dir)?;
     ensure!(
         lines.iter().any(|line| line.loss.is_some() || line.val_loss.is_some()),
-        "{} holds no loss to draw",
+        "{} contains no loss to draw",
         run_dir.join(metrics::METRICS_FILE).display()
     );
     let real = run_dir.canonicalize().unwrap_or_else(|_| run_dir.to_owned());
@@ -67,6 +72,7 @@ fn read(run_dir: &Path) -> Result<PlottedRun> {
     Ok(PlottedRun { name, lines })
 }
 
+/// Arranges the curves in panels.
 fn chart(runs: &[PlottedRun], references: &[ReferenceLine]) -> Chart {
     let mut legend = Vec::new();
     for (i, run) in runs.iter().enumerate() {
@@ -84,7 +90,8 @@ fn chart(runs: &[PlottedRun], references: &[ReferenceLine]) -> Chart {
             move |(i, run): (usize, &PlottedRun)| Curve { points: thin(&points(&run.lines, value)), style: style(i) };
         runs.iter().enumerate().map(line).collect::<Vec<_>>()
     };
-    // A run's validation is drawn in its full colour, its noisy training loss fainter before it.
+    // The validation loss has the full color of the run. The noisy training loss is fainter and
+    // drawn first.
     let mut losses = lines(|line| line.loss, Style::Faint);
     let level =
         |(i, reference): (usize, &ReferenceLine)| Curve { points: vec![(0.0, reference.loss)], style: Style::Level(i) };
@@ -113,34 +120,35 @@ fn chart(runs: &[PlottedRun], references: &[ReferenceLine]) -> Chart {
         PanelRow {
             height: PANEL_HEIGHT,
             panels: vec![
-                small("tokens a second", |line| line.tokens_per_s),
-                small("utilisation (%)", |line| line.mfu.map(|mfu| 100.0 * mfu)),
+                small("tokens per second", |line| line.tokens_per_s),
+                small("utilization (%)", |line| line.mfu.map(|mfu| 100.0 * mfu)),
             ],
         },
     ];
     Chart { legend, rows }
 }
 
+/// Returns the steps and values of the lines that have the value.
 fn points(lines: &[MetricLine], value: fn(&MetricLine) -> Option<f64>) -> Vec<(f64, f64)> {
     lines.iter().filter_map(|line| Some((line.step as f64, value(line)?))).collect()
 }
 
-/// Means over equal stretches of steps.
+/// Reduces a curve to at most [`MAX_POINTS`] points, each the mean of consecutive points.
 fn thin(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
-    let stretch = points.len().div_ceil(MOST_POINTS).max(1);
+    let size = points.len().div_ceil(MAX_POINTS).max(1);
     let mean = |chunk: &[(f64, f64)]| {
         let n = chunk.len() as f64;
         (chunk.iter().map(|p| p.0).sum::<f64>() / n, chunk.iter().map(|p| p.1).sum::<f64>() / n)
     };
-    points.chunks(stretch).map(mean).collect()
+    points.chunks(size).map(mean).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn run(folder: &Path) -> PathBuf {
-        let run = folder.join("first");
+    fn run(dir: &Path) -> PathBuf {
+        let run = dir.join("first");
         std::fs::create_dir(&run).unwrap();
         let lines = concat!(
             r#"{"step":1,"loss":5.0,"lr":0.1,"grad_norm":2.0,"tokens_per_s":100.0,"mfu":0.4}"#,
@@ -153,27 +161,27 @@ mod tests {
     }
 
     #[test]
-    fn a_plot_names_its_runs_panels_and_references() {
-        let folder = tempfile::tempdir().unwrap();
-        let run = run(folder.path());
-        let svg = folder.path().join("plots/out.svg");
+    fn plot_contains_names_of_runs_panels_and_references() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = run(dir.path());
+        let svg = dir.path().join("plots/out.svg");
         let reference: ReferenceLine = "GPT-2=3.12".parse().unwrap();
         plot(std::slice::from_ref(&run), std::slice::from_ref(&reference), &svg).unwrap();
         let text = std::fs::read_to_string(&svg).unwrap();
         assert!(text.starts_with("<svg"));
         for name in
-            ["first: training", "first: validation", "GPT-2: 3.12", "loss (nats)", "learning rate", "tokens a second"]
+            ["first: training", "first: validation", "GPT-2: 3.12", "loss (nats)", "learning rate", "tokens per second"]
         {
             assert!(text.contains(name), "{name}");
         }
     }
 
     #[test]
-    fn what_cannot_be_drawn_is_refused() {
-        let folder = tempfile::tempdir().unwrap();
-        let error = plot(&[folder.path().to_owned()], &[], Path::new("out.svg")).unwrap_err().to_string();
-        assert!(error.contains("is") && error.contains("a run folder"), "{error}");
-        let error = plot(&[run(folder.path())], &[], Path::new("out.gif")).unwrap_err().to_string();
+    fn invalid_inputs_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = plot(&[dir.path().to_owned()], &[], Path::new("out.svg")).unwrap_err().to_string();
+        assert!(error.contains(metrics::METRICS_FILE), "{error}");
+        let error = plot(&[run(dir.path())], &[], Path::new("out.gif")).unwrap_err().to_string();
         assert!(error.starts_with("out.gif ends neither in .svg nor in .png"), "{error}");
         for wrong in ["GPT-2", "GPT-2=x", "=3", "a=inf"] {
             assert!(wrong.parse::<ReferenceLine>().unwrap_err().to_string().contains("as in GPT-2=3.12"), "{wrong}");
@@ -181,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn many_points_are_thinned_to_their_means() {
+    fn many_points_are_reduced_to_means() {
         let points: Vec<(f64, f64)> = (0..10_000).map(|i| (f64::from(i), f64::from(i % 5))).collect();
         let thinned = thin(&points);
         assert_eq!(thinned.len(), 1_000);

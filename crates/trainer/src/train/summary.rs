@@ -11,19 +11,19 @@ use crate::perf::flops::flops_per_token;
 
 /// The derived figures of a run.
 #[derive(Debug, Clone)]
-pub struct RunSummary {
+pub(crate) struct RunSummary {
     /// Trained values.
-    pub parameters: i64,
+    pub(crate) parameters: i64,
     /// Training FLOPs per token, by the full formula.
-    pub flops_per_token: f64,
+    pub(crate) flops_per_token: f64,
     /// How a step is split.
-    pub split: BatchLayout,
+    pub(crate) split: BatchLayout,
     /// Tokens of the whole run.
-    pub tokens: u64,
+    pub(crate) tokens: u64,
     /// Sequences in an epoch.
-    pub sequences_per_epoch: u64,
+    pub(crate) sequences_per_epoch: u64,
     /// Passes over the data.
-    pub epochs: f64,
+    pub(crate) epochs: f64,
     max_steps: u64,
     sequence_length: u64,
 }
@@ -34,7 +34,7 @@ impl RunSummary {
     ///
     /// # Errors
     /// When the batch does not divide.
-    pub fn new(config: &Config, model: &ModelConfig, sequences_per_epoch: u64, world_size: u64) -> Result<Self> {
+    pub(crate) fn new(config: &Config, model: &ModelConfig, sequences_per_epoch: u64, world_size: u64) -> Result<Self> {
         let sequence_length = config.data.sequence_length as u64;
         let split = config.batch.split(sequence_length, world_size)?;
         let max_steps = config.schedule.max_steps;
