@@ -146,7 +146,10 @@ fn all_tasks_write_json_and_a_table() {
     fs::write(scratch.path("tasks/similarity/bad.csv"), "a,b,c\n").unwrap();
     let second = scratch.path_str("second");
     let error = eval(&model, "all", &tasks, &["--output", &second]).error();
-    assert!(error.contains("bad.csv line 1: column 3 must be the rating, but is \"c\"") && !scratch.path("second").exists(), "{error}");
+    assert!(
+        error.contains("bad.csv line 1: column 3 must be the rating, but is \"c\"") && !scratch.path("second").exists(),
+        "{error}"
+    );
     // Data given by task; JSON on stdout.
     let named = format!("blimp={tasks}/blimp");
     let json = eval(&model, "all", &named, &["--output", &second, "--json"]).expect(0).json();

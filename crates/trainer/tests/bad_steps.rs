@@ -32,7 +32,8 @@ impl Run {
         };
         let forward_options = ForwardOptions { kind, dropout: 0.0, kernels, share_sense_dropout: false };
         let turn = GENERATOR.lock().unwrap();
-        let model = LanguageModel::initialize(config, 3, Device::Cpu).unwrap().with_low_precision_copies(forward_options);
+        let model =
+            LanguageModel::initialize(config, 3, Device::Cpu).unwrap().with_low_precision_copies(forward_options);
         drop(turn);
         let optimizer = Optimizer::new(OptimizerConfig { learning_rate: 3e-3, ..OptimizerConfig::default() }, &model);
         let step_guard = StepGuard::new(step_guard, kind == Kind::Half, Device::Cpu).unwrap();

@@ -141,7 +141,8 @@ pub fn bench(config: &Config, options: &BenchOptions, on_line: &mut dyn FnMut(&s
     }
     let collectives = Collectives::join(world, &config.distributed, device)?;
     let forward_options = config.forward_options();
-    let model = LanguageModel::initialize(config.model.clone(), config.run.seed, device)?.with_low_precision_copies(forward_options);
+    let model = LanguageModel::initialize(config.model.clone(), config.run.seed, device)?
+        .with_low_precision_copies(forward_options);
     let optimizer = Optimizer::new(config.optimizer.clone(), &model);
     let context = StepContext {
         step_guard: StepGuard::new(&config.step_guard, config.run.precision == Precision::Fp16, device)?,
