@@ -7,7 +7,8 @@
 
 mod source_reader;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::btree_map::{BTreeMap, Entry};
+use std::collections::{BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -83,8 +84,8 @@ fn import_cycles(workspace: &Workspace) -> Vec<String> {
         let (mut previous, mut queue) = (BTreeMap::new(), VecDeque::from([start]));
         while let Some(file) = queue.pop_front() {
             for &to in targets.get(&file).into_iter().flatten() {
-                if !previous.contains_key(&to) {
-                    previous.insert(to, file);
+                if let Entry::Vacant(entry) = previous.entry(to) {
+                    entry.insert(file);
                     queue.push_back(to);
                 }
             }

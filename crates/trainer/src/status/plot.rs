@@ -16,7 +16,7 @@ const LOSS_HEIGHT: u32 = 460;
 /// Largest number of points per curve. More are not visible at this width.
 const MAX_POINTS: usize = 1_000;
 /// Largest number of characters of a run's name, to which the legend adds the kind of curve.
-const NAME_CHARACTERS: usize = LEGEND_CHARACTERS - ": validation".len();
+const NAME_CHARACTERS: usize = MAX_NAME_CHARS - ": validation".len();
 
 /// A horizontal line in the panel of the losses.
 #[derive(Debug, Clone, PartialEq)]
