@@ -30,9 +30,9 @@ fn text_that_cannot_be_prepared() {
     assert!(prepare("a.jsonl", b"{\"text\": \"ok\"}\n{\"text\": \n").contains("a.jsonl line 2"));
     assert!(prepare("b.txt", b"caf\xe9").contains("b.txt is not UTF-8 at byte 3"));
     assert!(prepare("c.jsonl", b"").contains("the corpus is empty"));
-    assert!(prepare("d.parquet", b"PAR1 and then nothing").contains("d.parquet of 21 bytes cannot be read as parquet"));
+    assert!(prepare("d.parquet", b"PAR1 and then nothing").contains("d.parquet (21 bytes) as parquet"));
     let error = backpack(&["prepare-data", "--input", "none.jsonl", "--output", &out]).error();
-    assert!(error.contains("no such file or folder: none.jsonl"), "{error}");
+    assert!(error.contains("no such file or directory: none.jsonl"), "{error}");
     fs::create_dir(scratch.path("full")).unwrap();
     write_ids(&scratch.path("full/train-00000.bin"), &[1, 2, 3]);
     let error = backpack(&["prepare-data", "--input", "data/demo.jsonl", "--output", &scratch.text("full")]).error();
@@ -50,13 +50,13 @@ fn configs_that_cannot_be_run() {
         ("optimizer.learning_rate=-1e-3", "optimizer.learning_rate is -0.001: it must be above 0"),
         ("schedule.warmup_steps=0", "schedule.warmup_steps is 0"),
         ("schedule.warmup_steps=13", "more than schedule.max_steps 12"),
-        ("batch.tokens_per_step=100", "no multiple of data.sequence_length 32: use 96 or 128"),
+        ("batch.tokens_per_step=100", "not a multiple of data.sequence_length 32: use 96 or 128"),
         ("batch.micro_batch_size=3", "micro_batch 3 does not divide the 4 sequences"),
         ("step_guard.initial_loss_scale=0", "step_guard.initial_loss_scale is 0"),
         ("model.num_senses=3", "does not divide by num_senses 3"),
         ("data.sequence_length=64", "more than model.n_positions 32"),
-        ("data.path=nowhere", "the data folder nowhere is not there"),
-        ("data.path=docs", "holds neither manifest.json nor a plain train.bin"),
+        ("data.path=nowhere", "the data directory nowhere does not exist"),
+        ("data.path=docs", "contains neither manifest.json nor train.bin"),
         ("model.vocab_size=300", "which is not below the model's vocabulary of 300"),
         ("checkpoint.init_from=nowhere", "nowhere is not a folder"),
         ("logging.every_steps=0", "logging.every_steps is 0"),
@@ -101,7 +101,7 @@ fn data_that_does_not_fit() {
     let error = backpack(&["eval", "--model", model.to_str().unwrap(), "--task", "val", "--data", &data]).error();
     assert!(error.contains("too few for one sequence"), "{error}");
     let error = backpack(&["eval", "--model", model.to_str().unwrap(), "--task", "val", "--data", "nowhere"]).error();
-    assert!(error.contains("the data folder nowhere is not there"), "{error}");
+    assert!(error.contains("the data directory nowhere does not exist"), "{error}");
 
     let shards = scratch.text("shards");
     backpack(&["prepare-data", "--input", "data/demo.jsonl", "--output", &shards, "--val-fraction", "0.05"]).expect(0);
@@ -124,7 +124,7 @@ fn data_that_does_not_fit() {
 fn checkpoints_that_are_none() {
     let scratch = Scratch::new();
     let error = scratch.train("run", &["--resume", "nowhere"]).error();
-    assert!(error.contains("the checkpoint nowhere is not there"), "{error}");
+    assert!(error.contains("the checkpoint nowhere does not exist"), "{error}");
     let error = scratch.train("run", &["--resume", "docs"]).error();
     assert!(error.contains("docs is not a checkpoint"), "{error}");
     let fixture = fixture("inv_scale");
@@ -149,7 +149,7 @@ fn checkpoints_that_are_none() {
     assert!(!scratch.path("out").exists());
     // None is left to go on from: afresh, and nothing is thrown away.
     let said = scratch.train("run", &["--resume", "auto", "--stop-after", "1"]).expect(85).stderr;
-    assert!(said.contains("passed over") && said.contains("none of 1 checkpoints verifies: starting afresh"), "{said}");
+    assert!(said.contains("skipping") && said.contains("none of 1 checkpoints verifies: starting at step 0"), "{said}");
     assert!(scratch.path("run/checkpoints/aside-step-00000001/optimizer.safetensors").is_file());
     assert_eq!(scratch.checkpoints("run"), [1]);
 }

@@ -243,28 +243,28 @@ impl DebiasResult {
             Curve { points: (0..=CURVE_POINTS).map(|i| at(f64::from(i) / f64::from(CURVE_POINTS))).collect(), style }
         };
         let test = self.test_biases();
-        let projected = test.projected.map(|bias| Curve { points: vec![(0.0, bias)], style: Style::Level(0) });
+        let projected = test.projected.map(|bias| Curve { points: vec![(0.0, bias)], style: Style::HorizontalLine(0) });
         let curves = [
             curve(&self.training, Style::Faint(0)),
             curve(&self.test, Style::Line(1)),
-            Curve { points: vec![(factor, test.found)], style: Style::Dotted(1) },
+            Curve { points: vec![(factor, test.found)], style: Style::Markers(1) },
         ];
         let ticks = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0].map(|x| (x, format!("{x}"))).to_vec();
         let by_factor = Panel {
             title: format!("bias by the factor of sense {sense}"),
-            x: Axis { description: "factor".to_owned(), low: 0.0, high: 1.0, ticks },
+            x: Axis { label: "factor".to_owned(), min: 0.0, max: 1.0, ticks },
             curves: projected.into_iter().chain(curves).collect(),
             range: AxisRange::Fit,
         };
-        let bars = Style::Bars { colour: 2, place: 0, of: 1 };
+        let bars = Style::Bars { color: 2, index: 0, count: 1 };
         let trials = &self.found.trials;
         let names: Vec<String> = trials.iter().map(|trial| trial.sense.to_string()).collect();
         let by_sense = Panel {
             title: "lowest bias of the training prompts by each sense alone".to_owned(),
-            x: Axis::of_names("sense", &names),
+            x: Axis::from_names("sense", &names),
             curves: vec![
                 Curve { points: trials.iter().map(|t| (t.sense as f64, t.lowest)).collect(), style: bars },
-                Curve { points: vec![(0.0, self.training_biases().plain)], style: Style::Level(1) },
+                Curve { points: vec![(0.0, self.training_biases().plain)], style: Style::HorizontalLine(1) },
             ],
             range: AxisRange::FromZero,
         };
@@ -272,9 +272,9 @@ impl DebiasResult {
         let legend = vec![
             entry("training prompts", Style::Faint(0)),
             entry("test prompts", Style::Line(1)),
-            entry("test prompts at the found factor", Style::Dotted(1)),
-            entry("test prompts after projection", Style::Level(0)),
-            entry("training prompts as the model is", Style::Level(1)),
+            entry("test prompts at the found factor", Style::Markers(1)),
+            entry("test prompts after projection", Style::HorizontalLine(0)),
+            entry("training prompts as the model is", Style::HorizontalLine(1)),
         ];
         Chart { legend, rows: vec![PanelRow { height: 380, panels: vec![by_factor, by_sense] }] }
     }

@@ -189,8 +189,8 @@ impl Edit {
             (format!("{new} after"), 1, |c| c.after.new.probability),
         ];
         let (mut legend, mut curves) = (Vec::new(), Vec::new());
-        for (place, (name, colour, value)) in bars.into_iter().enumerate() {
-            let style = Style::Bars { colour, place, of: 4 };
+        for (index, (name, color, value)) in bars.into_iter().enumerate() {
+            let style = Style::Bars { color, index, count: 4 };
             let points = compared.iter().enumerate().map(|(i, c)| (i as f64, 100.0 * value(c))).collect();
             legend.push(LegendEntry { name, style });
             curves.push(Curve { points, style });
@@ -199,7 +199,7 @@ impl Edit {
             compared.iter().map(|c| charts::shorten(&c.prompt, room_for_each(compared.len()))).collect();
         let panel = Panel {
             title: "probability of the next word (%)".to_owned(),
-            x: Axis::of_names("", &names),
+            x: Axis::from_names("", &names),
             curves,
             range: AxisRange::FromZero,
         };

@@ -260,7 +260,7 @@ fn mean_count(texts: &[Vec<i64>], topic: &[i64]) -> f64 {
 impl SteeredTexts {
     /// For tables and legends; what is data has the whole of it.
     fn short_name(&self) -> String {
-        charts::shorten(&self.name, charts::LEGEND_CHARACTERS)
+        charts::shorten(&self.name, charts::MAX_NAME_CHARS)
     }
 }
 
@@ -327,15 +327,16 @@ fn words_of_all(steered: &[SteeredTexts]) -> Table {
 }
 
 fn chart(steered: &[SteeredTexts]) -> Chart {
-    let legend = |(i, topic): (usize, &SteeredTexts)| LegendEntry { name: topic.short_name(), style: Style::Dotted(i) };
+    let legend =
+        |(i, topic): (usize, &SteeredTexts)| LegendEntry { name: topic.short_name(), style: Style::Markers(i) };
     let panel = |title: &str, value: fn(&TopicResult, usize) -> f64| {
         let curve = |(i, topic): (usize, &SteeredTexts)| Curve {
             points: topic.outcomes.iter().map(|o| (f64::from(o.strength), value(o, i))).collect(),
-            style: Style::Dotted(i),
+            style: Style::Markers(i),
         };
         Panel {
             title: title.to_owned(),
-            x: Axis::of_names("strength", &["0", "1", "2", "3"].map(str::to_owned)),
+            x: Axis::from_names("strength", &["0", "1", "2", "3"].map(str::to_owned)),
             curves: steered.iter().enumerate().map(curve).collect(),
             range: AxisRange::FromZero,
         }
