@@ -94,7 +94,7 @@ fn bench_rejects_bad_inputs() {
     let scratch = Scratch::new();
     let refused = |more: &[&str]| bench(&scratch, more).error();
     assert!(refused(&["--steps", "0"]).contains("--steps is 0"));
-    assert!(refused(&["--set", "batch.tokens_per_step=100"]).contains("no multiple of data.sequence_length 32"));
+    assert!(refused(&["--set", "batch.tokens_per_step=100"]).contains("not a multiple of data.sequence_length 32"));
     assert!(refused(&["--tokens-file", "none.bin"]).contains("the tokens file none.bin cannot be read"));
     let file = scratch.path_str("ids.bin");
     write_ids(&scratch.path("ids.bin"), &[1; 32]);
@@ -104,10 +104,7 @@ fn bench_rejects_bad_inputs() {
     ids[33] = 311;
     write_ids(&scratch.path("ids.bin"), &ids);
     let foreign = refused(&["--tokens-file", &file]);
-    assert!(
-        foreign.contains("holds id 311 at place 33, which is not below the model's vocabulary of 311"),
-        "{foreign}"
-    );
+    assert!(foreign.contains("holds id 311 at position 33, which is not below model.vocab_size 311"), "{foreign}");
     fs::write(scratch.path("ids.bin"), [0u8; 67]).unwrap();
     assert!(refused(&["--tokens-file", &file]).contains("67 bytes"));
     let hot = refused(&["--set", "optimizer.learning_rate=1e30", "--steps", "5"]);

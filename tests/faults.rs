@@ -21,13 +21,13 @@ fn consecutive_bad_steps_end_the_run_with_the_last_good_weights() {
         error.contains("the 4 steps up to step 6 ") && error.contains("(step_guard.max_consecutive_bad_steps is 4)"),
         "{error}"
     );
-    assert!(error.contains("go on with --resume auto from step 2, whose weights are those from before"), "{error}");
+    assert!(error.contains("resume with --resume auto from step 2, which has the weights from before"), "{error}");
     assert_eq!((scratch.checkpoints("run"), skipped), (vec![2], 4));
     let bad = &scratch.metrics("run")[3];
     assert_eq!((&bad["loss"], &bad["step"], &bad["skipped"]), (&Value::Null, &4.into(), &2.into()));
     // A checkpoint that is due during the bad steps has the same weights.
     let due = scratch.train("due", &[&hot[..], &["--set", "checkpoint.every_steps=5"]].concat()).error();
-    assert!(due.contains("go on with --resume auto from step 5, whose"), "{due}");
+    assert!(due.contains("resume with --resume auto from step 5, which"), "{due}");
     let weights = |run: &str, step| fs::read(scratch.checkpoint(run, step).join("model.safetensors")).unwrap();
     assert_eq!(weights("due", 5), weights("run", 2));
 }
@@ -96,12 +96,12 @@ fn a_failed_checkpoint_is_a_warning_but_an_error_at_the_last_step() {
     let ended = limited(&scratch.train_arguments("run", &["--resume", "auto"]));
     for step in ["step-00000004", "step-00000008"] {
         let warned = ended.stderr.lines().any(|line| {
-            line.starts_with("warning     the checkpoint") && line.contains(step) && line.contains("the run goes on")
+            line.starts_with("warning     the checkpoint") && line.contains(step) && line.contains("the run continues")
         });
         assert!(warned, "{}", ended.stderr);
     }
     let error = ended.error();
-    assert!(error.contains("step-00000012 cannot be written; those from before are untouched"), "{error}");
+    assert!(error.contains("step-00000012 cannot be written; older checkpoints are unchanged"), "{error}");
     assert_eq!(scratch.checkpoints("run"), [3]);
     scratch.train("run", &["--resume", "auto"]).expect(0);
     assert_eq!(without_speeds(&scratch.metrics("whole")), without_speeds(&scratch.metrics("run")));

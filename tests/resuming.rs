@@ -115,7 +115,7 @@ fn a_damaged_checkpoint_is_skipped_or_rejected() {
     // An incomplete checkpoint of a killed process is ignored.
     fs::create_dir(scratch.path("run").join("checkpoints/.step-00000008")).unwrap();
     let resumed = scratch.train("run", &["--resume", "auto"]).expect(0);
-    assert!(resumed.stderr.contains("passed over") && resumed.stderr.contains("at step 4"), "{}", resumed.stderr);
+    assert!(resumed.stderr.contains("skipping") && resumed.stderr.contains("at step 4"), "{}", resumed.stderr);
     let weights = |run: &str| fs::read(scratch.checkpoint(run, 12).join("model.safetensors")).unwrap();
     assert_eq!(weights("whole"), weights("run"));
     assert_eq!(without_speeds(&scratch.metrics("whole")), without_speeds(&scratch.metrics("run")));
@@ -145,7 +145,7 @@ fn settings_of_the_data_order_cannot_change_on_resume() {
     let scratch = Scratch::new();
     scratch.train("run", &["--stop-after", "2"]).expect(85);
     let resume = |set: &str| scratch.train("run", &["--resume", "auto", "--set", set]);
-    assert!(resume("run.seed=2").error().contains("run.seed is 2, but the checkpoint was made with 1111"));
+    assert!(resume("run.seed=2").error().contains("run.seed is 2, but the checkpoint was saved with 1111"));
     assert!(resume("data.order=sequential").error().contains("data.order"));
     assert!(resume("model.n_layer=2").error().contains("model.n_layer is 2"));
     let changed = resume("schedule.max_steps=14").expect(0);
@@ -207,7 +207,7 @@ fn a_rejected_resume_keeps_the_checkpoints() {
     let first = scratch.checkpoint("run", 8);
     let from = ["--resume", first.to_str().unwrap()];
     let refused = scratch.train("run", &[&from[..], &["--set", "run.seed=7"]].concat()).error();
-    assert!(refused.contains("run.seed is 7, but the checkpoint was made with"), "{refused}");
+    assert!(refused.contains("run.seed is 7, but the checkpoint was saved with"), "{refused}");
     assert_eq!(scratch.checkpoints("run"), [8, 12]);
     // The optimizer state of another architecture does not fit.
     let refused = scratch.train("run", &[&from[..], &["--set", "model.architecture=gpt2"]].concat()).error();

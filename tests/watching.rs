@@ -22,7 +22,7 @@ fn plan_needs_no_data() {
     let kilowatt_hours = json["cost"]["kilowatt_hours"].as_f64().unwrap();
     assert!((kilowatt_hours / 138.7 - 1.0).abs() < 0.01, "{kilowatt_hours}");
     let error = backpack(&["plan", "--config", "configs/owt/small.toml", "--processes", "3"]).error();
-    assert!(error.contains("do not divide among 3 processes"), "{error}");
+    assert!(error.contains("do not divide among 3 ranks"), "{error}");
 }
 
 #[test]

@@ -226,7 +226,7 @@ fn apply(table: &mut Table, schema: &Table, assignment: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::batch_reader::MicroBatch;
+    use crate::data::batch::MicroBatchSize;
     use crate::optim::lr_schedule::Decay;
 
     /// Configuration files in a temporary directory. `run.toml` is the one to load.
@@ -288,7 +288,10 @@ mod tests {
         assert_eq!((config.model.n_embd, config.model.n_layer), (64, 3));
         assert_eq!((config.data.path.to_str(), config.run.name.as_str()), (Some("b"), "x y"));
         assert_eq!((config.optimizer.learning_rate, config.optimizer.betas), (1.0, (0.9, 0.95)));
-        assert_eq!((config.batch.micro_batch_size, config.schedule.decay), (MicroBatch::Sequences(4), Decay::Cosine));
+        assert_eq!(
+            (config.batch.micro_batch_size, config.schedule.decay),
+            (MicroBatchSize::Sequences(4), Decay::Cosine)
+        );
         assert!(!config.logging.tensorboard);
         assert_eq!(
             one("[data]\npath='x'").load(&["batch.micro_batch_size=auto", "run.name=2024"]).unwrap().run.name,
