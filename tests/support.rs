@@ -13,7 +13,6 @@ pub(crate) fn root() -> PathBuf {
 }
 
 /// The directory of a fixture model.
-/// The directory of a fixture model.
 pub(crate) fn fixture(set: &str) -> PathBuf {
     root().join("tests/fixtures/backpack").join(set)
 }
@@ -39,7 +38,6 @@ pub(crate) fn write_model_of_words(folder: &Path) {
     model::save_model(&model, folder).unwrap();
 }
 
-/// A temporary directory that is deleted when the value is dropped.
 /// A temporary directory that is deleted when the value is dropped.
 pub(crate) struct Scratch {
     folder: TempDir,

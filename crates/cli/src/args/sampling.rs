@@ -12,7 +12,7 @@ pub(crate) struct SamplingArgs {
     /// Sample from the K most probable tokens only [default: all tokens]
     #[arg(long, value_name = "K")]
     top_k: Option<usize>,
-    /// Sample from the smallest set of most probable tokens whose probabilities sum to P
+    /// Sample from the smallest set of most probable tokens whose probabilities sum to at least P
     /// [default: all tokens]
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
     top_p: Option<f64>,

@@ -16,7 +16,7 @@ use crate::output::files::write_json;
 /// Where the report goes.
 #[derive(Debug, Args)]
 pub(super) struct ReportArgs {
-    /// New directory for table.md, report.json, plot.svg, plot.png and the generated texts
+    /// New directory for table.md, report.json, plot.svg and plot.png; topic also writes its texts
     /// (texts.jsonl)
     #[arg(long, value_name = "DIR")]
     output: Option<PathBuf>,
