@@ -187,7 +187,7 @@ fn a_dump_of_512_tokens_equals_the_reference_forward_pass() {
     let model = checkpoint.to_str().unwrap();
     backpack(&["dump", "--model", model, "--ids-file", &scratch.path_str("ids.bin"), "--output", &output]).expect(0);
     let loaded = model::load_model(&checkpoint, tch::Device::Cpu).unwrap();
-    let pass = model::ForwardOptions { kernels: model::Kernels::Reference, ..model::ForwardOptions::evaluation() };
+    let options = model::ForwardOptions { kernels: model::Kernels::Reference, ..model::ForwardOptions::evaluation() };
     let logits = tch::no_grad(|| loaded.logits(&tch::Tensor::from_slice(&ids).unsqueeze(0), options)).get(0);
     let difference = (logits - &read_tensors(output.as_ref()).unwrap()["logits"]).abs().max().double_value(&[]);
     assert!(difference < 1e-5, "{difference}");

@@ -31,8 +31,7 @@ pub(crate) fn handle(state: &mut AppState, endpoint: Endpoint, body: &[u8]) -> A
 
 fn model_description(state: &AppState) -> Value {
     let config = state.model.config();
-    let edited = state.model.backpack().and_then(|backpack| backpack.edited());
-    let edited: Vec<i64> = edited.map(|edited| edited.parts().0.to_vec()).unwrap_or_default();
+    let edited = state.model.edited_tokens();
     let parameters: i64 = state.model.parameters().iter().map(|(_, tensor)| tensor.numel() as i64).sum();
     json!({
         "name": state.name,

@@ -59,7 +59,7 @@ impl Inputs {
 
     /// Returns a weight with the copy that the fused operations read.
     fn weight(&self, i: usize) -> MatmulWeight<'_> {
-        MatmulWeight { master: &self.tensors[i], value: &self.copies[i] }
+        MatmulWeight { master: &self.tensors[i], operand: &self.copies[i] }
     }
 
     /// Casts a parameter to `kind` with a gradient, as autocast does.
@@ -275,7 +275,7 @@ fn check_and_make_output_grads(operation: &Operation, inputs: &Inputs) -> Vec<Te
 /// Returns the seconds of the forward and the backward pass. The scalar from which autograd starts is
 /// computed between them and not timed. The backward pass includes one product with it.
 fn forward_and_backward(f: fn(&Inputs) -> Vec<Tensor>, inputs: &Inputs, output_grads: &[Tensor]) -> f64 {
-    inputs.forget_grads();
+    inputs.clear_grads();
     let (forward, results) = timed(|| f(inputs));
     let scalar = if results[0].dim() == 0 {
         results[0].shallow_clone() // a loss is a scalar

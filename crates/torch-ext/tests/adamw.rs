@@ -80,7 +80,7 @@ fn skipped_update_changes_nothing_and_loss_scale_is_removed() {
                 weight_decays: &[0.1],
                 updates: &updates,
             };
-            let guard = UpdateGuard { loss_scale: scale.as_ref(), veto: Some(&veto) };
+            let guard = UpdateGuard { loss_scale: scale.as_ref(), skip: Some(&veto) };
             let stats = clipped_adamw(lists, guard, AdamW { max_norm: 1.0, ..OPTIONS }).expect("the lists fit");
             let overflow = stats.overflow.int64_value(&[]) != 0;
             ([p, m, v, copy, updates], stats.grad_norm.double_value(&[]), overflow)

@@ -267,7 +267,7 @@ fn rank_process() {
     let device = if role == "nccl" { Device::Cuda(0) } else { Device::Cpu };
     let result = ProcessGroup::join(&rendezvous, device).and_then(|group| {
         run_role(&role, &group)?;
-        group.leave()
+        group.shutdown()
     });
     if let Err(error) = result {
         let text = error.to_string();

@@ -263,7 +263,7 @@ fn tied_embedding_gets_the_sum_of_all_gradients() {
                 let rows = scale_rows(&embedding(&tied, &first).unwrap().view([6, width]), &i[1]);
                 let more = embedding(&tied, &i[1].get(0).unsqueeze(0)).unwrap();
                 let hidden = rows + more;
-                let weight = MatmulWeight { master: &tied, value: &i[0].detach() };
+                let weight = MatmulWeight { master: &tied, operand: &i[0].detach() };
                 if head { linear_cross_entropy(&hidden, weight, &i[1], 4).unwrap() } else { hidden }
             },
         );

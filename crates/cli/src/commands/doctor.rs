@@ -100,7 +100,7 @@ fn nccl() -> String {
 /// Gloo, the communication library for CPU processes: network interfaces and own address.
 fn gloo() -> Vec<String> {
     let host = distributed::host_name();
-    let own = distributed::own_address();
+    let own = distributed::local_address();
     let resolved = own.map_or("no address".to_owned(), |address| address.to_string());
     let interfaces = match distributed::interfaces() {
         Ok(list) => list.iter().map(|(name, address)| format!("{name} {address}")).collect::<Vec<_>>().join(", "),

@@ -64,7 +64,7 @@ impl Dump {
                 Some(backpack) => {
                     let weights = backpack.contextualization(&input, options);
                     let senses = backpack.senses(&input, options);
-                    let hidden = backpack.combine(&weights, &senses, options);
+                    let hidden = backpack.combine_senses(&weights, &senses, options);
                     tensors.push(("contextualization", weights.get(0)));
                     tensors.push(("senses", senses.get(0)));
                     hidden

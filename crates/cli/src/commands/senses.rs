@@ -146,7 +146,7 @@ fn explain(analysis: &TextAnalysis<'_>, next: Option<i64>, top: usize, names: &T
     let position = |position: usize| -> Result<Value> {
         let predicted = match next {
             Some(id) => analysis.candidate(position, id)?,
-            None => analysis.next(position, 1)?[0],
+            None => analysis.next_tokens(position, 1)?[0],
         };
         let parts = analysis.contributions(position, predicted.id)?;
         let num_senses = parts.size()[1];

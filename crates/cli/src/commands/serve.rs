@@ -58,6 +58,6 @@ impl Serve {
             writeln!(out, "serving {} at http://{address}/", model_dir.display())?;
             Ok(out.flush()?)
         };
-        explorer::serve(Address { host, port }, load, on_listening, || stop.requested())
+        explorer::serve(ListenAddress { host, port }, load, on_listening, || stop.requested())
     }
 }

@@ -175,7 +175,9 @@ impl<'m> TextAnalysis<'m> {
         let senses = sense_vectors(model, &ids)?;
         let logits = tch::no_grad(|| {
             let rows = weights.narrow(1, first as i64, (ids.len() - first) as i64);
-            model.head(&backpack.combine(&rows.unsqueeze(0), &senses.unsqueeze(0), forward), forward).squeeze_dim(0)
+            model
+                .head(&backpack.combine_senses(&rows.unsqueeze(0), &senses.unsqueeze(0), forward), forward)
+                .squeeze_dim(0)
         });
         ensure!(
             model::is_finite(&logits),

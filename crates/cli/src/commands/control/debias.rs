@@ -173,7 +173,7 @@ impl DebiasResult {
     fn biases(&self, prompts: &[GenderLogRatio], projected: Option<&[GenderLogRatio]>) -> Biases {
         let (sense, factor) = (self.fit.sense, self.fit.factor);
         let at = |factor| bias(prompts.iter().map(|ratio| ratio.scaled(sense, factor)));
-        let projected = projected.map(|prompts| bias(prompts.iter().map(|ratio| ratio.ratio)));
+        let projected = projected.map(|prompts| bias(prompts.iter().map(|ratio| ratio.log_ratio)));
         Biases { original: at(1.0), fitted: at(factor), removed: at(0.0), projected }
     }
 
@@ -189,7 +189,7 @@ impl DebiasResult {
     /// biases.
     fn occupation_biases(&self, number: usize) -> (f64, Biases) {
         let (test, projected) = (&self.test[number], &self.projected[number]);
-        let ratio = test.iter().map(|ratio| ratio.ratio).sum::<f64>() / test.len() as f64;
+        let ratio = test.iter().map(|ratio| ratio.log_ratio).sum::<f64>() / test.len() as f64;
         (ratio.exp(), self.biases(test, Some(projected)))
     }
 
@@ -270,24 +270,24 @@ impl DebiasResult {
         let curves = [
             curve(&self.training, Style::Faint(0)),
             curve(&self.test, Style::Line(1)),
-            Curve { points: vec![(factor, test.fitted)], style: Style::Dotted(1) },
+            Curve { points: vec![(factor, test.fitted)], style: Style::Markers(1) },
         ];
         let ticks = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0].map(|x| (x, format!("{x}"))).to_vec();
         let by_factor = Panel {
             title: format!("bias by factor of sense {sense}"),
-            x: Axis { description: "factor".to_owned(), low: 0.0, high: 1.0, ticks },
+            x: Axis { label: "factor".to_owned(), min: 0.0, max: 1.0, ticks },
             curves: projected.into_iter().chain(curves).collect(),
             range: AxisRange::Fit,
         };
-        let bars = Style::Bars { colour: 2, place: 0, of: 1 };
+        let bars = Style::Bars { color: 2, index: 0, count: 1 };
         let trials = &self.fit.trials;
         let names: Vec<String> = trials.iter().map(|trial| trial.sense.to_string()).collect();
         let by_sense = Panel {
             title: "lowest training bias when one sense is changed".to_owned(),
-            x: Axis::of_names("sense", &names),
+            x: Axis::from_names("sense", &names),
             curves: vec![
                 Curve { points: trials.iter().map(|t| (t.sense as f64, t.lowest)).collect(), style: bars },
-                Curve { points: vec![(0.0, self.training_biases().original)], style: Style::Level(1) },
+                Curve { points: vec![(0.0, self.training_biases().original)], style: Style::HorizontalLine(1) },
             ],
             range: AxisRange::FromZero,
         };
@@ -295,9 +295,9 @@ impl DebiasResult {
         let legend = vec![
             entry("training prompts", Style::Faint(0)),
             entry("test prompts", Style::Line(1)),
-            entry("test prompts at the selected factor", Style::Dotted(1)),
-            entry("test prompts after projection", Style::Level(0)),
-            entry("training prompts, original model", Style::Level(1)),
+            entry("test prompts at the selected factor", Style::Markers(1)),
+            entry("test prompts after projection", Style::HorizontalLine(0)),
+            entry("training prompts, original model", Style::HorizontalLine(1)),
         ];
         Chart { legend, rows: vec![PanelRow { height: 380, panels: vec![by_factor, by_sense] }] }
     }

@@ -89,7 +89,7 @@ impl Edit {
                 let read = || -> Result<NextToken> {
                     let (analysis, last) = (TextAnalysis::new(model, ids)?, ids.len() - 1);
                     let (old, new) = (analysis.candidate(last, old)?, analysis.candidate(last, new)?);
-                    Ok(NextToken { old, new, top: analysis.next(last, self.top)?, logits: analysis.logits })
+                    Ok(NextToken { old, new, top: analysis.next_tokens(last, self.top)?, logits: analysis.logits })
                 };
                 read().with_context(|| format!("cannot evaluate the prompt \"{prompt}\""))
             };

@@ -205,7 +205,7 @@ impl Topic {
         model: &LanguageModel,
         prompt: &[i64],
         tokens: usize,
-        multipliers: Option<&Multipliers>,
+        multipliers: Option<&TopicMultipliers>,
         stage: &str,
     ) -> Result<Vec<Vec<i64>>> {
         let mut progress = LogProgress::new();
@@ -355,7 +355,7 @@ fn chart(steered: &[SteeredTexts]) -> Chart {
     let panel = |title: &str, value: fn(&TopicResult, usize) -> f64| {
         let curve = |(i, topic): (usize, &SteeredTexts)| Curve {
             points: topic.results.iter().map(|r| (f64::from(r.strength), value(r, i))).collect(),
-            style: Style::Dotted(i),
+            style: Style::Markers(i),
         };
         Panel {
             title: title.to_owned(),

@@ -102,7 +102,7 @@ pub(super) fn check_token(word: &str, id: i64, model: &LanguageModel) -> Result<
 /// # Errors
 /// If the word has several tokens, or is outside the model's vocabulary.
 pub(super) fn word_id(word: &str, tokenizer: &Tokenizer, model: &LanguageModel) -> Result<i64> {
-    let id = tokenizer.word(word)?;
+    let id = tokenizer.word_id(word)?;
     check_token(word, id, model)?;
     Ok(id)
 }

@@ -141,7 +141,7 @@ pub(crate) fn details(report: &TaskReport) -> Option<String> {
 }
 
 /// Accuracy by paradigm.
-fn paradigms(blimp: &Blimp) -> String {
+fn paradigms(blimp: &BlimpResult) -> String {
     let mut table = Table::new(&["paradigm", "accuracy"], 1);
     for (name, accuracy) in &blimp.paradigms {
         table.add_row([name.clone(), with_sign(*accuracy)]);
@@ -150,7 +150,7 @@ fn paradigms(blimp: &Blimp) -> String {
 }
 
 /// Correlations by list; in a second table the correlations of each sense.
-fn correlations(similarity: &Similarity) -> String {
+fn correlations(similarity: &SimilarityResult) -> String {
     let number = |correlation: Option<f64>| correlation.map_or("-".to_owned(), |number| format!("{number:.3}"));
     let columns = ["list", "pairs", "kept", "embedding", "min matched", "max matched", "min of all", "max of all"];
     let mut table = Table::new(&columns, 1);

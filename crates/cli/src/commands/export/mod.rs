@@ -78,7 +78,7 @@ impl Export {
     fn write_model(&self, model: &LanguageModel, directory: &Path, has_tokenizer: bool) -> Result<()> {
         let (config, tensors) = model::export_tensors(model, self.dtype.kind())?;
         write_tensors(&directory.join(WEIGHTS_FILE), tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)))?;
-        let edited = model.backpack().and_then(Backpack::edited).map_or(0, |edited| edited.parts().0.len());
+        let edited = model.edited_tokens().len();
         write_json(directory, CONFIG_FILE, &hugging_face::config_json(&config, self.dtype, has_tokenizer, edited))?;
         write_json(directory, "generation_config.json", &hugging_face::generation_config_json(&config))?;
         if config.architecture == Architecture::Backpack {
@@ -110,7 +110,7 @@ impl Export {
     /// Writes the tokenizer files if the model's vocabulary is large enough. Returns a message if
     /// they are skipped.
     fn write_tokenizer(&self, config: &ModelConfig, directory: &Path) -> Result<Vec<String>> {
-        let Some(path) = Tokenizer::find(self.text.tokenizer.as_deref(), &self.checkpoint) else {
+        let Some(path) = Tokenizer::find_path(self.text.tokenizer.as_deref(), &self.checkpoint) else {
             return Ok(vec![format!(
                 "skipped the tokenizer files: no tokenizer.json in {} or at {} (choose one with --tokenizer)",
                 self.checkpoint.display(),
