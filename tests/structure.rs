@@ -406,3 +406,34 @@ fn broken_link_is_found() {
         ["README.md links to docs/b.md", "docs/a.md links to ../README.md#no-title", "docs/a.md links to b.md"];
     assert_eq!(broken_links(&documents, &paths), expected.map(|text| format!("{text}, which does not exist")));
 }
+
+// Source files that the documents name.
+
+/// Finds names of Rust files in code spans that are not the end of a path in the repository.
+fn missing_sources(documents: &Files, paths: &BTreeSet<String>) -> Vec<String> {
+    let mut missing = Vec::new();
+    for (document, text) in documents {
+        let spans = prose(text).flat_map(|line| line.split('`').skip(1).step_by(2));
+        // `NAME.rs` is a placeholder.
+        for name in spans.filter(|span| span.ends_with(".rs") && !span.ends_with("NAME.rs") && !span.contains('*')) {
+            if !paths.iter().any(|path| Path::new(path).ends_with(name)) {
+                missing.push(format!("{document} names {name}, which does not exist"));
+            }
+        }
+    }
+    missing
+}
+
+#[test]
+fn sources_in_documents_exist() {
+    assert_none(&missing_sources(&documents(), &repository_paths()));
+}
+
+#[test]
+fn missing_source_is_found() {
+    let text = "`x/src/a.rs` and `a.rs`, not `b.rs`, `y/src/a.rs` or `src/NAME.rs`; b.rs\n";
+    let documents = Files::from([("README.md".to_owned(), text.to_owned())]);
+    let paths = ["crates/x/src/a.rs".to_owned()].into();
+    let expected = ["b.rs", "y/src/a.rs"].map(|name| format!("README.md names {name}, which does not exist"));
+    assert_eq!(missing_sources(&documents, &paths), expected);
+}
