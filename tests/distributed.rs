@@ -322,7 +322,7 @@ fn an_error_of_rank_0_is_reported_by_all() {
     let mut processes = Processes::start(&scratch, "run", 2, |_| Vec::new());
     assert_eq!(processes.codes(MINUTE), [1, 1]);
     assert!(processes.error(0).contains("already holds checkpoints"), "{}", processes.error(0));
-    assert!(processes.error(1).contains("rank 0 failed: the run folder already holds checkpoints"));
+    assert!(processes.error(1).contains("rank 0 failed: the run directory already holds checkpoints"));
 }
 
 #[test]
