@@ -14,7 +14,7 @@ cores = int(os.environ["CORES"])
 once = statistics.median(map(float, os.environ["OURS"].split()))
 many = min(map(float, os.environ["MANY"].split()))
 theirs = float(os.environ["THEIRS"])
-bare = stages[-1]["tokenising_mb_s"]
+bare = stages[-1]["tokenizing_mb_s"]
 
 lines = [
     "## Data preparation\n\n",
@@ -24,7 +24,7 @@ lines = [
     f"| reading Parquet | 1 | {stages[0]['reading_mb_s']:.0f} |\n",
 ]
 for stage in stages:
-    lines.append(f"| tokenizing | {stage['threads']} | {stage['tokenising_mb_s']:.0f} |\n")
+    lines.append(f"| tokenizing | {stage['threads']} | {stage['tokenizing_mb_s']:.0f} |\n")
 for stage in stages:
     lines.append(f"| tokenizing with the `tokenizers` crate | {stage['threads']} | {stage['tokenizers_mb_s']:.1f} |\n")
 lines += [

@@ -1,4 +1,5 @@
-//! Pictures of figures: a legend over rows of panels, as SVG or PNG, the same on every machine.
+//! Charts as SVG or PNG files: a legend above rows of panels. Their bytes do not depend on the
+//! machine, because the font is embedded.
 
 mod legend;
 mod panel;
@@ -12,72 +13,74 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::{FontStyle, register_font};
 
-pub use legend::{LEGEND_CHARACTERS, LegendEntry, shorten};
+pub use legend::{LegendEntry, MAX_NAME_CHARS, shorten};
 pub use panel::{Axis, AxisRange, Curve, Panel, Style};
 
-/// DejaVu Sans, so that a picture is the same on every machine; its licence lies beside it.
+/// DejaVu Sans. Its license is `assets/LICENSE.DejaVu`.
 const FONT: &[u8] = include_bytes!("../assets/DejaVuSans.ttf");
 
-/// Of the whole picture, in pixels.
+/// Width of a chart in pixels.
 pub const WIDTH: u32 = 1_200;
 
-/// What a picture is written as.
+/// The file format of a chart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ImageFormat {
-    /// Shapes and text.
+    /// Scalable Vector Graphics.
     Svg,
-    /// Pixels.
+    /// Portable Network Graphics.
     Png,
 }
 
 impl ImageFormat {
-    /// That of a file, by the ending of its name.
+    /// Returns the format that the extension of a file name selects.
     ///
     /// # Errors
-    /// When it is neither.
-    pub fn of(path: &Path) -> Result<Self> {
-        let ending = path.extension().map(|ending| ending.to_string_lossy().to_lowercase());
-        match ending.as_deref() {
+    /// If the extension is neither `.svg` nor `.png`.
+    pub fn from_path(path: &Path) -> Result<Self> {
+        let extension = path.extension().map(|extension| extension.to_string_lossy().to_lowercase());
+        match extension.as_deref() {
             Some("svg") => Ok(ImageFormat::Svg),
             Some("png") => Ok(ImageFormat::Png),
-            _ => bail!("{} ends neither in .svg nor in .png: these are what plots are drawn as", path.display()),
+            _ => bail!("{} ends neither in .svg nor in .png: use one of these extensions", path.display()),
         }
     }
 }
 
-/// Panels side by side.
+/// A row of panels.
 #[derive(Debug, Clone)]
 pub struct PanelRow {
-    /// In pixels.
+    /// Height in pixels.
     pub height: u32,
-    /// From the left, equally wide; at least one.
+    /// The panels from left to right. They have the same width. There must be at least one.
     pub panels: Vec<Panel>,
 }
 
-/// A picture.
+/// A legend above rows of panels.
 #[derive(Debug, Clone)]
 pub struct Chart {
-    /// What the curves of all panels are called.
+    /// The names of the curves of all panels.
     pub legend: Vec<LegendEntry>,
-    /// From the top.
+    /// The rows from top to bottom.
     pub rows: Vec<PanelRow>,
 }
 
 impl Chart {
-    /// Draws it into a file, whose folder is made; the ending of its name says as what.
+    /// Writes the chart to a file in the format that the extension of its name selects. Creates the
+    /// directory of the file if necessary.
     ///
     /// # Errors
-    /// When the ending is neither `.svg` nor `.png`, or the file cannot be written.
+    /// If the extension is neither `.svg` nor `.png`, or if the file cannot be written.
     pub fn write(&self, path: &Path) -> Result<()> {
-        let bytes = self.bytes(ImageFormat::of(path)?)?;
+        let bytes = self.encode(ImageFormat::from_path(path)?)?;
         if let Some(parent) = path.parent() {
-            std::fs::create_dir_all(parent).with_context(|| format!("{} cannot be made", parent.display()))?;
+            std::fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
         }
-        std::fs::write(path, bytes).with_context(|| format!("{} cannot be written", path.display()))
+        std::fs::write(path, bytes).with_context(|| format!("cannot write {}", path.display()))
     }
 
-    fn bytes(&self, format: ImageFormat) -> Result<Vec<u8>> {
-        register()?;
+    /// Draws the chart and returns the contents of its file.
+    fn encode(&self, format: ImageFormat) -> Result<Vec<u8>> {
+        load_font()?;
         let height = legend::height(&self.legend) + self.rows.iter().map(|row| row.height).sum::<u32>();
         match format {
             ImageFormat::Svg => {
@@ -88,7 +91,7 @@ impl Chart {
             ImageFormat::Png => {
                 let mut pixels = vec![0u8; (3 * WIDTH * height) as usize];
                 self.draw(&BitMapBackend::with_buffer(&mut pixels, (WIDTH, height)).into_drawing_area())?;
-                encode(&pixels, height)
+                encode_png(&pixels, height)
             }
         }
     }
@@ -112,16 +115,16 @@ impl Chart {
     }
 }
 
-/// Makes the font known, once a process.
-fn register() -> Result<()> {
-    static DONE: OnceLock<bool> = OnceLock::new();
-    let done = DONE.get_or_init(|| register_font("sans-serif", FontStyle::Normal, FONT).is_ok());
-    ensure!(*done, "the font of this program is damaged: install it again");
+/// Registers the font with plotters, once per process.
+fn load_font() -> Result<()> {
+    static IS_LOADED: OnceLock<bool> = OnceLock::new();
+    let is_loaded = IS_LOADED.get_or_init(|| register_font("sans-serif", FontStyle::Normal, FONT).is_ok());
+    ensure!(*is_loaded, "cannot load the embedded font: reinstall backpack");
     Ok(())
 }
 
-/// Rows of red, green and blue as a PNG.
-fn encode(pixels: &[u8], height: u32) -> Result<Vec<u8>> {
+/// Encodes rows of 8-bit red, green and blue values as a PNG file.
+fn encode_png(pixels: &[u8], height: u32) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let mut encoder = png::Encoder::new(&mut bytes, WIDTH, height);
     encoder.set_color(png::ColorType::Rgb);
@@ -137,25 +140,25 @@ mod tests {
     use super::*;
 
     fn chart() -> Chart {
-        let bars = Curve { points: vec![(0.0, 2.0), (1.0, 5.0)], style: Style::Bars { colour: 0, place: 0, of: 1 } };
-        let level = Curve { points: vec![(0.0, 3.0)], style: Style::Level(0) };
+        let bars = Curve { points: vec![(0.0, 2.0), (1.0, 5.0)], style: Style::Bars { color: 0, index: 0, count: 1 } };
+        let level = Curve { points: vec![(0.0, 3.0)], style: Style::HorizontalLine(0) };
         let panel = Panel {
             title: "how many".to_owned(),
-            x: Axis::of_names("kind", &["cats".to_owned(), "dogs".to_owned()]),
+            x: Axis::from_names("kind", &["cats".to_owned(), "dogs".to_owned()]),
             curves: vec![bars, level],
             range: AxisRange::FromZero,
         };
         let legend = vec![
-            LegendEntry { name: "here".to_owned(), style: Style::Bars { colour: 0, place: 0, of: 1 } },
-            LegendEntry { name: "elsewhere: 3".to_owned(), style: Style::Level(0) },
+            LegendEntry { name: "here".to_owned(), style: Style::Bars { color: 0, index: 0, count: 1 } },
+            LegendEntry { name: "elsewhere: 3".to_owned(), style: Style::HorizontalLine(0) },
         ];
         Chart { legend, rows: vec![PanelRow { height: 300, panels: vec![panel] }] }
     }
 
     #[test]
-    fn a_picture_names_its_panels_axes_and_curves() {
-        let folder = tempfile::tempdir().unwrap();
-        let svg = folder.path().join("plots/out.svg");
+    fn svg_contains_all_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let svg = dir.path().join("plots/out.svg");
         chart().write(&svg).unwrap();
         let text = std::fs::read_to_string(&svg).unwrap();
         assert!(text.starts_with("<svg"));
@@ -165,9 +168,9 @@ mod tests {
     }
 
     #[test]
-    fn a_png_holds_what_was_drawn() {
-        let folder = tempfile::tempdir().unwrap();
-        let png = folder.path().join("out.PNG");
+    fn png_contains_the_drawing() {
+        let dir = tempfile::tempdir().unwrap();
+        let png = dir.path().join("out.PNG");
         chart().write(&png).unwrap();
         let bytes = std::fs::read(&png).unwrap();
         assert!(bytes.starts_with(b"\x89PNG\r\n\x1a\n"));
@@ -175,7 +178,7 @@ mod tests {
         let mut pixels = vec![0; reader.output_buffer_size().unwrap()];
         let info = reader.next_frame(&mut pixels).unwrap();
         assert_eq!((info.width, info.color_type), (WIDTH, png::ColorType::Rgb));
-        // Text and lines are drawn on white.
+        // The background is white.
         let dark = pixels.chunks(3).filter(|rgb| rgb.iter().all(|value| *value < 128)).count();
         assert!(dark > 500 && pixels[0] == 255, "{dark}");
     }

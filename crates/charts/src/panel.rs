@@ -1,4 +1,4 @@
-//! One panel of a picture.
+//! One panel of a chart, with its axes and curves.
 
 use anyhow::Result;
 use plotters::coord::Shift;
@@ -6,146 +6,153 @@ use plotters::coord::ranged1d::{DefaultFormatting, KeyPointHint, Ranged};
 use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 
-use crate::ticks::{TICKS, tick, tick_distance, with_thousands};
+use crate::ticks::{NUM_TICKS, format_tick, tick_distance, with_thousands};
 
+/// Font size of all labels but the titles, in pixels.
 pub(crate) const FONT_SIZE: u32 = 15;
+/// Font size of a panel's title, in pixels.
 const TITLE_SIZE: u32 = 17;
 
-/// The axis that the curves of a panel share.
+/// The horizontal axis of a panel.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Axis {
-    /// What stands below it.
-    pub description: String,
-    /// Its left end.
-    pub low: f64,
-    /// Its right end.
-    pub high: f64,
-    /// Where it is labelled, and how; empty for round numbers.
+    /// The text below the axis.
+    pub label: String,
+    /// The value at the left end.
+    pub min: f64,
+    /// The value at the right end.
+    pub max: f64,
+    /// Positions and texts of the ticks. If empty, the ticks are at round numbers.
     pub ticks: Vec<(f64, String)>,
 }
 
 impl Axis {
-    /// One with a name at each whole number from 0, for bars.
-    pub fn of_names(description: &str, names: &[String]) -> Self {
+    /// Returns an axis for bars, with one name at each integer from 0.
+    pub fn from_names(label: &str, names: &[String]) -> Self {
         let ticks = names.iter().enumerate().map(|(i, name)| (i as f64, name.clone())).collect();
-        Axis { description: description.to_owned(), low: -0.5, high: names.len() as f64 - 0.5, ticks }
+        Axis { label: label.to_owned(), min: -0.5, max: names.len() as f64 - 0.5, ticks }
     }
 }
 
-/// How a curve is drawn. A number picks a colour, which those of levels (greys) leave alone.
+/// How a curve is drawn. The number of a variant selects a color. Horizontal lines have their own
+/// colors, which are shades of gray.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Style {
     /// A thin line.
     Line(usize),
-    /// The same behind others.
+    /// A thin, pale line, for a curve behind other curves.
     Faint(usize),
-    /// A line with its points.
-    Dotted(usize),
-    /// A dashed level line, at its first point's height.
-    Level(usize),
-    /// Bars from 0, side by side with those of other curves.
+    /// A line with a marker at each point.
+    Markers(usize),
+    /// A dashed horizontal line at the height of the first point.
+    HorizontalLine(usize),
+    /// Bars that start at 0, next to the bars of other curves.
     Bars {
-        /// Picks the colour.
-        colour: usize,
-        /// Which of the bars at a point, from the left.
-        place: usize,
-        /// How many there are at a point.
-        of: usize,
+        /// Selects the color.
+        color: usize,
+        /// Index of this bar among the bars at a point, from the left.
+        index: usize,
+        /// Number of bars at a point.
+        count: usize,
     },
 }
 
-/// Points in their order.
+/// A series of points.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Curve {
-    /// Along the axis, and their heights.
+    /// The points (x, y), in the order in which they are connected.
     pub points: Vec<(f64, f64)>,
-    /// Its look.
+    /// How the points are drawn.
     pub style: Style,
 }
 
-/// What the vertical axis holds.
+/// The range of the vertical axis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AxisRange {
-    /// All heights, with a margin.
+    /// From the lowest to the highest point, with a margin.
     Fit,
-    /// 0 and all heights, none of which is below it.
+    /// From 0 to the highest point. No point may be below 0.
     FromZero,
-    /// 0 and, of each curve, all heights but the highest hundredth, where that would flatten the others: the first
-    /// steps' gradient norms would.
-    FromZeroUsual,
+    /// From 0, without the highest 1% of the points of each curve if these would flatten the rest.
+    /// An example is the gradient norm of the first steps.
+    FromZeroClipped,
 }
 
 impl AxisRange {
-    /// Of all curves together, each by its heights.
-    fn of_all(self, curves: &[Curve]) -> (f64, f64) {
+    /// Returns the smallest range that contains the ranges of all curves.
+    fn of_curves(self, curves: &[Curve]) -> (f64, f64) {
         let heights = |curve: &Curve| curve.points.iter().map(|point| point.1).collect();
-        let ranges = curves.iter().filter(|curve| !curve.points.is_empty()).map(|curve| self.of(heights(curve)));
+        let ranges =
+            curves.iter().filter(|curve| !curve.points.is_empty()).map(|curve| self.of_heights(heights(curve)));
         ranges.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1))).unwrap_or((0.0, 1.0))
     }
 
-    fn of(self, mut heights: Vec<f64>) -> (f64, f64) {
+    /// Returns the range (min, max) for the heights of one curve.
+    fn of_heights(self, mut heights: Vec<f64>) -> (f64, f64) {
         heights.sort_by(f64::total_cmp);
-        let (Some(&low), Some(&high)) = (heights.first(), heights.last()) else { return (0.0, 1.0) };
+        let (Some(&min), Some(&max)) = (heights.first(), heights.last()) else { return (0.0, 1.0) };
         if self == AxisRange::Fit {
-            let margin = ((high - low) * 0.05).max(0.05);
-            return (low - margin, high + margin);
+            let margin = ((max - min) * 0.05).max(0.05);
+            return (min - margin, max + margin);
         }
-        // Fewer than a hundred heights have no highest hundredth.
-        let usual = heights[(heights.len() * 99).div_ceil(100) - 1];
-        let high = if self == AxisRange::FromZeroUsual && high > 2.0 * usual { 1.3 * usual } else { 1.05 * high };
-        (0.0, if high > 0.0 { high } else { 1.0 })
+        // The 99th percentile. It is the maximum for fewer than 100 heights.
+        let percentile = heights[(heights.len() * 99).div_ceil(100) - 1];
+        let is_clipped = self == AxisRange::FromZeroClipped && max > 2.0 * percentile;
+        let max = if is_clipped { 1.3 * percentile } else { 1.05 * max };
+        (0.0, if max > 0.0 { max } else { 1.0 })
     }
 }
 
-/// The horizontal axis as plotters asks for it.
-struct Horizontal {
-    numbers: RangedCoordf64,
-    /// Where it is labelled; empty for round numbers.
-    places: Vec<f64>,
+/// The coordinate of the horizontal axis, with fixed ticks if there are any.
+struct XCoord {
+    coord: RangedCoordf64,
+    /// The positions of the ticks. If empty, plotters selects round numbers.
+    ticks: Vec<f64>,
 }
 
-impl Ranged for Horizontal {
+impl Ranged for XCoord {
     type FormatOption = DefaultFormatting;
     type ValueType = f64;
 
     fn map(&self, value: &f64, limit: (i32, i32)) -> i32 {
-        self.numbers.map(value, limit)
+        self.coord.map(value, limit)
     }
 
     fn key_points<Hint: KeyPointHint>(&self, hint: Hint) -> Vec<f64> {
-        if self.places.is_empty() { self.numbers.key_points(hint) } else { self.places.clone() }
+        if self.ticks.is_empty() { self.coord.key_points(hint) } else { self.ticks.clone() }
     }
 
     fn range(&self) -> std::ops::Range<f64> {
-        self.numbers.range()
+        self.coord.range()
     }
 }
 
-/// Curves over one axis.
+/// Curves in one coordinate system.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Panel {
-    /// What stands above it.
+    /// The text above the panel.
     pub title: String,
     /// The horizontal axis.
     pub x: Axis,
-    /// From the hindmost.
+    /// The curves, in the order of drawing. Later curves cover earlier ones.
     pub curves: Vec<Curve>,
-    /// The vertical axis.
+    /// The range of the vertical axis.
     pub range: AxisRange,
 }
 
-/// Of the room between two points, what bars take.
-const BARS_SHARE: f64 = 0.8;
+/// Fraction of the distance between two points that their bars fill.
+const BARS_WIDTH: f64 = 0.8;
 
 impl Panel {
+    /// Draws the title, the axes and the curves.
     pub(crate) fn draw<B: DrawingBackend>(&self, area: &DrawingArea<B, Shift>) -> Result<()>
     where
         B::ErrorType: 'static,
     {
-        let (low, high) = self.range.of_all(&self.curves);
-        let horizontal = Horizontal {
-            numbers: (self.x.low..self.x.high).into(),
-            places: self.x.ticks.iter().map(|(place, _)| *place).collect(),
+        let (min, max) = self.range.of_curves(&self.curves);
+        let x = XCoord {
+            coord: (self.x.min..self.x.max).into(),
+            ticks: self.x.ticks.iter().map(|(position, _)| *position).collect(),
         };
         let mut chart = ChartBuilder::on(area)
             .margin_left(8)
@@ -155,15 +162,15 @@ impl Panel {
             .caption(&self.title, ("sans-serif", TITLE_SIZE))
             .x_label_area_size(44)
             .y_label_area_size(74)
-            .build_cartesian_2d(horizontal, low..high)?;
-        let step = tick_distance(low, high);
+            .build_cartesian_2d(x, min..max)?;
+        let step = tick_distance(min, max);
         chart
             .configure_mesh()
-            .x_desc(&self.x.description)
-            .x_labels(TICKS.max(self.x.ticks.len()))
-            .y_labels(TICKS)
-            .x_label_formatter(&|x| self.label(*x))
-            .y_label_formatter(&|y| tick(*y, step))
+            .x_desc(&self.x.label)
+            .x_labels(NUM_TICKS.max(self.x.ticks.len()))
+            .y_labels(NUM_TICKS)
+            .x_label_formatter(&|x| self.tick_label(*x))
+            .y_label_formatter(&|y| format_tick(*y, step))
             .label_style(("sans-serif", FONT_SIZE))
             .light_line_style(TRANSPARENT)
             .bold_line_style(BLACK.mix(0.12))
@@ -172,27 +179,27 @@ impl Panel {
             let line = points.iter().copied();
             match *style {
                 Style::Line(i) => {
-                    chart.draw_series(LineSeries::new(line, colour(i).mix(0.9).stroke_width(1)))?;
+                    chart.draw_series(LineSeries::new(line, color(i).mix(0.9).stroke_width(1)))?;
                 }
                 Style::Faint(i) => {
-                    chart.draw_series(LineSeries::new(line, colour(i).mix(0.45).stroke_width(1)))?;
+                    chart.draw_series(LineSeries::new(line, color(i).mix(0.45).stroke_width(1)))?;
                 }
-                Style::Dotted(i) => {
-                    // Dots that touch say no more than the line.
+                Style::Markers(i) => {
+                    // With many points the markers would touch and hide the line.
                     let size = if points.len() > 60 { 0 } else { 3 };
-                    let style = colour(i).stroke_width(2).filled();
+                    let style = color(i).stroke_width(2).filled();
                     chart.draw_series(LineSeries::new(line, style).point_size(size))?;
                 }
-                Style::Level(i) => {
-                    let ends = points.first().into_iter().flat_map(|at| [(self.x.low, at.1), (self.x.high, at.1)]);
+                Style::HorizontalLine(i) => {
+                    let ends = points.first().into_iter().flat_map(|at| [(self.x.min, at.1), (self.x.max, at.1)]);
                     let ends: Vec<(f64, f64)> = ends.collect();
-                    chart.draw_series(DashedLineSeries::new(ends, 8, 5, level_style(i)))?;
+                    chart.draw_series(DashedLineSeries::new(ends, 8, 5, gray_line(i)))?;
                 }
-                Style::Bars { colour: i, place, of } => {
-                    let width = BARS_SHARE / of as f64;
+                Style::Bars { color: i, index, count } => {
+                    let width = BARS_WIDTH / count as f64;
                     let bar = |(x, y): (f64, f64)| {
-                        let left = x - BARS_SHARE / 2.0 + place as f64 * width;
-                        Rectangle::new([(left, 0.0), (left + width, y)], colour(i).filled())
+                        let left = x - BARS_WIDTH / 2.0 + index as f64 * width;
+                        Rectangle::new([(left, 0.0), (left + width, y)], color(i).filled())
                     };
                     chart.draw_series(line.map(bar))?;
                 }
@@ -201,23 +208,25 @@ impl Panel {
         Ok(())
     }
 
-    fn label(&self, x: f64) -> String {
-        let named = self.x.ticks.iter().find(|(place, _)| *place == x);
-        named.map_or_else(|| with_thousands(x), |(_, name)| name.clone())
+    /// Returns the text of the tick at `x`.
+    fn tick_label(&self, x: f64) -> String {
+        let tick = self.x.ticks.iter().find(|(position, _)| *position == x);
+        tick.map_or_else(|| with_thousands(x), |(_, name)| name.clone())
     }
 }
 
-/// Okabe and Ito's, which the colour-blind can tell apart.
-pub(crate) fn colour(i: usize) -> RGBAColor {
-    const COLOURS: [(u8, u8, u8); 7] =
+/// Returns a color of the palette of Okabe and Ito, which color-blind readers can distinguish.
+pub(crate) fn color(i: usize) -> RGBAColor {
+    const COLORS: [(u8, u8, u8); 7] =
         [(0, 114, 178), (213, 94, 0), (0, 158, 115), (204, 121, 167), (230, 159, 0), (86, 180, 233), (120, 94, 60)];
-    let (r, g, b) = COLOURS[i % COLOURS.len()];
+    let (r, g, b) = COLORS[i % COLORS.len()];
     RGBColor(r, g, b).to_rgba()
 }
 
-pub(crate) fn level_style(i: usize) -> ShapeStyle {
-    let level = [40, 110, 80, 140][i % 4];
-    RGBColor(level, level, level).stroke_width(2)
+/// Returns the style of a horizontal line, in one of four shades of gray.
+pub(crate) fn gray_line(i: usize) -> ShapeStyle {
+    let gray = [40, 110, 80, 140][i % 4];
+    RGBColor(gray, gray, gray).stroke_width(2)
 }
 
 #[cfg(test)]
@@ -225,36 +234,36 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_wild_step_does_not_flatten_the_others() {
+    fn clipped_range_excludes_a_single_outlier() {
         let mut heights = vec![1.0; 1_000];
         heights[3] = 500.0;
-        assert_eq!(AxisRange::FromZeroUsual.of(heights.clone()), (0.0, 1.3));
-        assert_eq!(AxisRange::FromZero.of(heights.clone()), (0.0, 525.0));
-        assert!(AxisRange::Fit.of(heights).1 > 500.0);
-        assert_eq!(AxisRange::FromZero.of(Vec::new()), (0.0, 1.0));
-        // Of a few none is wild.
-        assert_eq!(AxisRange::FromZeroUsual.of(vec![0.0, 10.0]), (0.0, 10.5));
-        assert_eq!(AxisRange::FromZeroUsual.of([vec![1.0; 98], vec![10.0]].concat()), (0.0, 10.5));
+        assert_eq!(AxisRange::FromZeroClipped.of_heights(heights.clone()), (0.0, 1.3));
+        assert_eq!(AxisRange::FromZero.of_heights(heights.clone()), (0.0, 525.0));
+        assert!(AxisRange::Fit.of_heights(heights).1 > 500.0);
+        assert_eq!(AxisRange::FromZero.of_heights(Vec::new()), (0.0, 1.0));
+        // Fewer than 100 points are not clipped.
+        assert_eq!(AxisRange::FromZeroClipped.of_heights(vec![0.0, 10.0]), (0.0, 10.5));
+        assert_eq!(AxisRange::FromZeroClipped.of_heights([vec![1.0; 98], vec![10.0]].concat()), (0.0, 10.5));
     }
 
     #[test]
-    fn a_short_curve_beside_a_long_one_is_whole() {
+    fn short_curve_is_not_clipped_with_a_long_one() {
         let curve = |n: usize, height: f64| Curve { points: vec![(0.0, height); n], style: Style::Line(0) };
         let curves = [curve(1_000, 1_000.0), curve(8, 5_000.0), curve(0, 0.0)];
-        assert_eq!(AxisRange::FromZeroUsual.of_all(&curves), (0.0, 5_250.0));
-        assert_eq!(AxisRange::FromZero.of_all(&[]), (0.0, 1.0));
+        assert_eq!(AxisRange::FromZeroClipped.of_curves(&curves), (0.0, 5_250.0));
+        assert_eq!(AxisRange::FromZero.of_curves(&[]), (0.0, 1.0));
     }
 
     #[test]
-    fn names_stand_at_whole_numbers() {
+    fn names_are_at_integers() {
         let names = ["a".to_owned(), "b".to_owned()];
         let panel = Panel {
             title: String::new(),
-            x: Axis::of_names("", &names),
+            x: Axis::from_names("", &names),
             curves: Vec::new(),
             range: AxisRange::FromZero,
         };
-        assert_eq!((panel.x.low, panel.x.high), (-0.5, 1.5));
-        assert_eq!((panel.label(1.0), panel.label(1_000.0)), ("b".to_owned(), "1,000".to_owned()));
+        assert_eq!((panel.x.min, panel.x.max), (-0.5, 1.5));
+        assert_eq!((panel.tick_label(1.0), panel.tick_label(1_000.0)), ("b".to_owned(), "1,000".to_owned()));
     }
 }

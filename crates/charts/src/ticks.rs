@@ -1,15 +1,15 @@
-//! The numbers at an axis.
+//! The numbers at the ticks of an axis.
 
-/// Ticks of an axis, about.
-pub(crate) const TICKS: usize = 6;
+/// Approximate number of ticks of an axis.
+pub(crate) const NUM_TICKS: usize = 6;
 
-/// About how far ticks are from one another.
-pub(crate) fn tick_distance(low: f64, high: f64) -> f64 {
-    (high - low) / TICKS as f64
+/// Returns the approximate distance between two ticks.
+pub(crate) fn tick_distance(min: f64, max: f64) -> f64 {
+    (max - min) / NUM_TICKS as f64
 }
 
-/// As many digits as tell two ticks apart.
-pub(crate) fn tick(value: f64, distance: f64) -> String {
+/// Formats a number with enough digits to distinguish ticks that are `distance` apart.
+pub(crate) fn format_tick(value: f64, distance: f64) -> String {
     if value == 0.0 {
         "0".to_owned()
     } else if distance < 1e-3 {
@@ -22,7 +22,7 @@ pub(crate) fn tick(value: f64, distance: f64) -> String {
     }
 }
 
-/// `52,000`.
+/// Formats a rounded number with a comma between groups of three digits, as in `52,000`.
 pub(crate) fn with_thousands(value: f64) -> String {
     let digits = format!("{:.0}", value.abs());
     let groups: Vec<&str> =
@@ -35,10 +35,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ticks_have_the_digits_that_tell_them_apart() {
-        assert_eq!((tick(0.0, 1.0), tick(2.5, 0.5)), ("0".to_owned(), "2.5".to_owned()));
-        assert_eq!((tick(3.25, 0.05), tick(6e-4, 1e-4)), ("3.25".to_owned(), "6.0e-4".to_owned()));
-        assert_eq!((tick(52_000.0, 1e4), tick(1_000_000.0, 1e6)), ("52,000".to_owned(), "1,000,000".to_owned()));
+    fn ticks_have_enough_digits_to_differ() {
+        assert_eq!((format_tick(0.0, 1.0), format_tick(2.5, 0.5)), ("0".to_owned(), "2.5".to_owned()));
+        assert_eq!((format_tick(3.25, 0.05), format_tick(6e-4, 1e-4)), ("3.25".to_owned(), "6.0e-4".to_owned()));
+        assert_eq!(
+            (format_tick(52_000.0, 1e4), format_tick(1_000_000.0, 1e6)),
+            ("52,000".to_owned(), "1,000,000".to_owned())
+        );
         assert_eq!(with_thousands(-1_234.0), "-1,234");
     }
 }

@@ -1,7 +1,9 @@
-//! `cargo bench -p data-prep --bench stages -- FILE TOKENIZER`: the rates of reading and
-//! tokenising by themselves, for one thread and for all cores, as one JSON object a line.
+//! Throughput of reading and of tokenizing, with one thread and with all cores. Prints one JSON
+//! object per line: `cargo bench -p data-prep --bench stages -- FILE TOKENIZER`.
 
 use std::path::Path;
+
+use data_prep::{Throughput, measure_throughput};
 
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
@@ -12,10 +14,10 @@ fn main() -> anyhow::Result<()> {
     let mut counts = vec![1, cores];
     counts.dedup();
     for threads in counts {
-        let r = data_prep::rates(input, Path::new(tokenizer), threads)?;
+        let Throughput { text_mb, reading_mb_s, tokenizing_mb_s, tokenizers_mb_s } =
+            measure_throughput(input, Path::new(tokenizer), threads)?;
         println!(
-            "{{\"threads\": {threads}, \"text_mb\": {:.1}, \"reading_mb_s\": {:.1}, \"tokenising_mb_s\": {:.1}, \"tokenizers_mb_s\": {:.2}}}",
-            r.text, r.reading, r.tokenising, r.definition
+            "{{\"threads\": {threads}, \"text_mb\": {text_mb:.1}, \"reading_mb_s\": {reading_mb_s:.1}, \"tokenizing_mb_s\": {tokenizing_mb_s:.1}, \"tokenizers_mb_s\": {tokenizers_mb_s:.2}}}"
         );
     }
     Ok(())

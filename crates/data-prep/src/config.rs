@@ -1,4 +1,4 @@
-//! The `[data]` section of a run's TOML.
+//! The `[data]` section of a run's configuration.
 
 use std::path::PathBuf;
 
@@ -6,13 +6,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::shards::shuffle::DataOrder;
 
-/// Which data a run trains on, and in what order.
+/// The data that a run trains on, and its order.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataConfig {
-    /// The folder that `prepare-data` wrote, relative to the working directory.
+    /// Directory that `prepare-data` wrote, relative to the working directory.
     pub path: PathBuf,
-    /// Tokens of a sequence.
+    /// Tokens per sequence.
     #[serde(default = "default_sequence_length")]
     pub sequence_length: usize,
     /// Order of the sequences.
@@ -21,7 +21,7 @@ pub struct DataConfig {
 }
 
 fn default_sequence_length() -> usize {
-    512 // the published run's
+    512 // as in the published run
 }
 
 fn default_order() -> DataOrder {

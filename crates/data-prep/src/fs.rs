@@ -1,4 +1,4 @@
-//! Files that are replaced in one step, and directories whose entries are on disk.
+//! Atomic replacement of files, and syncing of directories.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -7,14 +7,14 @@ use std::path::{Path, PathBuf};
 /// Whether a write waits until its data is on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Durability {
-    /// Waits (`fsync`): the file survives a power failure.
+    /// Waits (`fsync`). The file survives a power failure.
     Synced,
-    /// Does not wait: for files that are rewritten every few seconds.
+    /// Does not wait. Meant for files that are rewritten every few seconds.
     Buffered,
 }
 
 /// Replaces the file at `path` with `bytes`. Readers see the old or the new content, never a part
-/// of it, even when the process is killed: the bytes are written to `.NAME.partial` in the same
+/// of it, even if the process is killed: the bytes are written to `.NAME.partial` in the same
 /// directory, which is then renamed.
 ///
 /// # Errors
@@ -35,7 +35,7 @@ pub fn write_atomic(path: &Path, bytes: impl AsRef<[u8]>, durability: Durability
     Ok(())
 }
 
-/// Waits until a directory's entries (new and renamed files) are on disk.
+/// Waits until the entries of a directory (new and renamed files) are on disk.
 ///
 /// # Errors
 /// The directory cannot be opened or synced.
@@ -43,7 +43,7 @@ pub fn sync_dir(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
-/// Returns the directory that holds `path`: `.` for a bare file name.
+/// Returns the directory that contains `path`: `.` for a bare file name.
 pub fn parent(path: &Path) -> PathBuf {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
@@ -56,15 +56,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failed_write_leaves_the_old_file() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("file");
+    fn failed_write_keeps_the_old_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
         for durability in [Durability::Synced, Durability::Buffered] {
             write_atomic(&path, "old", durability).unwrap();
-            fs::create_dir(folder.path().join(".file.partial")).unwrap();
+            fs::create_dir(dir.path().join(".file.partial")).unwrap();
             assert!(write_atomic(&path, "new", durability).is_err());
             assert_eq!(fs::read_to_string(&path).unwrap(), "old");
-            fs::remove_dir(folder.path().join(".file.partial")).unwrap();
+            fs::remove_dir(dir.path().join(".file.partial")).unwrap();
             write_atomic(&path, "new", durability).unwrap();
             assert_eq!(fs::read_to_string(&path).unwrap(), "new");
         }

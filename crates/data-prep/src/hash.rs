@@ -32,11 +32,11 @@ mod tests {
 
     /// `printf abc | sha256sum`
     #[test]
-    fn a_file_has_the_digest_of_its_bytes() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("abc");
+    fn file_digest_equals_sha256sum() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("abc");
         std::fs::write(&path, "abc").unwrap();
         assert_eq!(sha256_file(&path).unwrap(), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
-        assert!(sha256_file(&folder.path().join("absent")).is_err());
+        assert!(sha256_file(&dir.path().join("absent")).is_err());
     }
 }

@@ -1,8 +1,12 @@
-//! Text in, token shards out; the reader of those shards; the order of sequences.
+//! Text to token shards: reading documents, tokenizing them, writing shards, and reading shards in
+//! a seeded order. Does not depend on libtorch.
 //!
-//! The flow of [`prepare`]: `sources` reads documents in their order, `tokenize` makes ids
-//! of them in parallel, `ingest` spools those in source order to a temporary file, and
-//! `place` writes them out in the split's permuted order. Needs no libtorch.
+//! [`prepare()`] runs in two stages. The first stage reads documents (`sources`), tokenizes them in
+//! parallel (`tokenizer`), and appends their ids in source order to a temporary file. The second
+//! stage writes the ids in the permuted order of each split to shards (`shards`).
+//!
+//! Modules import only from modules earlier in this list: `hash` and `fs`, `tokenizer` and
+//! `sources`, `shards`, `config`, `prepare`.
 
 mod config;
 pub mod fs;
@@ -13,12 +17,14 @@ mod sources;
 mod tokenizer;
 
 pub use config::DataConfig;
-pub use prepare::numpy_permutation::{permutation, split_documents};
-pub use prepare::throughput::{Throughput, rates};
-pub use prepare::{MAX_THREADS, PrepareEvent, PrepareOptions, PrepareProgress, PrepareStage, Prepared, prepare};
-pub use shards::manifest::{MANIFEST_FILE, Manifest, Shard, SourceFileRecord, SplitManifest};
-pub use shards::reader::{Split, TokenSplit, read_rows};
+pub use prepare::options::{MAX_THREADS, PrepareOptions};
+pub use prepare::progress::{PrepareEvent, PrepareProgress, PrepareStage};
+pub use prepare::throughput::{Throughput, measure_throughput};
+pub use prepare::{Prepared, prepare};
+pub use shards::manifest::{Manifest, Shard, SourceFileRecord, SplitManifest};
+pub use shards::reader::{TokenSplit, read_rows};
 pub use shards::shuffle::{DataOrder, SequenceOrder};
+pub use shards::split::Split;
 pub use shards::verify::{OpenWebTextRevision, SplitReport, VerifyReport, verify};
 pub use sources::json_object;
 pub use tokenizer::recipe::Recipe;

@@ -1,5 +1,5 @@
-//! Whole preparations: against the Python reference, and with bad input.
-#![allow(clippy::unwrap_used)] // helpers of tests; clippy exempts only test functions
+//! Complete preparations: comparison with the Python reference, bad input, interruptions.
+#![allow(clippy::unwrap_used)] // clippy exempts only test functions, not their helpers
 
 use std::fs;
 use std::io::Write;
@@ -33,10 +33,10 @@ fn options(inputs: &[&Path], output: &Path) -> PrepareOptions {
     }
 }
 
-fn sha256_of_shards(folder: &Path, split: &SplitManifest) -> String {
+fn sha256_of_shards(dir: &Path, split: &SplitManifest) -> String {
     let mut hasher = Sha256::new();
     for shard in &split.shards {
-        hasher.update(fs::read(folder.join(&shard.name)).unwrap());
+        hasher.update(fs::read(dir.join(&shard.name)).unwrap());
     }
     hasher.finalize().iter().map(|b| format!("{b:02x}")).collect()
 }
@@ -45,21 +45,21 @@ fn lines(documents: &[&str]) -> String {
     documents.iter().map(|text| format!("{}\n", serde_json::json!({ "text": text }))).collect()
 }
 
-/// `../shared` holds corpora that may not be committed, with the hashes that
-/// `reference_prepare.py` (datasets, tokenizers, numpy) gave for them.
+/// `../shared`, if it exists, contains corpora that may not be committed, and the hashes of their
+/// shards by the Python packages `datasets`, `tokenizers` and numpy.
 #[test]
-fn the_references_are_met_byte_for_byte() {
+fn shards_equal_the_python_reference() {
     let shared = root().join("../shared");
     if !shared.is_dir() {
-        println!("skipped: {} is not there", shared.display());
+        println!("skipped: {} does not exist", shared.display());
         return;
     }
     for (name, fraction, shard_tokens) in [("edge", 0.01, 1_000), ("sample5000", 0.0005, 2_000_000)] {
         for recipe in [Recipe::Backpack, Recipe::Nanogpt] {
             let reference = shared.join(format!("data-reference/{name}.{recipe}.json"));
             let reference: serde_json::Value = serde_json::from_str(&fs::read_to_string(reference).unwrap()).unwrap();
-            let folder = tempfile::tempdir().unwrap();
-            let output = folder.path().join("out");
+            let dir = tempfile::tempdir().unwrap();
+            let output = dir.path().join("out");
             let corpus = shared.join(format!("corpus/{name}.parquet"));
             let options =
                 PrepareOptions { recipe, val_fraction: fraction, shard_tokens, ..options(&[&corpus], &output) };
@@ -75,19 +75,19 @@ fn the_references_are_met_byte_for_byte() {
     }
 }
 
-/// Four documents over three files of three kinds; seed 2357 permutes them to 3, 0, 2, 1,
-/// of which the first is validation:
+/// Four documents in three files of three formats. Seed 2357 permutes them to 3, 0, 2, 1, and the
+/// first of these is the validation split:
 /// python3 -c "import numpy as np; print(np.random.default_rng(2357).permutation(4))"
 /// python3 -c "from tokenizers import Tokenizer; t = Tokenizer.from_file('data/gpt2/tokenizer.json')
 /// print([t.encode(s + '<|endoftext|>').ids for s in ['Hello world', 'it is', 'three']])"
 #[test]
-fn documents_of_several_files_are_split_and_ordered_as_numpy_does() {
-    let folder = tempfile::tempdir().unwrap();
-    let (a, b, c) = (folder.path().join("a.jsonl"), folder.path().join("b.txt"), folder.path().join("c.jsonl.zst"));
+fn documents_of_several_files_are_split_and_ordered_like_numpy() {
+    let dir = tempfile::tempdir().unwrap();
+    let (a, b, c) = (dir.path().join("a.jsonl"), dir.path().join("b.txt"), dir.path().join("c.jsonl.zst"));
     fs::write(&a, lines(&["Hello world", "it is"])).unwrap();
     fs::write(&b, "").unwrap();
     fs::write(&c, zstd::encode_all(lines(&["three"]).as_bytes(), 1).unwrap()).unwrap();
-    let output = folder.path().join("out");
+    let output = dir.path().join("out");
     let manifest =
         prepare(&PrepareOptions { val_fraction: 0.25, shard_tokens: 4, ..options(&[&a, &b, &c], &output) }, &|_| {})
             .unwrap()
@@ -110,19 +110,19 @@ fn refused(options: &PrepareOptions) -> String {
     let error = format!("{:#}", prepare(options, &|_| {}).unwrap_err());
     let parent = options.output.parent().unwrap();
     let left: Vec<_> = fs::read_dir(parent).unwrap().map(|e| e.unwrap().file_name()).collect();
-    assert!(!left.iter().any(|n| n.to_string_lossy().ends_with(".partial")), "left behind: {left:?}");
+    assert!(!left.iter().any(|n| n.to_string_lossy().ends_with(".partial")), "not deleted: {left:?}");
     error
 }
 
 #[test]
-fn bad_input_is_named_and_leaves_nothing_behind() {
-    let folder = tempfile::tempdir().unwrap();
+fn bad_input_is_named_and_temporary_files_are_deleted() {
+    let dir = tempfile::tempdir().unwrap();
     let file = |name: &str, bytes: &[u8]| {
-        let path = folder.path().join(name);
+        let path = dir.path().join(name);
         fs::write(&path, bytes).unwrap();
         path
     };
-    let output = folder.path().join("out");
+    let output = dir.path().join("out");
     let good = file("good.jsonl", lines(&["one", "two"]).as_bytes());
     let bad = file("bad.jsonl", b"{\"text\": \"ok\"}\n{\"text\"");
     let error = refused(&options(&[&good, &bad], &output));
@@ -130,10 +130,10 @@ fn bad_input_is_named_and_leaves_nothing_behind() {
     let error = refused(&options(&[&file("latin.txt", b"caf\xe9")], &output));
     assert!(error.contains("latin.txt is not UTF-8 at byte 3"), "{error}");
     let error = refused(&options(&[&file("empty.jsonl", b"\n")], &output));
-    assert_eq!(error, "the corpus is empty: 0 documents and no token in them");
+    assert_eq!(error, "the corpus is empty: 0 documents without tokens");
     let error = refused(&options(&[&file("empty.txt", b"")], &output));
-    assert_eq!(error, "the corpus is empty: 1 documents and no token in them");
-    assert!(refused(&options(&[&folder.path().join("none.jsonl")], &output)).starts_with("no such file or folder"));
+    assert_eq!(error, "the corpus is empty: 1 documents without tokens");
+    assert!(refused(&options(&[&dir.path().join("none.jsonl")], &output)).starts_with("no such file or directory"));
     let with = |change: fn(&mut PrepareOptions)| {
         let mut options = options(&[&good], &output);
         change(&mut options);
@@ -142,24 +142,24 @@ fn bad_input_is_named_and_leaves_nothing_behind() {
     assert!(with(|o| o.val_fraction = 1.0).contains("--val-fraction is 1"));
     assert!(with(|o| o.shard_tokens = 0).contains("--shard-tokens is 0"));
     assert!(with(|o| o.threads = 1 << 20).contains("--threads is 1048576"));
-    assert!(with(|o| o.val_fraction = 0.6).contains("the train split would be empty: all 2 document(s)"));
-    assert!(with(|o| o.tokenizer = PathBuf::from("none.json")).contains("none.json cannot be read"));
+    assert!(with(|o| o.val_fraction = 0.6).contains("puts all 2 document(s) into validation"));
+    assert!(with(|o| o.tokenizer = PathBuf::from("none.json")).contains("cannot read the tokenizer none.json"));
     assert!(!output.exists());
 }
 
 #[test]
-fn an_output_that_holds_something_is_left_alone() {
-    let folder = tempfile::tempdir().unwrap();
-    let (input, output) = (folder.path().join("a.jsonl"), folder.path().join("out"));
+fn existing_output_is_not_changed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (input, output) = (dir.path().join("a.jsonl"), dir.path().join("out"));
     fs::write(&input, lines(&["one", "two"])).unwrap();
-    // An empty folder is taken, and so is what a killed run left.
+    // An empty output directory is used, and the files of a killed process are deleted.
     fs::create_dir(&output).unwrap();
-    fs::create_dir(folder.path().join(".out.partial")).unwrap();
-    fs::write(folder.path().join(".out.partial/spool"), "half").unwrap();
+    fs::create_dir(dir.path().join(".out.partial")).unwrap();
+    fs::write(dir.path().join(".out.partial/spool"), "half").unwrap();
     let options = options(&[&input], &output);
     assert!(!prepare(&options, &|_| {}).unwrap().already_complete);
     let before = listing(&output);
-    // The same again is recognised; anything else is refused, and says why.
+    // The same preparation is recognized. Another one is refused, with the reason.
     assert!(prepare(&options, &|_| {}).unwrap().already_complete);
     let with = |change: fn(&mut PrepareOptions)| {
         let mut options = options.clone();
@@ -175,9 +175,9 @@ fn an_output_that_holds_something_is_left_alone() {
     assert!(refused(&options).contains("already holds files (no manifest.json)"));
 }
 
-/// Names, bytes and times of a folder's files.
-fn listing(folder: &Path) -> Vec<(PathBuf, Vec<u8>, std::time::SystemTime)> {
-    let mut files: Vec<_> = fs::read_dir(folder)
+/// Returns the paths, contents and modification times of the files of a directory.
+fn listing(dir: &Path) -> Vec<(PathBuf, Vec<u8>, std::time::SystemTime)> {
+    let mut files: Vec<_> = fs::read_dir(dir)
         .unwrap()
         .map(|e| e.unwrap().path())
         .map(|p| (p.clone(), fs::read(&p).unwrap(), fs::metadata(&p).unwrap().modified().unwrap()))
@@ -187,9 +187,9 @@ fn listing(folder: &Path) -> Vec<(PathBuf, Vec<u8>, std::time::SystemTime)> {
 }
 
 #[test]
-fn verifying_names_the_damaged_shard() {
-    let folder = tempfile::tempdir().unwrap();
-    let (input, output) = (folder.path().join("a.jsonl"), folder.path().join("out"));
+fn verification_names_the_damaged_shard() {
+    let dir = tempfile::tempdir().unwrap();
+    let (input, output) = (dir.path().join("a.jsonl"), dir.path().join("out"));
     fs::write(&input, lines(&["one two one", "two", "three"])).unwrap();
     prepare(&options(&[&input], &output), &|_| {}).unwrap();
     let report = verify(&output).unwrap();
@@ -201,11 +201,14 @@ fn verifying_names_the_damaged_shard() {
     assert!(verify(&output).unwrap_err().to_string().contains("train-00000.bin is damaged"));
     fs::write(output.join("val-00007.bin"), [0, 0]).unwrap();
     assert!(
-        verify(&output).unwrap_err().to_string().contains("val-00007.bin is a shard that manifest.json does not name")
+        verify(&output)
+            .unwrap_err()
+            .to_string()
+            .contains("val-00007.bin is a shard that is not listed in manifest.json")
     );
 }
 
-/// About `megabytes` of text in jsonl, different for every seed.
+/// Returns at least `megabytes` of random text in jsonl.
 fn corpus(megabytes: usize, seed: u64) -> String {
     let words = ["the", "of", "sense", "vector", "and", "a", "word", "Backpack", "in", "it's", "1913,", "na\u{ef}ve"];
     let mut state = seed;
@@ -223,9 +226,9 @@ fn corpus(megabytes: usize, seed: u64) -> String {
     documents
 }
 
-/// A preparation that fails in the second of three files, with work done that is kept.
+/// Preparation that failed in the second of three files and kept its work.
 struct Interrupted {
-    folder: tempfile::TempDir,
+    dir: tempfile::TempDir,
     options: PrepareOptions,
 }
 
@@ -233,9 +236,9 @@ impl Interrupted {
     const BAD: &'static str = "{\"text\": \"torn";
 
     fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir().unwrap();
         let file = |name: &str, text: &str| {
-            let path = folder.path().join(name);
+            let path = dir.path().join(name);
             fs::write(&path, text).unwrap();
             path
         };
@@ -248,35 +251,34 @@ impl Interrupted {
             commit_every: Duration::ZERO,
             val_fraction: 0.1,
             shard_tokens: 500_000,
-            ..options(&[&a, &b, &c], &folder.path().join("out"))
+            ..options(&[&a, &b, &c], &dir.path().join("out"))
         };
-        let notes = Mutex::new(Vec::new());
-        let error = prepare(&options, &note(&notes)).unwrap_err();
+        let messages = Mutex::new(Vec::new());
+        let error = prepare(&options, &record(&messages)).unwrap_err();
         assert!(format!("{error:#}").contains("b.jsonl line"), "{error:#}");
-        assert_eq!(*notes.lock().unwrap(), ["what was done is kept: the same command goes on from there"]);
-        Interrupted { folder, options }
+        assert_eq!(*messages.lock().unwrap(), ["finished work is kept: the same command resumes from it"]);
+        Interrupted { dir, options }
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
+        self.dir.path().join(name)
     }
 
-    fn mend(&self) {
+    fn repair(&self) {
         let path = self.path("b.jsonl");
         let text = fs::read_to_string(&path).unwrap();
         fs::write(&path, text.strip_suffix(Self::BAD).unwrap()).unwrap();
     }
 
-    /// Goes on, and holds the result against a preparation without interruption.
+    /// Resumes, and compares the result with a preparation without interruption.
     fn finish(&self) -> Vec<String> {
-        let notes = Mutex::new(Vec::new());
-        let resumed = prepare(&self.options, &note(&notes)).unwrap().manifest;
+        let messages = Mutex::new(Vec::new());
+        let resumed = prepare(&self.options, &record(&messages)).unwrap().manifest;
         let whole = PrepareOptions { output: self.path("whole"), ..self.options.clone() };
         assert_eq!(prepare(&whole, &|_| {}).unwrap().manifest, resumed);
-        let bytes =
-            |folder: &str| listing(&self.path(folder)).into_iter().map(|(_, bytes, _)| bytes).collect::<Vec<_>>();
+        let bytes = |dir: &str| listing(&self.path(dir)).into_iter().map(|(_, bytes, _)| bytes).collect::<Vec<_>>();
         assert_eq!(bytes("out"), bytes("whole"));
-        notes.into_inner().unwrap()
+        messages.into_inner().unwrap()
     }
 
     fn error(&self) -> String {
@@ -284,26 +286,26 @@ impl Interrupted {
     }
 }
 
-fn note(notes: &Mutex<Vec<String>>) -> impl Fn(PrepareEvent<'_>) + Sync {
+fn record(messages: &Mutex<Vec<String>>) -> impl Fn(PrepareEvent<'_>) + Sync {
     |event| {
         if let PrepareEvent::Message(text) = event {
-            notes.lock().unwrap().push(text.to_owned());
+            messages.lock().unwrap().push(text.to_owned());
         }
     }
 }
 
 #[test]
-fn an_interrupted_preparation_goes_on_to_the_same_bytes() {
+fn resumed_preparation_gives_the_same_bytes() {
     let interrupted = Interrupted::new();
-    interrupted.mend();
-    let notes = interrupted.finish();
-    assert!(notes.len() == 1 && notes[0].starts_with("going on after "), "{notes:?}");
+    interrupted.repair();
+    let messages = interrupted.finish();
+    assert!(messages.len() == 1 && messages[0].starts_with("resuming after "), "{messages:?}");
 }
 
 #[test]
-fn torn_files_of_a_killed_process_do_no_harm() {
+fn torn_files_of_a_killed_process_do_not_change_the_result() {
     let interrupted = Interrupted::new();
-    interrupted.mend();
+    interrupted.repair();
     for (name, torn) in [("commits.jsonl", "{\"position\":{\"fi"), ("spool.bin", "xyz"), ("lengths.bin", "12345")] {
         let path = interrupted.path(".out.partial").join(name);
         fs::write(&path, [fs::read(&path).unwrap(), torn.as_bytes().to_vec()].concat()).unwrap();
@@ -312,32 +314,32 @@ fn torn_files_of_a_killed_process_do_no_harm() {
 }
 
 #[test]
-fn other_arguments_or_changed_inputs_are_refused_and_said() {
+fn other_arguments_and_changed_inputs_are_refused() {
     let mut interrupted = Interrupted::new();
     let good = interrupted.options.clone();
     interrupted.options.split_seed = 7;
     let error = interrupted.error();
-    assert!(error.contains("was started otherwise (split_seed is 7 now and was 2357)"), "{error}");
+    assert!(error.contains("has other arguments or inputs (split_seed is 7 now and was 2357)"), "{error}");
     interrupted.options = good.clone();
     interrupted.options.inputs.pop();
-    assert!(interrupted.error().contains("other inputs: 2 files now, 3 then"));
+    assert!(interrupted.error().contains("other inputs: 2 files now, 3 before"));
     interrupted.options = good;
     let path = interrupted.path("a.jsonl");
     let text = fs::read(&path).unwrap();
     fs::write(&path, &text[..text.len() / 2]).unwrap();
     let error = interrupted.error();
-    assert!(error.contains("a.jsonl has changed since it was read") && error.contains("to start afresh"), "{error}");
+    assert!(error.contains("a.jsonl has changed since it was read") && error.contains("to start again"), "{error}");
     fs::remove_dir_all(interrupted.path(".out.partial")).unwrap();
     fs::write(&path, text).unwrap();
-    interrupted.mend();
+    interrupted.repair();
     interrupted.finish();
 }
 
-/// The second stage stops at a shard that cannot be written: a folder stands in its place.
+/// The second stage fails at a shard whose path is a directory.
 #[test]
 fn finished_shards_are_not_written_again() {
     let interrupted = Interrupted::new();
-    interrupted.mend();
+    interrupted.repair();
     let (partial, blocked) = (interrupted.path(".out.partial"), interrupted.path(".out.partial/train-00004.bin"));
     let error = prepare(&interrupted.options, &|event| {
         if matches!(event, PrepareEvent::Progress(PrepareProgress { stage: PrepareStage::Writing, .. })) {
@@ -345,7 +347,8 @@ fn finished_shards_are_not_written_again() {
         }
     })
     .unwrap_err();
-    assert!(format!("{error:#}").contains("train-00004.bin cannot be written"), "{error:#}");
+    let error = format!("{error:#}");
+    assert!(error.contains("cannot write") && error.contains("train-00004.bin"), "{error}");
     fs::remove_dir(&blocked).unwrap();
     let first = partial.join("train-00000.bin");
     let written = fs::metadata(&first).unwrap().modified().unwrap();
@@ -355,14 +358,14 @@ fn finished_shards_are_not_written_again() {
 }
 
 #[test]
-fn a_publication_that_was_cut_off_is_ended() {
-    let folder = tempfile::tempdir().unwrap();
-    let (input, output) = (folder.path().join("a.jsonl"), folder.path().join("out"));
+fn interrupted_publication_is_completed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (input, output) = (dir.path().join("a.jsonl"), dir.path().join("out"));
     fs::write(&input, lines(&["one two one", "two", "three"])).unwrap();
     let options = options(&[&input], &output);
     prepare(&options, &|_| {}).unwrap();
     let before = listing(&output);
-    let partial = folder.path().join(".out.partial");
+    let partial = dir.path().join(".out.partial");
     fs::rename(&output, &partial).unwrap();
     fs::write(partial.join("plan.json"), "{}").unwrap();
     assert!(prepare(&options, &|_| {}).unwrap().already_complete);
@@ -370,10 +373,10 @@ fn a_publication_that_was_cut_off_is_ended() {
 }
 
 #[test]
-fn bad_documents_are_left_out_counted_and_listed() {
-    let folder = tempfile::tempdir().unwrap();
+fn bad_documents_are_skipped_counted_and_listed() {
+    let dir = tempfile::tempdir().unwrap();
     let file = |name: &str, bytes: &[u8]| {
-        let path = folder.path().join(name);
+        let path = dir.path().join(name);
         fs::write(&path, bytes).unwrap();
         path
     };
@@ -385,36 +388,36 @@ fn bad_documents_are_left_out_counted_and_listed() {
         file("d.jsonl.zst", &zstd[..zstd.len() - 5]),
         file("e.jsonl", b"{\"text\": \"three\"}"),
     ];
-    let gone = folder.path().join("gone.txt");
+    let gone = dir.path().join("gone.txt");
     std::os::unix::fs::symlink("nowhere", &gone).unwrap();
     let inputs: Vec<&Path> = inputs.iter().map(PathBuf::as_path).collect();
-    let output = folder.path().join("out");
+    let output = dir.path().join("out");
     let mut options = PrepareOptions { skip_bad_documents: true, val_fraction: 0.5, ..options(&inputs, &output) };
-    options.inputs.push(folder.path().join("g*.txt").display().to_string());
-    let notes = Mutex::new(Vec::new());
-    let manifest = prepare(&options, &note(&notes)).unwrap().manifest;
+    options.inputs.push(dir.path().join("g*.txt").display().to_string());
+    let messages = Mutex::new(Vec::new());
+    let manifest = prepare(&options, &record(&messages)).unwrap().manifest;
     assert_eq!(manifest.skipped_documents, 5);
     let listed = fs::read_to_string(output.join("skipped.jsonl")).unwrap();
-    assert_eq!((listed.lines().count(), notes.lock().unwrap().len()), (5, 5));
-    for why in [
+    assert_eq!((listed.lines().count(), messages.lock().unwrap().len()), (5, 5));
+    for reason in [
         "a.jsonl line 2",
         "b.txt is not UTF-8",
-        "c.parquet of 16 bytes",
-        "d.jsonl.zst cannot be read at line",
-        "gone.txt cannot be read",
+        "c.parquet (16 bytes)",
+        "d.jsonl.zst at line",
+        "gone.txt: No such file",
     ] {
-        assert!(listed.contains(why), "{why}: {listed}");
+        assert!(listed.contains(reason), "{reason}: {listed}");
     }
     assert!(manifest.sources[4].sha256.is_some() && manifest.sources[5].sha256.is_none());
     options.skip_bad_documents = false;
-    options.output = folder.path().join("strict");
-    assert!(refused(&options).contains("gone.txt cannot be read"));
+    options.output = dir.path().join("strict");
+    assert!(refused(&options).contains("gone.txt: No such file"));
 }
 
 #[test]
-fn a_file_that_changes_while_it_is_read_is_named() {
-    let folder = tempfile::tempdir().unwrap();
-    let (input, output) = (folder.path().join("a.jsonl"), folder.path().join("out"));
+fn file_that_changes_while_it_is_read_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let (input, output) = (dir.path().join("a.jsonl"), dir.path().join("out"));
     fs::write(&input, corpus(30, 1)).unwrap();
     let error = prepare(&options(&[&input], &output), &|_| {
         let mut file = fs::OpenOptions::new().append(true).open(&input).unwrap();

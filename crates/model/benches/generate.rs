@@ -1,24 +1,28 @@
-//! Tokens per second of greedy generation at batch 1: with what the decoder keeps, and by
-//! computing the whole prefix anew for each token; and with senses from a table. Fresh weights: the speed is the same.
+//! Measures greedy generation with batch size 1 in tokens per second: with the caches of the decoder,
+//! by recomputing the whole prefix for each token, and with senses from a table. The models have
+//! random weights, because the speed does not depend on the weights.
 //!
-//!     cargo bench --workspace --bench generate [-- TOKENS [MODEL_FOLDER]]
+//!     cargo bench --workspace --bench generate [-- TOKENS [MODEL_DIR]]
 //!
-//! With a model folder that model is measured, with its caches, and its table where it has one.
+//! With a model directory, only that model is measured, with the caches and with its table of senses
+//! if it has one.
 
 use std::path::Path;
 use std::time::Instant;
 
-use model::{Architecture, ForwardOptions, LanguageModel, ModelConfig, SENSES_FILE, Sampling, generate, load_folder};
+use model::{
+    Architecture, ForwardOptions, LanguageModel, ModelConfig, SENSE_TABLE_FILE, Sampling, generate, load_model,
+};
 use tch::{Device, Tensor};
 
 const PROMPT: [i64; 1] = [464];
 
-/// Tokens per second of `make`, which generates `tokens`; the best of three, after one.
-fn rate(tokens: usize, mut make: impl FnMut()) -> f64 {
+/// Returns the tokens per second of `generate_tokens`: the best of three calls, after a warm-up.
+fn rate(tokens: usize, mut generate_tokens: impl FnMut()) -> f64 {
     let mut seconds = || {
-        let begun = Instant::now();
-        make();
-        begun.elapsed().as_secs_f64()
+        let start = Instant::now();
+        generate_tokens();
+        start.elapsed().as_secs_f64()
     };
     seconds();
     tokens as f64 / (0..3).map(|_| seconds()).fold(f64::INFINITY, f64::min)
@@ -28,16 +32,16 @@ fn cached(model: &LanguageModel, tokens: usize) -> f64 {
     rate(tokens, || drop(generate(model, &PROMPT, tokens, Sampling::Greedy).expect("a valid prompt")))
 }
 
-/// With a table of all words' senses, 1.2 GB for micro.
+/// Uses a table of the senses of all words. It has 1.2 GB for the micro model.
 fn with_table(model: &mut LanguageModel, tokens: usize) -> f64 {
-    let folder = tempfile::tempdir().expect("a folder for the table");
-    let path = folder.path().join(SENSES_FILE);
-    model.write_sense_table(&path, tch::Kind::Float, &mut |_| ()).expect("room for the table");
-    model.use_sense_table(&path).expect("the table just written");
+    let dir = tempfile::tempdir().expect("a temporary directory for the table");
+    let path = dir.path().join(SENSE_TABLE_FILE);
+    model.write_sense_table(&path, tch::Kind::Float, &mut |_| ()).expect("enough disk space for the table");
+    model.use_sense_table(&path).expect("the table that was written above");
     cached(model, tokens)
 }
 
-/// The plain way: the logits of the whole prefix for each token.
+/// Recomputes the logits of the whole prefix for each token.
 fn recomputed(model: &LanguageModel, tokens: usize) -> f64 {
     rate(tokens, || {
         let mut ids = PROMPT.to_vec();
@@ -55,10 +59,10 @@ fn main() {
     let tokens = arguments.next().and_then(|n| n.parse().ok()).unwrap_or(256);
     torch_ext::keep_freed_memory();
     tch::set_num_threads(std::thread::available_parallelism().map_or(1, usize::from) as i32);
-    if let Some(folder) = arguments.next() {
-        let folder = Path::new(&folder);
-        let mut model = load_folder(folder, Device::Cpu).expect("a model folder");
-        let table = folder.join(SENSES_FILE);
+    if let Some(dir) = arguments.next() {
+        let dir = Path::new(&dir);
+        let mut model = load_model(dir, Device::Cpu).expect("a model directory");
+        let table = dir.join(SENSE_TABLE_FILE);
         if table.is_file() {
             model.use_sense_table(&table).expect("a table of this model");
         }
@@ -68,7 +72,7 @@ fn main() {
     println!("{tokens} tokens     with caches  recomputed   ratio  senses from a table  (tokens/s)");
     for (name, architecture) in [("micro Backpack", Architecture::Backpack), ("micro GPT-2", Architecture::Gpt2)] {
         let shape = ModelConfig { n_embd: 384, n_head: 6, n_layer: 6, architecture, ..ModelConfig::default() };
-        let mut model = LanguageModel::initialise(shape, 1, Device::Cpu).expect("the shapes are the paper's");
+        let mut model = LanguageModel::initialize(shape, 1, Device::Cpu).expect("the shapes are the paper's");
         let (with, without) = (cached(&model, tokens), recomputed(&model, tokens));
         let table = (architecture == Architecture::Backpack).then(|| with_table(&mut model, tokens));
         let table = table.map_or_else(String::new, |rate| format!("{rate:.0}"));

@@ -1,25 +1,29 @@
-//! `cargo bench --workspace --bench operations -- [NAME]...`: every fused operation, or those
-//! whose names hold one of the arguments, beside the same from libtorch's own operations, at
-//! the shapes of the micro model. Medians of repeats that take turns, in milliseconds; in
-//! about a minute. (`--workspace` keeps the features that tch is built with.)
+//! Compares the speed of the fused operations with compositions of libtorch's operations, at the
+//! shapes of the micro model. Takes about a minute.
 //!
-//! Give the machine nothing else to do, or set OMP_NUM_THREADS below its cores: where a thread
-//! has to wait for its core, every parallel loop waits some milliseconds for it, and an
-//! operation of many short ones seems slower than it is.
+//!     cargo bench --workspace --bench operations -- [NAME]...
 //!
-//! libtorch's side is what tests/operations.rs holds the operation to, written as for
-//! autocast: in bf16 products of cast weights, fp32 norms, softmax and loss. Attention is
-//! `scaled_dot_product_attention`, mixing senses the plain path of the model (one product),
-//! AdamW that of libtorch's C++ interface. Ours reads bf16 copies of the weights, which its
-//! AdamW keeps up to date; that work stands in the row of AdamW.
+//! Arguments select the operations whose names contain one of them. `--workspace` keeps the features
+//! that tch is built with. The two implementations are measured alternately, and the table has the
+//! medians in milliseconds.
+//!
+//! Run nothing else on the machine, or set OMP_NUM_THREADS below the number of cores. If a thread
+//! has to wait for a core, every parallel loop waits some milliseconds for it. An operation of many
+//! short loops then appears slower than it is.
+//!
+//! libtorch's side is the reference of tests/operations.rs in the style of autocast. With bf16 it
+//! multiplies cast weights, and norms, softmax and loss are fp32. Attention is
+//! `scaled_dot_product_attention`, weighted_sum_of_senses is the reference kernels of the model (one product),
+//! and AdamW is that of libtorch's C++ interface. The fused operations read bf16 copies of the
+//! weights. The fused AdamW updates these copies, so the row of AdamW includes that work.
 
 use std::time::{Duration, Instant};
 
 use tch::nn::{self, OptimizerConfig};
 use tch::{Device, Kind, Tensor};
-use torch_ext::{AdamW, AdamWTensors, ProductWeight, ResidualBranch, UpdateGuard, clipped_adamw, forget_grad};
+use torch_ext::{AdamW, AdamWTensors, LayerOutput, MatmulWeight, UpdateGuard, clear_grad, clipped_adamw};
 
-/// 4 x 512 tokens of the micro model.
+/// The batch is 4 x 512 tokens of the micro model.
 const SEQUENCES: i64 = 4;
 const LENGTH: i64 = 512;
 const TOKENS: i64 = SEQUENCES * LENGTH;
@@ -29,21 +33,21 @@ const HEADS: i64 = 6;
 const LAYERS: i64 = 6;
 const SENSES: i64 = 16;
 const VOCABULARY: i64 = 50_264;
-/// Distinct words of so many tokens of OpenWebText, about.
-const WORDS: i64 = 1_088;
-/// Rows of logits at once, as the model has them.
+/// Approximate number of distinct words in that many tokens of OpenWebText.
+const NUM_WORDS: i64 = 1_088;
+/// Number of rows of logits that are computed together, as in the model.
 const CHUNK: i64 = 512;
 
-/// Repeats of a pair end after this long, but not before there are a few.
-const BUDGET: Duration = Duration::from_millis(700);
-const FEWEST: usize = 3;
+/// A comparison ends after this time and at least `MIN_REPEATS` repeats.
+const TIME_BUDGET: Duration = Duration::from_millis(700);
+const MIN_REPEATS: usize = 3;
 
-/// What both sides of a comparison get.
+/// The inputs of both implementations.
 struct Inputs {
     kind: Kind,
-    /// Activations of `kind`, parameters in fp32: leaves that gather gradients; and indices.
+    /// Activations of type `kind`, fp32 parameters, and indices. All but the indices get gradients.
     tensors: Vec<Tensor>,
-    /// Each in `kind`, without a gradient.
+    /// Copies of the tensors in `kind`, without gradients.
     copies: Vec<Tensor>,
 }
 
@@ -53,19 +57,19 @@ impl Inputs {
         Inputs { kind, copies: copies.collect(), tensors }
     }
 
-    /// A weight with the copy that ours reads.
-    fn weight(&self, i: usize) -> ProductWeight<'_> {
-        ProductWeight { master: &self.tensors[i], value: &self.copies[i] }
+    /// Returns a weight with the copy that the fused operations read.
+    fn weight(&self, i: usize) -> MatmulWeight<'_> {
+        MatmulWeight { master: &self.tensors[i], operand: &self.copies[i] }
     }
 
-    /// A parameter cast as autocast does, differentiably.
+    /// Casts a parameter to `kind` with a gradient, as autocast does.
     fn cast(&self, i: usize) -> Tensor {
         self.tensors[i].to_kind(self.kind)
     }
 
-    fn forget_grads(&self) {
+    fn clear_grads(&self) {
         for t in self.tensors.iter().filter(|t| is_float(t)) {
-            forget_grad(t).expect("a leaf has a gradient to forget");
+            clear_grad(t).expect("a leaf has a gradient to forget");
         }
     }
 }
@@ -77,7 +81,7 @@ fn is_float(t: &Tensor) -> bool {
 struct Operation {
     name: &'static str,
     inputs: fn(Kind) -> Vec<Tensor>,
-    ours: fn(&Inputs) -> Vec<Tensor>,
+    fused: fn(&Inputs) -> Vec<Tensor>,
     libtorch: fn(&Inputs) -> Vec<Tensor>,
 }
 
@@ -94,7 +98,8 @@ fn parameter(shape: &[i64]) -> Tensor {
     random(shape, Kind::Float, 0.02)
 }
 
-/// As many numbers below `limit` as there are tokens, all of them where they fit, in disorder.
+/// Returns one index below `limit` per token, in a mixed order. If there are enough tokens, every
+/// index occurs.
 fn indices(limit: i64) -> Tensor {
     (Tensor::arange(TOKENS, (Kind::Int64, Device::Cpu)) * 7_919).remainder(limit)
 }
@@ -103,30 +108,30 @@ fn none() -> Option<Tensor> {
     None
 }
 
-fn one(result: Result<Tensor, torch_ext::Error>) -> Vec<Tensor> {
+fn single(result: Result<Tensor, torch_ext::Error>) -> Vec<Tensor> {
     vec![result.expect("the shapes fit")]
 }
 
-fn mlp_of_libtorch(i: &Inputs) -> Vec<Tensor> {
+fn libtorch_mlp(i: &Inputs) -> Vec<Tensor> {
     let inner = i.tensors[0].linear(&i.cast(1).tr(), Some(i.cast(2))).gelu("tanh");
     vec![inner.linear(&i.cast(3).tr(), none())]
 }
 
-fn mlp_of_ours(i: &Inputs) -> Vec<Tensor> {
-    one(torch_ext::mlp(&i.tensors[0], i.weight(1), &i.tensors[2], i.weight(3)))
+fn fused_mlp(i: &Inputs) -> Vec<Tensor> {
+    single(torch_ext::mlp(&i.tensors[0], i.weight(1), &i.tensors[2], i.weight(3)))
 }
 
 const OPERATIONS: [Operation; 8] = [
     Operation {
         name: "linear",
         inputs: |kind| vec![activation(&[TOKENS, WIDTH], kind), parameter(&[WIDTH, 3 * WIDTH])],
-        ours: |i| one(torch_ext::linear(&i.tensors[0], i.weight(1), false)),
+        fused: |i| single(torch_ext::linear(&i.tensors[0], i.weight(1), false)),
         libtorch: |i| vec![i.tensors[0].matmul(&i.cast(1))],
     },
     Operation {
         name: "linear (transposed)",
         inputs: |kind| vec![activation(&[TOKENS, WIDTH], kind), parameter(&[2 * WIDTH, WIDTH])],
-        ours: |i| one(torch_ext::linear(&i.tensors[0], i.weight(1), true)),
+        fused: |i| single(torch_ext::linear(&i.tensors[0], i.weight(1), true)),
         libtorch: |i| vec![i.tensors[0].linear(&i.cast(1), none())],
     },
     Operation {
@@ -135,22 +140,22 @@ const OPERATIONS: [Operation; 8] = [
             let x = activation(&[TOKENS, WIDTH], kind);
             vec![x, parameter(&[WIDTH, INNER]), parameter(&[INNER]), parameter(&[INNER, WIDTH])]
         },
-        ours: mlp_of_ours,
-        libtorch: mlp_of_libtorch,
+        fused: fused_mlp,
+        libtorch: libtorch_mlp,
     },
     Operation {
         name: "mlp (of senses)",
         inputs: |kind| {
-            let x = activation(&[WORDS, WIDTH], kind);
+            let x = activation(&[NUM_WORDS, WIDTH], kind);
             vec![x, parameter(&[WIDTH, INNER]), parameter(&[INNER]), parameter(&[INNER, SENSES * WIDTH])]
         },
-        ours: mlp_of_ours,
-        libtorch: mlp_of_libtorch,
+        fused: fused_mlp,
+        libtorch: libtorch_mlp,
     },
     Operation {
         name: "attention",
         inputs: |kind| vec![activation(&[TOKENS, 3 * WIDTH], kind), parameter(&[3 * WIDTH])],
-        ours: |i| one(torch_ext::attention(&i.tensors[0], &i.tensors[1], SEQUENCES, HEADS, 0.125, 0.0)),
+        fused: |i| single(torch_ext::attention(&i.tensors[0], &i.tensors[1], SEQUENCES, HEADS, 0.125, 0.0)),
         libtorch: |i| {
             let shape = [SEQUENCES, LENGTH, 3, HEADS, WIDTH / HEADS];
             let qkv = (&i.tensors[0] + i.cast(1)).view(shape).permute([2, 0, 3, 1, 4]);
@@ -165,11 +170,11 @@ const OPERATIONS: [Operation; 8] = [
             let (stream, branch) = (activation(&[TOKENS, WIDTH], Kind::Float), activation(&[TOKENS, WIDTH], kind));
             vec![stream, branch, parameter(&[WIDTH]), parameter(&[WIDTH]), parameter(&[WIDTH])]
         },
-        ours: |i| {
+        fused: |i| {
             let [stream, branch, branch_bias, weight, bias] = &i.tensors[..] else { unreachable!() };
-            let branch = ResidualBranch { value: branch.shallow_clone(), bias: Some(branch_bias.shallow_clone()) };
-            let done = torch_ext::add_layer_norm(stream, Some(&branch), weight, bias, 1e-5, 0.0, i.kind);
-            let (sum, normed) = done.expect("the shapes fit");
+            let branch = LayerOutput { value: branch.shallow_clone(), bias: Some(branch_bias.shallow_clone()) };
+            let outputs = torch_ext::add_layer_norm(stream, Some(&branch), weight, bias, 1e-5, 0.0, i.kind);
+            let (sum, normed) = outputs.expect("the shapes fit");
             vec![sum, normed]
         },
         libtorch: |i| {
@@ -179,14 +184,14 @@ const OPERATIONS: [Operation; 8] = [
         },
     },
     Operation {
-        name: "mix_senses",
+        name: "weighted_sum_of_senses",
         inputs: |kind| {
-            let (qk, senses) = (activation(&[TOKENS, 2 * WIDTH], kind), activation(&[WORDS, SENSES * WIDTH], kind));
-            vec![qk, parameter(&[2 * WIDTH]), senses, parameter(&[SENSES * WIDTH]), indices(WORDS)]
+            let (qk, senses) = (activation(&[TOKENS, 2 * WIDTH], kind), activation(&[NUM_WORDS, SENSES * WIDTH], kind));
+            vec![qk, parameter(&[2 * WIDTH]), senses, parameter(&[SENSES * WIDTH]), indices(NUM_WORDS)]
         },
-        ours: |i| {
+        fused: |i| {
             let [qk, qk_bias, senses, bias, place] = &i.tensors[..] else { unreachable!() };
-            one(torch_ext::mix_senses(qk, qk_bias, senses, bias, place, SEQUENCES, SENSES))
+            single(torch_ext::weighted_sum_of_senses(qk, qk_bias, senses, bias, place, SEQUENCES, SENSES))
         },
         libtorch: |i| {
             let channels = WIDTH / SENSES;
@@ -205,7 +210,7 @@ const OPERATIONS: [Operation; 8] = [
     Operation {
         name: "linear_cross_entropy",
         inputs: |kind| vec![activation(&[TOKENS, WIDTH], kind), parameter(&[VOCABULARY, WIDTH]), indices(VOCABULARY)],
-        ours: |i| one(torch_ext::linear_cross_entropy(&i.tensors[0], i.weight(1), &i.tensors[2], CHUNK)),
+        fused: |i| single(torch_ext::linear_cross_entropy(&i.tensors[0], i.weight(1), &i.tensors[2], CHUNK)),
         libtorch: |i| {
             let logits = i.tensors[0].linear(&i.cast(1), none()).to_kind(Kind::Float);
             vec![logits.cross_entropy_for_logits(&i.tensors[2])]
@@ -214,78 +219,80 @@ const OPERATIONS: [Operation; 8] = [
 ];
 
 fn main() {
-    let wanted: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
-    let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|part| name.contains(part.as_str()));
-    // As the program does: both sides allocate as in a training.
+    let names: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
+    let is_selected = |name: &str| names.is_empty() || names.iter().any(|part| name.contains(part.as_str()));
+    // The program `backpack` also calls this, so memory is allocated as in training.
     torch_ext::keep_freed_memory();
     tch::manual_seed(1);
-    let kernels = torch_ext::describe().map_or_else(|error| error.to_string(), |d| d.kernels);
+    let kernels = torch_ext::build_info().map_or_else(|error| error.to_string(), |d| d.kernels);
     println!("{TOKENS} tokens of the micro model, {} threads, {kernels} kernels\n", tch::get_num_threads());
-    println!("| operation | pass | type | ours ms | libtorch ms | ratio |\n|---|---|---|---|---|---|");
-    for operation in OPERATIONS.iter().filter(|operation| is_wanted(operation.name)) {
+    println!("| operation | pass | type | fused ms | libtorch ms | ratio |\n|---|---|---|---|---|---|");
+    for operation in OPERATIONS.iter().filter(|operation| is_selected(operation.name)) {
         for kind in [Kind::Float, Kind::BFloat16] {
             let inputs = Inputs::new(kind, (operation.inputs)(kind));
-            let directions = agreed_directions(operation, &inputs);
+            let output_grads = check_and_make_output_grads(operation, &inputs);
             let forward = |f: fn(&Inputs) -> Vec<Tensor>| tch::no_grad(|| timed(|| f(&inputs)).0);
-            let medians = compare(|| forward(operation.ours), || forward(operation.libtorch));
+            let medians = compare(|| forward(operation.fused), || forward(operation.libtorch));
             print_row(operation.name, "forward", kind, medians);
-            let both = |f| forward_and_backward(f, &inputs, &directions);
-            let medians = compare(|| both(operation.ours), || both(operation.libtorch));
+            let both = |f| forward_and_backward(f, &inputs, &output_grads);
+            let medians = compare(|| both(operation.fused), || both(operation.libtorch));
             print_row(operation.name, "forward + backward", kind, medians);
         }
     }
-    if is_wanted("clipped_adamw") {
+    if is_selected("clipped_adamw") {
         for kind in [Kind::Float, Kind::BFloat16] {
             print_row("clipped_adamw", "update", kind, compare_adamw(kind));
         }
     }
 }
 
-/// Median milliseconds of ours and of libtorch's.
-fn print_row(name: &str, pass: &str, kind: Kind, (ours, libtorch): (f64, f64)) {
+/// Prints a row of the table with the medians in milliseconds.
+fn print_row(name: &str, pass: &str, kind: Kind, (fused, libtorch): (f64, f64)) {
     let kind = if kind == Kind::Float { "fp32" } else { "bf16" };
-    println!("| {name} | {pass} | {kind} | {ours:.2} | {libtorch:.2} | {:.2} |", libtorch / ours);
+    println!("| {name} | {pass} | {kind} | {fused:.2} | {libtorch:.2} | {:.2} |", libtorch / fused);
 }
 
+/// Returns the seconds that `f` took, and its result.
 fn timed<R>(f: impl FnOnce() -> R) -> (f64, R) {
-    let begun = Instant::now();
+    let start = Instant::now();
     let result = f();
-    (begun.elapsed().as_secs_f64(), result)
+    (start.elapsed().as_secs_f64(), result)
 }
 
-/// Both sides once, which must give the same; and for each result a gradient to hand back.
-fn agreed_directions(operation: &Operation, inputs: &Inputs) -> Vec<Tensor> {
-    let (ours, libtorch) = tch::no_grad(|| ((operation.ours)(inputs), (operation.libtorch)(inputs)));
+/// Asserts that both implementations give the same results. Returns a random gradient for each
+/// result.
+fn check_and_make_output_grads(operation: &Operation, inputs: &Inputs) -> Vec<Tensor> {
+    let (fused, libtorch) = tch::no_grad(|| ((operation.fused)(inputs), (operation.libtorch)(inputs)));
     let tolerance = if inputs.kind == Kind::Float { 1e-4 } else { 5e-2 };
-    for (got, want) in ours.iter().zip(&libtorch) {
+    for (got, want) in fused.iter().zip(&libtorch) {
         let (got, want) = (got.to_kind(Kind::Double), want.to_kind(Kind::Double));
-        let off = (got - &want).abs().max().double_value(&[]) / want.abs().max().double_value(&[]);
-        assert!(off < tolerance, "{}: ours and libtorch's differ by {off:.1e}", operation.name);
+        let error = (got - &want).abs().max().double_value(&[]) / want.abs().max().double_value(&[]);
+        assert!(error < tolerance, "{}: the results differ by {error:.1e}", operation.name);
     }
-    ours.iter().map(|y| tch::no_grad(|| y.randn_like())).collect()
+    fused.iter().map(|y| tch::no_grad(|| y.randn_like())).collect()
 }
 
-/// Seconds of both passes, and of little that is neither: between them stands, off the
-/// clock, the scalar that autograd starts from; one product with it is in the backward pass.
-fn forward_and_backward(f: fn(&Inputs) -> Vec<Tensor>, inputs: &Inputs, directions: &[Tensor]) -> f64 {
-    inputs.forget_grads();
+/// Returns the seconds of the forward and the backward pass. The scalar from which autograd starts is
+/// computed between them and not timed. The backward pass includes one product with it.
+fn forward_and_backward(f: fn(&Inputs) -> Vec<Tensor>, inputs: &Inputs, output_grads: &[Tensor]) -> f64 {
+    inputs.clear_grads();
     let (forward, results) = timed(|| f(inputs));
     let scalar = if results[0].dim() == 0 {
-        results[0].shallow_clone() // a loss is its own
+        results[0].shallow_clone() // a loss is a scalar
     } else {
-        results.iter().zip(directions).map(|(y, direction)| (y * direction).sum(Kind::Float)).sum()
+        results.iter().zip(output_grads).map(|(y, grad)| (y * grad).sum(Kind::Float)).sum()
     };
     drop(results);
     forward + timed(|| scalar.backward()).0
 }
 
-/// Median milliseconds of two measurements that take turns, each once before for nothing.
-fn compare(ours: impl Fn() -> f64, libtorch: impl Fn() -> f64) -> (f64, f64) {
-    let (_, _) = (ours(), libtorch());
+/// Measures two functions alternately, after one call of each. Returns the medians in milliseconds.
+fn compare(fused: impl Fn() -> f64, libtorch: impl Fn() -> f64) -> (f64, f64) {
+    let (_, _) = (fused(), libtorch());
     let (mut a, mut b) = (Vec::new(), Vec::new());
-    let begun = Instant::now();
-    while a.len() < FEWEST || begun.elapsed() < BUDGET {
-        a.push(1e3 * ours());
+    let start = Instant::now();
+    while a.len() < MIN_REPEATS || start.elapsed() < TIME_BUDGET {
+        a.push(1e3 * fused());
         b.push(1e3 * libtorch());
     }
     (median(a), median(b))
@@ -296,7 +303,7 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-/// Shapes of the micro model's parameters.
+/// Returns the shapes of the parameters of the micro model.
 fn parameter_shapes() -> Vec<Vec<i64>> {
     let linear = |inputs: i64, outputs: i64| [vec![inputs, outputs], vec![outputs]];
     let norm = || [vec![WIDTH], vec![WIDTH]];
@@ -311,24 +318,25 @@ fn parameter_shapes() -> Vec<Vec<i64>> {
     shapes
 }
 
-/// An update of the whole model with clipping; in bf16 with the copies of its weights.
+/// Compares an update of the whole model with clipping. With bf16 it includes the copies of the
+/// weights.
 fn compare_adamw(kind: Kind) -> (f64, f64) {
     const OPTIONS: AdamW = AdamW { lr: 1e-4, betas: (0.9, 0.999), eps: 1e-8, max_norm: 1.0 };
     let store = nn::VarStore::new(Device::Cpu);
     for (i, shape) in parameter_shapes().iter().enumerate() {
         let _ = store.root().var_copy(&format!("parameter_{i}"), &parameter(shape));
     }
-    let theirs = store.trainable_variables();
+    let libtorch_parameters = store.trainable_variables();
     let copy = |p: &Tensor| (kind == Kind::BFloat16 && p.dim() == 2).then(|| p.detach().to_kind(kind));
-    let (copies, their_copies): (Vec<_>, Vec<_>) = theirs.iter().map(|p| (copy(p), copy(p))).unzip();
+    let (copies, libtorch_copies): (Vec<_>, Vec<_>) = libtorch_parameters.iter().map(|p| (copy(p), copy(p))).unzip();
     let settings =
         nn::AdamW { beta1: OPTIONS.betas.0, beta2: OPTIONS.betas.1, wd: 0.1, eps: OPTIONS.eps, amsgrad: false };
     let mut optimizer = settings.build(&store, OPTIONS.lr).expect("libtorch has an AdamW");
-    // Gradients whose norm is well above 1: those are clipped.
-    theirs.iter().map(|p| (p * p).sum(Kind::Float)).sum::<Tensor>().backward();
+    // The gradient norm is well above 1, so the gradients are clipped.
+    libtorch_parameters.iter().map(|p| (p * p).sum(Kind::Float)).sum::<Tensor>().backward();
 
-    let parameters: Vec<Tensor> = theirs.iter().map(|p| p.detach().copy()).collect();
-    let grads: Vec<Tensor> = theirs.iter().map(|p| p.grad().copy()).collect();
+    let parameters: Vec<Tensor> = libtorch_parameters.iter().map(|p| p.detach().copy()).collect();
+    let grads: Vec<Tensor> = libtorch_parameters.iter().map(|p| p.grad().copy()).collect();
     let zeros = || parameters.iter().map(Tensor::zeros_like).collect::<Vec<Tensor>>();
     let (exp_avgs, exp_avg_sqs, weight_decays) = (zeros(), zeros(), vec![0.1; parameters.len()]);
     let lists = AdamWTensors {
@@ -336,17 +344,17 @@ fn compare_adamw(kind: Kind) -> (f64, f64) {
         grads: &grads,
         exp_avgs: &exp_avgs,
         exp_avg_sqs: &exp_avg_sqs,
-        copies: &copies,
+        low_precision_copies: &copies,
         weight_decays: &weight_decays,
         updates: &Tensor::from(0f32),
     };
-    let ours = || timed(|| clipped_adamw(lists, UpdateGuard::default(), OPTIONS).expect("the lists fit")).0;
+    let fused = || timed(|| clipped_adamw(lists, UpdateGuard::default(), OPTIONS).expect("the lists fit")).0;
     let optimizer = std::cell::RefCell::new(&mut optimizer);
     let libtorch = || {
         let update = || {
             optimizer.borrow_mut().clip_grad_norm(OPTIONS.max_norm);
             optimizer.borrow_mut().step();
-            for (copy, p) in their_copies.iter().zip(&theirs) {
+            for (copy, p) in libtorch_copies.iter().zip(&libtorch_parameters) {
                 if let Some(copy) = copy {
                     tch::no_grad(|| copy.shallow_clone().copy_(p));
                 }
@@ -354,5 +362,5 @@ fn compare_adamw(kind: Kind) -> (f64, f64) {
         };
         timed(update).0
     };
-    compare(ours, libtorch)
+    compare(fused, libtorch)
 }

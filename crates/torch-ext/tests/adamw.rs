@@ -1,9 +1,9 @@
-//! AdamW against its formula and clipping against the norm.
+//! Tests of `clipped_adamw`: the AdamW formula, clipping by the norm, and skipped updates.
 
 use tch::{Device, Kind, Tensor};
 use torch_ext::{AdamW, AdamWTensors, UpdateGuard, clipped_adamw};
 
-/// Updates parameter, gradient and moments once; gives the norm.
+/// Performs one update of a parameter and its moments, and returns the gradient norm.
 fn update([p, g, m, v]: [&Tensor; 4], copy: Option<&Tensor>, step: u64, o: AdamW, decay: f64) -> f64 {
     let list = |t: &Tensor| [t.shallow_clone()];
     let lists = AdamWTensors {
@@ -11,7 +11,7 @@ fn update([p, g, m, v]: [&Tensor; 4], copy: Option<&Tensor>, step: u64, o: AdamW
         grads: &list(g),
         exp_avgs: &list(m),
         exp_avg_sqs: &list(v),
-        copies: &[copy.map(Tensor::shallow_clone)],
+        low_precision_copies: &[copy.map(Tensor::shallow_clone)],
         weight_decays: &[decay],
         updates: &Tensor::from((step - 1) as f32),
     };
@@ -45,7 +45,7 @@ fn adamw_follows_the_formula() {
 }
 
 #[test]
-fn clipping_scales_what_the_moments_see() {
+fn clipping_scales_the_gradient_of_the_moments() {
     let g = Tensor::from_slice(&[3f32, 4.0]);
     let fresh = || [g.zeros_like(), g.zeros_like(), g.zeros_like()];
     let [p, m, v] = fresh();
@@ -57,14 +57,15 @@ fn clipping_scales_what_the_moments_see() {
     assert_eq!(g.double_value(&[1]), 4.0);
 }
 
-/// fp32 takes the CPU's way, fp64 the one of a GPU, which is libtorch's fused AdamW.
+/// With fp32 the update uses the CPU kernels, with fp64 libtorch's fused AdamW as on a GPU.
 #[test]
-fn what_is_vetoed_or_overflows_changes_nothing_and_a_loss_scale_is_taken_out() {
+fn skipped_update_changes_nothing_and_loss_scale_is_removed() {
     for kind in [Kind::Float, Kind::Double] {
         let options = (kind, Device::Cpu);
         let values = Tensor::arange(35, options).sin();
         let grad = Tensor::arange(35, options).cos();
-        // One update with all this; gives parameter, moments, copy, count, norm and overflow.
+        // Performs one update. Returns the state (parameter, moments, copy, count), the norm and
+        // whether the gradient overflowed.
         let update = |grad: &Tensor, loss_scale: Option<f32>, veto: bool| {
             let (p, m, v) = (values.copy(), &values * 0.1, (&values * 0.1).square());
             let (copy, updates) = (values.to_kind(Kind::BFloat16), Tensor::from(4f32));
@@ -75,47 +76,47 @@ fn what_is_vetoed_or_overflows_changes_nothing_and_a_loss_scale_is_taken_out() {
                 grads: &[grad.copy()],
                 exp_avgs: &list(&m),
                 exp_avg_sqs: &list(&v),
-                copies: &[Some(copy.shallow_clone())],
+                low_precision_copies: &[Some(copy.shallow_clone())],
                 weight_decays: &[0.1],
                 updates: &updates,
             };
-            let conditions = UpdateGuard { loss_scale: scale.as_ref(), veto: Some(&veto) };
-            let done = clipped_adamw(lists, conditions, AdamW { max_norm: 1.0, ..OPTIONS }).expect("the lists fit");
-            let overflow = done.overflow.int64_value(&[]) != 0;
-            ([p, m, v, copy, updates], done.grad_norm.double_value(&[]), overflow)
+            let guard = UpdateGuard { loss_scale: scale.as_ref(), skip: Some(&veto) };
+            let stats = clipped_adamw(lists, guard, AdamW { max_norm: 1.0, ..OPTIONS }).expect("the lists fit");
+            let overflow = stats.overflow.int64_value(&[]) != 0;
+            ([p, m, v, copy, updates], stats.grad_norm.double_value(&[]), overflow)
         };
-        let (plain, norm, overflow) = update(&grad, None, false);
-        assert!(!overflow && plain[0] != values && plain[4].double_value(&[]) == 5.0);
-        let unchanged = [values.copy(), &values * 0.1, (&values * 0.1).square()];
-        let stays = |state: &[Tensor; 5]| {
-            state.iter().zip(&unchanged).all(|(now, before)| now == before)
+        let (unscaled, norm, overflow) = update(&grad, None, false);
+        assert!(!overflow && unscaled[0] != values && unscaled[4].double_value(&[]) == 5.0);
+        let initial = [values.copy(), &values * 0.1, (&values * 0.1).square()];
+        let is_unchanged = |state: &[Tensor; 5]| {
+            state.iter().zip(&initial).all(|(now, before)| now == before)
                 && state[3] == values.to_kind(Kind::BFloat16)
                 && state[4].double_value(&[]) == 4.0
         };
         let (vetoed, vetoed_norm, overflow) = update(&grad, None, true);
-        assert!(stays(&vetoed) && vetoed_norm == norm && !overflow, "{kind:?}");
+        assert!(is_unchanged(&vetoed) && vetoed_norm == norm && !overflow, "{kind:?}");
         for bad in [f64::NAN, f64::INFINITY] {
-            let broken = grad.copy();
-            let _ = broken.narrow(0, 3, 1).fill_(bad);
-            let (skipped, norm, overflow) = update(&broken, None, false);
-            assert!(stays(&skipped) && !norm.is_finite() && overflow, "{kind:?}");
+            let bad_grad = grad.copy();
+            let _ = bad_grad.narrow(0, 3, 1).fill_(bad);
+            let (skipped, norm, overflow) = update(&bad_grad, None, false);
+            assert!(is_unchanged(&skipped) && !norm.is_finite() && overflow, "{kind:?}");
         }
-        // A power of two scales without rounding.
+        // A loss scale that is a power of two causes no rounding.
         let (scaled, scaled_norm, overflow) = update(&(&grad * 1024.0), Some(1024.0), false);
-        let distance = (&scaled[0] - &plain[0]).abs().max().double_value(&[]);
+        let distance = (&scaled[0] - &unscaled[0]).abs().max().double_value(&[]);
         assert!(!overflow && (scaled_norm - norm).abs() < 1e-6 && distance < 1e-7, "{kind:?}: {distance}");
     }
 }
 
 #[test]
-fn lists_of_different_lengths_are_refused() {
+fn lists_of_different_lengths_are_an_error() {
     let t = [Tensor::from_slice(&[1f32])];
     let lists = AdamWTensors {
         parameters: &t,
         grads: &[],
         exp_avgs: &t,
         exp_avg_sqs: &t,
-        copies: &[None],
+        low_precision_copies: &[None],
         weight_decays: &[0.0],
         updates: &t[0],
     };

@@ -1,5 +1,5 @@
-//! The process group and the Reducer between real processes: this test program starts itself
-//! again, once for each rank, with the name of a role in an environment variable.
+//! Tests of the process group and the Reducer with real processes. The test program starts itself
+//! once per rank, with the name of a role in an environment variable.
 #![allow(clippy::unwrap_used)] // helpers of tests; clippy exempts only test functions
 
 use std::io::{BufRead, BufReader};
@@ -8,7 +8,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use tch::{Device, Kind, Tensor};
-use torch_ext::distributed::{Failure, ProcessGroup, ReduceOp, Reducer, Rendezvous, exit_now, failure};
+use torch_ext::distributed::{CollectiveFailure, ProcessGroup, ReduceOp, Reducer, Rendezvous, exit_now};
 
 const ROLE: &str = "BACKPACK_TEST_ROLE";
 const FLOAT: (Kind, Device) = (Kind::Float, Device::Cpu);
@@ -17,10 +17,10 @@ fn free_port() -> u16 {
     TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port()
 }
 
+/// Starts a rank, which runs the test [`rank_process`].
 fn start(role: &str, rank: usize, world_size: usize, port: u16) -> Child {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    // The test below that turns into a rank.
-    command.args(["a_rank_of_another_test", "--exact", "--nocapture", "--test-threads=1"]);
+    command.args(["rank_process", "--exact", "--nocapture", "--test-threads=1"]);
     command.env(ROLE, role).env("RANK", rank.to_string()).env("WORLD_SIZE", world_size.to_string());
     command.env("MASTER_PORT", port.to_string()).env("OMP_NUM_THREADS", "1");
     for unset in ["TORCH_CPP_LOG_LEVEL", "TORCH_DISTRIBUTED_DEBUG", "GLOO_SOCKET_IFNAME"] {
@@ -29,257 +29,259 @@ fn start(role: &str, rank: usize, world_size: usize, port: u16) -> Child {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
-/// What a rank wrote on stderr and how it ended.
-struct Ended {
+/// The exit code and stderr of a rank.
+struct RankExit {
     code: Option<i32>,
-    said: String,
+    stderr: String,
+    /// Seconds from the start of the test to the exit.
     seconds: f64,
 }
 
-fn end(child: Child, since: Instant) -> Ended {
+fn wait(child: Child, since: Instant) -> RankExit {
     let Output { status, stderr, .. } = child.wait_with_output().unwrap();
-    Ended {
+    RankExit {
         code: status.code(),
-        said: String::from_utf8_lossy(&stderr).trim().to_owned(),
+        stderr: String::from_utf8_lossy(&stderr).trim().to_owned(),
         seconds: since.elapsed().as_secs_f64(),
     }
 }
 
-fn run(role: &str, world_size: usize) -> Vec<Ended> {
+fn run(role: &str, world_size: usize) -> Vec<RankExit> {
     let (port, since) = (free_port(), Instant::now());
     let ranks: Vec<Child> = (0..world_size).map(|rank| start(role, rank, world_size, port)).collect();
-    ranks.into_iter().map(|rank| end(rank, since)).collect()
+    ranks.into_iter().map(|rank| wait(rank, since)).collect()
 }
 
-/// Every rank ends with 0 and is silent: libtorch's own log is off.
-fn all_well(role: &str, world_size: usize) {
-    for (rank, ended) in run(role, world_size).iter().enumerate() {
-        assert_eq!((ended.code, ended.said.as_str()), (Some(0), ""), "rank {rank} of {world_size}");
+/// Asserts that each rank exits with 0 and writes nothing to stderr. The log of libtorch is disabled.
+fn assert_succeeds(role: &str, world_size: usize) {
+    for (rank, exit) in run(role, world_size).iter().enumerate() {
+        assert_eq!((exit.code, exit.stderr.as_str()), (Some(0), ""), "rank {rank} of {world_size}");
     }
 }
 
 #[test]
 fn tensors_are_reduced_over_ranks() {
-    all_well("reduce", 2);
-    all_well("reduce", 3);
+    assert_succeeds("reduce", 2);
+    assert_succeeds("reduce", 3);
 }
 
 #[test]
-fn root_s_tensors_come_to_all_ranks() {
-    all_well("broadcast", 3);
+fn tensors_of_root_reach_all_ranks() {
+    assert_succeeds("broadcast", 3);
 }
 
 #[test]
 fn texts_are_gathered_by_rank() {
-    all_well("text", 1);
-    all_well("text", 3);
+    assert_succeeds("text", 1);
+    assert_succeeds("text", 3);
 }
 
 #[test]
-fn a_barrier_waits_for_the_last_rank() {
-    all_well("barrier", 3);
+fn barrier_waits_for_the_last_rank() {
+    assert_succeeds("barrier", 3);
 }
 
 #[test]
 fn gradients_are_the_mean_of_the_ranks() {
-    all_well("gradients", 1);
-    all_well("gradients", 2);
-    all_well("gradients", 3);
+    assert_succeeds("gradients", 1);
+    assert_succeeds("gradients", 2);
+    assert_succeeds("gradients", 3);
 }
 
 #[test]
-fn an_embedding_s_sparse_and_dense_gradient_is_reduced() {
-    all_well("tied", 2);
+fn sparse_and_dense_gradients_of_an_embedding_are_reduced() {
+    assert_succeeds("tied", 2);
 }
 
 #[test]
-fn a_parameter_without_gradient_is_named() {
+fn parameter_without_gradient_is_named() {
     let ranks = run("unused", 2);
-    for (rank, ended) in ranks.iter().enumerate() {
-        assert_eq!(ended.code, Some(1));
+    for (rank, exit) in ranks.iter().enumerate() {
+        assert_eq!(exit.code, Some(1));
         assert_eq!(
-            ended.said,
+            exit.stderr,
             format!(
-                "parameters got no gradient in the backward pass on rank {rank}: body.lonely.weight; every trained parameter must take part in the loss"
+                "parameters got no gradient in the backward pass on rank {rank}: body.unused.weight; every trained parameter must take part in the loss"
             )
         );
     }
 }
 
 #[test]
-fn a_parameter_given_twice_is_named() {
-    for ended in run("twice", 2) {
-        assert_eq!(ended.code, Some(1));
-        assert_eq!(ended.said, "the parameters wte and head are one tensor: give it to the reducer once");
+fn duplicate_parameter_is_named() {
+    for exit in run("twice", 2) {
+        assert_eq!(exit.code, Some(1));
+        assert_eq!(exit.stderr, "the parameters wte and head are one tensor: give it to the reducer once");
     }
 }
 
 #[test]
-fn ranks_with_different_parameters_all_say_so() {
-    for ended in run("shapes", 3) {
-        assert_eq!(ended.code, Some(1));
+fn different_parameters_are_an_error_on_all_ranks() {
+    for exit in run("shapes", 3) {
+        assert_eq!(exit.code, Some(1));
         assert_eq!(
-            ended.said,
+            exit.stderr,
             "the ranks train different parameters: rank 0 has h.weight Float [4, 5] [5, 1], rank 2 has h.weight Float [4, 6] [6, 1]"
         );
     }
 }
 
-/// Kills one of two ranks that are at work: the other says so within a second.
-fn killed(role: &str, doomed: usize) {
+/// Kills one of two running ranks and asserts that the other exits with an error within a second.
+fn assert_kill_is_detected(role: &str, killed: usize) {
     let port = free_port();
     let mut ranks: Vec<Child> = (0..2).map(|rank| start(role, rank, 2, port)).collect();
     for rank in &mut ranks {
         let mut lines = BufReader::new(rank.stdout.as_mut().unwrap()).lines();
-        assert!(lines.any(|line| line.unwrap().contains("at work")), "{role}");
+        assert!(lines.any(|line| line.unwrap().contains("running")), "{role}");
     }
     let since = Instant::now();
-    ranks[doomed].kill().unwrap();
-    let other = end(ranks.swap_remove(1 - doomed), since);
-    assert_eq!(other.code, Some(3), "{role}: PeerGone: {}", other.said);
-    assert!(other.seconds < 1.0, "{role}: after {} s: {}", other.seconds, other.said);
-    let line = other.said.lines().count() == 1 && other.said.starts_with("the connection to another rank broke (");
-    assert!(line, "{role}: {}", other.said);
-    assert_eq!(end(ranks.remove(0), since).code, None);
+    ranks[killed].kill().unwrap();
+    let other = wait(ranks.swap_remove(1 - killed), since);
+    assert_eq!(other.code, Some(3), "{role}: PeerGone: {}", other.stderr);
+    assert!(other.seconds < 1.0, "{role}: after {} s: {}", other.seconds, other.stderr);
+    let is_one_line =
+        other.stderr.lines().count() == 1 && other.stderr.starts_with("the connection to another rank broke (");
+    assert!(is_one_line, "{role}: {}", other.stderr);
+    assert_eq!(wait(ranks.remove(0), since).code, None);
 }
 
 #[test]
-fn a_killed_rank_is_noticed_at_once() {
-    killed("endless", 0);
-    killed("endless", 1);
+fn killed_rank_is_detected_at_once() {
+    assert_kill_is_detected("endless", 0);
+    assert_kill_is_detected("endless", 1);
 }
 
 #[test]
-fn a_rank_killed_in_the_backward_pass_is_noticed_at_once() {
-    killed("endless gradients", 0);
-    killed("endless gradients", 1);
+fn rank_killed_in_the_backward_pass_is_detected_at_once() {
+    assert_kill_is_detected("endless gradients", 0);
+    assert_kill_is_detected("endless gradients", 1);
 }
 
 #[test]
-fn a_rank_that_hangs_is_noticed_after_the_timeout() {
+fn hanging_rank_is_detected_after_the_timeout() {
     let ranks = run("hang", 2);
-    assert_eq!(ranks[0].code, Some(4), "TimedOut: {}", ranks[0].said);
-    let (said, waited) = ranks[0].said.split_once('\n').unwrap();
-    assert!(said.starts_with("another rank did not answer (Timed out waiting 1500ms"), "{said}");
+    assert_eq!(ranks[0].code, Some(4), "TimedOut: {}", ranks[0].stderr);
+    let (message, waited) = ranks[0].stderr.split_once('\n').unwrap();
+    assert!(message.starts_with("another rank did not answer (Timed out waiting 1500ms"), "{message}");
     let waited: f64 = waited.parse().unwrap();
     assert!((1.4..3.0).contains(&waited), "{waited}");
 }
 
 #[test]
-fn ranks_that_do_not_come_are_named() {
+fn missing_ranks_are_named() {
     let (port, since) = (free_port(), Instant::now());
     let ranks = [0, 2].map(|rank| start("joins", rank, 4, port));
-    let [first, third] = ranks.map(|rank| end(rank, since));
+    let [first, third] = ranks.map(|rank| wait(rank, since));
     assert_eq!(first.code, Some(1));
     assert_eq!(
-        first.said,
+        first.stderr,
         format!(
-            "2 of 4 ranks joined at 127.0.0.1:{port} within 2 s; missing: 1, 3: look there for errors, and check that all were given this address and world size"
+            "2 of 4 ranks joined at 127.0.0.1:{port} within 2 s; missing: 1, 3: check their logs, and that all ranks have this address and world size"
         )
     );
-    // Which says the same, or that rank 0 is gone.
+    // Rank 2 reports the missing ranks or the loss of rank 0.
     assert_eq!(third.code, Some(1));
-    assert!(third.said.contains("2 of 4 ranks joined") || third.said.contains("lost rank 0"), "{}", third.said);
+    assert!(third.stderr.contains("2 of 4 ranks joined") || third.stderr.contains("lost rank 0"), "{}", third.stderr);
     assert!(first.seconds > 1.9, "{}", first.seconds);
 }
 
 #[test]
-fn a_store_that_nobody_serves_is_named() {
+fn unreachable_store_is_named() {
     let (port, since) = (free_port(), Instant::now());
-    let ended = end(start("joins", 1, 2, port), since);
-    assert_eq!(ended.code, Some(1));
+    let exit = wait(start("joins", 1, 2, port), since);
+    assert_eq!(exit.code, Some(1));
     let expected = format!("could not reach rank 0 at 127.0.0.1:{port} within 2 s (Connection refused)");
-    assert!(ended.said.starts_with("rank 1 on ") && ended.said.contains(&expected), "{}", ended.said);
-    assert!(ended.said.ends_with("check that rank 0 runs, and the address and port (MASTER_ADDR, MASTER_PORT)"));
+    assert!(exit.stderr.starts_with("rank 1 on ") && exit.stderr.contains(&expected), "{}", exit.stderr);
+    assert!(exit.stderr.ends_with("check that rank 0 runs, and the address and port (MASTER_ADDR, MASTER_PORT)"));
 }
 
 #[test]
-fn a_port_in_use_is_named() {
+fn port_in_use_is_named() {
     let taken = TcpListener::bind(("127.0.0.1", 0)).unwrap();
     let port = taken.local_addr().unwrap().port();
-    let ended = end(start("joins", 0, 2, port), Instant::now());
-    assert_eq!(ended.code, Some(1));
-    assert!(ended.said.starts_with(&format!("rank 0 cannot listen at port {port} of ")), "{}", ended.said);
-    assert!(ended.said.contains("(Address already in use)"), "{}", ended.said);
+    let exit = wait(start("joins", 0, 2, port), Instant::now());
+    assert_eq!(exit.code, Some(1));
+    assert!(exit.stderr.starts_with(&format!("rank 0 cannot listen at port {port} of ")), "{}", exit.stderr);
+    assert!(exit.stderr.contains("(Address already in use)"), "{}", exit.stderr);
 }
 
 #[test]
-fn a_wrong_interface_is_named_with_those_there_are() {
-    let ended = end(start("interface", 0, 1, free_port()), Instant::now());
-    assert_eq!(ended.code, Some(1));
+fn unknown_interface_is_named_with_the_existing_ones() {
+    let exit = wait(start("interface", 0, 1, free_port()), Instant::now());
+    assert_eq!(exit.code, Some(1));
     assert!(
-        ended.said.contains("has no network interface \"nosuch0\" with an address: it has ")
-            && ended.said.contains("lo")
+        exit.stderr.contains("has no network interface \"nosuch0\" with an address: it has ")
+            && exit.stderr.contains("lo")
     );
 }
 
 #[test]
-fn an_interface_can_be_chosen() {
-    all_well("loopback", 2);
+fn interface_can_be_selected() {
+    assert_succeeds("loopback", 2);
 }
 
 #[test]
-fn a_stranger_of_another_attempt_does_not_join() {
+fn rank_of_another_launch_does_not_join() {
     let (port, since) = (free_port(), Instant::now());
-    let ranks = [start("joins", 0, 2, port), start("stranger", 1, 2, port)];
-    for ended in ranks.map(|rank| end(rank, since)) {
-        assert_eq!(ended.code, Some(1), "{}", ended.said);
+    let ranks = [start("joins", 0, 2, port), start("other launch", 1, 2, port)];
+    for exit in ranks.map(|rank| wait(rank, since)) {
+        assert_eq!(exit.code, Some(1), "{}", exit.stderr);
     }
 }
 
-/// scripts/test-cuda.sh reads what it prints.
+/// scripts/test-cuda.sh reads the output of this test.
 #[test]
-fn nccl_without_a_gpu_says_what_is_missing() {
-    let ended = end(start("nccl", 0, 1, free_port()), Instant::now());
+fn nccl_without_a_gpu_names_the_missing_part() {
+    let exit = wait(start("nccl", 0, 1, free_port()), Instant::now());
     if torch_ext::load_cuda().is_ok() && tch::Cuda::is_available() {
-        assert_eq!((ended.code, ended.said.as_str()), (Some(0), ""));
+        assert_eq!((exit.code, exit.stderr.as_str()), (Some(0), ""));
         return;
     }
-    println!("{}", ended.said);
-    assert_eq!(ended.code, Some(1));
+    println!("{}", exit.stderr);
+    assert_eq!(exit.code, Some(1));
     let missing = ["the NCCL plug-in is not built: run `scripts/setup.sh --cuda`", "NCCL cannot start on rank 0: "];
-    assert!(missing.iter().any(|words| ended.said.starts_with(words)), "{}", ended.said);
-    assert_eq!(ended.said.lines().count(), 1, "{}", ended.said);
+    assert!(missing.iter().any(|message| exit.stderr.starts_with(message)), "{}", exit.stderr);
+    assert_eq!(exit.stderr.lines().count(), 1, "{}", exit.stderr);
 }
 
-/// Not a test by itself: what [`start`] starts.
+/// The process of a rank, which [`start`] starts. Without a role it does nothing.
 #[test]
-fn a_rank_of_another_test() {
+fn rank_process() {
     let Ok(role) = std::env::var(ROLE) else { return };
     let number = |name: &str| std::env::var(name).unwrap().parse().unwrap();
     let (rank, world_size) = (number("RANK"), number("WORLD_SIZE"));
     tch::set_num_threads(1);
-    let at = Rendezvous {
+    let rendezvous = Rendezvous {
         host: "127.0.0.1",
         port: number("MASTER_PORT") as u16,
         rank,
         world_size,
-        timeout: Duration::from_secs(if ["joins", "stranger"].contains(&role.as_str()) { 2 } else { 20 }),
+        timeout: Duration::from_secs(if ["joins", "other launch"].contains(&role.as_str()) { 2 } else { 20 }),
         interface: match role.as_str() {
             "interface" => Some("nosuch0"),
             "loopback" => Some("lo"),
             _ => None,
         },
-        name: if role == "stranger" { "attempt 2" } else { "attempt 1" },
+        name: if role == "other launch" { "attempt 2" } else { "attempt 1" },
     };
     let device = if role == "nccl" { Device::Cuda(0) } else { Device::Cpu };
-    let done = ProcessGroup::join(&at, device).and_then(|group| {
-        play(&role, &group)?;
-        group.leave()
+    let result = ProcessGroup::join(&rendezvous, device).and_then(|group| {
+        run_role(&role, &group)?;
+        group.shutdown()
     });
-    if let Err(error) = done {
+    if let Err(error) = result {
         let text = error.to_string();
         eprintln!("{}", text.trim_start_matches("libtorch: "));
-        let code = match failure(&text) {
-            Failure::PeerGone if role.starts_with("endless") => 3,
-            Failure::TimedOut if role == "hang" => 4,
+        let code = match CollectiveFailure::from_message(&text) {
+            CollectiveFailure::PeerGone if role.starts_with("endless") => 3,
+            CollectiveFailure::TimedOut if role == "hang" => 4,
             _ => 1,
         };
         exit_now(code);
     }
 }
 
-fn play(role: &str, group: &ProcessGroup) -> Result<(), torch_ext::Error> {
+fn run_role(role: &str, group: &ProcessGroup) -> Result<(), torch_ext::Error> {
     match role {
         "reduce" => reduce(group),
         "broadcast" => broadcast(group),
@@ -303,16 +305,16 @@ fn play(role: &str, group: &ProcessGroup) -> Result<(), torch_ext::Error> {
         "endless" => {
             for step in 0.. {
                 group.all_reduce(&Tensor::ones([1000], FLOAT), ReduceOp::Sum)?;
-                at_work(step);
+                report_running(step);
             }
             Ok(())
         }
         "endless gradients" => {
-            let model = Model::new();
+            let model = TiedModel::new();
             let reducer = Reducer::new(group, &model.names, &model.parameters, 4096)?;
             for step in 0.. {
                 model.step(&reducer, step, group.rank(), 2, true)?;
-                at_work(step);
+                report_running(step);
             }
             Ok(())
         }
@@ -322,10 +324,10 @@ fn play(role: &str, group: &ProcessGroup) -> Result<(), torch_ext::Error> {
     }
 }
 
-/// Tells the test that the ranks are under way.
-fn at_work(step: i64) {
+/// Reports to the test that the ranks have started to exchange tensors.
+fn report_running(step: i64) {
     if step == 10 {
-        println!("\nat work");
+        println!("\nrunning");
     }
 }
 
@@ -350,7 +352,7 @@ fn reduce(group: &ProcessGroup) -> Result<(), torch_ext::Error> {
             assert_eq!(t, value(sum as f64 / size as f64), "mean of {kind:?}");
         }
     }
-    // A scalar, a parameter and a view of transposed memory.
+    // A scalar parameter and a transposed view.
     let parameter = Tensor::from(rank as f32).set_requires_grad(true);
     group.all_reduce(&parameter, ReduceOp::Sum)?;
     assert_eq!(parameter.double_value(&[]), sum as f64);
@@ -402,19 +404,19 @@ fn barrier(group: &ProcessGroup) -> Result<(), torch_ext::Error> {
     Ok(())
 }
 
-/// An embedding that is also the head, and a layer between.
-struct Model {
+/// A model with one layer between an embedding and a head that share their weights.
+struct TiedModel {
     names: Vec<String>,
     parameters: Vec<Tensor>,
 }
 
-impl Model {
+impl TiedModel {
     fn new() -> Self {
         tch::manual_seed(1);
         let names = ["wte", "h.weight", "h.bias"].map(str::to_owned).to_vec();
         let sizes: [&[i64]; 3] = [&[50, 24], &[24, 24], &[24]];
         let parameters = sizes.map(|size| Tensor::randn(size, FLOAT).set_requires_grad(true)).into();
-        Model { names, parameters }
+        TiedModel { names, parameters }
     }
 
     fn loss(&self, step: i64, rank: usize) -> Tensor {
@@ -424,26 +426,26 @@ impl Model {
         hidden.matmul(&wte.tr()).cross_entropy_for_logits(&((ids + 1).remainder(50)))
     }
 
-    /// A step of some passes, of which the last one reduces; the gradients are its mean.
+    /// Computes the mean gradients over micro-batches. The gradients are reduced in the last one.
     fn step(
         &self,
         reducer: &Reducer,
         step: i64,
         rank: usize,
-        passes: i64,
+        micro_batches: i64,
         forget: bool,
     ) -> Result<(), torch_ext::Error> {
         for p in &self.parameters {
             if forget {
-                torch_ext::forget_grad(p)?;
+                torch_ext::clear_grad(p)?;
             } else if p.grad().defined() {
                 let _ = p.grad().zero_();
             }
         }
-        for pass in 0..passes {
-            let reduces = pass + 1 == passes;
+        for micro_batch in 0..micro_batches {
+            let reduces = micro_batch + 1 == micro_batches;
             reducer.before_forward(reduces)?;
-            let loss = self.loss(step * passes + pass, rank) / passes as f64;
+            let loss = self.loss(step * micro_batches + micro_batch, rank) / micro_batches as f64;
             reducer.before_backward(reduces)?;
             loss.f_backward()?;
             reducer.after_backward(reduces)?;
@@ -451,16 +453,16 @@ impl Model {
         Ok(())
     }
 
-    /// What the gradients of a step must be.
-    fn expected(&self, step: i64, world_size: usize, passes: i64) -> Vec<Tensor> {
+    /// Returns the expected gradients of a step, computed without a process group.
+    fn expected(&self, step: i64, world_size: usize, micro_batches: i64) -> Vec<Tensor> {
         let mut sums: Vec<Tensor> = self.parameters.iter().map(Tensor::zeros_like).collect();
         for rank in 0..world_size {
-            let copy = Model {
+            let copy = TiedModel {
                 names: Vec::new(),
                 parameters: self.parameters.iter().map(|p| p.detach().copy().set_requires_grad(true)).collect(),
             };
-            for pass in 0..passes {
-                (copy.loss(step * passes + pass, rank) / passes as f64).backward();
+            for micro_batch in 0..micro_batches {
+                (copy.loss(step * micro_batches + micro_batch, rank) / micro_batches as f64).backward();
             }
             for (sum, p) in sums.iter_mut().zip(&copy.parameters) {
                 *sum += p.grad();
@@ -470,8 +472,8 @@ impl Model {
     }
 }
 
-/// The bits of tensors, in a few letters.
-fn bits(tensors: impl Iterator<Item = Tensor>) -> String {
+/// Hashes the bits of tensors.
+fn hash_bits(tensors: impl Iterator<Item = Tensor>) -> String {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
     for tensor in tensors {
         for value in Vec::<f32>::try_from(tensor.flatten(0, -1)).unwrap() {
@@ -484,19 +486,19 @@ fn bits(tensors: impl Iterator<Item = Tensor>) -> String {
 fn gradients(group: &ProcessGroup) -> Result<(), torch_ext::Error> {
     let (rank, size) = (group.rank(), group.world_size());
     for forget in [true, false] {
-        let model = Model::new();
-        // The bias and the layer make one bucket, the embedding another.
+        let model = TiedModel::new();
+        // One bucket has the bias and the weight of the layer, the other has the embedding.
         let reducer = Reducer::new(group, &model.names, &model.parameters, 2000)?;
         for step in 0..4 {
             model.step(&reducer, step, rank, 3, forget)?;
             for (p, expected) in model.parameters.iter().zip(model.expected(step, size, 3)) {
-                let far = (p.grad() - &expected).abs().max().double_value(&[]);
-                // Up to two ranks: one sum and an exact division.
+                let distance = (p.grad() - &expected).abs().max().double_value(&[]);
+                // With up to two ranks there is one sum and an exact division.
                 let bound = if size <= 2 { 0.0 } else { 1e-6 };
-                assert!(far <= bound, "{far} at step {step}");
+                assert!(distance <= bound, "{distance} at step {step}");
             }
-            let all = group.all_gather_text(&bits(model.parameters.iter().map(Tensor::grad)))?;
-            assert!(all.iter().all(|bits| *bits == all[0]), "step {step}: {all:?}");
+            let all = group.all_gather_text(&hash_bits(model.parameters.iter().map(Tensor::grad)))?;
+            assert!(all.iter().all(|hash| *hash == all[0]), "step {step}: {all:?}");
         }
         reducer.before_forward(true)?;
         let statistics = reducer.statistics()?;
@@ -509,7 +511,7 @@ fn gradients(group: &ProcessGroup) -> Result<(), torch_ext::Error> {
     Ok(())
 }
 
-/// The fused path of the model: the embedding's gradient is sparse, the head's dense.
+/// The fused kernels of the model: the gradient of the embedding is sparse, that of the head dense.
 fn tied(group: &ProcessGroup) -> Result<(), torch_ext::Error> {
     let (rank, size) = (group.rank(), group.world_size());
     let loss = |wte: &Tensor, step: i64, rank: usize| {
@@ -521,34 +523,34 @@ fn tied(group: &ProcessGroup) -> Result<(), torch_ext::Error> {
     let wte = fresh();
     let reducer = Reducer::new(group, &["wte".to_owned()], &[wte.shallow_clone()], 1 << 20)?;
     for step in 0..4 {
-        torch_ext::forget_grad(&wte)?;
+        torch_ext::clear_grad(&wte)?;
         let mut expected = Tensor::zeros([20, 5], FLOAT);
-        for pass in 0..2 {
-            reducer.before_forward(pass == 1)?;
-            let loss = loss(&wte, 2 * step + pass, rank);
-            reducer.before_backward(pass == 1)?;
+        for micro_batch in 0..2 {
+            reducer.before_forward(micro_batch == 1)?;
+            let loss = loss(&wte, 2 * step + micro_batch, rank);
+            reducer.before_backward(micro_batch == 1)?;
             loss.f_backward()?;
-            reducer.after_backward(pass == 1)?;
+            reducer.after_backward(micro_batch == 1)?;
         }
         for rank in 0..size {
             let copy = fresh();
-            for pass in 0..2 {
-                loss(&copy, 2 * step + pass, rank).backward();
+            for micro_batch in 0..2 {
+                loss(&copy, 2 * step + micro_batch, rank).backward();
             }
             expected += copy.grad();
         }
         assert!(!wte.grad().is_sparse());
-        let far = (wte.grad() - expected / size as f64).abs().max().double_value(&[]);
-        assert!(far < 1e-6, "{far} at step {step}");
+        let distance = (wte.grad() - expected / size as f64).abs().max().double_value(&[]);
+        assert!(distance < 1e-6, "{distance} at step {step}");
     }
     Ok(())
 }
 
 fn unused(group: &ProcessGroup) -> Result<(), torch_ext::Error> {
     let used = Tensor::ones([4], FLOAT).set_requires_grad(true);
-    let lonely = Tensor::ones([4], FLOAT).set_requires_grad(true);
-    let names = ["wte", "body.lonely.weight"].map(str::to_owned);
-    let reducer = Reducer::new(group, &names, &[used.shallow_clone(), lonely], 1 << 20)?;
+    let unused = Tensor::ones([4], FLOAT).set_requires_grad(true);
+    let names = ["wte", "body.unused.weight"].map(str::to_owned);
+    let reducer = Reducer::new(group, &names, &[used.shallow_clone(), unused], 1 << 20)?;
     reducer.before_forward(true)?;
     let loss = (&used * &used).sum(Kind::Float);
     reducer.before_backward(true)?;
@@ -556,7 +558,7 @@ fn unused(group: &ProcessGroup) -> Result<(), torch_ext::Error> {
     reducer.after_backward(true)
 }
 
-/// Runs where there is a GPU only.
+/// Runs only with a GPU.
 fn nccl(group: &ProcessGroup) -> Result<(), torch_ext::Error> {
     torch_ext::set_cuda_device(0)?;
     let t = Tensor::ones([100], (Kind::Float, Device::Cuda(0)));
@@ -575,10 +577,14 @@ fn hang(group: &ProcessGroup) -> Result<(), torch_ext::Error> {
         exit_now(0);
     }
     let since = Instant::now();
-    let failed = group.all_reduce(&Tensor::ones([10], FLOAT), ReduceOp::Sum);
-    if let Err(error) = failed {
+    let result = group.all_reduce(&Tensor::ones([10], FLOAT), ReduceOp::Sum);
+    if let Err(error) = result {
         eprintln!("{error}\n{}", since.elapsed().as_secs_f64());
-        exit_now(if failure(&error.to_string()) == Failure::TimedOut { 4 } else { 1 });
+        exit_now(if CollectiveFailure::from_message(&error.to_string()) == CollectiveFailure::TimedOut {
+            4
+        } else {
+            1
+        });
     }
     Ok(())
 }

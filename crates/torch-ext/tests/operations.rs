@@ -1,15 +1,15 @@
-//! Every fused operation against the composition of libtorch's own operations that defines
-//! it: results, and the gradients of all inputs by autograd, for shapes that do not fit the
-//! kernels' vectors and blocks too.
+//! Tests of the fused operations: the results and all gradients are compared with a composition of
+//! libtorch's operations and its autograd. The shapes include sizes that are not multiples of the
+//! kernels' vectors and blocks.
 
 use tch::{Device, Kind, Tensor};
 use torch_ext::{
-    ProductWeight, ResidualBranch, add_layer_norm, attention, embedding, linear, linear_cross_entropy, mix_senses, mlp,
-    tie,
+    LayerOutput, MatmulWeight, add_layer_norm, attention, embedding, linear, linear_cross_entropy, mlp, share_gradient,
+    weighted_sum_of_senses,
 };
 
 fn random(shape: &[i64], scale: f64) -> Tensor {
-    // Not libtorch's generator, which is one for all tests of the process.
+    // All tests of the process share libtorch's generator, so it is not used.
     let n: i64 = shape.iter().product();
     let mut state = 0x9e37_79b9_7f4a_7c15_u64 ^ (n as u64);
     let values: Vec<f32> = (0..n)
@@ -25,7 +25,7 @@ fn leaf(t: &Tensor) -> Tensor {
     t.detach().copy().set_requires_grad(true)
 }
 
-/// Largest difference over the largest value.
+/// Returns the largest absolute difference, relative to the largest absolute value of `want`.
 fn distance(got: &Tensor, want: &Tensor) -> f64 {
     assert_eq!(got.size(), want.size());
     let (got, want) = (got.to_kind(Kind::Double), want.to_kind(Kind::Double));
@@ -33,18 +33,18 @@ fn distance(got: &Tensor, want: &Tensor) -> f64 {
     worst / want.abs().max().double_value(&[]).max(1e-30)
 }
 
-/// Runs both on fresh leaves of `inputs` (fp32) and compares results and gradients. The
-/// fused one runs in fp32, then in bf16 on the rounded inputs that `low` names.
+/// Compares the results and gradients of two implementations on the fp32 tensors `inputs`. The fused
+/// one runs in fp32, and then with the inputs of the indexes `low` in bf16.
 fn compare(
-    what: &str,
+    name: &str,
     inputs: &[Tensor],
     low: &[usize],
-    plain: impl Fn(&[Tensor]) -> Tensor,
+    reference: impl Fn(&[Tensor]) -> Tensor,
     fused: impl Fn(&[Tensor]) -> Tensor,
 ) {
     for (kind, tolerance) in [(Kind::Float, 2e-5), (Kind::BFloat16, 2.5e-2)] {
         let cast = |i: usize, t: &Tensor| if low.contains(&i) { t.to_kind(kind) } else { t.shallow_clone() };
-        // The oracle is fp32 throughout, on the same rounded values.
+        // The reference computes in fp32 from the same rounded values.
         let rounded: Vec<Tensor> = inputs.iter().enumerate().map(|(i, t)| cast(i, t).to_kind(t.kind())).collect();
         let a: Vec<Tensor> = rounded.iter().map(|t| if t.kind() == Kind::Float { leaf(t) } else { t.copy() }).collect();
         let b: Vec<Tensor> = rounded
@@ -52,29 +52,29 @@ fn compare(
             .enumerate()
             .map(|(i, t)| if t.kind() == Kind::Float { leaf(&cast(i, t)) } else { t.copy() })
             .collect();
-        let (want, got) = (plain(&a), fused(&b));
-        let found = distance(&got, &want);
-        assert!(found < tolerance, "{what} in {kind:?}: result off by {found:.1e}");
+        let (want, got) = (reference(&a), fused(&b));
+        let error = distance(&got, &want);
+        assert!(error < tolerance, "{name} in {kind:?}: the result differs by {error:.1e}");
         let direction = random(&want.size(), 1.0);
         (want * &direction).sum(Kind::Float).backward();
         (got.to_kind(Kind::Float) * &direction).sum(Kind::Float).backward();
         for (i, (x, y)) in a.iter().zip(&b).enumerate().filter(|(_, (x, _))| x.kind() == Kind::Float) {
             assert_eq!(y.grad().kind(), y.kind());
-            let found = distance(&y.grad(), &x.grad());
-            assert!(found < tolerance, "{what} in {kind:?}: gradient of input {i} off by {found:.1e}");
+            let error = distance(&y.grad(), &x.grad());
+            assert!(error < tolerance, "{name} in {kind:?}: the gradient of input {i} differs by {error:.1e}");
         }
     }
 }
 
-/// A weight whose value is its copy in the type of `x`.
-fn with_weight<R>(x: &Tensor, master: &Tensor, f: impl FnOnce(ProductWeight<'_>) -> R) -> R {
+/// Calls `f` with a weight whose value is a copy of `master` in the type of `x`.
+fn with_weight<R>(x: &Tensor, master: &Tensor, f: impl FnOnce(MatmulWeight<'_>) -> R) -> R {
     let value = master.detach().to_kind(x.kind());
-    f(ProductWeight { master, value: &value })
+    f(MatmulWeight { master, operand: &value })
 }
 
 #[test]
-fn linear_both_ways() {
-    // One row has a kernel of its own.
+fn linear_with_and_without_transposed_weight() {
+    // A product of one row has a separate kernel.
     for (rows, inputs, outputs) in [(7, 5, 9), (33, 48, 16), (1, 37, 300), (1, 64, 129), (1, 3, 2)] {
         let x = random(&[rows, inputs], 1.0);
         for transposed in [false, true] {
@@ -112,7 +112,7 @@ fn mlp_with_odd_widths() {
 fn gelu_of_extreme_values_is_finite() {
     let x = Tensor::from_slice(&[-1e4f32, -100.0, -10.0, 0.0, 10.0, 1e4]).view([6, 1]).set_requires_grad(true);
     let one = Tensor::ones([1, 1], (Kind::Float, Device::Cpu)).set_requires_grad(true);
-    let w = ProductWeight { master: &one, value: &one };
+    let w = MatmulWeight { master: &one, operand: &one };
     let y = mlp(&x, w, &Tensor::zeros([1], (Kind::Float, Device::Cpu)), w).unwrap();
     y.sum(Kind::Float).backward();
     assert!(distance(&y.view([6]), &x.view([6]).gelu("tanh")) < 1e-6);
@@ -130,7 +130,7 @@ fn add_layer_norm_with_and_without_a_branch() {
             random(&[width], 1.0),
             random(&[width], 0.5),
         ];
-        let plain = |x: &Tensor, i: &[Tensor]| {
+        let reference = |x: &Tensor, i: &[Tensor]| {
             let h = x.layer_norm([width], Some(&i[3]), Some(&i[4]), 1e-5, false);
             Tensor::cat(&[x.shallow_clone(), h], 1)
         };
@@ -138,9 +138,9 @@ fn add_layer_norm_with_and_without_a_branch() {
             "add_layer_norm",
             &inputs,
             &[1],
-            |i| plain(&(&i[0] + &i[1] + &i[2]), i),
+            |i| reference(&(&i[0] + &i[1] + &i[2]), i),
             |i| {
-                let branch = ResidualBranch { value: i[1].shallow_clone(), bias: Some(i[2].shallow_clone()) };
+                let branch = LayerOutput { value: i[1].shallow_clone(), bias: Some(i[2].shallow_clone()) };
                 let (sum, h) = add_layer_norm(&i[0], Some(&branch), &i[3], &i[4], 1e-5, 0.0, i[1].kind()).unwrap();
                 Tensor::cat(&[sum, h.to_kind(Kind::Float)], 1)
             },
@@ -159,7 +159,7 @@ fn add_layer_norm_with_and_without_a_branch() {
 
 #[test]
 fn attention_across_blocks() {
-    // Below, at and across the block of 128 queries; heads narrower than a vector.
+    // Lengths below, at and above the block size of 128 queries. Heads are narrower than a vector.
     for (sequences, length, heads, size) in [(2, 1, 1, 4), (3, 37, 2, 8), (1, 128, 2, 16), (2, 300, 3, 20)] {
         let width = heads * size;
         compare(
@@ -178,8 +178,8 @@ fn attention_across_blocks() {
     }
 }
 
-/// The definition: every sense's own output, summed.
-fn senses_by_definition(i: &[Tensor], sequences: i64, length: i64, num_senses: i64) -> Tensor {
+/// Computes the sum of the outputs of all senses by definition.
+fn mix_senses_by_definition(i: &[Tensor], sequences: i64, length: i64, num_senses: i64) -> Tensor {
     let width = i[0].size()[1] / 2;
     let channels = width / num_senses;
     let qk = (&i[0] + &i[1]).view([sequences, length, 2, num_senses, channels]).permute([2, 0, 3, 1, 4]);
@@ -194,15 +194,15 @@ fn senses_by_definition(i: &[Tensor], sequences: i64, length: i64, num_senses: i
 #[test]
 fn mix_senses_for_every_number_of_senses() {
     let cases = [
-        (1, 1, 1, 4),   // one of everything
-        (2, 9, 1, 24),  // sixteen positions to a vector
-        (2, 37, 2, 13), // eight, channels of 12 + 1
-        (1, 140, 4, 9), // across a block
+        (1, 1, 1, 4),   // all sizes 1
+        (2, 9, 1, 24),  // a vector holds 16 positions
+        (2, 37, 2, 13), // a vector holds 8 positions; 12 + 1 channels
+        (1, 140, 4, 9), // more than one block
         (2, 21, 8, 4),
-        (3, 133, 16, 24), // the published number
-        (1, 30, 3, 5),    // does not divide 16
+        (3, 133, 16, 24), // the number of senses of the paper
+        (1, 30, 3, 5),    // not a divisor of 16
         (2, 11, 12, 4),
-        (1, 19, 20, 3), // a vector and a bit
+        (1, 19, 20, 3), // more than one vector
         (2, 18, 32, 5),
         (1, 13, 64, 2),
     ];
@@ -211,7 +211,7 @@ fn mix_senses_for_every_number_of_senses() {
         let words = (tokens + 1) / 2;
         let place = Tensor::arange(tokens, (Kind::Int64, Device::Cpu)).remainder(words);
         compare(
-            &format!("mix_senses of {num_senses} x {channels}, T = {length}"),
+            &format!("weighted_sum_of_senses of {num_senses} x {channels}, T = {length}"),
             &[
                 random(&[tokens, 2 * width], 1.5),
                 random(&[2 * width], 0.5),
@@ -220,8 +220,8 @@ fn mix_senses_for_every_number_of_senses() {
                 place,
             ],
             &[0, 2],
-            |i| senses_by_definition(i, sequences, length, num_senses),
-            |i| mix_senses(&i[0], &i[1], &i[2], &i[3], &i[4], sequences, num_senses).unwrap(),
+            |i| mix_senses_by_definition(i, sequences, length, num_senses),
+            |i| weighted_sum_of_senses(&i[0], &i[1], &i[2], &i[3], &i[4], sequences, num_senses).unwrap(),
         );
     }
 }
@@ -241,10 +241,11 @@ fn linear_cross_entropy_for_every_chunk() {
 }
 
 #[test]
-fn a_tied_embedding_gets_all_its_gradients() {
+fn tied_embedding_gets_the_sum_of_all_gradients() {
     let ids = Tensor::from_slice(&[3i64, 0, 3, 11, 12, 3]);
-    let looked_up = |rows: &Tensor, ids: &Tensor| rows * (ids + 1).to_kind(Kind::Float).unsqueeze(-1);
-    // Rows of more columns than one thread's share; twice as rows, with the head and without it.
+    let scale_rows = |rows: &Tensor, ids: &Tensor| rows * (ids + 1).to_kind(Kind::Float).unsqueeze(-1);
+    // The widths include rows with more columns than one thread processes. The embedding is used twice
+    // as rows, with and without the head.
     for (width, head) in [(70, true), (3, true), (130, false)] {
         let first = ids.view([2, 3]);
         compare(
@@ -252,17 +253,17 @@ fn a_tied_embedding_gets_all_its_gradients() {
             &[random(&[13, width], 1.0), ids.copy()],
             &[],
             |i| {
-                let rows = looked_up(&i[0].index_select(0, &i[1]), &i[1]);
-                let again = i[0].index_select(0, &i[1].get(0).unsqueeze(0));
-                let hidden = rows + again;
+                let rows = scale_rows(&i[0].index_select(0, &i[1]), &i[1]);
+                let more = i[0].index_select(0, &i[1].get(0).unsqueeze(0));
+                let hidden = rows + more;
                 if head { hidden.matmul(&i[0].tr()).cross_entropy_for_logits(&i[1]) } else { hidden }
             },
             |i| {
-                let tied = tie(&i[0]).unwrap();
-                let rows = looked_up(&embedding(&tied, &first).unwrap().view([6, width]), &i[1]);
-                let again = embedding(&tied, &i[1].get(0).unsqueeze(0)).unwrap();
-                let hidden = rows + again;
-                let weight = ProductWeight { master: &tied, value: &i[0].detach() };
+                let tied = share_gradient(&i[0]).unwrap();
+                let rows = scale_rows(&embedding(&tied, &first).unwrap().view([6, width]), &i[1]);
+                let more = embedding(&tied, &i[1].get(0).unsqueeze(0)).unwrap();
+                let hidden = rows + more;
+                let weight = MatmulWeight { master: &tied, operand: &i[0].detach() };
                 if head { linear_cross_entropy(&hidden, weight, &i[1], 4).unwrap() } else { hidden }
             },
         );
@@ -270,25 +271,25 @@ fn a_tied_embedding_gets_all_its_gradients() {
 }
 
 #[test]
-fn a_tied_weight_without_gradients_or_uses_is_harmless() {
+fn tied_weight_works_without_gradients() {
     let w = leaf(&random(&[5, 4], 1.0));
     let ids = Tensor::from_slice(&[1i64]);
-    assert!(embedding(&w, &ids).unwrap_err().to_string().contains("tie"));
-    let rows = tch::no_grad(|| embedding(&tie(&w).unwrap(), &ids)).unwrap();
+    assert!(embedding(&w, &ids).unwrap_err().to_string().contains("share_gradient"));
+    let rows = tch::no_grad(|| embedding(&share_gradient(&w).unwrap(), &ids)).unwrap();
     assert!(!rows.requires_grad() && rows == w.get(1).unsqueeze(0));
-    // Two passes add up.
+    // The gradients of two backward passes are summed.
     for _ in 0..2 {
-        embedding(&tie(&w).unwrap(), &ids).unwrap().sum(Kind::Float).backward();
+        embedding(&share_gradient(&w).unwrap(), &ids).unwrap().sum(Kind::Float).backward();
     }
     assert_eq!(w.grad().get(1), Tensor::from_slice(&[2f32; 4]));
     assert_eq!(w.grad().sum(Kind::Float).double_value(&[]), 8.0);
 }
 
 #[test]
-fn linear_cross_entropy_without_gradients_is_the_same_loss() {
+fn linear_cross_entropy_is_equal_without_gradients() {
     let (h, w) = (random(&[10, 6], 1.0), leaf(&random(&[13, 6], 1.0)));
     let targets = Tensor::zeros([10], (Kind::Int64, Device::Cpu));
-    let weight = ProductWeight { master: &w, value: &w };
+    let weight = MatmulWeight { master: &w, operand: &w };
     let with = linear_cross_entropy(&h, weight, &targets, 4).unwrap();
     let without = tch::no_grad(|| linear_cross_entropy(&h, weight, &targets, 4)).unwrap();
     assert!(with.requires_grad() && !without.requires_grad());
@@ -296,19 +297,19 @@ fn linear_cross_entropy_without_gradients_is_the_same_loss() {
 }
 
 #[test]
-fn a_logit_that_is_no_number_is_seen_in_the_loss() {
+fn nan_logit_makes_the_loss_nan() {
     let h = random(&[2, 3], 1.0);
     let w = random(&[40, 3], 1.0);
     let _ = w.get(7).fill_(f64::NAN);
     let targets = Tensor::zeros([2], (Kind::Int64, Device::Cpu));
-    let loss = linear_cross_entropy(&h, ProductWeight { master: &w, value: &w }, &targets, 8).unwrap();
+    let loss = linear_cross_entropy(&h, MatmulWeight { master: &w, operand: &w }, &targets, 8).unwrap();
     assert!(loss.double_value(&[]).is_nan());
 }
 
 #[test]
-fn what_does_not_fit_is_an_error_in_one_line() {
+fn wrong_shapes_and_targets_are_errors_of_one_line() {
     let w = random(&[4, 3], 1.0);
-    let weight = ProductWeight { master: &w, value: &w };
+    let weight = MatmulWeight { master: &w, operand: &w };
     let zero = Tensor::from_slice(&[0i64]);
     let text = linear_cross_entropy(&random(&[2, 3], 1.0), weight, &zero, 8).unwrap_err().to_string();
     assert!(text.starts_with("libtorch: linear_cross_entropy wants") && !text.contains('\n'), "{text}");
@@ -319,18 +320,18 @@ fn what_does_not_fit_is_an_error_in_one_line() {
     assert!(text.contains("is not 2 sequences"), "{text}");
     let (qk, senses) = (random(&[4, 8], 1.0), random(&[1, 8], 1.0));
     let place = Tensor::zeros([4], (Kind::Int64, Device::Cpu));
-    let error = mix_senses(&qk, &random(&[8], 1.0), &senses, &random(&[8], 1.0), &place, 1, 3).unwrap_err();
+    let error = weighted_sum_of_senses(&qk, &random(&[8], 1.0), &senses, &random(&[8], 1.0), &place, 1, 3).unwrap_err();
     assert!(error.to_string().contains("do not make 1 sequences with 3 senses"), "{error}");
 }
 
-/// Dropout keeps its share, scales it, and the backward pass finds the same mask.
+/// Dropout keeps the expected fraction, scales it, and uses the same mask in the backward pass.
 #[test]
-fn dropout_is_the_same_both_ways() {
+fn dropout_mask_is_equal_in_both_passes() {
     let (rows, width, p) = (64, 100, 0.3);
     let zero = Tensor::zeros([rows, width], (Kind::Float, Device::Cpu));
     let branch = leaf(&zero.ones_like());
     let (w, b) = (leaf(&Tensor::ones([width], (Kind::Float, Device::Cpu))), leaf(&zero.get(0)));
-    let pending = ResidualBranch { value: branch.shallow_clone(), bias: None };
+    let pending = LayerOutput { value: branch.shallow_clone(), bias: None };
     let (sum, _) = add_layer_norm(&zero, Some(&pending), &w, &b, 1e-5, p, Kind::Float).unwrap();
     let kept = sum.gt(0.0).to_kind(Kind::Float).mean(Kind::Float).double_value(&[]);
     assert!((kept - (1.0 - p)).abs() < 0.03, "{kept}");
@@ -338,37 +339,37 @@ fn dropout_is_the_same_both_ways() {
     sum.sum(Kind::Float).backward();
     assert!(branch.grad() == sum);
 
-    // Attention: with values of ones and p = 0 each row would give 1.
+    // Attention: all values are 1, so without dropout each output would be 1.
     let (sequences, size) = (2, 16); // of 150 tokens
     let qkv = leaf(&Tensor::cat(&[random(&[300, 32], 1.0), Tensor::ones([300, 16], (Kind::Float, Device::Cpu))], 1));
     let bias = leaf(&Tensor::zeros([48], (Kind::Float, Device::Cpu)));
     let y = attention(&qkv, &bias, sequences, 1, 0.25, p).unwrap();
     assert!((y.mean(Kind::Float).double_value(&[]) - 1.0).abs() < 0.05);
     assert!(y.std(true).double_value(&[]) > 0.01);
-    // y is linear in the values: their gradient tells y again, if the mask is the same.
+    // y is linear in the values. With the same mask, the gradient of its sum gives the sum again.
     y.sum(Kind::Float).backward();
-    let told = (qkv.grad() * &qkv).narrow(1, 2 * size, size).sum(Kind::Double).double_value(&[]);
-    assert!((told - y.sum(Kind::Double).double_value(&[])).abs() < 1e-2, "{told}");
+    let sum = (qkv.grad() * &qkv).narrow(1, 2 * size, size).sum(Kind::Double).double_value(&[]);
+    assert!((sum - y.sum(Kind::Double).double_value(&[])).abs() < 1e-2, "{sum}");
 }
 
-/// The kernels for lesser machines, which this one would not choose: all tests above again, in
-/// a process of their own for each, since the choice is made once.
+/// Runs all tests above with the kernels of the other instruction sets. Each set needs a process,
+/// because a process selects the kernels once.
 #[test]
-fn the_kernels_of_lesser_machines_agree_too() {
+fn kernels_of_other_instruction_sets_agree() {
     if std::env::var_os("BACKPACK_CPU").is_some() {
-        return; // this is such a process
+        return; // such a process does not start others
     }
-    let own = std::env::current_exe().unwrap();
+    let program = std::env::current_exe().unwrap();
     for set in ["avx2", "baseline"] {
-        let output = std::process::Command::new(&own).env("BACKPACK_CPU", set).output().unwrap();
+        let output = std::process::Command::new(&program).env("BACKPACK_CPU", set).output().unwrap();
         assert!(output.status.success(), "{set}: {}", String::from_utf8_lossy(&output.stdout));
     }
 }
 
-/// A named set is taken where the machine has it.
+/// `BACKPACK_CPU` selects an instruction set if the CPU supports it.
 #[test]
-fn the_named_kernels_are_taken() {
-    let kernels = torch_ext::describe().unwrap().kernels;
+fn named_kernels_are_selected() {
+    let kernels = torch_ext::build_info().unwrap().kernels;
     match std::env::var("BACKPACK_CPU").as_deref() {
         Ok("baseline") => assert_eq!(kernels, "baseline"),
         Ok("avx2") => assert!(["avx2", "baseline"].contains(&kernels.as_str()), "{kernels}"),

@@ -60,5 +60,6 @@ pub use runtime::threads::set_threads;
 pub use status::Status;
 pub use status::plot::{ReferenceLine, plot};
 pub use time::parse_duration;
-pub use train::step::{StepContext, training_step};
-pub use train::{Resume, TrainOptions, TrainOutcome, train};
+pub use train::options::{Resume, TrainOptions, TrainOutcome};
+pub use train::step::{MicroBatch, StepContext, training_step};
+pub use train::train;

@@ -7,22 +7,20 @@ use std::sync::Mutex;
 use model::{ForwardOptions, Kernels, LanguageModel, ModelConfig};
 use tch::{Device, Kind, Tensor};
 use trainer::{
-    GradReducer, Optimizer, OptimizerConfig, StepContext, StepGuard, StepGuardConfig, StepStats, training_step,
+    Collectives, GradReducer, MicroBatch, Optimizer, OptimizerConfig, StepContext, StepGuard, StepGuardConfig,
+    StepStats, training_step,
 };
 
 /// Serializes the tests that use libtorch's random generator, which is shared by the process.
 static GENERATOR: Mutex<()> = Mutex::new(());
 
 struct Run {
-    model: LanguageModel,
-    optimizer: Optimizer,
-    stability: StepGuard,
-    pass: ForwardOptions,
+    context: StepContext<'static>,
     ids: Tensor,
 }
 
 impl Run {
-    fn new(kind: Kind, kernels: Kernels, stability: &StepGuardConfig) -> Self {
+    fn new(kind: Kind, kernels: Kernels, step_guard: &StepGuardConfig) -> Self {
         let config = ModelConfig {
             n_embd: 32,
             n_head: 4,
@@ -32,48 +30,51 @@ impl Run {
             n_positions: 16,
             ..ModelConfig::default()
         };
-        let pass = ForwardOptions { kind, dropout: 0.0, kernels, share_sense_dropout: false };
+        let forward_options = ForwardOptions { kind, dropout: 0.0, kernels, share_sense_dropout: false };
         let turn = GENERATOR.lock().unwrap();
-        let model = LanguageModel::initialise(config, 3, Device::Cpu).unwrap().prepare_for(pass);
+        let model =
+            LanguageModel::initialize(config, 3, Device::Cpu).unwrap().with_low_precision_copies(forward_options);
         drop(turn);
         let optimizer = Optimizer::new(OptimizerConfig { learning_rate: 3e-3, ..OptimizerConfig::default() }, &model);
-        let stability = StepGuard::new(stability, kind == Kind::Half, Device::Cpu).unwrap();
+        let step_guard = StepGuard::new(step_guard, kind == Kind::Half, Device::Cpu).unwrap();
         // Sequences with a pattern that can be learned.
         let ids = Tensor::arange(8 * 17, (Kind::Int64, Device::Cpu)).view([8, 17]);
         let ids = (&ids * &ids * 7).remainder(96);
-        Run { model, optimizer, stability, pass, ids }
+        let context = StepContext {
+            model,
+            optimizer,
+            step_guard,
+            grad_reducer: GradReducer::None,
+            collectives: Box::leak(Box::new(Collectives::alone())),
+            forward_options,
+        };
+        Run { context, ids }
     }
 
     fn step(&mut self) -> StepStats {
         let (inputs, targets) = (self.ids.narrow(1, 0, 16), self.ids.narrow(1, 1, 16));
-        let result = training_step(
-            StepContext {
-                model: &self.model,
-                optimizer: &mut self.optimizer,
-                reduction: &GradReducer::None,
-                stability: &mut self.stability,
-                pass: self.pass,
-            },
-            3e-3,
-            2,
-            |i| Ok((inputs.narrow(0, 4 * i as i64, 4), targets.narrow(0, 4 * i as i64, 4))),
-            |_| unreachable!("without dropout nothing is seeded"),
-            |_| Ok(()),
-        )
-        .unwrap();
-        self.stability.read_stats(&result.loss, &result.grad_norm, &result.z_score).unwrap()
+        let micro_batches = (0..2i32).map(|i| {
+            let rows = |ids: &Tensor| ids.narrow(0, i64::from(4 * i), 4);
+            // Without dropout the seed is not used.
+            Ok(MicroBatch { inputs: rows(&inputs), targets: rows(&targets), dropout_seed: 0 })
+        });
+        let result = training_step(&mut self.context, 3e-3, micro_batches).unwrap();
+        self.context.step_guard.read_stats(&result.loss, &result.grad_norm, &result.z_score).unwrap()
     }
 
     /// Returns the weights, their low-precision copies and the moments.
     fn tensors(&self) -> Vec<Tensor> {
-        let parameters = self.model.parameters();
-        let copies = parameters.iter().filter_map(|(name, _)| parameters.copy_of(name));
+        let parameters = self.context.model.parameters();
+        let copies = parameters.iter().filter_map(|(name, _)| parameters.low_precision_copy(name));
         let weights = parameters.iter().map(|(_, tensor)| tensor.detach().copy());
-        weights.chain(copies.map(|c| c.copy())).chain(self.optimizer.state().iter().map(|(_, m)| m.copy())).collect()
+        weights
+            .chain(copies.map(|c| c.copy()))
+            .chain(self.context.optimizer.state().iter().map(|(_, m)| m.copy()))
+            .collect()
     }
 
     fn embedding(&self) -> Tensor {
-        self.model.parameters().get("backpack.gpt2_model.wpe.weight").detach()
+        self.context.model.parameters().get("backpack.gpt2_model.wpe.weight").detach()
     }
 }
 

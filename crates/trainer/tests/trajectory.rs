@@ -7,19 +7,19 @@
 
 use std::path::PathBuf;
 
-use model::{ForwardOptions, Kernels, load_folder, read_tensors};
+use model::{ForwardOptions, Kernels, load_model, read_tensors};
 use serde_json::Value;
 use tch::Device;
 use trainer::{
-    Decay, GradReducer, Optimizer, OptimizerConfig, ScheduleConfig, StepContext, StepGuard, StepGuardConfig,
-    training_step,
+    Collectives, Decay, GradReducer, MicroBatch, Optimizer, OptimizerConfig, ScheduleConfig, StepContext, StepGuard,
+    StepGuardConfig, training_step,
 };
 
 fn folder(set: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/backpack").join(set)
 }
 
-fn trajectory(set: &str, accumulation: i64, kernels: Kernels) {
+fn trajectory(set: &str, accumulation: i32, kernels: Kernels) {
     let folder = folder(set);
     let expected: Value = serde_json::from_str(&std::fs::read_to_string(folder.join("train.json")).unwrap()).unwrap();
     let tensors = read_tensors(&folder.join("train.safetensors")).unwrap();
@@ -31,7 +31,7 @@ fn trajectory(set: &str, accumulation: i64, kernels: Kernels) {
         decay: Decay::Linear,
         min_learning_rate: 0.0,
     };
-    let model = load_folder(&folder, Device::Cpu).unwrap();
+    let model = load_model(&folder, Device::Cpu).unwrap();
     let config = OptimizerConfig {
         learning_rate: peak,
         betas: (0.9, 0.999),
@@ -39,34 +39,28 @@ fn trajectory(set: &str, accumulation: i64, kernels: Kernels) {
         weight_decay: number("weight_decay"),
         grad_clip: number("clip"),
     };
-    let mut optimizer = Optimizer::new(config, &model);
-    let mut stability = StepGuard::new(&StepGuardConfig::default(), false, Device::Cpu).unwrap();
-    let pass = ForwardOptions { kernels, ..ForwardOptions::evaluation() };
+    let collectives = Collectives::alone();
+    let mut context = StepContext {
+        optimizer: Optimizer::new(config, &model),
+        model,
+        step_guard: StepGuard::new(&StepGuardConfig::default(), false, Device::Cpu).unwrap(),
+        grad_reducer: GradReducer::None,
+        collectives: &collectives,
+        forward_options: ForwardOptions { kernels, ..ForwardOptions::evaluation() },
+    };
     let batches = &tensors["batches"];
     let (rows, length) = (batches.size()[1], batches.size()[2] - 1);
-    let micro = rows / accumulation;
+    let micro = rows / i64::from(accumulation);
     for step in 0..steps {
         let lr = schedule.learning_rate(peak, step);
         assert!((lr - tensors["lr"].double_value(&[step as i64])).abs() < 1e-12, "{set}: rate of step {step}");
         let batch = batches.get(step as i64);
-        let result = training_step(
-            StepContext {
-                model: &model,
-                optimizer: &mut optimizer,
-                reduction: &GradReducer::None,
-                stability: &mut stability,
-                pass,
-            },
-            lr,
-            accumulation as u64,
-            |i| {
-                let part = batch.narrow(0, i as i64 * micro, micro);
-                Ok((part.narrow(1, 0, length), part.narrow(1, 1, length)))
-            },
-            |_| unreachable!("without dropout nothing is seeded"),
-            |_| Ok(()),
-        )
-        .unwrap();
+        let micro_batches = (0..accumulation).map(|i| {
+            let rows = batch.narrow(0, i64::from(i) * micro, micro);
+            // Without dropout the seed is not used.
+            Ok(MicroBatch { inputs: rows.narrow(1, 0, length), targets: rows.narrow(1, 1, length), dropout_seed: 0 })
+        });
+        let result = training_step(&mut context, lr, micro_batches).unwrap();
         let case = format!("{set}, {kernels:?}, {accumulation} x {micro}, step {step}");
         let loss = result.loss.double_value(&[]);
         let want = tensors["loss"].double_value(&[step as i64]);
@@ -75,7 +69,7 @@ fn trajectory(set: &str, accumulation: i64, kernels: Kernels) {
         let want = tensors["grad_norm"].double_value(&[step as i64]);
         assert!((norm / want - 1.0).abs() < 1e-4, "{case}: gradient norm {norm}, expected {want}");
     }
-    for (name, parameter) in model.parameters().iter() {
+    for (name, parameter) in context.model.parameters().iter() {
         let difference = tch::no_grad(|| (parameter - &tensors[&format!("final.{name}")]).abs());
         // Key biases do not change the softmax. Their gradients are rounding noise, which Adam
         // turns into updates of up to the learning rate. Queries come first, then keys.
@@ -105,7 +99,7 @@ fn twenty_steps_equal_pytorch_for_every_accumulation() {
 
 #[test]
 fn weight_decay_applies_only_to_linear_weights() {
-    let model = load_folder(&folder("inv_scale"), Device::Cpu).unwrap();
+    let model = load_model(&folder("inv_scale"), Device::Cpu).unwrap();
     let optimizer = Optimizer::new(OptimizerConfig::default(), &model);
     let [decayed, others] = optimizer.groups();
     // Three blocks with four linear layers each, four in the sense network, one for the

@@ -1,5 +1,6 @@
-//! How far a preparation has come, so that one that was killed goes on from there. Lines
-//! are appended after what they speak of is on the disk; a torn last line is passed over.
+//! Journal of a preparation, from which a killed preparation resumes.
+//!
+//! A line is appended after the data that it describes is on disk. Reading stops at a torn line.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -9,62 +10,61 @@ use anyhow::{Context, Result};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::fs::{Durability, write_atomic};
 use crate::prepare::spool::SpoolRange;
 
-/// How far the reading is.
+/// Position in the source files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(crate) struct SourcePosition {
-    /// Which source file.
+    /// Index of the source file.
     pub file: usize,
-    /// Items taken of it, bad ones included.
+    /// Items read from this file, bad ones included.
     pub items: u64,
-    /// What is spooled of all files.
+    /// Spooled documents and tokens of all files up to this position.
     pub spooled: SpoolRange,
 }
 
-/// One line of the reading's journal.
+/// Line of the journal of the first stage.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(crate) struct Commit {
-    /// Where the reading was.
+    /// Position up to which everything is spooled.
     pub position: SourcePosition,
-    /// Where it was when it began the file it is in: to there it goes back if that file has
-    /// been mended meanwhile.
+    /// Position of the start of the current file. If this file has changed, reading resumes here.
     pub file_start: SourcePosition,
-    /// SHA-256 of the files finished since the line before; null where one cannot be read.
+    /// SHA-256 of the files finished since the previous line; null for a file that cannot be read.
     pub hashes: Vec<Option<String>>,
 }
 
-/// Lines appended to a file, each on the disk before the next thing is done.
+/// File to which JSON lines are appended. Each append waits for the disk.
 pub(crate) struct Journal {
     path: PathBuf,
     file: File,
 }
 
 impl Journal {
-    /// Starts a file afresh with these lines.
+    /// Replaces the journal at `path` with `lines`, and opens it for appending.
     pub(crate) fn rewrite<T: Serialize>(path: &Path, lines: &[T]) -> Result<Self> {
-        let temporary = path.with_extension("new");
         let write = || -> Result<File> {
-            let mut file = File::create(&temporary)?;
+            let mut text = String::new();
             for line in lines {
-                file.write_all((serde_json::to_string(line)? + "\n").as_bytes())?;
+                text += &(serde_json::to_string(line)? + "\n");
             }
-            file.sync_data()?;
-            std::fs::rename(&temporary, path)?;
+            write_atomic(path, text, Durability::Synced)?;
             Ok(OpenOptions::new().append(true).open(path)?)
         };
-        let file = write().with_context(|| format!("{} cannot be written", path.display()))?;
+        let file = write().with_context(|| format!("cannot write {}", path.display()))?;
         Ok(Journal { path: path.to_owned(), file })
     }
 
     pub(crate) fn append<T: Serialize>(&mut self, line: &T) -> Result<()> {
         let text = serde_json::to_string(line)? + "\n";
-        let written = self.file.write_all(text.as_bytes()).and_then(|()| self.file.sync_data());
-        written.with_context(|| format!("{} cannot be written", self.path.display()))
+        let result = self.file.write_all(text.as_bytes()).and_then(|()| self.file.sync_data());
+        result.with_context(|| format!("cannot write {}", self.path.display()))
     }
 }
 
-/// The whole lines of a journal, up to the first that cannot be read; none where there is none.
+/// Returns the complete lines of a journal, up to the first line that cannot be parsed. Returns no
+/// line if the file does not exist.
 pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Vec<T> {
     let text = std::fs::read_to_string(path).unwrap_or_default();
     text.split_inclusive('\n')
@@ -77,9 +77,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_torn_line_is_passed_over_and_rewriting_cuts() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("journal");
+    fn torn_line_is_skipped_and_rewrite_replaces_all_lines() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal");
         assert!(read::<u32>(&path).is_empty());
         let mut journal = Journal::rewrite(&path, &[1, 2]).unwrap();
         journal.append(&3).unwrap();

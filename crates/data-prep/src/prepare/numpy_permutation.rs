@@ -1,12 +1,13 @@
-//! numpy's `default_rng(seed).permutation(n)`, and the split that Hugging Face `datasets`
-//! makes with it (reference point 23).
+//! numpy's `default_rng(seed).permutation(n)`, and the split that Hugging Face `datasets` computes
+//! with it.
 //!
-//! numpy: `SeedSequence` (a hash of the seed's 32-bit words) seeds a PCG64 XSL-RR 128/64
-//! (O'Neill 2014); a Fisher-Yates shuffle from the end draws by masked rejection.
+//! numpy hashes the 32-bit words of the seed (`SeedSequence`), seeds a PCG64 XSL-RR 128/64
+//! generator with them (O'Neill 2014), and runs a Fisher-Yates shuffle from the end. The shuffle
+//! draws bounded integers by masked rejection.
 
 const PCG_MULTIPLIER: u128 = 0x2360_ed05_1fc6_5da4_4385_df64_9fcc_f645;
 
-/// numpy's SeedSequence: four 64-bit words out of a seed.
+/// Returns the four 64-bit words that numpy's `SeedSequence` derives from a seed.
 fn seed_sequence(seed: u64) -> [u64; 4] {
     const INIT_A: u32 = 0x43b0_d7e5;
     const MULT_A: u32 = 0x931e_8875;
@@ -15,7 +16,7 @@ fn seed_sequence(seed: u64) -> [u64; 4] {
     const MIX_L: u32 = 0xca01_f9dd;
     const MIX_R: u32 = 0x4973_f715;
 
-    // Absent words hash as zeros, so a 64-bit seed always fills the pool's four.
+    // Missing words are hashed as zeros, so a 64-bit seed always fills the four words of the pool.
     let entropy = [seed as u32, (seed >> 32) as u32, 0, 0];
     let mut constant = INIT_A;
     let mut hash = |value: u32| {
@@ -44,6 +45,7 @@ fn seed_sequence(seed: u64) -> [u64; 4] {
     std::array::from_fn(|i| u64::from(words[2 * i]) | u64::from(words[2 * i + 1]) << 32)
 }
 
+/// numpy's PCG64 generator.
 struct Pcg64 {
     state: u128,
     increment: u128,
@@ -74,41 +76,41 @@ impl Pcg64 {
         value as u32
     }
 
-    /// Uniform on `0..=most`, `most` below 2^32, by masked rejection.
-    fn up_to(&mut self, most: u32) -> u32 {
-        if most == 0 {
+    /// Draws uniformly from `0..=max` by masked rejection.
+    fn next_up_to(&mut self, max: u32) -> u32 {
+        if max == 0 {
             return 0;
         }
-        let mask = u32::MAX >> most.leading_zeros();
+        let mask = u32::MAX >> max.leading_zeros();
         loop {
             let value = self.next_u32() & mask;
-            if value <= most {
+            if value <= max {
                 return value;
             }
         }
     }
 }
 
-/// `numpy.random.default_rng(seed).permutation(n)`.
-pub fn permutation(seed: u64, n: u32) -> Vec<u32> {
+/// Returns `numpy.random.default_rng(seed).permutation(n)`.
+fn permutation(seed: u64, n: u32) -> Vec<u32> {
     let mut generator = Pcg64::new(seed);
     let mut order: Vec<u32> = (0..n).collect();
     for i in (1..n).rev() {
-        order.swap(i as usize, generator.up_to(i) as usize);
+        order.swap(i as usize, generator.next_up_to(i) as usize);
     }
     order
 }
 
-/// How many of `n` documents go to validation.
-pub(crate) fn validation_documents(n: u64, fraction: f64) -> u64 {
+/// Returns the number of `n` documents that are in the validation split.
+pub(crate) fn num_val_documents(n: u64, fraction: f64) -> u64 {
     ((n as f64 * fraction).ceil() as u64).min(n)
 }
 
-/// Document numbers of the train and the validation split, each in the order it is written:
-/// `datasets`' `train_test_split(test_size=fraction, seed=seed, shuffle=True)`.
-pub fn split_documents(n: u32, fraction: f64, seed: u64) -> (Vec<u32>, Vec<u32>) {
+/// Returns the document numbers of the train and the validation split, in written order. Equals
+/// `train_test_split(test_size=fraction, seed=seed, shuffle=True)` of Hugging Face `datasets`.
+pub(crate) fn split_documents(n: u32, fraction: f64, seed: u64) -> (Vec<u32>, Vec<u32>) {
     let mut order = permutation(seed, n);
-    let train = order.split_off(validation_documents(u64::from(n), fraction) as usize);
+    let train = order.split_off(num_val_documents(u64::from(n), fraction) as usize);
     (train, order)
 }
 
@@ -117,17 +119,19 @@ mod tests {
     use super::*;
     use sha2::{Digest, Sha256};
 
+    use crate::hash::hex;
+
     fn sha256(order: &[u32]) -> String {
         let mut hasher = Sha256::new();
         for &value in order {
             hasher.update(i64::from(value).to_le_bytes());
         }
-        hasher.finalize().iter().map(|b| format!("{b:02x}")).collect()
+        hex(&hasher.finalize())
     }
 
     /// python3 -c "import numpy as np; print(np.random.default_rng(2357).permutation(10).tolist())"
     #[test]
-    fn small_permutations_are_numpys() {
+    fn small_permutations_equal_numpy() {
         assert!(permutation(2357, 0).is_empty());
         assert_eq!(permutation(2357, 1), [0]);
         assert_eq!(permutation(2357, 10), [8, 3, 0, 9, 5, 6, 2, 7, 4, 1]);
@@ -136,7 +140,7 @@ mod tests {
 
     /// numpy.random.PCG64(2357).random_raw(3)
     #[test]
-    fn raw_outputs_are_numpys() {
+    fn raw_outputs_equal_numpy() {
         let mut generator = Pcg64::new(2357);
         assert_eq!(
             [(); 3].map(|()| generator.next_u64()),
@@ -146,7 +150,7 @@ mod tests {
 
     /// hashlib.sha256(np.random.default_rng(2357).permutation(8013769).astype('<i8').tobytes())
     #[test]
-    fn openwebtexts_permutation_is_numpys() {
+    fn permutation_of_openwebtext_equals_numpy() {
         assert_eq!(
             sha256(&permutation(2357, 8_013_769)),
             "713795c9660553b17cc384b3c0d72c0328090f1926873b034ce38fe506e0655e"
@@ -154,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn the_split_of_openwebtext_has_its_known_sizes() {
+    fn split_of_openwebtext_has_the_published_sizes() {
         let (train, validation) = split_documents(8_013_769, 0.0005, 2357);
         assert_eq!((train.len(), validation.len()), (8_009_762, 4_007));
     }

@@ -1,5 +1,7 @@
-//! The hidden folder beside the output's final place, which it takes in one move when all
-//! is done: held by one process, and taken up again by the next.
+//! Staging directory: the hidden directory `.NAME.partial` next to the output.
+//!
+//! One process holds its lock. A later process can resume the work. When the output is complete,
+//! the staging directory is renamed to it.
 
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
@@ -7,207 +9,178 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
+use crate::fs::{Durability, parent, sync_dir, write_atomic};
 use crate::prepare::journal::{self, Commit};
-use crate::prepare::spool::{self, BAD_FILE};
-use crate::shards::manifest::{MANIFEST_FILE, Manifest};
+use crate::prepare::spool::{self, SKIPPED_FILE};
+use crate::shards::manifest::{MANIFEST_FILE, Manifest, PrepareSettings};
 use crate::sources::SourceFile;
-use crate::tokenizer::recipe::Recipe;
 
-/// All that decides what comes out.
+/// Settings and inputs, which together determine the output.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct PrepareSpec {
     pub settings: PrepareSettings,
-    /// In order.
+    /// Source files, in order.
     pub files: Vec<SourceFile>,
 }
 
-/// The arguments that decide what comes out, the inputs aside.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct PrepareSettings {
-    pub recipe: Recipe,
-    pub tokenizer_sha256: String,
-    pub text_column: String,
-    pub val_fraction: f64,
-    pub split_seed: u64,
-    pub shard_tokens: u64,
-    pub skip_bad_documents: bool,
-}
-
-impl PrepareSettings {
-    /// The first setting that differs, in words.
-    pub(crate) fn difference(&self, other: &PrepareSettings) -> Result<Option<String>> {
-        let (ours, theirs) = (serde_json::to_value(self)?, serde_json::to_value(other)?);
-        let differing = ours.as_object().into_iter().flatten().find(|(key, value)| theirs.get(key) != Some(value));
-        Ok(differing.map(|(key, value)| format!("{key} is {value} now and was {}", theirs[key])))
-    }
-}
-
+/// Journal of the first stage: one [`Commit`] per line.
 pub(crate) const COMMITS_FILE: &str = "commits.jsonl";
+/// Journal of the second stage: one finished shard per line.
 pub(crate) const SHARDS_FILE: &str = "shards.jsonl";
-const PLAN_FILE: &str = "plan.json";
+/// The [`PrepareSpec`] of the preparation in progress.
+const SPEC_FILE: &str = "plan.json";
 
-/// The folder.
+/// Locked staging directory of an output.
 pub(crate) struct StagingDir {
-    pub folder: PathBuf,
+    pub dir: PathBuf,
     output: PathBuf,
-    /// On the folder itself; the kernel drops it with the process.
+    /// Lock on the directory itself. The kernel releases it when the process ends.
     _lock: File,
 }
 
 impl StagingDir {
-    /// Makes or takes up the folder of an output that is not there yet.
+    /// Creates or opens the staging directory of `output`, and locks it.
     ///
     /// # Errors
-    /// When another process holds it, or it cannot be made.
+    /// Another process holds the lock, or the directory cannot be created.
     pub(crate) fn open(output: &Path) -> Result<Self> {
-        let cannot = || format!("the output folder {} cannot be made", output.display());
+        let failed = || format!("cannot create the output directory {}", output.display());
         let name = output
             .file_name()
-            .with_context(|| format!("the output {} has no name of its own: name a new folder", output.display()))?;
-        let folder = output.with_file_name(format!(".{}.partial", name.to_string_lossy()));
-        fs::create_dir_all(&folder).with_context(cannot)?;
-        let lock = File::open(&folder).with_context(cannot)?;
+            .with_context(|| format!("the output {} has no name: use the path of a new directory", output.display()))?;
+        let dir = output.with_file_name(format!(".{}.partial", name.to_string_lossy()));
+        fs::create_dir_all(&dir).with_context(failed)?;
+        let lock = File::open(&dir).with_context(failed)?;
         match lock.try_lock() {
-            Ok(()) => Ok(StagingDir { folder, output: output.to_owned(), _lock: lock }),
+            Ok(()) => Ok(StagingDir { dir, output: output.to_owned(), _lock: lock }),
             Err(TryLockError::WouldBlock) => {
-                bail!("another process is preparing {} at this moment: wait for it", output.display())
+                bail!("another process is preparing {}: wait until it ends", output.display())
             }
-            Err(TryLockError::Error(e)) => Err(e).with_context(cannot),
+            Err(TryLockError::Error(e)) => Err(e).with_context(failed),
         }
     }
 
-    /// Where to go on from, with the hashes of all files finished before; `None` for a new
-    /// preparation. Leaves the folder holding the plan.
+    /// Returns the commit to resume from, with the hashes of all finished files, or `None` for a
+    /// new preparation. The directory then contains `spec`.
     ///
     /// # Errors
-    /// When an unfinished preparation was started with other arguments or inputs, or a file
-    /// that it has read has changed.
-    pub(crate) fn take_up(&self, plan: &PrepareSpec) -> Result<Option<Commit>> {
-        let commit = match self.unfinished()? {
-            Some(before) if !plan.files.iter().any(SourceFile::is_standard_input) => self.go_on(plan, &before)?,
+    /// An incomplete preparation has other arguments or inputs, or a file has changed since it was
+    /// read.
+    pub(crate) fn resume_or_create(&self, spec: &PrepareSpec) -> Result<Option<Commit>> {
+        let commit = match self.incomplete_spec()? {
+            Some(before) if !spec.files.iter().any(SourceFile::is_standard_input) => self.resume(spec, &before)?,
             _ => None,
         };
         if commit.is_none() {
             self.clear()?;
         }
-        let path = self.folder.join(PLAN_FILE);
-        let temporary = self.folder.join("plan.new");
-        let write = || -> Result<()> {
-            fs::write(&temporary, serde_json::to_string(plan)?)?;
-            File::open(&temporary)?.sync_all()?;
-            fs::rename(&temporary, &path)?;
-            Ok(File::open(&self.folder)?.sync_all()?)
-        };
-        write().with_context(|| format!("{} cannot be written", path.display()))?;
+        let path = self.dir.join(SPEC_FILE);
+        write_atomic(&path, serde_json::to_string(spec)?, Durability::Synced)
+            .with_context(|| format!("cannot write {}", path.display()))?;
         Ok(commit)
     }
 
-    /// The plan of a preparation that was not finished.
-    fn unfinished(&self) -> Result<Option<PrepareSpec>> {
-        let path = self.folder.join(PLAN_FILE);
+    /// Returns the spec of an incomplete preparation, if there is one.
+    fn incomplete_spec(&self) -> Result<Option<PrepareSpec>> {
+        let path = self.dir.join(SPEC_FILE);
         match fs::read_to_string(&path) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(e).with_context(|| format!("{} cannot be read", path.display())),
+            Err(e) => Err(e).with_context(|| format!("cannot read {}", path.display())),
             Ok(text) => serde_json::from_str(&text).map(Some).with_context(|| {
-                format!("{} is not usable: remove {} to start afresh", path.display(), self.folder.display())
+                format!("cannot parse {}: delete {} to start again", path.display(), self.dir.display())
             }),
         }
     }
 
-    fn go_on(&self, plan: &PrepareSpec, before: &PrepareSpec) -> Result<Option<Commit>> {
-        let otherwise = |what: &str| {
+    fn resume(&self, spec: &PrepareSpec, before: &PrepareSpec) -> Result<Option<Commit>> {
+        let mismatch = |what: &str| {
             format!(
-                "an unfinished preparation of {} was started otherwise ({what}): run it with the same arguments, or remove {} to start afresh",
+                "an incomplete preparation of {} has other arguments or inputs ({what}): use the same ones, or delete {} to start again",
                 self.output.display(),
-                self.folder.display()
+                self.dir.display()
             )
         };
-        if let Some(difference) = plan.settings.difference(&before.settings)? {
-            bail!(otherwise(&difference));
+        if let Some(difference) = spec.settings.difference(&before.settings)? {
+            bail!(mismatch(&difference));
         }
-        let paths = |plan: &PrepareSpec| plan.files.iter().map(|f| f.path.clone()).collect::<Vec<_>>();
+        let paths = |spec: &PrepareSpec| spec.files.iter().map(|f| f.path.clone()).collect::<Vec<_>>();
         ensure!(
-            paths(plan) == paths(before),
-            otherwise(&format!("other inputs: {} files now, {} then", plan.files.len(), before.files.len()))
+            paths(spec) == paths(before),
+            mismatch(&format!("other inputs: {} files now, {} before", spec.files.len(), before.files.len()))
         );
-        let mut commits: Vec<Commit> = journal::read(&self.folder.join(COMMITS_FILE));
-        commits.retain(|commit| spool::holds(&self.folder, commit.position.spooled));
+        let mut commits: Vec<Commit> = journal::read(&self.dir.join(COMMITS_FILE));
+        commits.retain(|commit| spool::contains(&self.dir, commit.position.spooled));
         let hashes = commits.iter().flat_map(|c| c.hashes.clone()).collect();
         let Some(last) = commits.last() else { return Ok(None) };
         let mut commit = Commit { position: last.position, file_start: last.file_start, hashes };
-        let changed = plan.files.iter().zip(&before.files).position(|(now, then)| now != then);
+        let changed = spec.files.iter().zip(&before.files).position(|(now, then)| now != then);
         if let Some(changed) = changed.filter(|&file| file <= commit.position.file) {
             ensure!(
                 changed == commit.position.file,
-                otherwise(&format!("{} has changed since it was read", plan.files[changed].path.display()))
+                mismatch(&format!("{} has changed since it was read", spec.files[changed].path.display()))
             );
-            // It was being read: from its start again.
+            // The file that was being read may be repaired. It is read again from its start.
             commit.position = commit.file_start;
         }
         Ok(Some(commit))
     }
 
-    /// Whether there is work here to go on from.
-    pub(crate) fn holds_work(&self) -> bool {
-        let commits: Vec<Commit> = journal::read(&self.folder.join(COMMITS_FILE));
+    /// Returns whether the directory contains work that can be resumed.
+    pub(crate) fn has_progress(&self) -> bool {
+        let commits: Vec<Commit> = journal::read(&self.dir.join(COMMITS_FILE));
         commits.last().is_some_and(|commit| commit.position.spooled.tokens > 0)
     }
 
-    /// Removes every file.
+    /// Deletes all files of the directory.
     fn clear(&self) -> Result<()> {
-        let cannot = || format!("{} cannot be cleared", self.folder.display());
-        for entry in fs::read_dir(&self.folder).with_context(cannot)? {
-            fs::remove_file(entry.with_context(cannot)?.path()).with_context(cannot)?;
+        let failed = || format!("cannot clear {}", self.dir.display());
+        for entry in fs::read_dir(&self.dir).with_context(failed)? {
+            fs::remove_file(entry.with_context(failed)?.path()).with_context(failed)?;
         }
         Ok(())
     }
 
-    /// Ends a publication that was cut off after the manifest was written.
+    /// Completes a publication that was interrupted after the manifest was written.
     ///
     /// # Errors
-    /// When files cannot be removed or moved.
+    /// Files cannot be deleted or renamed.
     pub(crate) fn publish_if_complete(&self) -> Result<()> {
-        if self.folder.join(MANIFEST_FILE).is_file() { self.publish_files() } else { Ok(()) }
+        if self.dir.join(MANIFEST_FILE).is_file() { self.publish_files() } else { Ok(()) }
     }
 
-    /// Makes the folder complete and gives it its name.
+    /// Writes the manifest, deletes temporary files, and renames the directory to the output.
     ///
     /// # Errors
-    /// When something cannot be written.
+    /// The manifest cannot be written, or files cannot be deleted or renamed.
     pub(crate) fn publish(&self, manifest: &Manifest) -> Result<()> {
-        let path = self.folder.join(MANIFEST_FILE);
-        let temporary = self.folder.join("manifest.new");
-        let write = || -> Result<()> {
-            fs::write(&temporary, serde_json::to_string_pretty(manifest)? + "\n")?;
-            File::open(&temporary)?.sync_all()?;
-            Ok(fs::rename(&temporary, &path)?)
-        };
-        write().with_context(|| format!("{} cannot be written", path.display()))?;
+        let path = self.dir.join(MANIFEST_FILE);
+        write_atomic(&path, serde_json::to_string_pretty(manifest)? + "\n", Durability::Synced)
+            .with_context(|| format!("cannot write {}", path.display()))?;
         self.publish_files()
     }
 
     fn publish_files(&self) -> Result<()> {
         let publish = || -> std::io::Result<()> {
-            // First, so that what follows can be done again after a kill.
-            File::open(&self.folder)?.sync_all()?;
-            let bad = self.folder.join(BAD_FILE);
-            let no_bad = fs::metadata(&bad).is_ok_and(|m| m.len() == 0).then_some(BAD_FILE);
-            for name in spool::FILES.into_iter().chain([COMMITS_FILE, SHARDS_FILE, PLAN_FILE]).chain(no_bad) {
-                match fs::remove_file(self.folder.join(name)) {
+            // After this sync the manifest is on disk, and a killed process can repeat the rest.
+            sync_dir(&self.dir)?;
+            let skipped = self.dir.join(SKIPPED_FILE);
+            let none_skipped = fs::metadata(&skipped).is_ok_and(|m| m.len() == 0).then_some(SKIPPED_FILE);
+            let temporary = spool::TEMPORARY_FILES.into_iter().chain([COMMITS_FILE, SHARDS_FILE, SPEC_FILE]);
+            for name in temporary.chain(none_skipped) {
+                match fs::remove_file(self.dir.join(name)) {
                     Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
                     _ => {}
                 }
             }
-            File::open(&self.folder)?.sync_all()?;
-            fs::rename(&self.folder, &self.output)?;
-            let parent = self.output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            File::open(parent)?.sync_all()
+            sync_dir(&self.dir)?;
+            fs::rename(&self.dir, &self.output)?;
+            sync_dir(&parent(&self.output))
         };
-        publish().with_context(|| format!("{} cannot be written", self.output.display()))
+        publish().with_context(|| format!("cannot write {}", self.output.display()))
     }
 
-    /// Nothing in it can be used.
+    /// Deletes the directory. Ignores errors: the next preparation clears what remains.
     pub(crate) fn discard(&self) {
-        let _ = fs::remove_dir_all(&self.folder);
+        let _ = fs::remove_dir_all(&self.dir);
     }
 }

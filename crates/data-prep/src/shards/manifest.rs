@@ -1,4 +1,4 @@
-//! `manifest.json`: what a folder of shards holds and what it was made from.
+//! `manifest.json`: the contents of a data directory and the settings that produced it.
 
 use std::fs;
 use std::path::Path;
@@ -8,88 +8,108 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::hash::hex;
-use crate::prepare::staging_dir::PrepareSettings;
 use crate::tokenizer::recipe::Recipe;
 
-/// Its name in a folder of shards.
-pub const MANIFEST_FILE: &str = "manifest.json";
+/// File name of the manifest in a data directory.
+pub(crate) const MANIFEST_FILE: &str = "manifest.json";
 
-/// Layout of [`Manifest`] and of the shards.
+/// Version of the layout of [`Manifest`] and of the shards.
 pub(crate) const FORMAT_VERSION: u32 = 1;
 
-/// The whole file. What a reader of shards has no need of may be absent.
+/// Contents of `manifest.json`. Fields that reading the shards does not need are optional.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// Of this layout.
+    /// Version of this layout.
     pub format_version: u32,
-    /// Of the tokenizer file.
+    /// SHA-256 of the tokenizer file.
     pub tokenizer_sha256: String,
-    /// Every id is below this.
+    /// Upper bound of the ids: every id is below it.
     pub vocab_size: u32,
-    /// The id between documents.
+    /// Id between documents.
     pub end_of_text: u32,
-    /// How documents became ids.
+    /// Placement of the end-of-text id.
     pub recipe: Recipe,
-    /// Key or column that held the text.
+    /// Key or column that contained the text.
     #[serde(default)]
     pub text_column: String,
-    /// Share of the documents in validation.
+    /// Fraction of the documents in the validation split.
     pub val_fraction: f64,
-    /// Seed of the split and the order.
+    /// Seed of the split and of the order of documents.
     pub split_seed: u64,
-    /// Tokens of a full shard.
+    /// Tokens per full shard.
     pub shard_tokens: u64,
-    /// Whether documents that could not be used were left out.
+    /// Whether unusable documents were skipped.
     #[serde(default)]
     pub skip_bad_documents: bool,
-    /// How many were.
+    /// Number of skipped documents.
     #[serde(default)]
     pub skipped_documents: u64,
-    /// The files that were read, in order.
+    /// Source files, in order.
     #[serde(default)]
     pub sources: Vec<SourceFileRecord>,
-    /// The training split.
+    /// Training split.
     pub train: SplitManifest,
-    /// The validation split.
+    /// Validation split.
     pub val: SplitManifest,
 }
 
-/// A file that was read.
+/// Source file of a data directory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceFileRecord {
-    /// As it was found from the command line.
+    /// Path, as expanded from the command line.
     pub path: String,
-    /// Its size on disk; 0 for standard input.
+    /// Size in bytes; 0 for standard input.
     pub bytes: u64,
-    /// Of its bytes; null for standard input and what could not be read.
+    /// SHA-256 of the file; null for standard input and for files that could not be read.
     #[serde(default)]
     pub sha256: Option<String>,
 }
 
-/// One split.
+/// Contents of one split.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct SplitManifest {
-    /// Documents, empty ones included.
+    /// Number of documents, empty ones included.
     pub documents: u64,
-    /// Tokens over all shards.
+    /// Number of tokens in all shards.
     pub tokens: u64,
-    /// In order.
+    /// Shards, in order.
     pub shards: Vec<Shard>,
 }
 
-/// One file of ids.
+/// File of token ids.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shard {
-    /// File name in the folder.
+    /// File name in the data directory.
     pub name: String,
-    /// uint16 ids in it.
+    /// Number of ids, each a little-endian uint16.
     pub tokens: u64,
-    /// Of its bytes.
+    /// SHA-256 of the file.
     pub sha256: String,
 }
 
+/// Settings of a preparation that determine its output. The inputs are not included.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct PrepareSettings {
+    pub recipe: Recipe,
+    pub tokenizer_sha256: String,
+    pub text_column: String,
+    pub val_fraction: f64,
+    pub split_seed: u64,
+    pub shard_tokens: u64,
+    pub skip_bad_documents: bool,
+}
+
+impl PrepareSettings {
+    /// Describes the first setting that differs from the setting `before`, if one differs.
+    pub(crate) fn difference(&self, before: &PrepareSettings) -> Result<Option<String>> {
+        let (now, before) = (serde_json::to_value(self)?, serde_json::to_value(before)?);
+        let differing = now.as_object().into_iter().flatten().find(|(key, value)| before.get(key) != Some(value));
+        Ok(differing.map(|(key, value)| format!("{key} is {value} now and was {}", before[key])))
+    }
+}
+
 impl Manifest {
-    /// The arguments that it was made by.
+    /// Returns the settings that produced the data.
     pub(crate) fn settings(&self) -> PrepareSettings {
         PrepareSettings {
             recipe: self.recipe,
@@ -102,34 +122,39 @@ impl Manifest {
         }
     }
 
-    /// Reads a folder's manifest with the SHA-256 of its bytes; `None` where there is none.
+    /// Reads the manifest of a data directory. Returns it with the SHA-256 of its bytes, or `None`
+    /// if the directory has no manifest.
     ///
     /// # Errors
-    /// When it is not one of this version or contradicts itself.
-    pub fn load(folder: &Path) -> Result<Option<(Manifest, String)>> {
-        let path = folder.join(MANIFEST_FILE);
+    /// The manifest has another format version, or contradicts itself.
+    pub fn load(dir: &Path) -> Result<Option<(Manifest, String)>> {
+        let path = dir.join(MANIFEST_FILE);
         let bytes = match fs::read(&path) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            result => result.with_context(|| format!("{} cannot be read", path.display()))?,
+            result => result.with_context(|| format!("cannot read {}", path.display()))?,
         };
         let parse = || -> Result<Manifest> {
             let manifest: Manifest = serde_json::from_slice(&bytes)?;
             ensure!(
                 manifest.format_version == FORMAT_VERSION,
-                "its format version is {}, this program reads {FORMAT_VERSION}",
+                "the format version is {}, but this program reads version {FORMAT_VERSION}",
                 manifest.format_version
             );
             for (name, split) in [("train", &manifest.train), ("val", &manifest.val)] {
                 let sum: u64 = split.shards.iter().map(|s| s.tokens).sum();
-                ensure!(sum == split.tokens, "its {name} shards hold {sum} tokens, but it says {}", split.tokens);
+                ensure!(
+                    sum == split.tokens,
+                    "the {name} split lists {} tokens, but its shards contain {sum} tokens",
+                    split.tokens
+                );
                 for shard in &split.shards {
-                    let plain = Path::new(&shard.name).file_name().is_some_and(|n| n == shard.name.as_str());
-                    ensure!(plain, "its shard name {:?} is no plain file name", shard.name);
+                    let is_file_name = Path::new(&shard.name).file_name().is_some_and(|n| n == shard.name.as_str());
+                    ensure!(is_file_name, "the shard name {:?} is not a file name", shard.name);
                 }
             }
             Ok(manifest)
         };
-        let manifest = parse().with_context(|| format!("{} is not usable", path.display()))?;
+        let manifest = parse().with_context(|| format!("invalid manifest {}", path.display()))?;
         Ok(Some((manifest, hex(&Sha256::digest(&bytes)))))
     }
 }

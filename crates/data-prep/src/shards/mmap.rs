@@ -1,4 +1,4 @@
-//! The one place of this crate with `unsafe`: memory maps.
+//! Memory maps: the only module of this crate with `unsafe` code.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -6,10 +6,10 @@ use std::io;
 
 use memmap2::Mmap;
 
-/// Maps a whole file for reading. An empty file gives an empty map.
+/// Maps a whole file for reading. The map of an empty file is empty.
 pub(crate) fn map_read_only(file: &File) -> io::Result<Mmap> {
-    // SAFETY: shards and the spool are written under temporary names and never changed in
-    // place afterwards; the maps are private to this process and only read. A file that
-    // someone cuts while it is mapped ends the process with SIGBUS, as for any reader.
+    // SAFETY: shards are written under temporary names and are not changed in place afterwards.
+    // The maps are private to this process and only read. If another program truncates a mapped
+    // file, a read beyond its end stops this process with SIGBUS.
     unsafe { Mmap::map(file) }
 }

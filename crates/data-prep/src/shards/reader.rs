@@ -1,70 +1,31 @@
-//! Prepared shards, memory-mapped: one stream of tokens a split.
+//! Reader of a split: the memory-mapped shards as one stream of tokens.
 
 use std::fmt;
-use std::fs::File;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail, ensure};
-use memmap2::Mmap;
-use sha2::{Digest, Sha256};
+use anyhow::{Result, bail, ensure};
 
-use crate::hash::hex;
-use crate::shards::manifest::{MANIFEST_FILE, Manifest, Shard};
-use crate::shards::mmap::map_read_only;
+use crate::shards::manifest::{MANIFEST_FILE, Manifest};
+use crate::shards::mapped_shard::MappedShard;
+use crate::shards::split::Split;
 
-/// Which part of the data.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Split {
-    /// What is trained on.
-    Train,
-    /// What is held out.
-    Val,
-}
+/// Maximum size in bytes of a split that is hashed, and whose ids are checked, when it is opened.
+/// This takes about a second. Larger splits are checked by `backpack verify-data`, so that a run
+/// does not wait until a disk is read.
+const MAX_BYTES_CHECKED_AT_OPEN: u64 = 1 << 30;
 
-impl fmt::Display for Split {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Split::Train => "train",
-            Split::Val => "val",
-        })
-    }
-}
-
-/// Splits up to this many bytes are hashed and their ids checked when they are opened, in
-/// about a second; larger ones by `backpack verify-data`, since a run should not wait for a
-/// disk to be read through.
-const READ_AT_OPEN: u64 = 1 << 30;
-
-struct MappedShard {
-    name: String,
+/// Shard of a split.
+struct SplitShard {
     /// Position of its first token in the split.
     first: u64,
-    /// uint16 little-endian.
-    bytes: Mmap,
+    shard: MappedShard,
 }
 
-impl MappedShard {
-    fn tokens(&self) -> u64 {
-        self.bytes.len() as u64 / 2
-    }
-
-    /// The id that stands at a place.
-    fn id(&self, place: usize, bytes: [u8; 2], vocab_size: usize) -> Result<u16> {
-        let id = u16::from_le_bytes(bytes);
-        ensure!(
-            usize::from(id) < vocab_size,
-            "{} holds id {id} at token {place}, which is not below the model's vocabulary of {vocab_size}",
-            self.name
-        );
-        Ok(id)
-    }
-}
-
-/// One split, ready to be read at any position. A sequence may cross shards.
+/// Memory-mapped split that can be read at any position. A read may cross shards.
 pub struct TokenSplit {
     split: Split,
-    shards: Vec<MappedShard>,
-    tokens: u64,
+    shards: Vec<SplitShard>,
+    num_tokens: u64,
     vocab_size: usize,
     manifest_sha256: Option<String>,
     end_of_text: Option<u32>,
@@ -72,181 +33,163 @@ pub struct TokenSplit {
 
 impl fmt::Debug for TokenSplit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "TokenSplit({}, {} tokens in {} shards)", self.split, self.tokens, self.shards.len())
+        write!(f, "TokenSplit({}, {} tokens in {} shards)", self.split, self.num_tokens, self.shards.len())
     }
 }
 
 impl TokenSplit {
-    /// Opens a split of a folder that `prepare-data` wrote, or a plain `train.bin` /
-    /// `val.bin` in nanoGPT's layout, for a model of `vocab_size`.
+    /// Opens a split for a model with `vocab_size` ids. `dir` is a directory that `prepare-data`
+    /// wrote, or contains a `train.bin` or `val.bin` in nanoGPT's layout without a manifest.
     ///
     /// # Errors
-    /// When the folder or a shard is not there, a shard is not what the manifest says, the
-    /// manifest's vocabulary is larger than the model's, or (where the split is small enough
-    /// to be read through at once) an id is not below the model's.
-    pub fn open(folder: &Path, split: Split, vocab_size: usize) -> Result<Self> {
+    /// The directory or a shard does not exist, a shard differs from the manifest, or the
+    /// vocabulary of the manifest is larger than the model's. For splits of at most 1 GiB also if
+    /// an id is not below `vocab_size`.
+    pub fn open(dir: &Path, split: Split, vocab_size: usize) -> Result<Self> {
         ensure!(
-            folder.is_dir(),
-            "the data folder {} is not there: make it with `backpack prepare-data --output {0}`",
-            folder.display()
+            dir.is_dir(),
+            "the data directory {} does not exist: create it with `backpack prepare-data --output {0}`",
+            dir.display()
         );
-        let mut opened =
-            TokenSplit { split, shards: Vec::new(), tokens: 0, vocab_size, manifest_sha256: None, end_of_text: None };
-        match Manifest::load(folder)? {
+        let mut opened = TokenSplit {
+            split,
+            shards: Vec::new(),
+            num_tokens: 0,
+            vocab_size,
+            manifest_sha256: None,
+            end_of_text: None,
+        };
+        match Manifest::load(dir)? {
             Some((manifest, sha256)) => {
                 ensure!(
                     manifest.vocab_size as usize <= vocab_size,
                     "the data in {} has a vocabulary of {}, more than model.vocab_size {vocab_size}",
-                    folder.display(),
+                    dir.display(),
                     manifest.vocab_size
                 );
                 let shards = match split {
                     Split::Train => manifest.train.shards,
                     Split::Val => manifest.val.shards,
                 };
-                let hashed = shards.iter().map(|s| 2 * s.tokens).sum::<u64>() <= READ_AT_OPEN;
-                for shard in shards {
-                    opened.push_checked(folder, shard, hashed)?;
+                let check_hash = shards.iter().map(|s| 2 * s.tokens).sum::<u64>() <= MAX_BYTES_CHECKED_AT_OPEN;
+                for shard in &shards {
+                    opened.push(MappedShard::open_verified(dir, shard, check_hash)?);
                 }
                 opened.manifest_sha256 = Some(sha256);
                 opened.end_of_text = Some(manifest.end_of_text);
             }
-            None => opened.push_plain(folder)?,
+            None => {
+                let name = format!("{split}.bin");
+                ensure!(
+                    dir.join(&name).is_file(),
+                    "{} contains neither {MANIFEST_FILE} nor {name}: use a directory that `backpack prepare-data` wrote",
+                    dir.display()
+                );
+                opened.push(MappedShard::open(dir, &name)?);
+            }
         }
-        if 2 * opened.tokens <= READ_AT_OPEN {
-            for shard in &opened.shards {
-                for (place, pair) in shard.bytes.chunks_exact(2).enumerate() {
-                    shard.id(place, [pair[0], pair[1]], vocab_size)?;
+        if 2 * opened.num_tokens <= MAX_BYTES_CHECKED_AT_OPEN {
+            for SplitShard { shard, .. } in &opened.shards {
+                for (position, id) in shard.ids(0).enumerate() {
+                    opened.check_id(shard, position, id)?;
                 }
             }
         }
         Ok(opened)
     }
 
-    fn push_checked(&mut self, folder: &Path, shard: Shard, hashed: bool) -> Result<()> {
-        let path = folder.join(&shard.name);
-        let bytes = map(&path).with_context(|| format!("{MANIFEST_FILE} names the shard"))?;
-        ensure!(
-            bytes.len() as u64 == 2 * shard.tokens,
-            "{} has {} bytes, but {MANIFEST_FILE} says {} tokens of 2 bytes: it was cut short or replaced; prepare the data again",
-            path.display(),
-            bytes.len(),
-            shard.tokens
-        );
-        ensure!(
-            !hashed || hex(&Sha256::digest(&bytes)) == shard.sha256,
-            "{} is damaged: its SHA-256 is not the one in {MANIFEST_FILE}; prepare the data again",
-            path.display()
-        );
-        self.push(shard.name, bytes);
-        Ok(())
+    fn push(&mut self, shard: MappedShard) {
+        let first = self.num_tokens;
+        self.num_tokens += shard.num_tokens();
+        self.shards.push(SplitShard { first, shard });
     }
 
-    fn push_plain(&mut self, folder: &Path) -> Result<()> {
-        let name = format!("{}.bin", self.split);
-        let path = folder.join(&name);
-        ensure!(
-            path.is_file(),
-            "{} holds neither {MANIFEST_FILE} nor a plain {name}: name a folder that `backpack prepare-data` wrote",
-            folder.display()
-        );
-        let bytes = map(&path)?;
-        ensure!(
-            bytes.len().is_multiple_of(2),
-            "{} has {} bytes: uint16 ids take an even number",
-            path.display(),
-            bytes.len()
-        );
-        self.push(name, bytes);
-        Ok(())
-    }
-
-    fn push(&mut self, name: String, bytes: Mmap) {
-        let shard = MappedShard { name, first: self.tokens, bytes };
-        self.tokens += shard.tokens();
-        self.shards.push(shard);
-    }
-
-    /// Tokens of the split.
+    /// Returns the number of tokens.
     pub fn num_tokens(&self) -> u64 {
-        self.tokens
+        self.num_tokens
     }
 
-    /// Non-overlapping sequences of `sequence_length`: block i is tokens i T to i T + T, its
-    /// last token only predicted.
+    /// Returns the number of non-overlapping sequences of `sequence_length` (T) tokens. Sequence i
+    /// has the tokens i T to i T + T; the last of them is only a target.
     pub fn num_sequences(&self, sequence_length: usize) -> u64 {
-        self.tokens.saturating_sub(1) / sequence_length as u64
+        self.num_tokens.saturating_sub(1) / sequence_length as u64
     }
 
-    /// Refuses a split that holds no sequence.
+    /// Checks that the split contains at least one sequence of `sequence_length` tokens.
     ///
     /// # Errors
-    /// With both lengths.
+    /// The split is shorter; the error contains both lengths.
     pub fn require_sequence(&self, sequence_length: usize) -> Result<()> {
         if self.num_sequences(sequence_length) == 0 {
             bail!(
                 "the {} split has {} tokens, too few for one sequence of {sequence_length} and its target: prepare more text, a larger --val-fraction, or use a shorter sequence_length",
                 self.split,
-                self.tokens
+                self.num_tokens
             );
         }
         Ok(())
     }
 
-    /// Of the bytes of `manifest.json`, where there is one.
+    /// Returns the SHA-256 of `manifest.json`, if the directory has one.
     pub fn manifest_sha256(&self) -> Option<&str> {
         self.manifest_sha256.as_deref()
     }
 
-    /// The id between documents, where the manifest says it.
+    /// Returns the id between documents, if the directory has a manifest.
     pub fn end_of_text(&self) -> Option<u32> {
         self.end_of_text
     }
 
-    /// Whether a manifest vouches for the data.
+    /// Returns whether the directory has a manifest, with which the shards were compared.
     pub fn has_manifest(&self) -> bool {
         self.manifest_sha256.is_some()
     }
 
-    /// Copies `out.len()` ids from position `start`.
+    /// Reads `out.len()` ids from position `start`.
     ///
     /// # Errors
-    /// When the range runs past the end, or an id is not below the vocabulary's size, with
-    /// its shard and position.
+    /// The range exceeds the split, or an id is not below `vocab_size`. The error names the shard
+    /// and the position.
     pub fn read(&self, start: u64, out: &mut [i64]) -> Result<()> {
         let end = start + out.len() as u64;
         ensure!(
-            end <= self.tokens,
-            "the {} split has {} tokens: {start} to {end} are past its end",
+            end <= self.num_tokens,
+            "cannot read the tokens {start} to {end}: the {} split has {} tokens",
             self.split,
-            self.tokens
+            self.num_tokens
         );
-        // The shard that holds `start`: the last one that begins at or before it.
-        let mut shard = self.shards.partition_point(|s| s.first <= start).saturating_sub(1);
+        // The last shard that starts at or before `start` contains it.
+        let mut index = self.shards.partition_point(|s| s.first <= start).saturating_sub(1);
         let mut filled = 0;
         while filled < out.len() {
-            let current = &self.shards[shard];
-            let from = (start + filled as u64 - current.first) as usize;
-            let ids = current.bytes[2 * from..].chunks_exact(2);
-            for (place, (slot, pair)) in out[filled..].iter_mut().zip(ids).enumerate() {
-                *slot = i64::from(current.id(from + place, [pair[0], pair[1]], self.vocab_size)?);
+            let SplitShard { first, shard } = &self.shards[index];
+            let from = (start + filled as u64 - first) as usize;
+            for (i, (slot, id)) in out[filled..].iter_mut().zip(shard.ids(from)).enumerate() {
+                *slot = i64::from(self.check_id(shard, from + i, id)?);
             }
-            filled += (out.len() - filled).min(current.tokens() as usize - from);
-            shard += 1;
+            filled += (out.len() - filled).min(shard.num_tokens() as usize - from);
+            index += 1;
         }
         Ok(())
     }
+
+    /// Returns `id`, which is at `position` of `shard`, if it is below the vocabulary size.
+    fn check_id(&self, shard: &MappedShard, position: usize, id: u16) -> Result<u16> {
+        ensure!(
+            usize::from(id) < self.vocab_size,
+            "{} contains id {id} at token {position}, which is not below the model's vocabulary of {}",
+            shard.name,
+            self.vocab_size
+        );
+        Ok(id)
+    }
 }
 
-fn map(path: &Path) -> Result<Mmap> {
-    File::open(path).and_then(|file| map_read_only(&file)).with_context(|| format!("{} cannot be read", path.display()))
-}
-
-/// Reads blocks of a split as rows of T + 1 ids, one after the other. Block i holds tokens i T to
-/// i T + T; the last of them is only a target.
+/// Reads blocks of a split as rows of T + 1 ids, one after the other. Block i contains the tokens
+/// i T to i T + T; the last of them is only a target.
 ///
 /// # Errors
-/// A shard holds an id outside the vocabulary.
+/// A shard contains an id outside the vocabulary.
 pub fn read_rows(split: &TokenSplit, blocks: impl Iterator<Item = u64>, sequence_length: usize) -> Result<Vec<i64>> {
     let mut ids = Vec::new();
     for block in blocks {
@@ -262,19 +205,23 @@ mod tests {
     use super::*;
     use std::fs;
 
+    use sha2::{Digest, Sha256};
+
+    use crate::hash::hex;
+
     fn bytes(ids: std::ops::Range<u16>) -> Vec<u8> {
         ids.flat_map(u16::to_le_bytes).collect()
     }
 
-    /// Ids 0..100 in shards of 40, 40 and 20.
-    fn folder() -> tempfile::TempDir {
-        let folder = tempfile::tempdir().unwrap();
+    /// Creates a data directory with the ids 0..100 in shards of 40, 40 and 20.
+    fn data_dir() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
         let shards: Vec<_> = [0..40, 40..80, 80..100]
             .into_iter()
             .enumerate()
             .map(|(i, range)| {
                 let (name, tokens, bytes) = (format!("train-{i:05}.bin"), range.len(), bytes(range));
-                fs::write(folder.path().join(&name), &bytes).unwrap();
+                fs::write(dir.path().join(&name), &bytes).unwrap();
                 serde_json::json!({ "name": name, "tokens": tokens, "sha256": hex(&Sha256::digest(&bytes)) })
             })
             .collect();
@@ -284,18 +231,18 @@ mod tests {
             "train": { "documents": 3, "tokens": 100, "shards": shards },
             "val": { "documents": 0, "tokens": 0, "shards": [] },
         });
-        fs::write(folder.path().join(MANIFEST_FILE), manifest.to_string()).unwrap();
-        folder
+        fs::write(dir.path().join(MANIFEST_FILE), manifest.to_string()).unwrap();
+        dir
     }
 
-    fn error(folder: &Path, vocab_size: usize) -> String {
-        format!("{:#}", TokenSplit::open(folder, Split::Train, vocab_size).unwrap_err())
+    fn error(dir: &Path, vocab_size: usize) -> String {
+        format!("{:#}", TokenSplit::open(dir, Split::Train, vocab_size).unwrap_err())
     }
 
     #[test]
-    fn ranges_cross_shards() {
-        let folder = folder();
-        let split = TokenSplit::open(folder.path(), Split::Train, 104).unwrap();
+    fn reads_cross_shards() {
+        let dir = data_dir();
+        let split = TokenSplit::open(dir.path(), Split::Train, 104).unwrap();
         assert_eq!(
             (split.num_tokens(), split.num_sequences(10), split.num_sequences(33), split.num_sequences(99)),
             (100, 9, 3, 1)
@@ -307,7 +254,7 @@ mod tests {
             let want: Vec<i64> = (start as i64..start as i64 + length as i64).collect();
             assert_eq!(out, want);
         }
-        assert!(split.read(99, &mut [0; 2]).unwrap_err().to_string().contains("past its end"));
+        assert!(split.read(99, &mut [0; 2]).unwrap_err().to_string().contains("the train split has 100 tokens"));
         assert!(split.require_sequence(99).is_ok());
         assert!(
             split
@@ -319,8 +266,8 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_is_not_what_its_manifest_says_is_refused() {
-        let data = folder();
+    fn directory_that_differs_from_its_manifest_is_refused() {
+        let data = data_dir();
         let (path, shard) = (data.path(), data.path().join("train-00001.bin"));
         assert!(error(path, 99).contains("has a vocabulary of 100, more than model.vocab_size 99"));
         let whole = fs::read(&shard).unwrap();
@@ -331,21 +278,21 @@ mod tests {
         fs::write(&shard, flipped).unwrap();
         assert!(error(path, 100).contains("train-00001.bin is damaged"));
         fs::remove_file(&shard).unwrap();
-        assert!(error(path, 100).contains("manifest.json names the shard"));
+        assert!(error(path, 100).contains("cannot open a shard that manifest.json lists"));
         fs::write(path.join(MANIFEST_FILE), "{").unwrap();
-        assert!(error(path, 100).contains("manifest.json is not usable"));
-        assert!(error(&path.join("none"), 100).contains("is not there: make it with `backpack prepare-data"));
+        assert!(error(path, 100).contains("manifest.json"));
+        assert!(error(&path.join("none"), 100).contains("does not exist: create it with `backpack prepare-data"));
     }
 
     #[test]
-    fn a_manifest_that_contradicts_itself_is_refused() {
-        let data = folder();
+    fn inconsistent_manifest_is_refused() {
+        let data = data_dir();
         let path = data.path().join(MANIFEST_FILE);
         let text = fs::read_to_string(&path).unwrap();
         for (from, to, why) in [
-            ("\"tokens\":20", "\"tokens\":21", "shards hold 101 tokens"),
+            ("\"tokens\":20", "\"tokens\":21", "shards contain 101 tokens"),
             ("\"format_version\":1", "\"format_version\":7", "format version is 7"),
-            ("train-00002.bin", "../x.bin", "no plain file name"),
+            ("train-00002.bin", "../x.bin", "is not a file name"),
         ] {
             assert!(text.contains(from));
             fs::write(&path, text.replace(from, to)).unwrap();
@@ -354,20 +301,20 @@ mod tests {
     }
 
     #[test]
-    fn a_plain_file_is_taken_unchecked_and_foreign_ids_are_named() {
-        let folder = tempfile::tempdir().unwrap();
-        assert!(error(folder.path(), 100).contains("holds neither manifest.json nor a plain train.bin"));
-        let path = folder.path().join("train.bin");
+    fn file_without_manifest_opens_unverified_and_foreign_ids_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(error(dir.path(), 100).contains("contains neither manifest.json nor train.bin"));
+        let path = dir.path().join("train.bin");
         fs::write(&path, bytes(0..50)).unwrap();
-        let foreign = "train.bin holds id 40 at token 40, which is not below the model's vocabulary of 40";
-        assert_eq!(error(folder.path(), 40), foreign);
-        let mut split = TokenSplit::open(folder.path(), Split::Train, 50).unwrap();
+        let foreign = "train.bin contains id 40 at token 40, which is not below the model's vocabulary of 40";
+        assert_eq!(error(dir.path(), 40), foreign);
+        let mut split = TokenSplit::open(dir.path(), Split::Train, 50).unwrap();
         assert!(!split.has_manifest() && split.end_of_text().is_none());
-        // As for a split too large to be read through when it is opened.
+        // As for a split that is too large to be checked when it is opened.
         split.vocab_size = 40;
         split.read(0, &mut [0; 40]).unwrap();
         assert_eq!(split.read(35, &mut [0; 10]).unwrap_err().to_string(), foreign);
         fs::write(&path, [0u8; 5]).unwrap();
-        assert!(error(folder.path(), 100).contains("5 bytes"));
+        assert!(error(dir.path(), 100).contains("5 bytes"));
     }
 }

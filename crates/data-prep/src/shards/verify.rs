@@ -1,46 +1,44 @@
-//! Shards against their manifest.
+//! Verification of shards against their manifest.
 
-use std::fs::File;
+use std::cmp::Reverse;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use sha2::{Digest, Sha256};
 
-use crate::hash::hex;
 use crate::shards::manifest::{MANIFEST_FILE, Manifest, SplitManifest};
-use crate::shards::mmap::map_read_only;
+use crate::shards::mapped_shard::MappedShard;
 use crate::tokenizer::recipe::Recipe;
 
-/// What a folder of shards was found to hold.
+/// Verified contents of a data directory.
 #[derive(Debug, Clone)]
 pub struct VerifyReport {
-    /// The manifest that holds.
+    /// Manifest of the directory.
     pub manifest: Manifest,
-    /// The training split.
+    /// Contents of the training split.
     pub train: SplitReport,
-    /// The validation split.
+    /// Contents of the validation split.
     pub val: SplitReport,
 }
 
-/// What a split was found to hold.
+/// Verified contents of a split.
 #[derive(Debug, Clone)]
 pub struct SplitReport {
-    /// End-of-text ids.
+    /// Number of end-of-text ids.
     pub ends_of_text: u64,
     /// The ten most frequent ids with their counts, most frequent first.
     pub most_frequent: Vec<(u16, u64)>,
-    /// The first ids.
+    /// The first ids of the split.
     pub sample: Vec<u16>,
 }
 
-/// What is known of the whole of OpenWebText, from the published counts.
+/// Revision of OpenWebText, recognized by its published counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OpenWebTextRevision {
-    /// The first revision of the public dataset.
+    /// First revision of the public dataset.
     First,
-    /// A later one, whose validation split is a little shorter.
+    /// Later revision, whose validation split is slightly shorter.
     Later,
-    /// As many documents, other tokens.
+    /// Same number of documents, but other numbers of tokens than both revisions.
     Neither,
 }
 
@@ -48,10 +46,10 @@ impl OpenWebTextRevision {
     const DOCUMENTS: u64 = 8_013_769;
     const TRAIN_TOKENS: u64 = 9_035_582_198;
     const VAL_TOKENS: u64 = 4_434_897;
-    /// Its count of training tokens was not seen.
+    /// Validation tokens of the later revision. Its number of training tokens is not known.
     const LATER_VAL_TOKENS: u64 = 4_434_606;
 
-    /// `None` for a corpus of another number of documents.
+    /// Returns the revision, or `None` if the number of documents is not OpenWebText's.
     pub fn recognize(manifest: &Manifest) -> Option<Self> {
         let (train, val) = (&manifest.train, &manifest.val);
         (train.documents + val.documents == Self::DOCUMENTS).then_some(match (train.tokens, val.tokens) {
@@ -62,80 +60,69 @@ impl OpenWebTextRevision {
     }
 }
 
-/// Reads every shard through: sizes, hashes, ids below the vocabulary.
+/// Reads all shards, and checks their sizes, their hashes, and that ids are below the vocabulary
+/// size.
 ///
 /// # Errors
-/// Naming the shard and what is wrong with it.
-pub fn verify(folder: &Path) -> Result<VerifyReport> {
-    ensure!(folder.is_dir(), "the data folder {} is not there", folder.display());
-    let (manifest, _) = Manifest::load(folder)?
-        .with_context(|| format!("{} has no {MANIFEST_FILE}: nothing can be verified", folder.display()))?;
-    let known: Vec<&str> = manifest.train.shards.iter().chain(&manifest.val.shards).map(|s| s.name.as_str()).collect();
-    for entry in std::fs::read_dir(folder).with_context(|| format!("{} cannot be read", folder.display()))? {
-        let name = entry.with_context(|| format!("{} cannot be read", folder.display()))?.file_name();
+/// A shard is missing, damaged, or not listed in the manifest. The error names it.
+pub fn verify(dir: &Path) -> Result<VerifyReport> {
+    ensure!(dir.is_dir(), "the data directory {} does not exist", dir.display());
+    let (manifest, _) =
+        Manifest::load(dir)?.with_context(|| format!("cannot verify {}: it has no {MANIFEST_FILE}", dir.display()))?;
+    let listed: Vec<&str> = manifest.train.shards.iter().chain(&manifest.val.shards).map(|s| s.name.as_str()).collect();
+    for entry in std::fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))? {
+        let name = entry.with_context(|| format!("cannot read {}", dir.display()))?.file_name();
         let name = name.to_string_lossy();
-        let shard = name.ends_with(".bin") && (name.starts_with("train-") || name.starts_with("val-"));
+        let is_shard = name.ends_with(".bin") && (name.starts_with("train-") || name.starts_with("val-"));
         ensure!(
-            !shard || known.contains(&name.as_ref()),
-            "{} is a shard that {MANIFEST_FILE} does not name: remove it",
-            folder.join(name.as_ref()).display()
+            !is_shard || listed.contains(&name.as_ref()),
+            "{} is a shard that is not listed in {MANIFEST_FILE}: delete it",
+            dir.join(name.as_ref()).display()
         );
     }
-    let check = |split: &SplitManifest| verify_split(folder, split, &manifest);
+    let check = |split: &SplitManifest| verify_split(dir, split, &manifest);
     Ok(VerifyReport { train: check(&manifest.train)?, val: check(&manifest.val)?, manifest })
 }
 
-/// Ids of a split that are shown.
-const SAMPLE: usize = 40;
+/// Number of ids in [`SplitReport::sample`].
+const SAMPLE_TOKENS: usize = 40;
 
-fn verify_split(folder: &Path, split: &SplitManifest, manifest: &Manifest) -> Result<SplitReport> {
+/// Number of ids in [`SplitReport::most_frequent`].
+const NUM_MOST_FREQUENT: usize = 10;
+
+fn verify_split(dir: &Path, split: &SplitManifest, manifest: &Manifest) -> Result<SplitReport> {
     let mut counts = vec![0u64; 1 << 16];
     let mut sample = Vec::new();
     for shard in &split.shards {
-        let path = folder.join(&shard.name);
-        let bytes = File::open(&path)
-            .and_then(|file| map_read_only(&file))
-            .with_context(|| format!("{} cannot be read", path.display()))?;
-        ensure!(
-            bytes.len() as u64 == 2 * shard.tokens,
-            "{} has {} bytes, but {MANIFEST_FILE} says {} tokens of 2 bytes",
-            path.display(),
-            bytes.len(),
-            shard.tokens
-        );
-        ensure!(
-            hex(&Sha256::digest(&bytes)) == shard.sha256,
-            "{} is damaged: its SHA-256 is not the one in {MANIFEST_FILE}",
-            path.display()
-        );
-        for (place, pair) in bytes.chunks_exact(2).enumerate() {
-            let id = u16::from_le_bytes([pair[0], pair[1]]);
+        let mapped = MappedShard::open_verified(dir, shard, true)?;
+        for (position, id) in mapped.ids(0).enumerate() {
             ensure!(
                 u32::from(id) < manifest.vocab_size,
-                "{} holds id {id} at token {place}, which is not below the vocabulary of {}",
-                path.display(),
+                "{} contains id {id} at token {position}, which is not below the vocabulary of {}",
+                dir.join(&shard.name).display(),
                 manifest.vocab_size
             );
             counts[usize::from(id)] += 1;
-            if sample.len() < SAMPLE {
+            if sample.len() < SAMPLE_TOKENS {
                 sample.push(id);
             }
         }
     }
     let ends_of_text = counts[manifest.end_of_text as usize];
-    // Under the other recipe empty documents have none, and a literal one in a text counts.
+    // With the other recipe, empty documents have no end of text, and a literal one in a text
+    // counts.
     ensure!(
         manifest.recipe != Recipe::Nanogpt || ends_of_text == split.documents,
-        "{} holds {ends_of_text} ends of text, but {MANIFEST_FILE} says {} documents",
-        folder.display(),
+        "{} contains {ends_of_text} ends of text, but {MANIFEST_FILE} lists {} documents",
+        dir.display(),
         split.documents
     );
-    let mut order: Vec<u16> = (0..=u16::MAX).filter(|&id| counts[usize::from(id)] > 0).collect();
-    order.sort_by_key(|&id| (std::cmp::Reverse(counts[usize::from(id)]), id));
+    let mut ids: Vec<u16> = (0..=u16::MAX).filter(|&id| counts[usize::from(id)] > 0).collect();
+    ids.sort_by_key(|&id| (Reverse(counts[usize::from(id)]), id));
     Ok(SplitReport {
         ends_of_text,
         sample,
-        most_frequent: order.iter().take(10).map(|&id| (id, counts[usize::from(id)])).collect(),
+        most_frequent: ids.iter().take(NUM_MOST_FREQUENT).map(|&id| (id, counts[usize::from(id)])).collect(),
     })
 }
 
@@ -144,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn openwebtext_is_recognised_by_its_counts() {
+    fn openwebtext_is_recognized_by_its_counts() {
         let manifest = |train_tokens, val_tokens| {
             let split = |documents, tokens| SplitManifest { documents, tokens, shards: Vec::new() };
             Manifest {

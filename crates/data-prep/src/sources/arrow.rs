@@ -1,5 +1,5 @@
-//! `.arrow`: Arrow IPC, in the streaming format that the Hugging Face `datasets` cache uses
-//! or in the file format.
+//! `.arrow`: Arrow IPC files. Supports the file format, and the streaming format of the Hugging
+//! Face `datasets` cache.
 
 use std::fs::File;
 use std::io::{BufReader, Read, Seek};
@@ -10,18 +10,19 @@ use arrow_array::{Array, LargeStringArray, RecordBatch, StringArray, StringViewA
 use arrow_ipc::reader::{FileReader, StreamReader};
 use arrow_schema::{ArrowError, Schema};
 
-use super::{Item, Sink};
+use super::item::{Sink, SourceItem};
 
+/// Reads the rows of a column.
 pub(super) fn read(path: &Path, column: &str, sink: &mut Sink) -> Result<()> {
-    let cannot = || format!("{} cannot be read", path.display());
-    let mut file = File::open(path).with_context(cannot)?;
-    let size = file.metadata().with_context(cannot)?.len();
+    let failed = || format!("cannot read {}", path.display());
+    let mut file = File::open(path).with_context(failed)?;
+    let size = file.metadata().with_context(failed)?.len();
     let mut magic = [0; 6];
     let is_file_format = file.read_exact(&mut magic).is_ok() && &magic == b"ARROW1";
-    file.rewind().with_context(cannot)?;
+    file.rewind().with_context(failed)?;
     let damaged = |row: u64, e: &ArrowError| {
         anyhow!(
-            "{} of {size} bytes cannot be read as Arrow from row {row} on: {e}: it is damaged or cut short",
+            "cannot read {} ({size} bytes) as Arrow, from row {row}: {e}; the file is damaged or truncated",
             path.display()
         )
     };
@@ -34,22 +35,22 @@ pub(super) fn read(path: &Path, column: &str, sink: &mut Sink) -> Result<()> {
         let reader = StreamReader::try_new(&mut file, None).map_err(open)?;
         (reader.schema(), Box::new(reader))
     };
-    let index =
-        index_of(&schema, column).with_context(|| format!("{} has no usable column \"{column}\"", path.display()))?;
+    let index = column_index(&schema, column)
+        .with_context(|| format!("{} has no usable column \"{column}\"", path.display()))?;
     let mut row = 0u64;
     for batch in batches {
         let batch = batch.map_err(|e| damaged(row, &e))?;
         let texts = batch.column(index);
         for i in 0..texts.len() {
             let item = match text_at(texts.as_ref(), i) {
-                Some(text) => Item::Text(text.to_owned()),
-                None => Item::Bad(anyhow!(
-                    "{} row {row} has null in column \"{column}\": it must be a string",
+                Some(text) => SourceItem::Text(text.to_owned()),
+                None => SourceItem::Malformed(anyhow!(
+                    "{} row {row} has null in column \"{column}\": expected a string",
                     path.display()
                 )),
             };
             row += 1;
-            // Batches do not say where they lie in the file.
+            // The position of a batch in the file is not available.
             if sink(item, 0).is_break() {
                 return Ok(());
             }
@@ -58,7 +59,7 @@ pub(super) fn read(path: &Path, column: &str, sink: &mut Sink) -> Result<()> {
     Ok(())
 }
 
-/// `None` for null.
+/// Returns the string in row `i`, or `None` for null.
 fn text_at(texts: &dyn Array, i: usize) -> Option<&str> {
     if texts.is_null(i) {
         return None;
@@ -70,15 +71,15 @@ fn text_at(texts: &dyn Array, i: usize) -> Option<&str> {
     small.or_else(large).or_else(view)
 }
 
-fn index_of(schema: &Schema, column: &str) -> Result<usize> {
+fn column_index(schema: &Schema, column: &str) -> Result<usize> {
     use arrow_schema::DataType::{LargeUtf8, Utf8, Utf8View};
     let Ok(index) = schema.index_of(column) else {
         let names: Vec<&str> = schema.fields().iter().map(|f| f.name().as_str()).collect();
-        bail!("it has {}; name the right one with --text-column", names.join(", "));
+        bail!("the columns are {}; select one with --text-column", names.join(", "));
     };
     match schema.field(index).data_type() {
         Utf8 | LargeUtf8 | Utf8View => Ok(index),
-        other => bail!("it holds {other}, not strings"),
+        other => bail!("its type is {other}, not a string"),
     }
 }
 
@@ -90,7 +91,7 @@ mod tests {
     use std::sync::Arc;
 
     fn documents(path: &Path, column: &str) -> (Vec<String>, Vec<String>, Option<String>) {
-        super::super::collect(|sink| read(path, column, sink))
+        crate::sources::item::collect(|sink| read(path, column, sink))
     }
 
     fn batch(texts: ArrayRef) -> RecordBatch {
@@ -99,8 +100,8 @@ mod tests {
     }
 
     #[test]
-    fn both_formats_and_all_string_types_read_alike() {
-        let folder = tempfile::tempdir().unwrap();
+    fn both_formats_and_all_string_types_give_the_same_texts() {
+        let dir = tempfile::tempdir().unwrap();
         let values = || vec![Some("one"), None, Some("tw\u{f6}")];
         let arrays: [ArrayRef; 3] = [
             Arc::new(StringArray::from(values())),
@@ -109,7 +110,7 @@ mod tests {
         ];
         for (i, array) in arrays.into_iter().enumerate() {
             let batch = batch(array);
-            let (stream, file) = (folder.path().join(format!("s{i}.arrow")), folder.path().join(format!("f{i}.arrow")));
+            let (stream, file) = (dir.path().join(format!("s{i}.arrow")), dir.path().join(format!("f{i}.arrow")));
             let mut streaming = StreamWriter::try_new(File::create(&stream).unwrap(), &batch.schema()).unwrap();
             let mut filing = FileWriter::try_new(File::create(&file).unwrap(), &batch.schema()).unwrap();
             for _ in 0..2 {
@@ -127,12 +128,12 @@ mod tests {
                 assert!(bad[1].contains("row 4 has null"), "{bad:?}");
             }
             let error = documents(&stream, "body").2.unwrap();
-            assert!(error.contains("no usable column \"body\": it has id, text"), "{error}");
-            assert!(documents(&stream, "id").2.unwrap().contains("it holds Int64, not strings"));
+            assert!(error.contains("no usable column \"body\": the columns are id, text"), "{error}");
+            assert!(documents(&stream, "id").2.unwrap().contains("its type is Int64, not a string"));
             let whole = std::fs::read(&stream).unwrap();
             std::fs::write(&stream, &whole[..whole.len() * 2 / 3]).unwrap();
             let error = documents(&stream, "text").2.unwrap_or_default();
-            assert!(error.contains("cannot be read as Arrow from row 3 on"), "{error}");
+            assert!(error.contains("as Arrow, from row 3"), "{error}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! How a file is read, by its name or its first bytes.
+//! Detection of the format of a file from its name or its first bytes.
 
 use std::fs::File;
 use std::io::Read;
@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
-/// Around a stream of lines.
+/// Compression of a `.jsonl` file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Compression {
@@ -16,22 +16,22 @@ pub(super) enum Compression {
     Zstd,
 }
 
-/// How a file is read.
+/// Format of a source file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum CorpusFormat {
     Jsonl(Compression),
     Parquet,
-    /// Arrow IPC, as the Hugging Face cache keeps it.
+    /// Arrow IPC, as in the Hugging Face cache.
     Arrow,
-    /// A tar of xz-compressed tars of texts: the original OpenWebText.
+    /// Tar archive of xz-compressed tar archives of texts: the original OpenWebText.
     TarXz,
-    /// One document.
+    /// Text file with one document.
     Text,
 }
 
-/// Endings and what they mean.
-const ENDINGS: [(&str, CorpusFormat); 8] = [
+/// File name extensions and their formats.
+const EXTENSIONS: [(&str, CorpusFormat); 8] = [
     (".jsonl", CorpusFormat::Jsonl(Compression::None)),
     (".jsonl.gz", CorpusFormat::Jsonl(Compression::Gzip)),
     (".jsonl.zst", CorpusFormat::Jsonl(Compression::Zstd)),
@@ -42,9 +42,9 @@ const ENDINGS: [(&str, CorpusFormat); 8] = [
     (".txt", CorpusFormat::Text),
 ];
 
-/// First bytes and what they mean, for files of other names. Arrow's streaming format
-/// begins with a continuation marker.
-const BEGINNINGS: [(&[u8], CorpusFormat); 6] = [
+/// First bytes and their formats, for files with other names. Arrow's streaming format starts with
+/// a continuation marker.
+const MAGIC: [(&[u8], CorpusFormat); 6] = [
     (b"PAR1", CorpusFormat::Parquet),
     (b"ARROW1", CorpusFormat::Arrow),
     (b"\xff\xff\xff\xff", CorpusFormat::Arrow),
@@ -53,40 +53,40 @@ const BEGINNINGS: [(&[u8], CorpusFormat); 6] = [
     (b"\x28\xb5\x2f\xfd", CorpusFormat::Jsonl(Compression::Zstd)),
 ];
 
-/// By its name, where that says it.
-pub(super) fn by_name(path: &Path) -> Option<CorpusFormat> {
+/// Returns the format of a known file name extension.
+pub(super) fn from_name(path: &Path) -> Option<CorpusFormat> {
     let name = path.file_name()?.to_str()?.to_ascii_lowercase();
-    ENDINGS.iter().find(|(ending, _)| name.ends_with(ending)).map(|(_, format)| *format)
+    EXTENSIONS.iter().find(|(extension, _)| name.ends_with(extension)).map(|(_, format)| *format)
 }
 
-/// By its name or, where that says nothing, its first bytes.
+/// Returns the format of a file, from its name or else from its first bytes.
 ///
 /// # Errors
-/// When neither says what it is, or it cannot be read.
-pub(super) fn of(path: &Path) -> Result<CorpusFormat> {
-    if let Some(format) = by_name(path) {
+/// Neither has a known format, or the file cannot be read.
+pub(super) fn detect(path: &Path) -> Result<CorpusFormat> {
+    if let Some(format) = from_name(path) {
         return Ok(format);
     }
     let mut first = Vec::new();
     File::open(path)
         .and_then(|file| file.take(4096).read_to_end(&mut first))
-        .with_context(|| format!("{} cannot be read", path.display()))?;
-    if let Some((_, format)) = BEGINNINGS.iter().find(|(bytes, _)| first.starts_with(bytes)) {
+        .with_context(|| format!("cannot read {}", path.display()))?;
+    if let Some((_, format)) = MAGIC.iter().find(|(bytes, _)| first.starts_with(bytes)) {
         return Ok(*format);
     }
     if first.trim_ascii_start().starts_with(b"{") {
         return Ok(CorpusFormat::Jsonl(Compression::None));
     }
     bail!(
-        "{} is of no kind that can be read: neither its name ({}) nor its first bytes say what it is",
+        "unknown format of {}: neither its extension ({}) nor its first bytes are known",
         path.display(),
-        endings()
+        extensions()
     )
 }
 
-/// All endings, for messages.
-pub(super) fn endings() -> String {
-    ENDINGS.map(|(ending, _)| ending).join(", ")
+/// Returns all extensions, for messages.
+pub(super) fn extensions() -> String {
+    EXTENSIONS.map(|(extension, _)| extension).join(", ")
 }
 
 #[cfg(test)]
@@ -94,12 +94,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_win_and_first_bytes_help() {
-        let folder = tempfile::tempdir().unwrap();
+    fn name_takes_precedence_over_first_bytes() {
+        let dir = tempfile::tempdir().unwrap();
         let format = |name: &str, bytes: &[u8]| {
-            let path = folder.path().join(name);
+            let path = dir.path().join(name);
             std::fs::write(&path, bytes).unwrap();
-            of(&path).map_err(|e| e.to_string())
+            detect(&path).map_err(|e| e.to_string())
         };
         assert_eq!(format("a.TXT", b"PAR1"), Ok(CorpusFormat::Text));
         assert_eq!(format("train-00000-of-00080.parquet", b""), Ok(CorpusFormat::Parquet));
@@ -108,6 +108,6 @@ mod tests {
         assert_eq!(format("openwebtext", b"\xfd7zXZ\0..."), Ok(CorpusFormat::TarXz));
         assert_eq!(format("lines.gz", b"\x1f\x8b\x08"), Ok(CorpusFormat::Jsonl(Compression::Gzip)));
         assert_eq!(format("data.json", b"\n {\"text\": 1}"), Ok(CorpusFormat::Jsonl(Compression::None)));
-        assert!(format("notes.md", b"# Notes").unwrap_err().contains("is of no kind that can be read"));
+        assert!(format("notes.md", b"# Notes").unwrap_err().contains("unknown format of"));
     }
 }

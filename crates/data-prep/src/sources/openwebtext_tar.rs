@@ -1,48 +1,41 @@
-//! The original `openwebtext.tar.xz`: a tar of xz-compressed tars of `.txt` files, read as a
-//! stream in archive order, nothing unpacked to disk.
+//! The original `openwebtext.tar.xz`: a tar archive of xz-compressed tar archives of `.txt` files.
+//! It is read as a stream, in archive order, and nothing is unpacked to disk.
 
 use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::rc::Rc;
 
 use anyhow::{Context, Result, anyhow};
 use liblzma::read::XzDecoder;
 use tar::{Archive, Entry};
 
-use super::{Item, Sink};
+use super::counting_reader::CountingReader;
+use super::item::{Sink, SourceItem};
 
-/// Counts what is read of the file itself.
-struct CountingFile<'a> {
-    file: File,
-    read: &'a Cell<u64>,
-}
-
-impl Read for CountingFile<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let n = self.file.read(buffer)?;
-        self.read.set(self.read.get() + n as u64);
-        Ok(n)
-    }
-}
-
+/// Reads the `.txt` files of the inner archives.
 pub(super) fn read(path: &Path, sink: &mut Sink) -> Result<()> {
-    let position = Cell::new(0);
-    let file = File::open(path).with_context(|| format!("{} cannot be read", path.display()))?;
-    let file = BufReader::with_capacity(1 << 20, CountingFile { file, read: &position });
-    // Where the reading is, for messages: documents so far, archive, member.
+    let position = Rc::new(Cell::new(0));
+    let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let file = BufReader::with_capacity(1 << 20, CountingReader::new(file, &position));
+    // Position for messages: number of documents, archive, member.
     let (document, archive, member) = (Cell::new(0u64), RefCell::new(String::new()), RefCell::new(String::new()));
-    let place = || format!("document {} ({} {})", document.get(), archive.borrow(), member.borrow());
+    let describe = || format!("document {} ({} {})", document.get(), archive.borrow(), member.borrow());
     let mut document_of = |name: &str, entry: &mut dyn Read| -> Result<ControlFlow<()>> {
         *member.borrow_mut() = name.to_owned();
         let mut bytes = Vec::new();
         entry.read_to_end(&mut bytes)?;
         let item = match std::str::from_utf8(&bytes) {
-            Ok(text) => Item::Text(normalise(text)),
+            Ok(text) => SourceItem::Text(normalize(text)),
             Err(e) => {
                 let at = e.valid_up_to();
-                Item::Bad(anyhow!("{} {} is not UTF-8 at byte {at} of its text", path.display(), place()))
+                SourceItem::Malformed(anyhow!(
+                    "{} {} is not UTF-8 at byte {at} of its text",
+                    path.display(),
+                    describe()
+                ))
             }
         };
         document.set(document.get() + 1);
@@ -55,35 +48,35 @@ pub(super) fn read(path: &Path, sink: &mut Sink) -> Result<()> {
     match each_file(file, "xz", &mut archive_of) {
         Ok(_) => Ok(()),
         Err(e) => Err(e.context(format!(
-            "{} cannot be read after {}, byte {} of the file: it is damaged or cut short",
+            "cannot read {} after {}, byte {} of the file: the file is damaged or truncated",
             path.display(),
-            place(),
+            describe(),
             position.get()
         ))),
     }
 }
 
-/// Takes a file's name and bytes, and says whether to go on.
+/// Receives the name and the bytes of a file, and decides whether reading continues.
 type TarAction<'a> = dyn FnMut(&str, &mut dyn Read) -> Result<ControlFlow<()>> + 'a;
 
-/// Hands every file of an xz-compressed tar whose name has this ending to `act`.
-fn each_file(reader: impl Read, ending: &str, act: &mut TarAction) -> Result<ControlFlow<()>> {
+/// Calls `action` for every file of an xz-compressed tar archive whose name ends with `extension`.
+fn each_file(reader: impl Read, extension: &str, action: &mut TarAction) -> Result<ControlFlow<()>> {
     let mut archive = Archive::new(BufReader::with_capacity(1 << 16, XzDecoder::new_multi_decoder(reader)));
     for entry in archive.entries()? {
         let mut entry: Entry<_> = entry?;
         let name = entry.path()?.display().to_string();
-        if entry.header().entry_type().is_file() && name.ends_with(ending) && act(&name, &mut entry)?.is_break() {
+        if entry.header().entry_type().is_file() && name.ends_with(extension) && action(&name, &mut entry)?.is_break() {
             return Ok(ControlFlow::Break(()));
         }
     }
-    // Past the tar's end mark: the xz stream has checks of its own there.
+    // The xz stream has checksums after the end mark of the tar archive.
     io::copy(&mut archive.into_inner(), &mut io::sink())?;
     Ok(ControlFlow::Continue(()))
 }
 
-/// A text as the Hugging Face builder of the dataset makes it of a file: Python's universal
+/// Normalizes a text like the Hugging Face builder of the dataset: with Python's universal
 /// newlines, `re.sub("\n\n\n+", "\n\n", text)`, and `.strip()`.
-fn normalise(text: &str) -> String {
+fn normalize(text: &str) -> String {
     let text = text.replace("\r\n", "\n").replace('\r', "\n");
     let mut normal = String::with_capacity(text.len());
     let mut newlines = 0;
@@ -93,7 +86,7 @@ fn normalise(text: &str) -> String {
             normal.push(c);
         }
     }
-    // Python counts four control characters as white space that Unicode does not.
+    // Python treats four control characters as white space that are not white space in Unicode.
     normal.trim_matches(|c: char| c.is_whitespace() || matches!(c, '\x1c'..='\x1f')).to_owned()
 }
 
@@ -115,10 +108,10 @@ mod tests {
     }
 
     fn documents(bytes: &[u8]) -> (Vec<String>, Vec<String>, Option<String>) {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("openwebtext.tar.xz");
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("openwebtext.tar.xz");
         File::create(&path).unwrap().write_all(bytes).unwrap();
-        super::super::collect(|sink| read(&path, sink))
+        crate::sources::item::collect(|sink| read(&path, sink))
     }
 
     fn two_archives() -> Vec<u8> {
@@ -134,7 +127,7 @@ mod tests {
 
     /// python3 -c "import re; print([re.sub('\n\n\n+', '\n\n', t).strip() for t in ['\n\nbee\n\n\n\n\nsee \x1f', 'a\nb\n\n\nc']])"
     #[test]
-    fn texts_come_in_archive_order_normalised() {
+    fn texts_are_in_archive_order_and_normalized() {
         let (texts, bad, error) = documents(&two_archives());
         assert_eq!((texts[0].as_str(), texts[1].as_str(), texts.len()), ("bee\n\nsee", "a\nb\n\nc", 3));
         assert!(texts[2].ends_with("word") && texts[2].len() == 99_999);
@@ -147,12 +140,12 @@ mod tests {
     }
 
     #[test]
-    fn an_archive_cut_anywhere_is_found_out() {
+    fn truncated_archive_is_an_error() {
         let whole = two_archives();
         for length in [10, whole.len() / 2, whole.len() - 40, whole.len() - 1] {
             let error = documents(&whole[..length]).2.unwrap_or_default();
             assert!(
-                error.contains("cannot be read after document") && error.contains("cut short"),
+                error.contains("openwebtext.tar.xz after document") && error.contains("truncated"),
                 "{length}: {error}"
             );
         }

@@ -1,4 +1,4 @@
-//! `.parquet`: one document a row, its text in one column.
+//! `.parquet`: one document per row, with its text in one column.
 
 use std::fs::File;
 use std::path::Path;
@@ -9,54 +9,55 @@ use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::Field;
 use parquet::schema::types::Type;
 
-use super::{Item, Sink};
+use super::item::{Sink, SourceItem};
 
+/// Reads the rows of a column after the first `skip` rows. `bytes` is the size of the file.
 pub(super) fn read(path: &Path, bytes: u64, column: &str, skip: u64, sink: &mut Sink) -> Result<()> {
-    let file = File::open(path).with_context(|| format!("{} cannot be read", path.display()))?;
+    let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
     let reader = SerializedFileReader::new(file).map_err(|e| {
-        anyhow!("{} of {bytes} bytes cannot be read as parquet: {e}: it is damaged or cut short", path.display())
+        anyhow!("cannot read {} ({bytes} bytes) as parquet: {e}; the file is damaged or truncated", path.display())
     })?;
     let metadata = reader.metadata();
     let rows = metadata.file_metadata().num_rows().max(1) as u64;
     let projection = project(metadata.file_metadata().schema(), column)
         .with_context(|| format!("{} has no usable column \"{column}\"", path.display()))?;
-    // The number of the next row.
-    let mut number = 0u64;
+    // Index of the next row.
+    let mut index = 0u64;
     for (group, group_metadata) in metadata.row_groups().iter().enumerate() {
         let in_group = group_metadata.num_rows().max(0) as u64;
-        if number + in_group <= skip {
-            number += in_group;
+        if index + in_group <= skip {
+            index += in_group;
             continue;
         }
         let start = group_metadata.columns().iter().map(|c| c.byte_range().0).min().unwrap_or(0);
         let damaged = |row: u64, e: &dyn std::fmt::Display| {
             anyhow!(
-                "{} cannot be read at row {row} (row group {group}, from byte {start}): {e}: it is damaged or cut short",
+                "cannot read {} at row {row} (row group {group}, from byte {start}): {e}; the file is damaged or truncated",
                 path.display()
             )
         };
-        let group_reader = reader.get_row_group(group).map_err(|e| damaged(number, &e))?;
-        let iterator = group_reader.get_row_iter(Some(projection.clone())).map_err(|e| damaged(number, &e))?;
+        let group_reader = reader.get_row_group(group).map_err(|e| damaged(index, &e))?;
+        let iterator = group_reader.get_row_iter(Some(projection.clone())).map_err(|e| damaged(index, &e))?;
         for row in iterator {
-            let row = row.map_err(|e| damaged(number, &e))?;
-            let place = || format!("{} row {number}", path.display());
+            let row = row.map_err(|e| damaged(index, &e))?;
+            let position = || format!("{} row {index}", path.display());
             let item = match row.into_columns().pop() {
-                Some((_, Field::Str(text))) => Item::Text(text),
+                Some((_, Field::Str(text))) => SourceItem::Text(text),
                 Some((_, Field::Bytes(bytes))) => match String::from_utf8(bytes.data().to_vec()) {
-                    Ok(text) => Item::Text(text),
-                    Err(e) => Item::Bad(anyhow!(
+                    Ok(text) => SourceItem::Text(text),
+                    Err(e) => SourceItem::Malformed(anyhow!(
                         "{} is not UTF-8 at byte {} of its text: convert the file first",
-                        place(),
+                        position(),
                         e.utf8_error().valid_up_to()
                     )),
                 },
                 Some((_, Field::Null)) => {
-                    Item::Bad(anyhow!("{} has null in column \"{column}\": it must be a string", place()))
+                    SourceItem::Malformed(anyhow!("{} has null in column \"{column}\": expected a string", position()))
                 }
-                _ => Item::Bad(anyhow!("{} has no string in column \"{column}\"", place())),
+                _ => SourceItem::Malformed(anyhow!("{} has no string in column \"{column}\"", position())),
             };
-            number += 1;
-            if number > skip && sink(item, bytes * number / rows).is_break() {
+            index += 1;
+            if index > skip && sink(item, bytes * index / rows).is_break() {
                 return Ok(());
             }
         }
@@ -64,16 +65,16 @@ pub(super) fn read(path: &Path, bytes: u64, column: &str, skip: u64, sink: &mut 
     Ok(())
 }
 
-/// The schema with the text column alone.
+/// Returns the schema with only the text column.
 fn project(schema: &Type, column: &str) -> Result<Type> {
     let fields = schema.get_fields();
     let Some(field) = fields.iter().find(|f| f.name() == column) else {
         let names: Vec<&str> = fields.iter().map(|f| f.name()).collect();
-        bail!("it has {}; name the right one with --text-column", names.join(", "));
+        bail!("the columns are {}; select one with --text-column", names.join(", "));
     };
     let is_bytes = field.is_primitive() && field.get_physical_type() == parquet::basic::Type::BYTE_ARRAY;
     if !is_bytes {
-        bail!("it does not hold strings");
+        bail!("its type is not a string");
     }
     Ok(Type::group_type_builder(schema.name()).with_fields(vec![Arc::clone(field)]).build()?)
 }
@@ -103,27 +104,24 @@ mod tests {
     const TEXT: &str = "message m { optional byte_array text (UTF8); }";
 
     fn documents(path: &Path, column: &str, skip: u64) -> (Vec<String>, Vec<String>, Option<String>) {
-        super::super::collect(|sink| read(path, 100, column, skip, sink))
+        crate::sources::item::collect(|sink| read(path, 100, column, skip, sink))
     }
 
     #[test]
-    fn rows_are_documents_and_mistakes_are_named() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("a.parquet");
+    fn rows_are_documents_and_errors_name_the_row() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.parquet");
         write(&path, TEXT, &[Some(b"one"), Some(b""), Some("tw\u{f6}".as_bytes())]);
         assert_eq!(documents(&path, "text", 0).0, ["one", "", "tw\u{f6}"]);
         assert_eq!(documents(&path, "text", 2).0, ["tw\u{f6}"]);
         assert_eq!(documents(&path, "text", 3).0, [""; 0]);
         let error = documents(&path, "content", 0).2.unwrap();
-        assert!(error.contains("has no usable column \"content\": it has text"), "{error}");
+        assert!(error.contains("has no usable column \"content\": the columns are text"), "{error}");
 
         let whole = std::fs::read(&path).unwrap();
         std::fs::write(&path, &whole[..whole.len() / 2]).unwrap();
         let error = documents(&path, "text", 0).2.unwrap();
-        assert!(
-            error.contains("a.parquet of 100 bytes cannot be read as parquet") && error.ends_with("cut short"),
-            "{error}"
-        );
+        assert!(error.contains("a.parquet (100 bytes) as parquet") && error.ends_with("truncated"), "{error}");
 
         let bad = |path: &Path| documents(path, "text", 0).1.join("; ");
         write(&path, TEXT, &[Some(b"one"), None]);

@@ -1,20 +1,20 @@
-//! How documents become one stream of ids (reference point 24).
+//! Recipes: where end-of-text ids are placed between and inside documents.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// Where the end-of-text id comes from.
+/// Placement of the end-of-text id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Recipe {
-    /// The authors': text and `<|endoftext|>` are tokenised as one string with the special
-    /// token recognised, one inside the text included; an empty document gives no ids.
+    /// Recipe of the published run: a text and `<|endoftext|>` are tokenized as one string, in
+    /// which the special token is recognized, also inside the text. An empty document has no ids.
     #[default]
     Backpack,
-    /// nanoGPT's: ordinary ids, a literal `<|endoftext|>` included, then the end-of-text id
-    /// after every document, empty ones included.
+    /// nanoGPT's recipe: a literal `<|endoftext|>` in a text is ordinary text. The end-of-text id
+    /// follows every document, also an empty one.
     Nanogpt,
 }
 
@@ -34,7 +34,7 @@ impl FromStr for Recipe {
         match text {
             "backpack" => Ok(Recipe::Backpack),
             "nanogpt" => Ok(Recipe::Nanogpt),
-            other => Err(format!("{other} is no recipe: there are backpack and nanogpt")),
+            other => Err(format!("unknown recipe {other}: the recipes are backpack and nanogpt")),
         }
     }
 }

@@ -1,5 +1,5 @@
-//! How fast a configuration trains here: its very steps, timed, on ids that need no
-//! prepared data.
+//! `backpack bench`: the training speed of a configuration on this machine. It runs real training
+//! steps on ids that need no prepared data.
 
 pub(crate) mod synthetic_data;
 
@@ -7,14 +7,14 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use model::{ForwardOptions, Kernels, LanguageModel, derive_seed};
+use model::{Kernels, LanguageModel, derive_seed};
 use serde::{Serialize, Serializer};
-use tch::{Device, Tensor};
+use tch::Device;
 use torch_ext::profiler;
 
 use crate::bench::synthetic_data::SyntheticRows;
 use crate::config::{Config, Precision};
-use crate::data::batch_reader::BatchLayout;
+use crate::data::batch::BatchLayout;
 use crate::distributed::collectives::Collectives;
 use crate::distributed::grad_reducer::GradReducer;
 use crate::distributed::world::World;
@@ -25,164 +25,171 @@ use crate::perf::matmul_peak::{BENCH_BUDGET, measure_matmul_peak, product};
 use crate::runtime::device::select_device;
 use crate::runtime::threads::set_threads;
 use crate::stats::median;
-use crate::train::step::{StepContext, training_step};
+use crate::train::step::{MicroBatch, StepContext, StepResult, training_step};
 
-/// What to measure, besides the configuration.
+/// The options of a benchmark that are not part of the configuration.
 #[derive(Debug, Clone)]
 pub struct BenchOptions {
-    /// Who this process is.
+    /// The rank of this process and the world size.
     pub world: World,
-    /// Rows of T + 1 ids, uint16 little-endian, each beginning at a multiple of T; none for
-    /// random ids.
+    /// A file of uint16 little-endian ids. Row r is the T + 1 ids from index r T on. `None` for random
+    /// ids.
     pub tokens_file: Option<PathBuf>,
-    /// Steps before the timed ones.
+    /// Number of steps before the timed ones.
     pub warmup: u64,
-    /// Timed steps.
+    /// Number of timed steps.
     pub steps: u64,
-    /// Steps after the timed ones whose time is told by part.
+    /// Number of steps after the timed ones whose time is measured by part.
     pub profile_steps: u64,
 }
 
-/// What was measured.
+/// The results of a benchmark.
 #[derive(Debug, Clone, Serialize)]
 pub struct BenchReport {
-    /// Median over the timed steps.
+    /// Tokens per second: the median of the timed steps.
     pub tokens_per_s: f64,
-    /// The fastest timed step's.
+    /// Tokens per second of the fastest timed step.
     pub tokens_per_s_best: f64,
-    /// Each timed step's time, in order.
+    /// Seconds of each timed step, in order.
     pub step_seconds: Vec<f64>,
-    /// `tokens_per_s` x `flops_per_token` / `matmul_peak_flops`.
+    /// Model FLOPs utilization: `tokens_per_s` x `flops_per_token` / `matmul_peak_flops`.
     pub mfu: f64,
-    /// Best rate of a matrix product in this process, in FLOP/s.
+    /// Peak throughput of matrix products, summed over the ranks, in FLOP/s.
     pub matmul_peak_flops: f64,
-    /// Training FLOPs per token, by the full formula.
+    /// Training FLOPs per token.
     pub flops_per_token: f64,
-    /// Most resident memory of the process up to the last timed step.
+    /// Peak resident memory of the process until the last timed step.
     pub peak_memory_bytes: u64,
-    /// Most that tensors held on the GPU up to the last timed step; none on a CPU.
+    /// Peak memory of tensors on the GPU until the last timed step; `None` on a CPU.
     pub peak_device_memory_bytes: Option<u64>,
-    /// Each step's loss before its update, in order, warm-up included.
+    /// Loss of each step before its update, in order, warm-up included.
     pub losses: Vec<f64>,
-    /// Seconds a step by part, means over the steps after the timed ones.
+    /// Seconds per step by part: means over the steps after the timed ones.
     #[serde(serialize_with = "as_object")]
     pub seconds_by_part: Vec<(String, f64)>,
-    /// Type of matrix products.
+    /// Data type of matrix products.
     pub precision: Precision,
-    /// The implementation.
+    /// Implementation of the operations.
     pub kernels: Kernels,
-    /// CPU threads.
+    /// CPU threads per process.
     pub threads: usize,
     /// `cpu` or `cuda`.
     pub device: &'static str,
-    /// Processes.
+    /// World size.
     pub world_size: u64,
-    /// How they reduced gradients; none for one process, or where that is not overlapped.
+    /// Times of the gradient reduction; `None` for one process, and without overlap.
     pub communication: Option<Communication>,
-    /// Sequences per pass.
+    /// Sequences per micro-batch.
     pub micro_batch: u64,
-    /// Passes per step.
+    /// Micro-batches per step and rank.
     pub accumulation: u64,
-    /// Tokens of a sequence.
+    /// Tokens per sequence.
     pub sequence_length: usize,
-    /// Trained values.
+    /// Trained parameters.
     pub parameters: i64,
-    /// This program's.
+    /// Version of this program.
     pub version: &'static str,
-    /// libtorch's version.
+    /// Version of libtorch.
     pub libtorch: String,
 }
 
-/// Rank 0's part in reducing gradients, means over the steps that libtorch times.
+/// Times of the gradient reduction on rank 0: means over the steps that libtorch times.
 #[derive(Debug, Clone, Serialize)]
 pub struct Communication {
-    /// Bytes of gradients in each bucket, in the order in which they are reduced.
+    /// Bytes of gradients in each bucket, in the order of reduction.
     pub bucket_bytes: Vec<usize>,
-    /// The backward pass that reduces, the last of a step.
+    /// The last backward pass of a step, which reduces.
     pub backward_seconds: f64,
-    /// From the first bucket's start to the last one's end.
+    /// From the start of the first bucket's reduction to the end of the last one's.
     pub communication_seconds: f64,
-    /// What of the communication ran while the backward pass did.
+    /// The part of the communication that ran during the backward pass.
     pub overlap_seconds: f64,
 }
 
-/// A JSON object in this order.
+/// Serializes the parts as a JSON object in their order.
 fn as_object<S: Serializer>(parts: &[(String, f64)], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_map(parts.iter().map(|(name, seconds)| (name, seconds)))
 }
 
-/// Trains fresh weights for a few steps at the peak learning rate (a warm-up would leave the
-/// first steps without an update) and measures them. `say` gets a line a step.
+/// Trains a new model for a few steps and measures them. `on_line` receives one line per step. The
+/// learning rate is the peak rate, because the first step of a warm-up would have no update.
 ///
-/// Every rank calls it; the figures are rank 0's, and throughput and peak those of all.
+/// Every rank calls it. The results are those of rank 0, except that throughput and peak are those of
+/// all ranks.
 ///
-/// The order keeps each figure free of the others: timed steps, memory, parts, and then the
-/// products that utilisation is measured against.
+/// The measurements follow one another so that none affects another: timed steps, memory, parts,
+/// and then the peak of matrix products.
 ///
 /// # Errors
-/// In one sentence: no steps, a batch that does not divide, a tokens file that does not fit,
-/// a loss that is no number.
-pub fn bench(config: &Config, request: &BenchOptions, say: &mut dyn FnMut(&str)) -> Result<BenchReport> {
-    ensure!(request.steps > 0, "--steps is 0: at least one step has to be timed");
-    let world = &request.world;
+/// No steps are timed, the batch does not divide, the tokens file does not fit, or a loss is not
+/// finite.
+pub fn bench(config: &Config, options: &BenchOptions, on_line: &mut dyn FnMut(&str)) -> Result<BenchReport> {
+    ensure!(options.steps > 0, "--steps is 0: at least one step has to be timed");
+    let world = &options.world;
     let device = select_device(config.run.device, world.local)?;
     let threads = set_threads(config.run.threads, config.run.pin_threads, world.local)?;
-    let split = config.batch.split(config.data.sequence_length as u64, world.size as u64)?;
-    let all = request.warmup + request.steps;
+    let layout = config.batch.layout(config.data.sequence_length as u64, world.size as u64)?;
+    let num_steps = options.warmup + options.steps;
     let rows = SyntheticRows::open(
-        request.tokens_file.as_deref(),
+        options.tokens_file.as_deref(),
         config.data.sequence_length,
         config.model.vocab_size,
-        (all + request.profile_steps) * split.sequences,
+        (num_steps + options.profile_steps) * layout.sequences,
     )?;
     if config.checkpoint.init_from.is_some() {
-        say("warning: checkpoint.init_from is not used: the weights are drawn");
+        on_line("warning: checkpoint.init_from is not used: the weights are random");
     }
-    let ranks = Collectives::join(world, &config.distributed, device)?;
-    let pass = config.forward_options();
-    let model = LanguageModel::initialise(config.model.clone(), config.run.seed, device)?.prepare_for(pass);
+    let collectives = Collectives::join(world, &config.distributed, device)?;
+    let forward_options = config.forward_options();
+    let model = LanguageModel::initialize(config.model.clone(), config.run.seed, device)?
+        .with_low_precision_copies(forward_options);
     let optimizer = Optimizer::new(config.optimizer.clone(), &model);
-    let precision = config.run.precision.kind();
-    let reduction = GradReducer::new(&ranks, &config.distributed, &optimizer)?;
-    let stability = StepGuard::new(&config.step_guard, config.run.precision == Precision::Fp16, device)?;
-    let mut bench =
-        BenchRun { config, split, pass, model, optimizer, stability, rows, device, ranks: &ranks, reduction, step: 0 };
+    let context = StepContext {
+        step_guard: StepGuard::new(&config.step_guard, config.run.precision == Precision::Fp16, device)?,
+        grad_reducer: GradReducer::new(&collectives, &config.distributed, &optimizer)?,
+        model,
+        optimizer,
+        collectives: &collectives,
+        forward_options,
+    };
+    let mut bench = BenchRun { config, layout, context, rows, device, step: 0 };
 
     let (mut losses, mut step_seconds) = (Vec::new(), Vec::new());
-    for step in 0..all {
-        let begun = Instant::now();
-        let loss = bench.step()?;
-        profiler::synchronise()?;
-        let seconds = begun.elapsed().as_secs_f64();
-        let loss = loss.f_double_value(&[])?;
+    for step in 0..num_steps {
+        let started = Instant::now();
+        let result = bench.step()?;
+        profiler::synchronize()?;
+        let seconds = started.elapsed().as_secs_f64();
+        let loss = result.loss.f_double_value(&[])?;
         ensure!(loss.is_finite(), "step {} has loss {loss}: lower optimizer.learning_rate", step + 1);
         losses.push(loss);
-        let timed = step >= request.warmup;
+        let timed = step >= options.warmup;
         if timed {
             step_seconds.push(seconds);
         }
-        say(&format!(
-            "step {}/{all}  loss {loss:.4}  {seconds:.3} s  {:.0} tok/s{}",
+        on_line(&format!(
+            "step {}/{num_steps}  loss {loss:.4}  {seconds:.3} s  {:.0} tok/s{}",
             step + 1,
             config.batch.tokens_per_step as f64 / seconds,
             if timed { "" } else { "  (warm-up)" }
         ));
     }
     let peak_memory_bytes = peak_resident_memory()?;
-    let peak_device_memory_bytes = profiler::peak_device_memory(device)?;
-    let seconds_by_part = bench.seconds_by_part(request.profile_steps)?;
-    say("measuring matrix products");
-    let communication = bench.reduction.statistics()?.map(|s| Communication {
+    let peak_device_memory_bytes = torch_ext::cuda_memory::peak_device_memory(device)?;
+    let seconds_by_part = bench.seconds_by_part(options.profile_steps)?;
+    on_line("measuring matrix products");
+    let communication = bench.context.grad_reducer.statistics()?.map(|s| Communication {
         bucket_bytes: s.bucket_bytes,
         backward_seconds: s.backward_seconds,
         communication_seconds: s.communication_seconds,
         overlap_seconds: s.overlap_seconds,
     });
-    let shape = bench.model.config().clone();
-    drop(bench); // makes room for them
-    let [matmul_peak_flops] = ranks.sum([measure_matmul_peak(precision, device, BENCH_BUDGET, product)?])?;
-    let world_size = ranks.size();
-    ranks.shutdown()?;
+    let shape = bench.context.model.config().clone();
+    drop(bench); // frees the memory for the matrix products
+    let [matmul_peak_flops] =
+        collectives.sum([measure_matmul_peak(config.run.precision.kind(), device, BENCH_BUDGET, product)?])?;
+    let world_size = collectives.size();
+    collectives.shutdown()?;
     let rates: Vec<f64> = step_seconds.iter().map(|seconds| config.batch.tokens_per_step as f64 / seconds).collect();
     let tokens_per_s = median(&rates);
     let flops_per_token = flops_per_token(&shape, config.data.sequence_length as u64);
@@ -203,75 +210,61 @@ pub fn bench(config: &Config, request: &BenchOptions, say: &mut dyn FnMut(&str))
         device: if device.is_cuda() { "cuda" } else { "cpu" },
         world_size,
         communication,
-        micro_batch: split.micro_batch,
-        accumulation: split.accumulation,
+        micro_batch: layout.micro_batch,
+        accumulation: layout.accumulation,
         sequence_length: config.data.sequence_length,
         parameters: shape.num_parameters(),
         version: env!("CARGO_PKG_VERSION"),
-        libtorch: torch_ext::describe()?.version,
+        libtorch: torch_ext::build_info()?.version,
     })
 }
 
-/// A training without all that is around its steps.
+/// The training steps of a benchmark.
 struct BenchRun<'a> {
     config: &'a Config,
-    split: BatchLayout,
-    pass: ForwardOptions,
-    model: LanguageModel,
-    optimizer: Optimizer,
-    stability: StepGuard,
+    layout: BatchLayout,
+    context: StepContext<'a>,
     rows: SyntheticRows,
     device: Device,
-    ranks: &'a Collectives,
-    reduction: GradReducer<'a>,
     step: u64,
 }
 
 impl BenchRun<'_> {
-    /// The next step's loss, on its device.
-    fn step(&mut self) -> Result<Tensor> {
-        let (step, seed, split) = (self.step, self.config.run.seed, self.split);
-        let rank = self.ranks.rank();
-        let first = step * split.sequences + rank * split.micro_batch * split.accumulation;
-        let trained = StepContext {
-            model: &self.model,
-            optimizer: &mut self.optimizer,
-            reduction: &self.reduction,
-            stability: &mut self.stability,
-            pass: self.pass,
-        };
-        let result = training_step(
-            trained,
-            self.config.optimizer.learning_rate,
-            split.accumulation,
-            |i| self.rows.read(first + i * split.micro_batch, split.micro_batch, self.device),
-            |i| derive_seed(seed, &[step, rank, i]),
-            |loss| self.ranks.average(loss),
-        )
-        .with_context(|| format!("step {} failed", step + 1))?;
+    /// Runs the next step.
+    fn step(&mut self) -> Result<StepResult> {
+        let (step, seed, rank) = (self.step, self.config.run.seed, self.context.collectives.rank());
+        let BatchLayout { sequences, micro_batch, accumulation } = self.layout;
+        let first = step * sequences + rank * micro_batch * accumulation;
+        let micro_batches = (0..accumulation as usize).map(|i| {
+            let i = i as u64;
+            let (inputs, targets) = self.rows.read(first + i * micro_batch, micro_batch, self.device)?;
+            Ok(MicroBatch { inputs, targets, dropout_seed: derive_seed(seed, &[step, rank, i]) })
+        });
+        let result = training_step(&mut self.context, self.config.optimizer.learning_rate, micro_batches)
+            .with_context(|| format!("step {} failed", step + 1))?;
         self.step += 1;
-        Ok(result.loss)
+        Ok(result)
     }
 
-    /// Mean seconds by part over the next `steps` steps.
+    /// Returns the mean seconds by part over the next `steps` steps.
     fn seconds_by_part(&mut self, steps: u64) -> Result<Vec<(String, f64)>> {
         profiler::start();
         for _ in 0..steps {
             let _ = self.step()?;
         }
         profiler::stop();
-        let sums = profiler::take();
-        Ok(sums.into_iter().map(|(part, seconds)| (part, seconds / steps as f64)).collect())
+        let sums = profiler::take_totals();
+        Ok(sums.into_iter().map(|(part, seconds)| (part.to_string(), seconds / steps as f64)).collect())
     }
 }
 
-/// The most memory that the process has held at once, as the kernel counts it.
+/// Returns the peak resident memory of the process in bytes, as counted by the kernel.
 fn peak_resident_memory() -> Result<u64> {
     let path = "/proc/self/status";
     let status = std::fs::read_to_string(path).with_context(|| format!("{path} cannot be read"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
-    Ok(1024 * kib.with_context(|| format!("{path} holds no VmHWM in kB"))?)
+    Ok(1024 * kib.with_context(|| format!("{path} has no VmHWM in kB"))?)
 }
 
 #[cfg(test)]
@@ -279,7 +272,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn memory_is_counted_in_bytes() {
+    fn peak_memory_is_in_bytes() {
         let before = peak_resident_memory().unwrap();
         let block = vec![1u8; 64 << 20];
         let after = peak_resident_memory().unwrap();

@@ -1,18 +1,17 @@
-//! The sequences that `bench` trains on.
+//! The sequences that `backpack bench` trains on.
 
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use model::derive_seed;
-use model::inputs_and_targets;
+use model::{derive_seed, inputs_and_targets};
 use tch::{Device, Tensor};
 
-/// Seeds the random ids, the same whatever `run.seed` is.
+/// Seeds the random ids, independently of `run.seed`.
 const SEED: u64 = 1;
 
-/// Rows of T + 1 ids without an end: T inputs, and as targets the same one id on.
+/// An unlimited number of rows of T + 1 ids. The first T ids are inputs, the last T are targets.
 #[derive(Debug)]
 pub(crate) struct SyntheticRows {
     source: SyntheticSource,
@@ -21,32 +20,29 @@ pub(crate) struct SyntheticRows {
 
 #[derive(Debug)]
 enum SyntheticSource {
-    /// Row r is `ids[r T .. r T + T + 1]`, and after the last comes the first again.
+    /// Row r is `ids[r T .. r T + T + 1]`. The first row follows the last.
     File(Vec<u16>),
-    /// Zipf's law, as that of words: the k-th most frequent id (k - 1) comes with a
-    /// probability near 1 / (k ln V). How many of a batch's ids are distinct decides part of
-    /// the work, and uniform ids would almost all be.
+    /// Ids that follow Zipf's law, as words do: the k-th most frequent id is k - 1 and has a
+    /// probability of about 1 / (k ln V). The work depends on the number of distinct ids per batch;
+    /// uniform ids would almost all be distinct.
     Random { vocab_size: i64 },
 }
 
 impl SyntheticRows {
-    /// The rows of `file`, of which only what the first `most` rows take is read, or random ones.
+    /// Reads the first `max_rows` rows of `file`, or returns random rows for `None`.
     ///
     /// # Errors
-    /// When the file cannot be read, is too short for a row, or holds an id that is not below
+    /// The file cannot be read, is too short for a row, or holds an id that is not below
     /// `vocab_size`.
-    pub(crate) fn open(file: Option<&Path>, sequence_length: usize, vocab_size: i64, most: u64) -> Result<Self> {
+    pub(crate) fn open(file: Option<&Path>, sequence_length: usize, vocab_size: i64, max_rows: u64) -> Result<Self> {
         let source = match file {
-            Some(path) => SyntheticSource::File(read_ids(path, sequence_length, vocab_size, most)?),
+            Some(path) => SyntheticSource::File(read_ids(path, sequence_length, vocab_size, max_rows)?),
             None => SyntheticSource::Random { vocab_size },
         };
         Ok(SyntheticRows { source, sequence_length })
     }
 
-    /// Rows numbered `first .. first + count` as inputs and targets, each `[count, T]` int64.
-    ///
-    /// # Errors
-    /// When libtorch refuses.
+    /// Returns the rows `first .. first + count` as inputs and targets, each `[count, T]` int64.
     pub(crate) fn read(&self, first: u64, count: u64, device: Device) -> Result<(Tensor, Tensor)> {
         let ids: Vec<i64> = (first..first + count).flat_map(|row| self.row(row)).collect();
         inputs_and_targets(&ids, self.sequence_length, device)
@@ -61,9 +57,9 @@ impl SyntheticRows {
                 ids[start..=start + length].iter().copied().map(i64::from).collect()
             }
             SyntheticSource::Random { vocab_size } => (0..=length as u64)
-                .map(|place| {
-                    // 53 bits make a double in [0, 1).
-                    let uniform = (derive_seed(SEED, &[row, place]) >> 11) as f64 / (1_u64 << 53) as f64;
+                .map(|position| {
+                    // A double in [0, 1) has 53 bits.
+                    let uniform = (derive_seed(SEED, &[row, position]) >> 11) as f64 / (1_u64 << 53) as f64;
                     let rank = ((vocab_size + 1) as f64).powf(uniform) as i64;
                     rank.clamp(1, *vocab_size) - 1
                 })
@@ -72,30 +68,30 @@ impl SyntheticRows {
     }
 }
 
-/// What `most` rows take of a file of ids, uint16 little-endian.
-fn read_ids(path: &Path, sequence_length: usize, vocab_size: i64, most: u64) -> Result<Vec<u16>> {
+/// Reads the ids of the first `max_rows` rows of a file of uint16 little-endian ids.
+fn read_ids(path: &Path, sequence_length: usize, vocab_size: i64, max_rows: u64) -> Result<Vec<u16>> {
     let mut bytes = Vec::new();
     File::open(path)
-        .and_then(|file| file.take(2 * (most * sequence_length as u64 + 1)).read_to_end(&mut bytes))
+        .and_then(|file| file.take(2 * (max_rows * sequence_length as u64 + 1)).read_to_end(&mut bytes))
         .with_context(|| format!("the tokens file {} cannot be read", path.display()))?;
     ensure!(
         bytes.len().is_multiple_of(2),
-        "the tokens file {} has {} bytes: uint16 ids take an even number",
+        "the tokens file {} has {} bytes, but uint16 ids take an even number of bytes",
         path.display(),
         bytes.len()
     );
     let ids: Vec<u16> = bytes.chunks_exact(2).map(|pair| u16::from_le_bytes([pair[0], pair[1]])).collect();
     ensure!(
         ids.len() > sequence_length,
-        "the tokens file {} holds {} ids, too few for one row of {}: data.sequence_length {sequence_length} and one to predict",
+        "the tokens file {} holds {} ids, too few for one row of {}: data.sequence_length {sequence_length} plus one target",
         path.display(),
         ids.len(),
         sequence_length + 1
     );
-    let foreign = ids.iter().enumerate().find(|(_, id)| i64::from(**id) >= vocab_size);
-    if let Some((place, id)) = foreign {
+    let invalid = ids.iter().enumerate().find(|(_, id)| i64::from(**id) >= vocab_size);
+    if let Some((position, id)) = invalid {
         anyhow::bail!(
-            "the tokens file {} holds id {id} at place {place}, which is not below the model's vocabulary of {vocab_size}",
+            "the tokens file {} holds id {id} at position {position}, which is not below model.vocab_size {vocab_size}",
             path.display()
         );
     }
@@ -108,7 +104,7 @@ mod tests {
 
     use super::*;
 
-    fn written(ids: &[u16]) -> tempfile::NamedTempFile {
+    fn write_ids(ids: &[u16]) -> tempfile::NamedTempFile {
         let file = tempfile::NamedTempFile::new().unwrap();
         let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
         std::fs::write(file.path(), bytes).unwrap();
@@ -120,9 +116,9 @@ mod tests {
     }
 
     #[test]
-    fn the_rows_of_a_file_overlap_by_one_and_wrap_round() {
-        // Two rows of three, and two ids that make no third.
-        let file = written(&[0, 1, 2, 3, 4, 5, 6, 7, 8]);
+    fn rows_of_a_file_overlap_by_one_id_and_wrap_around() {
+        // Two rows of three ids, and two ids that are too few for a third row.
+        let file = write_ids(&[0, 1, 2, 3, 4, 5, 6, 7, 8]);
         let rows = SyntheticRows::open(Some(file.path()), 3, 9, 10).unwrap();
         let (inputs, targets) = rows.read(1, 3, Device::Cpu).unwrap();
         assert_eq!(values(inputs), [3, 4, 5, 0, 1, 2, 3, 4, 5]);
@@ -130,18 +126,18 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_refused() {
-        let refuse = |ids: &[u16], most: u64| {
-            SyntheticRows::open(Some(written(ids).path()), 3, 9, most).map(|_| ()).map_err(|e| e.to_string())
+    fn files_that_do_not_fit_are_errors() {
+        let open = |ids: &[u16], max_rows: u64| {
+            SyntheticRows::open(Some(write_ids(ids).path()), 3, 9, max_rows).map(|_| ()).map_err(|e| e.to_string())
         };
-        assert!(refuse(&[1, 2, 3], 5).unwrap_err().contains("holds 3 ids, too few for one row of 4"));
-        assert!(refuse(&[1, 2, 3, 9], 5).unwrap_err().contains("holds id 9 at place 3"));
-        // What no step will use is not looked at.
-        refuse(&[1, 2, 3, 4, 9], 1).unwrap();
+        assert!(open(&[1, 2, 3], 5).unwrap_err().contains("holds 3 ids, too few for one row of 4"));
+        assert!(open(&[1, 2, 3, 9], 5).unwrap_err().contains("holds id 9 at position 3"));
+        // Ids that no step uses are not checked.
+        open(&[1, 2, 3, 4, 9], 1).unwrap();
     }
 
     #[test]
-    fn random_ids_follow_zipf_and_are_the_same_every_time() {
+    fn random_ids_follow_zipf_and_are_reproducible() {
         let rows = || SyntheticRows::open(None, 512, 50_264, 0).unwrap();
         let ids = |first| values(rows().read(first, 4, Device::Cpu).unwrap().0);
         assert_eq!(ids(8), ids(8));

@@ -1,4 +1,4 @@
-//! Writes checkpoints beside the training, one at a time.
+//! A thread that writes one checkpoint at a time while training continues.
 
 use std::path::PathBuf;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, TryRecvError};
@@ -7,156 +7,157 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow};
 use model::LanguageModel;
 
+use crate::checkpoint::checkpoint_dir::{CheckpointDir, SaveReport};
 use crate::checkpoint::snapshot::HostSnapshot;
 use crate::checkpoint::state::TrainState;
-use crate::checkpoint::{CheckpointDir, SaveReport};
 use crate::optim::adamw::Optimizer;
 
-/// Where the checkpoint in flight is.
+/// The status of the pending save.
 #[derive(Debug)]
 pub(crate) enum WriterStatus {
     /// There is none.
     Idle,
     /// It is being written.
     Busy,
-    /// It is complete, or failed: told once.
+    /// It is complete or failed. Returned once per save.
     Done(Result<FinishedSave>),
 }
 
-/// A complete checkpoint, and what it cost.
+/// A complete checkpoint and the time it took.
 #[derive(Debug)]
 pub(crate) struct FinishedSave {
-    /// Steps that its run had done.
+    /// The step of the checkpoint.
     pub(crate) step: u64,
-    pub(crate) saved: SaveReport,
-    /// The copy, for which training waited.
-    pub(crate) copying: Duration,
-    /// The rest, for which it did not.
-    pub(crate) writing: Duration,
+    pub(crate) report: SaveReport,
+    /// Time of the copy, during which training waited.
+    pub(crate) copy_time: Duration,
+    /// Time of the rest, during which training continued.
+    pub(crate) write_time: Duration,
 }
 
-/// At most one checkpoint in flight.
+/// Writes checkpoints on a thread, at most one at a time.
 #[derive(Debug)]
 pub(crate) struct CheckpointWriter {
-    store: CheckpointDir,
-    /// What the next one is copied into; away while one is written.
-    room: Option<HostSnapshot>,
-    in_flight: Option<PendingSave>,
-    /// From a copy's begin to its checkpoint's end: the longest so far, or before the first a guess.
-    longest: SaveTimeEstimate,
+    dir: CheckpointDir,
+    /// The memory for the next copy; `None` while a checkpoint is written from it.
+    buffer: Option<HostSnapshot>,
+    pending: Option<PendingSave>,
+    /// Time from the start of a copy to the complete checkpoint.
+    save_time: SaveTimeEstimate,
 }
 
-/// How long checkpoints take.
+/// The time that a checkpoint takes.
 #[derive(Debug, Clone, Copy)]
 enum SaveTimeEstimate {
-    Guessed(Duration),
-    Seen(Duration),
+    /// Estimated from the size, before the first checkpoint.
+    Estimated(Duration),
+    /// The longest time so far.
+    Measured(Duration),
 }
 
-/// Bytes a second of a disk that writes, and reads again for the hashes, slowly.
-const CAUTIOUS_RATE: f64 = 50e6;
+/// Bytes per second of a slow disk, on which a checkpoint is written and read again for its hashes.
+const SLOW_DISK_RATE: f64 = 50e6;
 
 #[derive(Debug)]
 struct PendingSave {
-    folder: PathBuf,
+    path: PathBuf,
     step: u64,
-    begun: Instant,
-    copying: Duration,
-    ended: Receiver<(HostSnapshot, Result<(SaveReport, Duration)>)>,
+    started: Instant,
+    copy_time: Duration,
+    result: Receiver<(HostSnapshot, Result<(SaveReport, Duration)>)>,
 }
 
 impl CheckpointWriter {
-    /// With room for copies of these.
+    /// Allocates the memory for copies of this model and optimizer.
     ///
     /// # Errors
-    /// When memory is short.
-    pub(crate) fn new(store: CheckpointDir, model: &LanguageModel, optimizer: &Optimizer) -> Result<Self> {
-        let room = HostSnapshot::room_for(model, optimizer)?;
-        let longest = SaveTimeEstimate::Guessed(Duration::from_secs_f64(room.bytes() as f64 / CAUTIOUS_RATE));
-        Ok(CheckpointWriter { store, room: Some(room), in_flight: None, longest })
+    /// Out of memory.
+    pub(crate) fn new(dir: CheckpointDir, model: &LanguageModel, optimizer: &Optimizer) -> Result<Self> {
+        let buffer = HostSnapshot::allocate(model, optimizer)?;
+        let estimate = Duration::from_secs_f64(buffer.bytes() as f64 / SLOW_DISK_RATE);
+        let save_time = SaveTimeEstimate::Estimated(estimate);
+        Ok(CheckpointWriter { dir, buffer: Some(buffer), pending: None, save_time })
     }
 
-    /// Whether there is a checkpoint of this step.
-    pub(crate) fn has(&self, step: u64) -> bool {
-        self.store.folder_of(step).is_dir()
+    /// Returns whether there is a checkpoint of this step.
+    pub(crate) fn is_saved(&self, step: u64) -> bool {
+        self.dir.path_of(step).is_dir()
     }
 
-    /// Copies weights and moments and begins to write the copy; the one before has to be done.
+    /// Copies weights and moments and starts to write the copy. The previous save must be done.
     ///
     /// # Errors
-    /// When memory or threads are short; nothing is written then.
+    /// Out of memory, or no thread can be started. Nothing is written then.
     pub(crate) fn start(&mut self, model: &LanguageModel, optimizer: &Optimizer, state: TrainState) -> Result<()> {
-        let begun = Instant::now();
-        let mut snapshot = match self.room.take() {
-            Some(room) => room,
-            // Lost with a thread that could not be started or broke.
-            None => HostSnapshot::room_for(model, optimizer)?,
+        let started = Instant::now();
+        let mut snapshot = match self.buffer.take() {
+            Some(buffer) => buffer,
+            // The thread of the previous save could not be started or panicked.
+            None => HostSnapshot::allocate(model, optimizer)?,
         };
-        snapshot.take(model, optimizer)?;
-        let copying = begun.elapsed();
-        let (tell, ended) = mpsc::channel();
-        let (store, step) = (self.store.clone(), state.step);
-        let folder = store.folder_of(step);
+        snapshot.copy_from(model, optimizer)?;
+        let copy_time = started.elapsed();
+        let (sender, result) = mpsc::channel();
+        let (dir, step) = (self.dir.clone(), state.step);
+        let path = dir.path_of(step);
         let write = move || {
-            yield_to_training();
-            let begun = Instant::now();
-            let saved = store.save(&snapshot, state).map(|saved| (saved, begun.elapsed()));
-            // Nobody listens to a run that is over.
-            let _ = tell.send((snapshot, saved));
+            lower_thread_priority();
+            let started = Instant::now();
+            let saved = dir.save(&snapshot, state).map(|report| (report, started.elapsed()));
+            // The receiver is dropped if the run ends without waiting.
+            let _ = sender.send((snapshot, saved));
         };
         std::thread::Builder::new().name("checkpoint".to_owned()).spawn(write).with_context(|| {
-            format!("the checkpoint {} cannot be written: the system starts no thread", folder.display())
+            format!("the checkpoint {} cannot be written: the system cannot start a thread", path.display())
         })?;
-        self.in_flight = Some(PendingSave { folder, step, begun, copying, ended });
+        self.pending = Some(PendingSave { path, step, started, copy_time, result });
         Ok(())
     }
 
-    /// Waits at most so long for the checkpoint in flight.
-    pub(crate) fn wait(&mut self, at_most: Duration) -> WriterStatus {
-        let Some(in_flight) = &self.in_flight else { return WriterStatus::Idle };
-        let ended = if at_most.is_zero() {
-            in_flight.ended.try_recv().map_err(|error| error == TryRecvError::Empty)
+    /// Waits at most `timeout` for the pending save.
+    pub(crate) fn wait(&mut self, timeout: Duration) -> WriterStatus {
+        let Some(pending) = &self.pending else { return WriterStatus::Idle };
+        let result = if timeout.is_zero() {
+            pending.result.try_recv().map_err(|error| error == TryRecvError::Empty)
         } else {
-            in_flight.ended.recv_timeout(at_most).map_err(|error| error == RecvTimeoutError::Timeout)
+            pending.result.recv_timeout(timeout).map_err(|error| error == RecvTimeoutError::Timeout)
         };
-        let (copying, step) = (in_flight.copying, in_flight.step);
-        let written = match ended {
+        let (copy_time, step) = (pending.copy_time, pending.step);
+        let finished = match result {
             Err(true) => return WriterStatus::Busy,
             Err(false) => {
-                let folder = in_flight.folder.display();
-                Err(anyhow!("the checkpoint {folder} was not written: its thread broke off"))
+                Err(anyhow!("the checkpoint {} was not written: its thread panicked", pending.path.display()))
             }
             Ok((snapshot, saved)) => {
-                self.room = Some(snapshot);
-                saved.map(|(saved, writing)| FinishedSave { step, saved, copying, writing })
+                self.buffer = Some(snapshot);
+                saved.map(|(report, write_time)| FinishedSave { step, report, copy_time, write_time })
             }
         };
-        let took = in_flight.begun.elapsed();
-        self.longest = SaveTimeEstimate::Seen(match self.longest {
-            SaveTimeEstimate::Guessed(_) => took,
-            SaveTimeEstimate::Seen(longest) => longest.max(took),
+        let elapsed = pending.started.elapsed();
+        self.save_time = SaveTimeEstimate::Measured(match self.save_time {
+            SaveTimeEstimate::Estimated(_) => elapsed,
+            SaveTimeEstimate::Measured(longest) => longest.max(elapsed),
         });
-        self.in_flight = None;
-        WriterStatus::Done(written)
+        self.pending = None;
+        WriterStatus::Done(finished)
     }
 
-    /// How long one more checkpoint may take from now on until it is complete, after the one
-    /// in flight.
-    pub(crate) fn reckoned(&self) -> Duration {
-        let (SaveTimeEstimate::Guessed(longest) | SaveTimeEstimate::Seen(longest)) = self.longest;
-        if self.in_flight.is_some() { 2 * longest } else { longest }
+    /// Returns the estimated time until one more checkpoint would be complete, after the pending one.
+    pub(crate) fn estimated_save_time(&self) -> Duration {
+        let (SaveTimeEstimate::Estimated(time) | SaveTimeEstimate::Measured(time)) = self.save_time;
+        if self.pending.is_some() { 2 * time } else { time }
     }
 
-    /// Whether nothing is in flight.
+    /// Returns whether no save is pending.
     pub(crate) fn is_idle(&self) -> bool {
-        self.in_flight.is_none()
+        self.pending.is_none()
     }
 }
 
-/// A step waits for its slowest thread, so that the writing thread had better not take a core from
-/// one. It gets what is left, and at least about a tenth of a core.
-fn yield_to_training() {
+/// Lowers the priority of this thread. A step waits for its slowest thread, so the writing thread
+/// must not take a core from a computing one. It still gets about a tenth of a core.
+fn lower_thread_priority() {
     const NICE: i32 = 10;
-    // Refused: it is only slower so.
+    // If this fails, training is only slower during a save.
     let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICE);
 }

@@ -1,28 +1,29 @@
-//! Which checkpoints to keep: a function of their steps and scores.
+//! The choice of the checkpoints to keep, from their steps and validation losses.
 
-/// A checkpoint as the policy sees it.
+/// The properties of a checkpoint that the policy uses.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct RetentionCandidate {
     pub step: u64,
-    /// Validation loss at its step, where there was a validation.
+    /// Validation loss at its step, if there was a validation.
     pub val_loss: Option<f64>,
-    /// Saved because time had passed, not because its step was due.
+    /// Whether it was saved because time had passed and not because its step was due.
     pub by_time: bool,
 }
 
-/// What to keep.
+/// The checkpoints to keep.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct RetentionPolicy {
-    /// The newest so many of those whose step was due; at least one.
+    /// Number of the newest checkpoints whose step was due, at least 1.
     pub last: usize,
-    /// The so many of lowest validation loss.
+    /// Number of the checkpoints with the lowest validation loss.
     pub best: usize,
-    /// Every step that is a multiple of this, for good; 0 for none.
+    /// Checkpoints at multiples of this step are never deleted; 0 for none.
     pub every: u64,
 }
 
-/// Steps of the checkpoints to delete, ascending. The newest of all is never among them; one
-/// that was saved by time goes with the next of any kind, unless it is among the best or for good.
+/// Returns the steps of the checkpoints to delete, ascending. The newest checkpoint is never deleted.
+/// One that was saved by time is deleted once there is a newer one, unless it is among the best or at
+/// a multiple of `policy.every`.
 pub(crate) fn to_delete(checkpoints: &[RetentionCandidate], policy: RetentionPolicy) -> Vec<u64> {
     let mut by_step = checkpoints.to_vec();
     by_step.sort_by_key(|c| std::cmp::Reverse(c.step));
@@ -30,11 +31,12 @@ pub(crate) fn to_delete(checkpoints: &[RetentionCandidate], policy: RetentionPol
     kept.extend(by_step.iter().filter(|c| !c.by_time).take(policy.last.max(1)).map(|c| c.step));
     let mut scored: Vec<(f64, u64)> =
         by_step.iter().filter_map(|c| c.val_loss.filter(|l| l.is_finite()).map(|loss| (loss, c.step))).collect();
-    // The earlier of equals, so that a plateau does not shift what is kept.
+    // Of equal losses the earlier one is better, so that a plateau does not change what is kept.
     scored.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
     kept.extend(scored.iter().take(policy.best).map(|(_, step)| step));
-    let for_good = |step: u64| policy.every > 0 && step.is_multiple_of(policy.every);
-    let mut delete: Vec<u64> = by_step.iter().map(|c| c.step).filter(|s| !kept.contains(s) && !for_good(*s)).collect();
+    let is_permanent = |step: u64| policy.every > 0 && step.is_multiple_of(policy.every);
+    let mut delete: Vec<u64> =
+        by_step.iter().map(|c| c.step).filter(|s| !kept.contains(s) && !is_permanent(*s)).collect();
     delete.sort_unstable();
     delete
 }
@@ -52,7 +54,7 @@ mod tests {
     }
 
     #[test]
-    fn last_best_and_every_are_kept() {
+    fn newest_best_and_permanent_checkpoints_are_kept() {
         let all = candidates(&[(100, 5.0), (200, 3.0), (300, 4.0), (400, 2.0), (500, 6.0), (600, 0.0), (700, 0.0)]);
         let delete = |last, best, every| to_delete(&all, RetentionPolicy { last, best, every });
         assert_eq!(delete(2, 2, 0), [100, 300, 500]);
@@ -62,14 +64,14 @@ mod tests {
     }
 
     #[test]
-    fn the_earlier_of_equals_and_no_nan_is_best() {
+    fn the_best_is_the_earlier_of_equals_and_never_nan() {
         let mut all = candidates(&[(1, 2.0), (2, 2.0), (3, 9.0), (4, 9.0)]);
         all[2].val_loss = Some(f64::NAN);
         assert_eq!(to_delete(&all, RetentionPolicy { last: 1, best: 1, every: 0 }), [2, 3]);
     }
 
     #[test]
-    fn one_by_time_goes_with_the_next_and_takes_no_place_of_the_last() {
+    fn checkpoints_saved_by_time_are_deleted_with_the_next_and_do_not_count_as_last() {
         let policy = RetentionPolicy { last: 2, best: 0, every: 0 };
         let mut all = candidates(&[(100, 0.0), (200, 0.0), (237, 0.0)]);
         all[2].by_time = true;
@@ -91,7 +93,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_there_is(
+        fn retention_invariants_hold(
             mut all in prop::collection::vec(candidate(), 0..20),
             last in 0usize..4, best in 0usize..4, every in 0u64..7,
         ) {
@@ -100,10 +102,10 @@ mod tests {
             let policy = RetentionPolicy { last, best, every };
             let deleted = to_delete(&all, policy);
             let kept: Vec<RetentionCandidate> = all.iter().filter(|c| !deleted.contains(&c.step)).copied().collect();
-            // Only what is there, and never the newest.
+            // Only existing checkpoints are deleted, and never the newest.
             prop_assert_eq!(kept.len() + deleted.len(), all.len());
             prop_assert_eq!(kept.last().map(|c| c.step), all.last().map(|c| c.step));
-            // Nothing for good, none of the newest due ones, and nothing better than what is kept.
+            // No permanent one, none of the newest due ones, and none better than the kept ones.
             prop_assert!(every == 0 || deleted.iter().all(|step| step % every != 0));
             let due: Vec<u64> = all.iter().filter(|c| !c.by_time).map(|c| c.step).collect();
             prop_assert!(due.iter().rev().take(last.max(1)).all(|step| !deleted.contains(step)));
@@ -112,9 +114,9 @@ mod tests {
             };
             let lowest = finite(&all).into_iter().fold(f64::INFINITY, f64::min);
             prop_assert!(best == 0 || finite(&all).is_empty() || finite(&kept).contains(&lowest));
-            // At most one by time that nothing else keeps, and a second look changes nothing.
-            let lone = kept.iter().filter(|c| c.by_time && c.val_loss.is_none() && (every == 0 || c.step % every != 0));
-            prop_assert!(lone.count() <= 1);
+            // At most one kept by time alone, and applying the policy again deletes nothing.
+            let by_time_alone = kept.iter().filter(|c| c.by_time && c.val_loss.is_none() && (every == 0 || c.step % every != 0));
+            prop_assert!(by_time_alone.count() <= 1);
             prop_assert!(to_delete(&kept, policy).is_empty());
         }
     }

@@ -12,8 +12,8 @@ use data_prep::DataConfig;
 use model::{ForwardOptions, Kernels, ModelConfig};
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::CheckpointConfig;
-use crate::data::batch_reader::BatchConfig;
+use crate::checkpoint::config::CheckpointConfig;
+use crate::data::batch::BatchConfig;
 use crate::distributed::config::DistributedConfig;
 use crate::logging::metrics::LoggingConfig;
 use crate::optim::adamw::OptimizerConfig;

@@ -1,10 +1,11 @@
-//! `metrics.jsonl`: the primary record of a run, one JSON object a line.
+//! `metrics.jsonl`: the primary record of a run, one JSON object per line.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use data_prep::fs::{Durability, write_atomic};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -14,9 +15,9 @@ use crate::stats::is_zero;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LoggingConfig {
-    /// Steps between metrics lines; the last step always has one.
+    /// Steps between metrics lines. The last step always has one.
     pub every_steps: u64,
-    /// Write TensorBoard events too.
+    /// Whether to write TensorBoard events too.
     pub tensorboard: bool,
 }
 
@@ -27,21 +28,23 @@ impl Default for LoggingConfig {
 }
 
 impl LoggingConfig {
+    /// Checks the values.
+    ///
     /// # Errors
-    /// Naming the key.
+    /// A value is out of range; the message names its key.
     pub(crate) fn validate(&self) -> Result<()> {
         ensure!(self.every_steps > 0, "logging.every_steps is 0: it must be at least 1");
         Ok(())
     }
 }
 
-/// A training line or a validation line.
+/// A line of `metrics.jsonl`: of a training step or of a validation.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct MetricsRecord {
-    /// Optimiser steps done.
+    /// Steps done.
     pub step: u64,
-    /// Training tokens seen.
+    /// Tokens trained on.
     pub tokens: u64,
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub training: Option<TrainingMetrics>,
@@ -49,57 +52,60 @@ pub(crate) struct MetricsRecord {
     pub validation: Option<ValidationMetrics>,
 }
 
-/// Of one step.
+/// The metrics of a training step.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub(crate) struct TrainingMetrics {
-    /// Mean loss of the step's batch, before its update; null where it is no finite number.
+    /// Mean loss of the batch before the update; `None` (null) if it is not finite.
     pub loss: Option<f64>,
-    /// The rate that the step used.
+    /// Learning rate of the step.
     pub lr: f64,
-    /// Before clipping; null where it is no finite number.
+    /// Global gradient norm before clipping; `None` (null) if it is not finite.
     pub grad_norm: Option<f64>,
-    /// Since the line before, validation and checkpoints left out.
+    /// Tokens per second since the previous line, without validation and checkpoints.
     pub tokens_per_s: f64,
-    /// Share of the measured matrix-product peak, by the full FLOPs formula.
+    /// Model FLOPs utilization: training FLOP/s as a fraction of the measured matrix-product peak.
     pub mfu: f64,
-    /// Steps skipped so far in the run, where there were any.
+    /// Steps of the run skipped so far; absent if 0.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub skipped: u64,
-    /// With fp16: of these, the steps that only scale_search_skips for the loss scale.
+    /// Skipped steps that only searched for the fp16 loss scale; absent if 0.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub scale_search_skips: u64,
-    /// Loss spikes so far in the run, where there were any.
+    /// Loss spikes of the run so far; absent if 0.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub spikes: u64,
-    /// With fp16: what the next loss is multiplied by.
+    /// The next step's loss scale; absent unless the precision is fp16.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_scale: Option<f64>,
 }
 
-/// Of one validation.
+/// The metrics of a validation.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub(crate) struct ValidationMetrics {
     pub val_loss: f64,
     pub val_ppl: f64,
 }
 
-/// The file, open for appending.
+/// Appends lines to `metrics.jsonl`.
 #[derive(Debug)]
 pub(crate) struct MetricsWriter {
     path: PathBuf,
     file: File,
-    /// Bytes of whole lines in it.
+    /// Bytes of complete lines in the file.
     length: u64,
-    /// Lines that could not be written yet.
+    /// Lines that are not written yet, because an earlier write failed.
     pending: String,
 }
 
-/// Its name in a run folder.
+/// The name of the file in a run directory.
 pub(crate) const METRICS_FILE: &str = "metrics.jsonl";
 
 impl MetricsWriter {
-    /// Opens the file for a run that has done `step` steps: lines past it, and one torn by
-    /// a kill, are cut.
+    /// Opens the file for a run that has done `step` steps. Lines of later steps and incomplete lines
+    /// are deleted.
+    ///
+    /// # Errors
+    /// The file cannot be read or written.
     pub(crate) fn open(run_dir: &Path, step: u64) -> Result<Self> {
         let path = run_dir.join(METRICS_FILE);
         let open = || -> Result<File> {
@@ -114,9 +120,7 @@ impl MetricsWriter {
                 .filter(|line| serde_json::from_str::<MetricsRecord>(line).is_ok_and(|record| record.step <= step))
                 .collect();
             if kept != text {
-                let temporary = path.with_extension("jsonl.partial");
-                fs::write(&temporary, &kept)?;
-                fs::rename(&temporary, &path)?;
+                write_atomic(&path, &kept, Durability::Buffered)?;
             }
             Ok(OpenOptions::new().create(true).append(true).open(&path)?)
         };
@@ -125,32 +129,38 @@ impl MetricsWriter {
         Ok(MetricsWriter { path, file, length, pending: String::new() })
     }
 
-    /// Appends one line in one write, after those that could not be written before. On a failure
-    /// the file ends with a whole line, and the rest is kept for the next time.
+    /// Appends a line, after the lines whose write failed before.
+    ///
+    /// # Errors
+    /// The file cannot be written. It then still ends with a complete line, and the remaining lines
+    /// are kept for the next call.
     pub(crate) fn write(&mut self, record: &MetricsRecord) -> Result<()> {
         self.pending += &(serde_json::to_string(record)? + "\n");
         self.flush()
     }
 
-    /// Writes what could not be written before.
+    /// Writes the lines whose write failed before.
+    ///
+    /// # Errors
+    /// The file cannot be written; the lines are kept for the next call.
     pub(crate) fn flush(&mut self) -> Result<()> {
         let written = self.file.write_all(self.pending.as_bytes());
         if written.is_ok() {
             self.length += self.pending.len() as u64;
             self.pending.clear();
         } else {
-            // Should this fail too, a resume cuts the torn line.
+            // If this fails too, the next session deletes the incomplete line.
             let _ = self.file.set_len(self.length);
         }
         written
-            .with_context(|| format!("{} cannot be written: free some space, or look at its disk", self.path.display()))
+            .with_context(|| format!("{} cannot be written: free some space, or check its disk", self.path.display()))
     }
 }
 
-/// What a reader takes of a line, whoever wrote it.
+/// A line of `metrics.jsonl` as `status` and `plot` read it. Unknown keys are ignored.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub(crate) struct MetricLine {
-    /// Optimiser steps done.
+    /// Steps done.
     pub step: u64,
     pub loss: Option<f64>,
     pub lr: Option<f64>,
@@ -158,20 +168,23 @@ pub(crate) struct MetricLine {
     pub tokens_per_s: Option<f64>,
     pub mfu: Option<f64>,
     pub val_loss: Option<f64>,
-    /// Its loss or gradient norm is no finite number (`null` in JSON); with fp16 the loss alone tells, for the
-    /// search for its scale overflows gradients.
+    /// Whether the loss or the gradient norm is not finite (`null` in JSON). With fp16 only the loss
+    /// counts, because the search for the loss scale overflows gradients.
     pub bad: bool,
-    /// Steps skipped so far in the run, but for that search.
+    /// Steps of the run skipped so far, except by that search.
     pub skipped: u64,
-    /// Loss spikes so far in the run.
+    /// Loss spikes of the run so far.
     pub spikes: u64,
 }
 
-/// Reads a run's metrics; torn lines are passed over.
+/// Reads the metrics of a run. Incomplete lines are skipped.
+///
+/// # Errors
+/// The file cannot be read.
 pub(crate) fn read(run_dir: &Path) -> Result<Vec<MetricLine>> {
     let path = run_dir.join(METRICS_FILE);
     let text = fs::read_to_string(&path)
-        .with_context(|| format!("{} cannot be read: is {} a run folder?", path.display(), run_dir.display()))?;
+        .with_context(|| format!("{} cannot be read: is {} a run directory?", path.display(), run_dir.display()))?;
     Ok(text.lines().filter_map(parse).collect())
 }
 
@@ -214,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_has_the_contracts_keys() {
+    fn lines_have_the_documented_keys() {
         let line = serde_json::to_string(&training(1)).unwrap();
         assert_eq!(
             line,
@@ -228,9 +241,9 @@ mod tests {
     }
 
     #[test]
-    fn what_could_not_be_written_is_written_later() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut metrics = MetricsWriter::open(folder.path(), 0).unwrap();
+    fn lines_whose_write_failed_are_written_later() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut metrics = MetricsWriter::open(dir.path(), 0).unwrap();
         metrics.write(&training(1)).unwrap();
         let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
         let disk = std::mem::replace(&mut metrics.file, full);
@@ -240,26 +253,26 @@ mod tests {
         }
         metrics.file = disk;
         metrics.write(&training(4)).unwrap();
-        let steps: Vec<u64> = read(folder.path()).unwrap().iter().map(|line| line.step).collect();
+        let steps: Vec<u64> = read(dir.path()).unwrap().iter().map(|line| line.step).collect();
         assert_eq!(steps, [1, 2, 3, 4]);
     }
 
     #[test]
-    fn resuming_cuts_later_and_torn_lines() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut metrics = MetricsWriter::open(folder.path(), 0).unwrap();
+    fn resuming_deletes_later_and_incomplete_lines() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut metrics = MetricsWriter::open(dir.path(), 0).unwrap();
         for step in 1..=5 {
             metrics.write(&training(step)).unwrap();
         }
         metrics.file.write_all(b"{\"step\":6,\"tok").unwrap();
-        let mut metrics = MetricsWriter::open(folder.path(), 3).unwrap();
+        let mut metrics = MetricsWriter::open(dir.path(), 3).unwrap();
         metrics.write(&training(4)).unwrap();
-        let steps: Vec<u64> = read(folder.path()).unwrap().iter().map(|r| r.step).collect();
+        let steps: Vec<u64> = read(dir.path()).unwrap().iter().map(|r| r.step).collect();
         assert_eq!(steps, [1, 2, 3, 4]);
     }
 
     #[test]
-    fn a_reader_takes_what_is_there() {
+    fn readers_accept_missing_and_unknown_keys() {
         let line = parse(r#"{"step":7,"loss":null,"grad_norm":2.5,"more":"x"}"#).unwrap();
         assert_eq!(line, MetricLine { step: 7, grad_norm: Some(2.5), bad: true, ..MetricLine::default() });
         let counts = parse(r#"{"step":7,"loss":3.0,"skipped":2,"spikes":1}"#).unwrap();

@@ -1,4 +1,4 @@
-//! What a run writes besides checkpoints: the run directory, log, metrics, TensorBoard events, sessions.
+//! The log, metrics, TensorBoard events and session records of a run, and its run directory.
 
 pub(crate) mod console;
 pub(crate) mod metrics;

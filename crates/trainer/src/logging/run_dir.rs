@@ -1,4 +1,4 @@
-//! A run's folder, held by one process at a time.
+//! The run directory, which one process at a time holds.
 
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
@@ -7,37 +7,39 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
 
-/// The file that is locked.
+/// The name of the locked file.
 const LOCK_FILE: &str = ".lock";
-/// How often, and how long after one another, the lock is tried for: `backpack status` may hold
-/// it for a moment.
-const TRIES: u32 = 5;
-const BETWEEN_TRIES: Duration = Duration::from_millis(50);
+/// Attempts to take the lock: `backpack status` may hold it for a moment.
+const LOCK_RETRIES: u32 = 5;
+const LOCK_RETRY_DELAY: Duration = Duration::from_millis(50);
 
-/// Whether a process on this machine (or, where the file system locks for all, on any) has the
-/// folder.
+/// Returns whether a process holds the run directory. Only processes on this machine are detected,
+/// unless the file system shares locks between machines.
 pub(crate) fn is_held(path: &Path) -> bool {
-    // Shared, and let go at once: two who ask do not see one another.
+    // A shared lock that is released at once: two callers do not block each other.
     File::open(path.join(LOCK_FILE)).is_ok_and(|lock| matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock)))
 }
 
-/// When the process that has the folder took it; None where the file system does not say.
+/// Returns when the lock was last taken, or `None` if the file system does not record it.
 pub(crate) fn taken_at(path: &Path) -> Option<SystemTime> {
     path.join(LOCK_FILE).metadata().and_then(|lock| lock.modified()).ok()
 }
 
-/// The folder, locked for as long as this lives.
+/// A run directory, locked for the lifetime of this value.
 #[derive(Debug)]
 pub(crate) struct RunDir {
     path: PathBuf,
-    /// The kernel drops the lock with the process, however it ends.
+    /// The kernel releases the lock when the process ends, even if it is killed.
     _lock: File,
 }
 
 impl RunDir {
-    /// Makes the folder where it is not there, and takes its lock.
+    /// Creates the directory if necessary and takes its lock.
+    ///
+    /// # Errors
+    /// Another process holds the directory, or it cannot be written.
     pub(crate) fn open(path: &Path) -> Result<Self> {
-        fs::create_dir_all(path).with_context(|| format!("the run folder {} cannot be made", path.display()))?;
+        fs::create_dir_all(path).with_context(|| format!("the run directory {} cannot be created", path.display()))?;
         let lock_path = path.join(LOCK_FILE);
         let lock = File::options()
             .create(true)
@@ -46,22 +48,22 @@ impl RunDir {
             .open(&lock_path)
             .with_context(|| format!("{} cannot be written", lock_path.display()))?;
         let mut locked = lock.try_lock();
-        for _ in 1..TRIES {
+        for _ in 1..LOCK_RETRIES {
             if !matches!(locked, Err(TryLockError::WouldBlock)) {
                 break;
             }
-            sleep(BETWEEN_TRIES);
+            sleep(LOCK_RETRY_DELAY);
             locked = lock.try_lock();
         }
         match locked {
             Ok(()) => {
-                // For `taken_at`; of no other use.
+                // Read by `taken_at` only, so a failure does not matter here.
                 let _ = lock.set_modified(SystemTime::now());
                 Ok(RunDir { path: path.to_owned(), _lock: lock })
             }
             Err(TryLockError::WouldBlock) => {
                 bail!(
-                    "the run folder {} is in use by another process: wait for it, or use another --run-dir",
+                    "the run directory {} is in use by another process: wait for it, or use another --run-dir",
                     path.display()
                 )
             }
@@ -69,17 +71,9 @@ impl RunDir {
         }
     }
 
+    /// Returns the path of the directory.
     pub(crate) fn path(&self) -> &Path {
         &self.path
-    }
-
-    /// Replaces a file in one move.
-    pub(crate) fn write(&self, name: &str, text: &str) -> Result<()> {
-        let path = self.path.join(name);
-        let temporary = self.path.join(format!(".{name}.partial"));
-        fs::write(&temporary, text)
-            .and_then(|()| fs::rename(&temporary, &path))
-            .with_context(|| format!("{} cannot be written", path.display()))
     }
 }
 
@@ -88,15 +82,15 @@ mod tests {
     use super::{RunDir, is_held};
 
     #[test]
-    fn a_folder_in_use_is_refused_until_it_is_let_go() {
-        let folder = tempfile::tempdir().unwrap();
-        assert!(!is_held(folder.path()));
-        let first = RunDir::open(folder.path()).unwrap();
-        assert!(is_held(folder.path()));
-        let error = RunDir::open(folder.path()).unwrap_err().to_string();
+    fn a_directory_in_use_is_an_error_until_it_is_released() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(!is_held(dir.path()));
+        let first = RunDir::open(dir.path()).unwrap();
+        assert!(is_held(dir.path()));
+        let error = RunDir::open(dir.path()).unwrap_err().to_string();
         assert!(error.contains("is in use by another process"), "{error}");
         drop(first);
-        assert!(!is_held(folder.path()));
-        RunDir::open(folder.path()).unwrap();
+        assert!(!is_held(dir.path()));
+        RunDir::open(dir.path()).unwrap();
     }
 }

@@ -1,132 +1,119 @@
-//! What a run leaves in its folder: lines for a person, metrics, events and checkpoints. Rank
-//! 0 alone has one.
+//! The logger of a run: log lines, metrics, TensorBoard events and the session record.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use data_prep::fs::{Durability, write_atomic};
 
-use crate::checkpoint::CheckpointDir;
-use crate::config::Config;
 use crate::logging::console::Console;
-use crate::logging::metrics::{MetricsRecord, MetricsWriter, TrainingMetrics, ValidationMetrics};
+use crate::logging::metrics::{LoggingConfig, MetricsRecord, MetricsWriter, TrainingMetrics, ValidationMetrics};
 use crate::logging::run_dir::RunDir;
-use crate::logging::sessions::{self, HardwareInfo, SessionOutcome};
+use crate::logging::sessions::{HardwareInfo, SessionOutcome, SessionRecord};
 use crate::logging::tensorboard::EventWriter;
 use crate::perf::profiler::{Profile, TRACE_FILE};
 
-/// The run folder, open for writing.
+/// The name of the resolved configuration in a run directory.
+const CONFIG_FILE: &str = "config.toml";
+
+/// Writes all records of a run except its checkpoints. Rank 0 has one that writes; the other ranks
+/// have a disabled one.
 pub(crate) struct RunLogger {
-    folder: RunDir,
-    store: CheckpointDir,
+    /// `None` for a disabled logger.
+    run_dir: Option<RunDir>,
     console: Console,
-    /// From [`RunLogger::begin`] on.
+    /// `None` before [`RunLogger::open_session`].
     metrics: Option<MetricsWriter>,
-    /// Whether the newest line could not be written.
-    metrics_fail: bool,
+    /// Whether the newest metrics line could not be written.
+    metrics_are_failing: bool,
     events: EventWriter,
-    /// From [`RunLogger::begin`] on, too.
-    session: Option<sessions::SessionRecord>,
-    /// Step of the newest checkpoint.
-    newest_checkpoint: Option<u64>,
+    /// `None` before [`RunLogger::open_session`].
+    session: Option<SessionRecord>,
 }
 
 impl RunLogger {
-    /// Over a folder that this process has locked.
-    pub(crate) fn new(folder: RunDir, store: CheckpointDir) -> Result<Self> {
-        let console = Console::open(folder.path())?;
-        Ok(RunLogger {
-            folder,
-            store,
-            console,
+    /// Returns a logger that writes nothing.
+    pub(crate) fn disabled() -> Self {
+        RunLogger {
+            run_dir: None,
+            console: Console::disabled(),
             metrics: None,
-            metrics_fail: false,
-            events: EventWriter::none(),
+            metrics_are_failing: false,
+            events: EventWriter::disabled(),
             session: None,
-            newest_checkpoint: None,
-        })
+        }
     }
 
-    /// Opens what grows with the run, which has done `step` steps: lines past them are cut.
-    pub(crate) fn begin(&mut self, config: &Config, machine: HardwareInfo, step: u64) -> Result<()> {
-        let text = config.to_toml()?;
-        self.folder.write("config.toml", &text)?;
-        if config.logging.tensorboard {
+    /// Opens the log in a run directory and keeps the directory's lock.
+    ///
+    /// # Errors
+    /// `log.txt` cannot be opened.
+    pub(crate) fn open(run_dir: RunDir) -> Result<Self> {
+        Ok(RunLogger { console: Console::open(run_dir.path())?, run_dir: Some(run_dir), ..RunLogger::disabled() })
+    }
+
+    /// Writes the configuration and opens metrics, events and the session record for a run that has
+    /// done `step` steps. Metrics of later steps are deleted.
+    ///
+    /// # Errors
+    /// The configuration or the metrics cannot be written.
+    pub(crate) fn open_session(
+        &mut self,
+        config_toml: &str,
+        config: &LoggingConfig,
+        hardware: HardwareInfo,
+        step: u64,
+    ) -> Result<()> {
+        let Some(path) = self.run_dir.as_ref().map(|run_dir| run_dir.path().to_owned()) else { return Ok(()) };
+        let config_path = path.join(CONFIG_FILE);
+        write_atomic(&config_path, config_toml, Durability::Buffered)
+            .with_context(|| format!("{} cannot be written", config_path.display()))?;
+        if config.tensorboard {
             let first = if step == 0 { 0 } else { step + 1 };
-            match EventWriter::create(self.folder.path(), first) {
+            match EventWriter::create(&path, first) {
                 Ok(events) => self.events = events,
-                Err(error) => self.line(&format!("warning     TensorBoard: {error:#}")),
+                Err(error) => self.info(&format!("warning     TensorBoard: {error:#}")),
             }
-            self.events(|events| events.text(first, "config", &text));
+            self.write_events(|events| events.text(first, "config", config_toml));
         }
-        self.metrics = Some(MetricsWriter::open(self.folder.path(), step)?);
-        self.newest_checkpoint = (step > 0).then_some(step);
-        self.session = Some(sessions::SessionRecord::begin(&self.folder, machine, step));
+        self.metrics = Some(MetricsWriter::open(&path, step)?);
+        self.session = Some(SessionRecord::open(&path, hardware, step));
         Ok(())
     }
 
-    /// Tells `backpack status` where the run is.
-    pub(crate) fn beat(&mut self, step: u64, phase: &str, always: bool) {
-        if let Some(session) = &mut self.session {
-            session.beat(&self.folder, step, phase, always);
-        }
-    }
-
-    /// The same of a run that is where it was.
-    pub(crate) fn still(&mut self, phase: &str) {
-        if let Some(session) = &mut self.session {
-            session.still(&self.folder, phase);
-        }
-    }
-
-    /// Tells it, and the log, how the session ended.
-    pub(crate) fn end(&mut self, step: u64, end: SessionOutcome, error: Option<String>) {
-        self.events(EventWriter::flush);
+    /// Records how the session ended, for `backpack status` and in the log.
+    pub(crate) fn close_session(&mut self, step: u64, outcome: SessionOutcome, error: Option<String>) {
+        self.write_events(EventWriter::flush);
         if let Some(error) = &error {
             self.console.log_only(&format!("error       {error}"));
         }
         if let Some(session) = &mut self.session {
-            session.end(&self.folder, step, end, error);
+            session.close(step, outcome, error);
         }
     }
 
-    /// A profile, in the log and as a file of the run folder. A failure to write it is a warning.
-    pub(crate) fn profile(&mut self, profile: &Profile) {
-        for line in &profile.lines {
-            self.line(line);
-        }
-        match self.folder.write(TRACE_FILE, &profile.trace) {
-            Ok(()) => self.line(&format!(
-                "            {} opens in ui.perfetto.dev",
-                self.folder.path().join(TRACE_FILE).display()
-            )),
-            Err(error) => self.line(&format!("warning     {error:#}")),
+    /// Records for `backpack status` that the run is alive, at this step and in this phase.
+    pub(crate) fn heartbeat(&mut self, step: u64, phase: &str) {
+        if let Some(session) = &mut self.session {
+            session.heartbeat(step, phase);
         }
     }
 
-    /// A checkpoint of this step is complete.
-    pub(crate) fn saved(&mut self, step: u64) {
-        self.newest_checkpoint = Some(step);
+    /// Records for `backpack status` that the run is alive, at the step of the last heartbeat.
+    pub(crate) fn heartbeat_idle(&mut self, phase: &str) {
+        if let Some(session) = &mut self.session {
+            session.heartbeat_idle(phase);
+        }
     }
 
-    /// Step of the newest checkpoint.
-    pub(crate) fn newest_checkpoint(&self) -> Option<u64> {
-        self.newest_checkpoint
-    }
-
-    /// The checkpoints.
-    pub(crate) fn store(&self) -> &CheckpointDir {
-        &self.store
-    }
-
-    /// A line for a person.
-    pub(crate) fn line(&mut self, text: &str) {
+    /// Writes a log line.
+    pub(crate) fn info(&mut self, text: &str) {
         self.console.line(text);
     }
 
-    /// How far the run is; shown now and then, or `always`.
+    /// Updates the progress line if its interval has passed, or `always`.
     pub(crate) fn progress(&mut self, always: bool, text: impl FnOnce() -> String) {
         self.console.progress(always, text);
     }
 
-    /// A step's figures.
+    /// Writes the metrics of a training step. A failed write is a warning.
     pub(crate) fn training(&mut self, step: u64, tokens: u64, training: TrainingMetrics) {
         let scalars = [
             ("train/loss", training.loss.unwrap_or(f64::NAN)),
@@ -135,44 +122,73 @@ impl RunLogger {
             ("speed/tokens_per_s", training.tokens_per_s),
             ("speed/mfu", training.mfu),
         ];
-        self.write(&MetricsRecord { step, tokens, training: Some(training), validation: None });
-        self.events(|events| events.scalars(step, &scalars));
+        self.write_metrics(&MetricsRecord { step, tokens, training: Some(training), validation: None });
+        self.write_events(|events| events.scalars(step, &scalars));
     }
 
-    /// A validation's.
+    /// Writes the metrics of a validation, and a log line. A failed write is a warning.
     pub(crate) fn validation(&mut self, step: u64, tokens: u64, validation: ValidationMetrics) {
         let ValidationMetrics { val_loss, val_ppl } = validation;
-        self.write(&MetricsRecord { step, tokens, training: None, validation: Some(validation) });
-        self.events(|events| events.scalars(step, &[("val/loss", val_loss), ("val/perplexity", val_ppl)]));
-        self.line(&format!("validation  step {step}: loss {val_loss:.4}, perplexity {val_ppl:.2}"));
+        self.write_metrics(&MetricsRecord { step, tokens, training: None, validation: Some(validation) });
+        self.write_events(|events| events.scalars(step, &[("val/loss", val_loss), ("val/perplexity", val_ppl)]));
+        self.info(&format!("validation  step {step}: loss {val_loss:.4}, perplexity {val_ppl:.2}"));
     }
 
-    /// Hands over what is not written yet, so that nothing before a checkpoint can be missing.
+    /// Writes a profile to the log, and its trace to a file. A failed write is a warning.
+    pub(crate) fn profile(&mut self, profile: &Profile) {
+        let Some(path) = self.run_dir.as_ref().map(|run_dir| run_dir.path().join(TRACE_FILE)) else { return };
+        for line in &profile.lines {
+            self.info(line);
+        }
+        match write_atomic(&path, &profile.trace, Durability::Buffered) {
+            Ok(()) => self.info(&format!("            open {} at ui.perfetto.dev", path.display())),
+            Err(error) => self.info(&format!("warning     {} cannot be written: {error}", path.display())),
+        }
+    }
+
+    /// Writes everything that is still buffered, so that a checkpoint never precedes its metrics.
     ///
     /// # Errors
-    /// When there are metrics that cannot be written.
+    /// The metrics cannot be written.
     pub(crate) fn flush(&mut self) -> Result<()> {
-        self.events(EventWriter::flush);
+        self.write_events(EventWriter::flush);
         self.metrics.as_mut().map_or(Ok(()), MetricsWriter::flush)
     }
 
-    /// A failure is a warning: the line is written with a later one, and no checkpoint before it.
-    fn write(&mut self, record: &MetricsRecord) {
+    /// Writes a metrics line. A line that cannot be written is kept and written with a later one.
+    fn write_metrics(&mut self, record: &MetricsRecord) {
         let written = self.metrics.as_mut().map_or(Ok(()), |metrics| metrics.write(record));
-        let failed_before = std::mem::replace(&mut self.metrics_fail, written.is_err());
+        let failed_before = std::mem::replace(&mut self.metrics_are_failing, written.is_err());
         match written {
-            Ok(()) if failed_before => self.line("metrics     can be written again; no line is missing"),
+            Ok(()) if failed_before => self.info("metrics     are written again; no line is missing"),
             Err(error) if !failed_before => {
-                self.line(&format!("warning     {error:#}; the run goes on and keeps the lines until they can be"));
+                self.info(&format!("warning     {error:#}; the run continues and writes the lines later"));
             }
             _ => {}
         }
     }
 
-    /// Does something with the events; a failure is a warning.
-    fn events(&mut self, act: impl FnOnce(&mut EventWriter) -> Result<()>) {
-        if let Err(error) = act(&mut self.events) {
-            self.line(&format!("warning     TensorBoard: {error:#}; the run goes on without it"));
+    /// Writes TensorBoard events. A failure is a warning.
+    fn write_events(&mut self, write: impl FnOnce(&mut EventWriter) -> Result<()>) {
+        if let Err(error) = write(&mut self.events) {
+            self.info(&format!("warning     TensorBoard: {error:#}; the run continues without events"));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn disabled_logger_accepts_every_call() {
+        let mut log = RunLogger::disabled();
+        let hardware = HardwareInfo { processes: 1, threads: 1, device: "cpu", host: String::new() };
+        log.open_session("", &LoggingConfig::default(), hardware, 0).unwrap();
+        log.heartbeat(1, "training");
+        log.validation(1, 10, ValidationMetrics { val_loss: 2.0, val_ppl: 7.4 });
+        log.flush().unwrap();
+        log.close_session(1, SessionOutcome::Finished, None);
+        assert!(log.session.is_none() && log.metrics.is_none());
     }
 }

@@ -1,19 +1,18 @@
-//! `sessions.json`: each call of `train` on a run folder, how long it took and how it ended.
-//! From it comes what a run has cost, and whether the one that runs still moves.
+//! `sessions.json`: one record per call of `backpack train` on a run directory. `backpack status`
+//! derives the cost of the run and the last heartbeat from it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
+use data_prep::fs::{Durability, write_atomic};
 use serde::{Deserialize, Serialize};
 
-use crate::logging::run_dir::RunDir;
-
-/// Its name in a run folder.
+/// The name of the file in a run directory.
 const SESSIONS_FILE: &str = "sessions.json";
 
-/// Between rewrites of the file.
-const BEAT: Duration = Duration::from_secs(5);
+/// Time between heartbeats, each of which rewrites the file.
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How a session ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,42 +20,42 @@ const BEAT: Duration = Duration::from_secs(5);
 pub(crate) enum SessionOutcome {
     /// All steps are done.
     Finished,
-    /// Early, with a checkpoint.
+    /// Stopped early, with a checkpoint.
     Stopped,
-    /// With an error.
+    /// Ended with an error.
     Failed,
 }
 
-/// One call of `train`.
+/// The record of one call of `backpack train`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Session {
-    /// Seconds since 1970 at its start.
+    /// Start, in seconds since 1970.
     pub(crate) started: f64,
-    /// Seconds since 1970 when this was last written.
+    /// Last heartbeat, in seconds since 1970.
     pub(crate) updated: f64,
-    /// How long it has taken, by a clock that never jumps.
+    /// Duration in seconds, by a monotonic clock.
     pub(crate) seconds: f64,
-    /// Steps done before it.
+    /// Steps of the run done before this session.
     pub(crate) first_step: u64,
-    /// Steps done.
+    /// Steps of the run done so far.
     pub(crate) step: u64,
-    /// What it was doing.
+    /// The current activity, such as `training`.
     pub(crate) phase: String,
-    /// Processes.
+    /// World size.
     pub(crate) processes: u64,
-    /// CPU threads of each.
+    /// CPU threads per process.
     pub(crate) threads: usize,
     /// `cpu` or `cuda`.
     pub(crate) device: String,
-    /// Rank 0's.
+    /// Host name of rank 0.
     pub(crate) host: String,
-    /// Absent while it runs, and for good where it was killed.
+    /// How the session ended. `None` while it runs, and forever if its process was killed.
     pub(crate) end: Option<SessionOutcome>,
-    /// The error it ended with.
+    /// The error that ended the session.
     pub(crate) error: Option<String>,
 }
 
-/// What a session runs on.
+/// The hardware of a session.
 #[derive(Debug, Clone)]
 pub(crate) struct HardwareInfo {
     pub(crate) processes: u64,
@@ -70,10 +69,10 @@ struct SessionsFile {
     sessions: Vec<Session>,
 }
 
-/// The sessions of a run folder, oldest first; none where there is no file.
+/// Reads the sessions of a run directory, oldest first. Returns none if there is no file.
 ///
 /// # Errors
-/// When the file is there and is no list of sessions.
+/// The file exists but is not a list of sessions.
 pub(crate) fn read(run_dir: &Path) -> Result<Vec<Session>> {
     let path = run_dir.join(SESSIONS_FILE);
     let text = match std::fs::read_to_string(&path) {
@@ -84,19 +83,21 @@ pub(crate) fn read(run_dir: &Path) -> Result<Vec<Session>> {
     Ok(file.sessions)
 }
 
-/// The record of the running session. A failure to write it is never worth a run.
+/// The record of the running session. A failed write is ignored: it must not end the run.
 #[derive(Debug)]
 pub(crate) struct SessionRecord {
+    path: PathBuf,
     file: SessionsFile,
-    begun: Instant,
-    written: Option<Instant>,
+    started: Instant,
+    last_write: Instant,
 }
 
 impl SessionRecord {
-    /// Of a session that begins now, after those that the folder knows of.
-    pub(crate) fn begin(folder: &RunDir, machine: HardwareInfo, step: u64) -> Self {
-        let mut file = SessionsFile { sessions: read(folder.path()).unwrap_or_default() };
-        let HardwareInfo { processes, threads, device, host } = machine;
+    /// Appends a session that starts now at `step` to the sessions of the run directory. A file that
+    /// cannot be read is replaced.
+    pub(crate) fn open(run_dir: &Path, hardware: HardwareInfo, step: u64) -> Self {
+        let mut file = SessionsFile { sessions: read(run_dir).unwrap_or_default() };
+        let HardwareInfo { processes, threads, device, host } = hardware;
         let now = unix_seconds();
         file.sessions.push(Session {
             started: now,
@@ -112,49 +113,52 @@ impl SessionRecord {
             end: None,
             error: None,
         });
-        let mut record = SessionRecord { file, begun: Instant::now(), written: None };
-        record.write(folder);
+        let path = run_dir.join(SESSIONS_FILE);
+        let mut record = SessionRecord { path, file, started: Instant::now(), last_write: Instant::now() };
+        record.write();
         record
     }
 
-    /// Where the session is; written now and then, or `always`.
-    pub(crate) fn beat(&mut self, folder: &RunDir, step: u64, phase: &str, always: bool) {
-        let due = always || self.written.is_none_or(|written| written.elapsed() >= BEAT);
-        if let Some(session) = self.file.sessions.last_mut().filter(|_| due) {
+    /// Records step and phase if [`HEARTBEAT_INTERVAL`] has passed since the last write.
+    pub(crate) fn heartbeat(&mut self, step: u64, phase: &str) {
+        if self.last_write.elapsed() >= HEARTBEAT_INTERVAL {
+            self.update(step, phase);
+        }
+    }
+
+    /// Does the same as [`SessionRecord::heartbeat`] at the recorded step.
+    pub(crate) fn heartbeat_idle(&mut self, phase: &str) {
+        if let Some(step) = self.file.sessions.last().map(|session| session.step) {
+            self.heartbeat(step, phase);
+        }
+    }
+
+    /// Records how the session ended.
+    pub(crate) fn close(&mut self, step: u64, outcome: SessionOutcome, error: Option<String>) {
+        if let Some(session) = self.file.sessions.last_mut() {
+            (session.end, session.error) = (Some(outcome), error);
+        }
+        self.update(step, "ended");
+    }
+
+    fn update(&mut self, step: u64, phase: &str) {
+        if let Some(session) = self.file.sessions.last_mut() {
             session.step = step;
             phase.clone_into(&mut session.phase);
-            self.write(folder);
+            (session.updated, session.seconds) = (unix_seconds(), self.started.elapsed().as_secs_f64());
         }
+        self.write();
     }
 
-    /// The same of a session that is where it was.
-    pub(crate) fn still(&mut self, folder: &RunDir, phase: &str) {
-        if let Some(step) = self.file.sessions.last().map(|session| session.step) {
-            self.beat(folder, step, phase, false);
-        }
-    }
-
-    /// How the session ended.
-    pub(crate) fn end(&mut self, folder: &RunDir, step: u64, end: SessionOutcome, error: Option<String>) {
-        if let Some(session) = self.file.sessions.last_mut() {
-            (session.step, session.end, session.error) = (step, Some(end), error);
-            "ended".clone_into(&mut session.phase);
-        }
-        self.write(folder);
-    }
-
-    fn write(&mut self, folder: &RunDir) {
-        if let Some(session) = self.file.sessions.last_mut() {
-            (session.updated, session.seconds) = (unix_seconds(), self.begun.elapsed().as_secs_f64());
-        }
-        self.written = Some(Instant::now());
+    fn write(&mut self) {
+        self.last_write = Instant::now();
         if let Ok(text) = serde_json::to_string_pretty(&self.file) {
-            let _ = folder.write(SESSIONS_FILE, &(text + "\n"));
+            let _ = write_atomic(&self.path, text + "\n", Durability::Buffered);
         }
     }
 }
 
-/// Seconds since 1970.
+/// Returns the seconds since 1970.
 pub(crate) fn unix_seconds() -> f64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
@@ -164,32 +168,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sessions_add_up_and_one_that_was_killed_has_no_end() {
+    fn sessions_accumulate_and_a_killed_one_has_no_outcome() {
         let scratch = tempfile::tempdir().unwrap();
-        let folder = RunDir::open(scratch.path()).unwrap();
-        let machine = HardwareInfo { processes: 2, threads: 4, device: "cpu", host: "here".to_owned() };
-        let mut first = SessionRecord::begin(&folder, machine.clone(), 0);
-        first.beat(&folder, 3, "training", true);
-        // Too soon after the one before.
-        first.beat(&folder, 4, "training", false);
-        let mut second = SessionRecord::begin(&folder, machine, 2);
-        second.end(&folder, 9, SessionOutcome::Failed, Some("disk full".to_owned()));
+        let hardware = HardwareInfo { processes: 2, threads: 4, device: "cpu", host: "here".to_owned() };
+        let mut first = SessionRecord::open(scratch.path(), hardware.clone(), 0);
+        first.update(3, "training");
+        // Too soon after the last write.
+        first.heartbeat(4, "training");
+        let mut second = SessionRecord::open(scratch.path(), hardware, 2);
+        second.close(9, SessionOutcome::Failed, Some("disk full".to_owned()));
         let sessions = read(scratch.path()).unwrap();
-        let seen: Vec<_> = sessions.iter().map(|s| (s.first_step, s.step, s.end)).collect();
-        assert_eq!(seen, [(0, 3, None), (2, 9, Some(SessionOutcome::Failed))]);
+        let summaries: Vec<_> = sessions.iter().map(|s| (s.first_step, s.step, s.end)).collect();
+        assert_eq!(summaries, [(0, 3, None), (2, 9, Some(SessionOutcome::Failed))]);
         assert_eq!((sessions[1].error.as_deref(), sessions[1].processes), (Some("disk full"), 2));
         assert!(sessions[1].seconds >= 0.0 && sessions[0].updated >= sessions[0].started);
     }
 
     #[test]
-    fn a_damaged_file_is_an_error_for_a_reader_and_none_for_a_run() {
+    fn a_damaged_file_is_an_error_for_readers_and_replaced_by_a_run() {
         let scratch = tempfile::tempdir().unwrap();
         assert_eq!(read(scratch.path()).unwrap(), []);
         std::fs::write(scratch.path().join(SESSIONS_FILE), "{").unwrap();
         assert!(read(scratch.path()).unwrap_err().to_string().ends_with("sessions.json is damaged"));
-        let folder = RunDir::open(scratch.path()).unwrap();
-        let machine = HardwareInfo { processes: 1, threads: 1, device: "cpu", host: String::new() };
-        SessionRecord::begin(&folder, machine, 0);
+        let hardware = HardwareInfo { processes: 1, threads: 1, device: "cpu", host: String::new() };
+        SessionRecord::open(scratch.path(), hardware, 0);
         assert_eq!(read(scratch.path()).unwrap().len(), 1);
     }
 }

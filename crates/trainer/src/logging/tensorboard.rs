@@ -1,10 +1,10 @@
-//! TensorBoard events. The record format and its messages are tensorboard-rs's; naming,
-//! creating and flushing files is ours, because its writer thread panics on a full disk.
+//! TensorBoard events. The record format and the messages come from tensorboard-rs. Files are named,
+//! created and flushed here, because the writer thread of tensorboard-rs panics on a full disk.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufWriter, Write};
 use std::path::Path;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use protobuf::{Message, RepeatedField};
@@ -16,31 +16,38 @@ use tensorboard_proto::types::DataType;
 use tensorboard_rs::record_writer::RecordWriter;
 use tensorboard_rs::summary;
 
-/// Counts into the file's buffer, which its writer does not let us reach.
+use crate::logging::sessions::unix_seconds;
+
+/// Writes records into a buffered file.
 type TensorBoardRecords = RecordWriter<BufWriter<File>>;
 
-/// An event file; after a failure it says so once and stays silent.
+/// Writes an event file. After a failed write, which is returned once, it writes nothing more.
 pub(crate) struct EventWriter {
+    /// `None` for a disabled writer, and after a failed write.
     records: Option<TensorBoardRecords>,
-    flushed: Instant,
+    last_flush: Instant,
 }
 
-const FLUSH_EVERY: Duration = Duration::from_secs(10);
+/// Time between flushes.
+const FLUSH_INTERVAL: Duration = Duration::from_secs(10);
 
 impl EventWriter {
-    /// Writes nothing.
-    pub(crate) fn none() -> Self {
-        EventWriter { records: None, flushed: Instant::now() }
+    /// Returns a writer that writes nothing.
+    pub(crate) fn disabled() -> Self {
+        EventWriter { records: None, last_flush: Instant::now() }
     }
 
-    /// A new file in `run_dir/tensorboard`. It begins with a START marker at the first step
-    /// it will hold (0 for a new run), which makes TensorBoard drop what a run that was
-    /// killed had logged from there on.
+    /// Creates a file in `run_dir/tensorboard`. The file begins with a START marker at
+    /// `first_step` (0 for a new run), so that TensorBoard drops the events that an earlier session
+    /// wrote for this step and later ones.
+    ///
+    /// # Errors
+    /// The file cannot be written.
     pub(crate) fn create(run_dir: &Path, first_step: u64) -> Result<Self> {
-        let folder = run_dir.join("tensorboard");
+        let dir = run_dir.join("tensorboard");
         let create = || -> Result<TensorBoardRecords> {
-            fs::create_dir_all(&folder)?;
-            let mut records = RecordWriter::new(BufWriter::new(new_file(&folder)?));
+            fs::create_dir_all(&dir)?;
+            let mut records = RecordWriter::new(BufWriter::new(new_file(&dir)?));
             let mut version = event(first_step);
             version.set_file_version("brain.Event:2".to_owned());
             write(&mut records, &version)?;
@@ -52,17 +59,17 @@ impl EventWriter {
             records.flush()?;
             Ok(records)
         };
-        let records = create().with_context(|| format!("no events can be written in {}", folder.display()))?;
-        Ok(EventWriter { records: Some(records), flushed: Instant::now() })
+        let records = create().with_context(|| format!("no events can be written in {}", dir.display()))?;
+        Ok(EventWriter { records: Some(records), last_flush: Instant::now() })
     }
 
     /// Appends scalars of one step.
     ///
     /// # Errors
-    /// Once, when the file cannot be written: nothing more is written then.
+    /// The file cannot be written. Later calls then write nothing and return no error.
     pub(crate) fn scalars(&mut self, step: u64, scalars: &[(&str, f64)]) -> Result<()> {
-        let flush = self.flushed.elapsed() >= FLUSH_EVERY;
-        self.attempt(|records| {
+        let flush = self.last_flush.elapsed() >= FLUSH_INTERVAL;
+        self.write(|records| {
             for &(name, value) in scalars {
                 let mut e = event(step);
                 e.set_summary(summary::scalar(name, value as f32));
@@ -73,17 +80,17 @@ impl EventWriter {
         if flush { self.flush() } else { Ok(()) }
     }
 
-    /// Appends a text, shown as it stands (TensorBoard renders Markdown).
+    /// Appends a text as a Markdown code block, so that TensorBoard shows it unchanged.
     ///
     /// # Errors
-    /// As [`EventWriter::scalars`].
+    /// The file cannot be written. Later calls then write nothing and return no error.
     pub(crate) fn text(&mut self, step: u64, name: &str, text: &str) -> Result<()> {
         let mut tensor = TensorProto::new();
         tensor.set_dtype(DataType::DT_STRING);
-        // Markdown takes lines that begin with four blanks as they are.
+        // Markdown shows lines that begin with four spaces unchanged.
         let indented: String = text.lines().map(|line| format!("    {line}\n")).collect();
         tensor.set_string_val(RepeatedField::from_vec(vec![indented.into_bytes()]));
-        // TensorBoard takes tensors of one text as a list of one.
+        // TensorBoard expects a tensor of shape [1].
         let (mut shape, mut one) = (TensorShapeProto::new(), TensorShapeProto_Dim::new());
         one.set_size(1);
         shape.set_dim(RepeatedField::from_vec(vec![one]));
@@ -100,19 +107,20 @@ impl EventWriter {
         summary.set_value(RepeatedField::from_vec(vec![value]));
         let mut e = event(step);
         e.set_summary(summary);
-        self.attempt(|records| write(records, &e))
+        self.write(|records| write(records, &e))
     }
 
-    /// Hands everything to the file.
+    /// Writes the buffer to the file.
     ///
     /// # Errors
-    /// As [`EventWriter::scalars`].
+    /// The file cannot be written. Later calls then write nothing and return no error.
     pub(crate) fn flush(&mut self) -> Result<()> {
-        self.flushed = Instant::now();
-        self.attempt(|records| Ok(records.flush()?))
+        self.last_flush = Instant::now();
+        self.write(|records| Ok(records.flush()?))
     }
 
-    fn attempt(&mut self, write: impl FnOnce(&mut TensorBoardRecords) -> Result<()>) -> Result<()> {
+    /// Calls `write`, and disables the writer if it fails.
+    fn write(&mut self, write: impl FnOnce(&mut TensorBoardRecords) -> Result<()>) -> Result<()> {
         let Some(records) = &mut self.records else { return Ok(()) };
         let result = write(records);
         if result.is_err() {
@@ -124,8 +132,7 @@ impl EventWriter {
 
 fn event(step: u64) -> Event {
     let mut event = Event::new();
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    event.set_wall_time(now.as_secs_f64());
+    event.set_wall_time(unix_seconds());
     event.set_step(step as i64);
     event
 }
@@ -134,26 +141,27 @@ fn write<W: Write>(records: &mut RecordWriter<W>, event: &Event) -> Result<()> {
     Ok(records.write(&event.write_to_bytes()?)?)
 }
 
-/// Never an existing file: two runs of one second on one machine differ by the counter.
-fn new_file(folder: &Path) -> Result<File> {
-    let seconds = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+/// Creates an event file under a new name. A counter distinguishes files that one process creates
+/// within a second.
+fn new_file(dir: &Path) -> Result<File> {
+    let seconds = unix_seconds() as u64;
     let host = torch_ext::distributed::host_name();
     for counter in 0..1000 {
         let name = format!("events.out.tfevents.{seconds:010}.{}.{}.{counter}", host, std::process::id());
-        match OpenOptions::new().write(true).create_new(true).open(folder.join(name)) {
+        match OpenOptions::new().write(true).create_new(true).open(dir.join(name)) {
             Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
             result => return Ok(result?),
         }
     }
-    bail!("a thousand event files of this process exist already")
+    bail!("1000 event files of this process exist already")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn events(folder: &Path) -> Vec<Vec<Event>> {
-        let mut files: Vec<_> = fs::read_dir(folder.join("tensorboard")).unwrap().map(|f| f.unwrap().path()).collect();
+    fn events(dir: &Path) -> Vec<Vec<Event>> {
+        let mut files: Vec<_> = fs::read_dir(dir.join("tensorboard")).unwrap().map(|f| f.unwrap().path()).collect();
         files.sort();
         files
             .iter()
@@ -170,14 +178,14 @@ mod tests {
     }
 
     #[test]
-    fn each_file_starts_with_a_marker_and_none_is_overwritten() {
-        let folder = tempfile::tempdir().unwrap();
+    fn files_start_with_a_marker_and_are_never_overwritten() {
+        let dir = tempfile::tempdir().unwrap();
         for first in [0, 51] {
-            let mut writer = EventWriter::create(folder.path(), first).unwrap();
+            let mut writer = EventWriter::create(dir.path(), first).unwrap();
             writer.scalars(first + 1, &[("loss", 2.5)]).unwrap();
             writer.flush().unwrap();
         }
-        let files = events(folder.path());
+        let files = events(dir.path());
         assert_eq!(files.len(), 2);
         for (events, first) in files.iter().zip([0, 51]) {
             assert_eq!(events[0].get_file_version(), "brain.Event:2");
@@ -189,12 +197,12 @@ mod tests {
     }
 
     #[test]
-    fn a_text_is_a_list_of_one_string_for_the_text_plugin() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut writer = EventWriter::create(folder.path(), 0).unwrap();
+    fn a_text_is_a_tensor_of_one_string_for_the_text_plugin() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = EventWriter::create(dir.path(), 0).unwrap();
         writer.text(0, "config", "[run]\nname = \"x\"\n").unwrap();
         writer.flush().unwrap();
-        let events = events(folder.path());
+        let events = events(dir.path());
         let value = &events[0][2].get_summary().get_value()[0];
         assert_eq!((value.get_tag(), value.get_metadata().get_plugin_data().get_plugin_name()), ("config", "text"));
         let tensor = value.get_tensor();
@@ -203,10 +211,10 @@ mod tests {
     }
 
     #[test]
-    fn a_full_disk_is_said_once() {
+    fn a_failed_write_is_returned_once() {
         let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
         let records = RecordWriter::new(BufWriter::with_capacity(16, full));
-        let mut writer = EventWriter { records: Some(records), flushed: Instant::now() };
+        let mut writer = EventWriter { records: Some(records), last_flush: Instant::now() };
         assert!(writer.scalars(1, &[("loss", 1.0)]).is_err());
         assert!(writer.scalars(2, &[("loss", 1.0)]).is_ok());
     }

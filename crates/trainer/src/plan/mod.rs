@@ -13,7 +13,7 @@ use model::ModelConfig;
 use serde::Serialize;
 
 use crate::config::Config;
-use crate::data::batch_reader::BatchLayout;
+use crate::data::batch::BatchLayout;
 use crate::perf::cost::{CostRates, RunCost};
 use crate::perf::flops::flops_per_token;
 use crate::plan::warnings::{Estimates, warnings};
@@ -139,7 +139,7 @@ impl RunPlan {
         let rate = options.tokens_per_second;
         ensure!(rate.is_none_or(|r| r.is_finite() && r > 0.0), "--tokens-per-second must be a finite number above 0");
         let length = config.data.sequence_length as u64;
-        let BatchLayout { sequences, micro_batch, accumulation } = config.batch.split(length, options.processes)?;
+        let BatchLayout { sequences, micro_batch, accumulation } = config.batch.layout(length, options.processes)?;
         let model = &config.model;
         let (steps, flops_per_token) = (config.schedule.max_steps, flops_per_token(model, length));
         let run_tokens = steps * config.batch.tokens_per_step;

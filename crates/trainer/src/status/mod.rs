@@ -11,7 +11,7 @@ use std::time::UNIX_EPOCH;
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
-use crate::checkpoint::{self, CheckpointDir};
+use crate::checkpoint::{self, checkpoint_dir::CheckpointDir};
 use crate::config::Config;
 use crate::logging::metrics::{self, MetricLine};
 use crate::logging::run_dir::{is_held, taken_at};

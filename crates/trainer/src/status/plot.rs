@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow, ensure};
 use charts::{
-    Axis, AxisRange, Chart, Curve, ImageFormat, LEGEND_CHARACTERS, LegendEntry, Panel, PanelRow, Style, shorten,
+    Axis, AxisRange, Chart, Curve, ImageFormat, LegendEntry, MAX_NAME_CHARS, Panel, PanelRow, Style, shorten,
 };
 
 use crate::logging::metrics::{self, MetricLine};
@@ -16,7 +16,7 @@ const LOSS_HEIGHT: u32 = 460;
 /// Largest number of points per curve. More are not visible at this width.
 const MAX_POINTS: usize = 1_000;
 /// Largest number of characters of a run's name, to which the legend adds the kind of curve.
-const NAME_CHARACTERS: usize = LEGEND_CHARACTERS - ": validation".len();
+const NAME_CHARACTERS: usize = MAX_NAME_CHARS - ": validation".len();
 
 /// A horizontal line in the panel of the losses.
 #[derive(Debug, Clone, PartialEq)]
@@ -54,7 +54,7 @@ struct PlottedRun {
 /// Returns an error if a run directory has no metrics, if the extension is unknown, or if the file
 /// cannot be written.
 pub fn plot(run_dirs: &[PathBuf], references: &[ReferenceLine], output: &Path) -> Result<()> {
-    ImageFormat::of(output)?;
+    ImageFormat::from_path(output)?;
     let runs = run_dirs.iter().map(|run_dir| read(run_dir)).collect::<Result<Vec<PlottedRun>>>()?;
     chart(&runs, references).write(output)
 }
@@ -78,11 +78,13 @@ fn chart(runs: &[PlottedRun], references: &[ReferenceLine]) -> Chart {
     for (i, run) in runs.iter().enumerate() {
         let name = shorten(&run.name, NAME_CHARACTERS);
         legend.push(LegendEntry { name: format!("{name}: training"), style: Style::Faint(i) });
-        legend.push(LegendEntry { name: format!("{name}: validation"), style: Style::Dotted(i) });
+        legend.push(LegendEntry { name: format!("{name}: validation"), style: Style::Markers(i) });
     }
     for (i, ReferenceLine { name, loss }) in references.iter().enumerate() {
-        legend
-            .push(LegendEntry { name: format!("{}: {loss}", shorten(name, NAME_CHARACTERS)), style: Style::Level(i) });
+        legend.push(LegendEntry {
+            name: format!("{}: {loss}", shorten(name, NAME_CHARACTERS)),
+            style: Style::HorizontalLine(i),
+        });
     }
     let last = runs.iter().flat_map(|run| run.lines.last()).map(|line| line.step).max().unwrap_or(1).max(1) as f64;
     let lines = |value: fn(&MetricLine) -> Option<f64>, style: fn(usize) -> Style| {
@@ -93,21 +95,23 @@ fn chart(runs: &[PlottedRun], references: &[ReferenceLine]) -> Chart {
     // The validation loss has the full color of the run. The noisy training loss is fainter and
     // drawn first.
     let mut losses = lines(|line| line.loss, Style::Faint);
-    let level =
-        |(i, reference): (usize, &ReferenceLine)| Curve { points: vec![(0.0, reference.loss)], style: Style::Level(i) };
+    let level = |(i, reference): (usize, &ReferenceLine)| Curve {
+        points: vec![(0.0, reference.loss)],
+        style: Style::HorizontalLine(i),
+    };
     losses.extend(references.iter().enumerate().map(level));
     let dots = |(i, run): (usize, &PlottedRun)| Curve {
         points: points(&run.lines, |line| line.val_loss),
-        style: Style::Dotted(i),
+        style: Style::Markers(i),
     };
     losses.extend(runs.iter().enumerate().map(dots));
     let panel = |title: &str, curves, range| Panel {
         title: title.to_owned(),
-        x: Axis { description: "step".to_owned(), low: 0.0, high: last, ticks: Vec::new() },
+        x: Axis { label: "step".to_owned(), min: 0.0, max: last, ticks: Vec::new() },
         curves,
         range,
     };
-    let small = |title, value| panel(title, lines(value, Style::Line), AxisRange::FromZeroUsual);
+    let small = |title, value| panel(title, lines(value, Style::Line), AxisRange::FromZeroClipped);
     let rows = vec![
         PanelRow { height: LOSS_HEIGHT, panels: vec![panel("loss (nats)", losses, AxisRange::Fit)] },
         PanelRow {

@@ -1,24 +1,24 @@
-//! `batch.micro_batch_size = "auto"` on a GPU: the largest micro-batch that its memory holds, found by
-//! trying passes before the first step.
+//! The search for the largest micro-batch that fits into GPU memory (`batch.micro_batch_size =
+//! "auto"`), by forward and backward passes before the first step.
 
 use std::panic::{self, AssertUnwindSafe};
 
 use anyhow::{Result, anyhow};
-use model::{ForwardOptions, LanguageModel, derive_seed};
+use model::{LanguageModel, derive_seed};
 use tch::{Device, Kind, Tensor};
 use torch_ext::profiler;
 
 use crate::config::Config;
-use crate::data::batch_reader::{BatchConfig, MicroBatch};
+use crate::data::batch::{BatchConfig, MicroBatchSize};
 use crate::distributed::collectives::Collectives;
 use crate::optim::adamw::Optimizer;
 use crate::runtime::watchdog::Watchdog;
 
-/// Share of the GPU that a trial leaves free: what the allocator cannot use for its cuts, and the
-/// buffers of the exchange between ranks beside the gradients' copy.
+/// Fraction of the GPU memory that an attempt leaves free, for fragmentation and for communication
+/// buffers other than the copy of the gradients.
 const HEADROOM: f64 = 0.05;
 
-/// What a trial is done with.
+/// What an attempt needs.
 pub(crate) struct FitAttempt<'a> {
     pub(crate) config: &'a Config,
     pub(crate) model: &'a LanguageModel,
@@ -27,46 +27,47 @@ pub(crate) struct FitAttempt<'a> {
     pub(crate) watchdog: &'a Watchdog,
 }
 
-/// The batch with a micro-batch of a number where it is to be found: on a GPU the largest that
-/// fits on every rank; else as it is. All ranks call it.
+/// Returns the batch configuration with the largest micro-batch that fits on every rank. Returns it
+/// unchanged on a CPU and if the size is configured. Collective.
 ///
 /// # Errors
-/// When not even one sequence fits, or a pass fails for another reason.
-pub(crate) fn fit(trial: &FitAttempt<'_>, ranks: &Collectives) -> Result<BatchConfig> {
-    let batch = trial.config.batch.clone();
-    if batch.micro_batch_size != MicroBatch::Auto || trial.device == Device::Cpu {
+/// A single sequence does not fit, or a pass fails for another reason.
+pub(crate) fn find_micro_batch(attempt: &FitAttempt<'_>, collectives: &Collectives) -> Result<BatchConfig> {
+    let batch = attempt.config.batch.clone();
+    if batch.micro_batch_size != MicroBatchSize::Auto || attempt.device == Device::Cpu {
         return Ok(batch);
     }
-    let split = batch.split(trial.config.data.sequence_length as u64, ranks.size())?;
-    let own = split.micro_batch * split.accumulation;
-    let found = largest_that_fits(own, |n| {
-        trial.watchdog.progress("trying how large a micro-batch fits");
-        trial.fits(n, n < own, ranks.size() > 1)
+    let layout = batch.layout(attempt.config.data.sequence_length as u64, collectives.size())?;
+    let per_rank = layout.micro_batch * layout.accumulation;
+    let largest = largest_that_fits(per_rank, |n| {
+        attempt.watchdog.progress("searching for the largest micro-batch");
+        attempt.fits(n, n < per_rank, collectives.size() > 1)
     });
-    let found = found.and_then(|found| {
-        found.ok_or_else(|| {
+    let largest = largest.and_then(|largest| {
+        largest.ok_or_else(|| {
             anyhow!(
-                "not even one sequence of {} tokens fits on the GPU: use a smaller model, shorter sequences, or a GPU with more memory",
-                trial.config.data.sequence_length
+                "a single sequence of {} tokens does not fit on the GPU: use a smaller model, shorter sequences, or a GPU with more memory",
+                attempt.config.data.sequence_length
             )
         })
     });
-    let smallest = ranks.min(ranks.try_all(found)?)?;
-    Ok(BatchConfig { micro_batch_size: MicroBatch::Sequences(smallest), ..batch })
+    let smallest = collectives.min(collectives.try_all(largest)?)?;
+    Ok(BatchConfig { micro_batch_size: MicroBatchSize::Sequences(smallest), ..batch })
 }
 
 impl FitAttempt<'_> {
-    /// Whether passes over `n` sequences fit beside what there is for good. Weights and moments
-    /// stay as they are.
+    /// Returns whether passes over `n` sequences fit into the free memory, with gradient
+    /// accumulation if `accumulates`, and with a reduction over ranks if `reduces`. Changes neither
+    /// weights nor moments.
     fn fits(&self, n: u64, accumulates: bool, reduces: bool) -> Result<bool> {
         let parameters = self.model.config().num_parameters();
-        let total = profiler::device_memory(self.device)?.map_or(0, |memory| memory.total);
-        // Where ranks exchange gradients, these lie in the Reducer's buckets a second time.
-        let kept = (HEADROOM * total as f64) as i64 + if reduces { 4 * parameters } else { 0 };
+        let total = torch_ext::cuda_memory::device_memory(self.device)?.map_or(0, |memory| memory.total);
+        // With several ranks, the buckets of the Reducer hold a second copy of the gradients.
+        let reserved_bytes = (HEADROOM * total as f64) as i64 + if reduces { 4 * parameters } else { 0 };
         let fitted = within_memory(|| {
-            let _kept = Tensor::f_empty([kept], (Kind::Uint8, self.device))?;
-            for pass in 0..if accumulates { 2 } else { 1 } {
-                self.pass(n, pass)?;
+            let _reserved = Tensor::f_empty([reserved_bytes], (Kind::Uint8, self.device))?;
+            for i in 0..if accumulates { 2 } else { 1 } {
+                self.run_micro_batch(n, i)?;
             }
             Ok(())
         });
@@ -74,23 +75,25 @@ impl FitAttempt<'_> {
         fitted
     }
 
-    /// Forward and backward over ids that differ as far as they can.
-    fn pass(&self, n: u64, number: u64) -> Result<()> {
+    /// Runs forward and backward over as many distinct ids as possible.
+    fn run_micro_batch(&self, n: u64, i: u64) -> Result<()> {
         let Config { data, run, model, .. } = self.config;
         let (rows, length) = (n as i64, data.sequence_length as i64);
         let ids = Tensor::f_arange(rows * length, (Kind::Int64, self.device))?.f_remainder(model.vocab_size)?;
         let ids = ids.f_view([rows, length])?;
-        let pass: ForwardOptions = self.config.forward_options();
-        tch::manual_seed(derive_seed(run.seed, &[number]) as i64);
-        self.model.loss(&ids, &ids, pass)?.f_backward().map_err(torch_ext::Error::from)?;
-        Ok(profiler::synchronise()?)
+        tch::manual_seed(derive_seed(run.seed, &[i]) as i64);
+        self.model.loss(&ids, &ids, self.config.forward_options())?.f_backward().map_err(torch_ext::Error::from)?;
+        Ok(profiler::synchronize()?)
     }
 }
 
-/// Whether the work ends without a lack of memory, told apart from other failures by libtorch's
-/// words. tch's short-hand methods panic with them.
+/// Runs `work` and returns whether it had enough memory. libtorch's message distinguishes a lack of
+/// memory from other failures; some methods of tch panic with this message.
+///
+/// # Errors
+/// `work` fails for another reason.
 fn within_memory(work: impl FnOnce() -> Result<()>) -> Result<bool> {
-    // The program's own hook would report the panic and end the process.
+    // The program's panic hook would print the panic and exit.
     let hook = panic::take_hook();
     panic::set_hook(Box::new(|_| ()));
     let outcome = panic::catch_unwind(AssertUnwindSafe(work));
@@ -99,26 +102,26 @@ fn within_memory(work: impl FnOnce() -> Result<()>) -> Result<bool> {
         Ok(Ok(())) => return Ok(true),
         Ok(Err(error)) => error,
         Err(payload) => {
-            anyhow!("a trial pass failed: {}", torch_ext::panic_text(payload.as_ref()))
+            anyhow!("a forward or backward pass failed: {}", torch_ext::panic_text(payload.as_ref()))
         }
     };
     if format!("{error:#}").contains("out of memory") { Ok(false) } else { Err(error) }
 }
 
-/// The largest divisor of `all` that fits, where what is larger than one that does not fit does
-/// not either: about twice as large each time until one does not, then by halves between. `None`
-/// when not even 1 fits.
+/// Returns the largest divisor of `all` that fits, or `None` if 1 does not fit. Assumes that no
+/// divisor fits that is larger than one that does not. The search about doubles the divisor until one
+/// does not fit, and then bisects.
 ///
 /// # Errors
-/// Those of `fits`.
+/// `fits` fails.
 pub(crate) fn largest_that_fits(all: u64, mut fits: impl FnMut(u64) -> Result<bool>) -> Result<Option<u64>> {
     let divisors: Vec<u64> = (1..=all).filter(|n| all.is_multiple_of(*n)).collect();
-    // Places in the list: `good` is below the best that fits, `bad` at the first known not to.
+    // Indices: `good` - 1 is the largest known to fit, `bad` the smallest known not to fit.
     let (mut good, mut bad) = (0, divisors.len());
     while good < bad {
         let twice = good.checked_sub(1).map_or(1, |best| 2 * divisors[best]);
         let next = if bad == divisors.len() {
-            // The largest of at most twice the best so far, or the next one.
+            // The largest divisor of at most twice the best so far, or the next one.
             divisors.partition_point(|n| *n <= twice).saturating_sub(1).max(good)
         } else {
             good + (bad - good) / 2
@@ -138,18 +141,18 @@ mod tests {
 
     use super::*;
 
-    /// What was tried, and the result, where at most `room` fit.
-    fn search(all: u64, room: u64) -> (Vec<u64>, Option<u64>) {
+    /// Returns the attempts and the result if at most `capacity` sequences fit.
+    fn search(all: u64, capacity: u64) -> (Vec<u64>, Option<u64>) {
         let mut tried = Vec::new();
         let found = largest_that_fits(all, |n| {
             tried.push(n);
-            Ok(n <= room)
+            Ok(n <= capacity)
         });
         (tried, found.unwrap())
     }
 
     #[test]
-    fn it_doubles_until_one_does_not_fit() {
+    fn search_doubles_until_one_does_not_fit() {
         assert_eq!(search(256, 40), (vec![1, 2, 4, 8, 16, 32, 64], Some(32)));
         assert_eq!(search(8, 100), (vec![1, 2, 4, 8], Some(8)));
         assert_eq!(search(1, 1), (vec![1], Some(1)));
@@ -157,19 +160,19 @@ mod tests {
     }
 
     #[test]
-    fn it_halves_what_lies_between() {
+    fn search_bisects_after_the_first_failure() {
         // Divisors of 360: 1 2 3 4 5 6 8 9 10 12 15 18 20 24 30 36 40 45 60 ...
         assert_eq!(search(360, 23), (vec![1, 2, 4, 8, 15, 30, 20, 24], Some(20)));
-        // A prime has nothing between 1 and itself.
+        // A prime has no divisor between 1 and itself.
         assert_eq!(search(97, 50), (vec![1, 97], Some(1)));
     }
 
     proptest! {
         #[test]
-        fn it_finds_the_largest_divisor_that_fits(all in 1u64..3_000, room in 0u64..4_000) {
-            let (tried, found) = search(all, room);
-            prop_assert_eq!(found, (1..=room.min(all)).rev().find(|n| all % n == 0));
-            // Never far beyond what fits: a trial that fails may take long.
+        fn search_finds_the_largest_divisor_that_fits(all in 1u64..3_000, capacity in 0u64..4_000) {
+            let (tried, found) = search(all, capacity);
+            prop_assert_eq!(found, (1..=capacity.min(all)).rev().find(|n| all % n == 0));
+            // No attempt is repeated, and there are few: a failing one may take long.
             let mut sorted = tried.clone();
             sorted.sort_unstable();
             sorted.dedup();
@@ -179,12 +182,12 @@ mod tests {
     }
 
     #[test]
-    fn a_lack_of_memory_is_told_from_other_failures() {
+    fn out_of_memory_is_distinguished_from_other_failures() {
         assert!(within_memory(|| Ok(())).unwrap());
         assert!(!within_memory(|| Err(anyhow!("CUDA out of memory. Tried to allocate 2.00 GiB"))).unwrap());
         assert!(!within_memory(|| panic!("called `Result::unwrap()`: Torch(\"CUDA out of memory.\")")).unwrap());
         assert!(within_memory(|| Err(anyhow!("no kernel image"))).unwrap_err().to_string().contains("no kernel"));
         let error = within_memory(|| panic!("shapes differ")).unwrap_err().to_string();
-        assert_eq!(error, "a trial pass failed: shapes differ");
+        assert_eq!(error, "a forward or backward pass failed: shapes differ");
     }
 }

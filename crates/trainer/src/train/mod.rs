@@ -1,24 +1,25 @@
-//! The training run, top to bottom: what is set up, then a step in the order it happens.
+//! The training run: its start, the training loop, validation and checkpoints.
 
 pub(crate) mod checkpointing;
+pub(crate) mod checks;
 pub(crate) mod find_micro_batch;
+pub(crate) mod options;
+pub(crate) mod runtime;
+pub(crate) mod skip_reporter;
 pub(crate) mod startup;
 pub(crate) mod step;
 pub(crate) mod summary;
+pub(crate) mod throughput;
+pub(crate) mod validation;
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use data_prep::TokenSplit;
-use evals::{RankShard, Sequences};
-use model::{ForwardOptions, LanguageModel, derive_seed};
-use tch::Device;
+use model::derive_seed;
 
-use crate::checkpoint::CheckpointDir;
-use crate::checkpoint::async_writer::CheckpointWriter;
-use crate::checkpoint::manager::{CheckpointManager, Heard};
+use crate::checkpoint::checkpoint_dir::CheckpointDir;
+use crate::checkpoint::manager::CheckpointManager;
 use crate::checkpoint::state::TrainState;
 use crate::config::{Config, Precision};
 use crate::data::DataSplits;
@@ -26,371 +27,256 @@ use crate::data::batch_reader::BatchReader;
 use crate::data::prefetch::Prefetch;
 use crate::distributed::collectives::Collectives;
 use crate::distributed::grad_reducer::GradReducer;
-use crate::distributed::world::World;
-use crate::logging::metrics::{TrainingMetrics, ValidationMetrics};
+use crate::logging::metrics::TrainingMetrics;
 use crate::logging::run_logger::RunLogger;
-use crate::logging::sessions::{HardwareInfo, SessionOutcome};
-use crate::optim::adamw::Optimizer;
+use crate::logging::sessions::SessionOutcome;
 use crate::optim::step_guard::{StepGuard, StepStats};
 use crate::perf::matmul_peak::matmul_peak;
 use crate::perf::profiler::Profiler;
-use crate::runtime::device::select_device;
 use crate::runtime::signals::Stop;
-use crate::runtime::threads::set_threads;
-use crate::runtime::time_limit::{TimeLimit, slurm_time_left};
-use crate::runtime::watchdog::Watchdog;
 use crate::time::human_duration;
-use crate::train::find_micro_batch::{FitAttempt, fit};
-use crate::train::startup::{Startup, begin, require_shape};
-use crate::train::step::{StepContext, StepResult, training_step};
-use crate::train::summary::RunSummary;
+use crate::train::checks::{check_inputs, settings_digest};
+use crate::train::find_micro_batch::{FitAttempt, find_micro_batch};
+use crate::train::options::{TrainOptions, TrainOutcome};
+use crate::train::runtime::Runtime;
+use crate::train::skip_reporter::SkipReporter;
+use crate::train::startup::{archive_abandoned, initialize};
+use crate::train::step::{MicroBatch, StepContext, StepResult, training_step};
+use crate::train::summary::{RunSummary, log_start};
+use crate::train::throughput::ThroughputTimer;
 
-/// Where a run starts.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Resume {
-    /// Afresh; a run folder that holds checkpoints is refused.
-    Never,
-    /// From the newest checkpoint that verifies, else afresh.
-    Auto,
-    /// From this checkpoint.
-    From(PathBuf),
-}
-
-/// What to run, besides the configuration.
-#[derive(Debug, Clone)]
-pub struct TrainOptions {
-    /// Who this process is among those of the run.
-    pub world: World,
-    /// The run folder.
-    pub run_dir: PathBuf,
-    /// Where to start.
-    pub resume: Resume,
-    /// Save a checkpoint after this step and stop.
-    pub stop_after: Option<u64>,
-    /// Save a checkpoint and stop before this much time is over; beside it, the end of the
-    /// Slurm job counts.
-    pub time_limit: Option<Duration>,
-    /// Write where the time of so many steps goes, after the first ones; 0 for none.
-    pub profile: u64,
-    /// Check everything, say what would run, and run nothing.
-    pub dry_run: bool,
-}
-
-/// How a run ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum TrainOutcome {
-    /// All steps are done.
-    Finished,
-    /// Stopped early; a checkpoint is saved.
-    Stopped,
-    /// Nothing was to be run.
-    DryRun,
-}
-
-/// Trains until `schedule.max_steps`, a stop signal, `request.stop_after` or the time limit.
-/// Every rank of a run calls it; all end alike.
+/// Trains until `schedule.max_steps`, a stop signal, `options.stop_after` or the time limit. Every
+/// rank of a run calls it, and all return the same outcome.
 ///
 /// # Errors
-/// In one sentence; what was saved before stays usable.
-pub fn train(config: &Config, request: &TrainOptions, stop: &Stop) -> Result<TrainOutcome> {
-    let world = &request.world;
-    let deadline = TimeLimit::new(request.time_limit, slurm_time_left());
-    let threads = set_threads(config.run.threads, config.run.pin_threads, world.local)?;
-    let device = select_device(config.run.device, world.local)?;
-    let machine = format!("machine     {}, {threads}", if device.is_cuda() { "cuda" } else { "cpu" });
-    if request.dry_run {
-        let data = DataSplits::open(config)?;
-        require_shape_of_start(config, request)?;
-        let plan = RunSummary::new(config, &config.model, data.sequences(config), world.size as u64)?;
-        if world.rank == 0 {
-            eprintln!("{plan}\n{machine}");
+/// The run cannot start or continue. Checkpoints that are complete stay usable.
+pub fn train(config: &Config, options: &TrainOptions, stop: &Stop) -> Result<TrainOutcome> {
+    let runtime = Runtime::start(config, options, stop)?;
+    runtime.watchdog.progress("opening the data");
+    let checkpoints = CheckpointDir::new(&options.run_dir, &config.checkpoint);
+    let checked = check_inputs(config, options, &checkpoints);
+    if options.dry_run {
+        let (_, summary) = checked?;
+        if options.world.rank == 0 {
+            eprintln!("{summary}\n{}", runtime.describe());
         }
         return Ok(TrainOutcome::DryRun);
     }
-    let watchdog = Watchdog::start(world, Duration::from_secs(config.run.watchdog_seconds)).context(
-        "the thread that watches over this process cannot be started: check the limit on processes (ulimit -u)",
-    )?;
-    watchdog.progress("meeting the other processes");
-    let ranks = Collectives::join(world, &config.distributed, device)?;
-    let session = HardwareInfo {
-        processes: world.size as u64,
-        threads: threads.count,
-        device: if device.is_cuda() { "cuda" } else { "cpu" },
-        host: world.host.clone(),
+    runtime.watchdog.progress("connecting to the other ranks");
+    let collectives = Collectives::join(&options.world, &config.distributed, runtime.device)?;
+    runtime.watchdog.progress("opening the checkpoint");
+    let (data, _) = collectives.try_all(checked)?;
+    collectives.require_equal("settings", &settings_digest(config, &options.world, &data)?)?;
+    let outcome = match Trainer::start(config, options, &runtime, &collectives, data, checkpoints)? {
+        Some(trainer) => trainer.run(options.stop_after)?,
+        None => TrainOutcome::Finished,
     };
-    let outcome = train_with(&ranks, config, request, Runtime { device, machine, session, deadline, watchdog, stop })?;
-    ranks.shutdown()?;
+    drop(runtime);
+    collectives.shutdown()?;
     Ok(outcome)
 }
 
-/// What a run has besides its configuration and its ranks.
-struct Runtime<'a> {
-    device: Device,
-    machine: String,
-    session: HardwareInfo,
-    deadline: TimeLimit,
-    watchdog: Watchdog,
-    stop: &'a Stop,
-}
-
-fn train_with(
-    ranks: &Collectives,
-    config: &Config,
-    request: &TrainOptions,
-    means: Runtime<'_>,
-) -> Result<TrainOutcome> {
-    let Runtime { device, machine, session, deadline, watchdog, stop } = means;
-    let world = &request.world;
-    watchdog.progress("opening data and checkpoint");
-    let data = ranks.try_all(DataSplits::open(config))?;
-    ranks.require_equal("settings", &settings_digest(config, world, &data)?)?;
-    ranks.try_all(if ranks.is_first() { require_shape_of_start(config, request) } else { Ok(()) })?;
-    let sequences = data.sequences(config);
-    // Before a run folder is made: what does not divide is refused.
-    RunSummary::new(config, &config.model, sequences, ranks.size())?;
-    let Some(beginning) = begin(config, &request.run_dir, &request.resume, &data, ranks, device)? else {
-        return Ok(TrainOutcome::Finished);
-    };
-    let Startup { model, optimizer, state, mut recorder } = beginning;
-    let trial = FitAttempt { config, model: &model, optimizer: &optimizer, device, watchdog: &watchdog };
-    let fitting = Config { batch: fit(&trial, ranks)?, ..config.clone() };
-    let plan = RunSummary::new(&fitting, model.config(), sequences, ranks.size())?;
-    let precision = config.run.precision.kind();
-    let [peak] = ranks.sum([matmul_peak(precision, device)?])?;
-    let written = recorder.as_mut().map_or(Ok(()), |recorder| {
-        recorder.line(&plan.to_string());
-        if !data.train.has_manifest() {
-            recorder.line("warning     the data has no manifest.json: nothing about it could be checked");
-        }
-        recorder.line(&format!("{machine}, {} products at {:.0} GFLOP/s at most", config.run.precision, peak / 1e9));
-        if ranks.size() > 1 {
-            recorder.line(&format!("processes   {}, rank 0 on {}", world.size, world.host));
-        }
-        if deadline != TimeLimit::new(None, None) {
-            recorder.line(&format!("time        {deadline}: the run stops with a checkpoint before"));
-        }
-        recorder.begin(config, session, state.step)
-    });
-    ranks.try_all(written)?;
-    let batches = BatchReader::new(data.train, data.order, config.data.sequence_length);
-    let left = config.schedule.max_steps.saturating_sub(state.step);
-    let passes = plan.split.passes(state.sequences, left, ranks.rank());
-    let batches = Prefetch::start(batches, passes, plan.split.micro_batch, device)?;
-    let writer = recorder.as_ref().map(|recorder| CheckpointWriter::new(recorder.store().clone(), &model, &optimizer));
-    let saving = CheckpointManager::new(&config.checkpoint, ranks, ranks.try_all(writer.transpose())?, state.step);
-    let reduction = GradReducer::new(ranks, &config.distributed, &optimizer)?;
-    let scaled = config.run.precision == Precision::Fp16;
-    let stability = StepGuard::from_state(&config.step_guard, scaled, device, &state.step_guard)?;
-    let clock = ThroughputTimer { since: Instant::now(), tokens: 0, run: Instant::now(), first_step: state.step };
-    let mut run = Trainer {
-        config,
-        plan,
-        pass: config.forward_options(),
-        model,
-        optimizer,
-        told: (state.step_guard.skipped, state.step_guard.stats.spikes),
-        stability,
-        state,
-        batches,
-        val: data.val,
-        recorder,
-        peak,
-        clock,
-        ranks,
-        reduction,
-        stop,
-        deadline,
-        watchdog,
-        longest_step: Duration::ZERO,
-        saving,
-        // One rank's time stands for all.
-        profiler: Profiler::new(if ranks.is_first() { request.profile } else { 0 }),
-    };
-    let outcome = run.steps(request.stop_after).map_err(|error| {
-        let mut heard = Heard { recorder: &mut run.recorder, watchdog: &run.watchdog };
-        run.saving.close(error, &mut heard)
-    });
-    run.end(&outcome);
-    outcome
-}
-
-/// Refuses weights of another shape, where the run would start from them.
-fn require_shape_of_start(config: &Config, request: &TrainOptions) -> Result<()> {
-    let store = CheckpointDir::new(&request.run_dir, &config.checkpoint);
-    match &config.checkpoint.init_from {
-        Some(init) if store.list()?.is_empty() => {
-            require_shape(config, init, &model::load_config(init).context("checkpoint.init_from")?)
-        }
-        _ => Ok(()),
-    }
-}
-
-/// What has to be equal on all ranks, by name: every key but those of a process's own machine.
-fn settings_digest(config: &Config, world: &World, data: &DataSplits) -> Result<BTreeMap<String, String>> {
-    const OWN: [&str; 2] = ["run.threads", "run.pin_threads"];
-    let mut settings_digest = BTreeMap::from([
-        ("the program's version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
-        ("libtorch".to_owned(), torch_ext::describe()?.version),
-        ("the attempt".to_owned(), world.launch_id.clone()),
-        ("the data's manifest".to_owned(), data.train.manifest_sha256().unwrap_or("none").to_owned()),
-        ("training tokens".to_owned(), data.train.num_tokens().to_string()),
-        ("validation tokens".to_owned(), data.val.num_tokens().to_string()),
-    ]);
-    let resolved = serde_json::to_value(config)?;
-    for (section, keys) in resolved.as_object().into_iter().flatten() {
-        for (key, value) in keys.as_object().into_iter().flatten() {
-            settings_digest.insert(format!("{section}.{key}"), value.to_string());
-        }
-    }
-    settings_digest.retain(|key, _| !OWN.contains(&key.as_str()));
-    Ok(settings_digest)
-}
-
-/// Times training alone: restarted after validations and checkpoints.
-struct ThroughputTimer {
-    since: Instant,
-    tokens: u64,
-    run: Instant,
-    first_step: u64,
-}
-
+/// A run that is ready for its next step.
 struct Trainer<'a> {
     config: &'a Config,
-    plan: RunSummary,
-    pass: ForwardOptions,
-    model: LanguageModel,
-    optimizer: Optimizer,
-    stability: StepGuard,
-    /// Skipped steps and spikes that a person has been told of.
-    told: (u64, u64),
+    summary: RunSummary,
+    runtime: &'a Runtime<'a>,
+    collectives: &'a Collectives,
+    train: StepContext<'a>,
     state: TrainState,
     batches: Prefetch,
-    val: TokenSplit,
-    /// Rank 0's.
-    recorder: Option<RunLogger>,
-    /// Of all ranks together, in FLOP/s.
-    peak: f64,
-    clock: ThroughputTimer,
-    ranks: &'a Collectives,
-    reduction: GradReducer<'a>,
-    stop: &'a Stop,
-    deadline: TimeLimit,
-    watchdog: Watchdog,
+    validation_data: TokenSplit,
+    log: RunLogger,
+    skip_reporter: SkipReporter,
+    checkpoints: CheckpointManager<'a>,
+    timer: ThroughputTimer,
     longest_step: Duration,
-    saving: CheckpointManager<'a>,
+    /// Peak throughput of matrix products over all ranks, in FLOP/s.
+    peak_flops: f64,
     profiler: Profiler,
 }
 
-fn due(every: u64, step: u64) -> bool {
-    every > 0 && step.is_multiple_of(every)
-}
-
 impl<'a> Trainer<'a> {
-    fn steps(&mut self, stop_after: Option<u64>) -> Result<TrainOutcome> {
-        let max_steps = self.config.schedule.max_steps;
-        let reached = |step: u64| stop_after.is_some_and(|after| step >= after);
-        if reached(self.state.step) {
+    /// Prepares the first step. Returns `None` for a run that is finished.
+    fn start(
+        config: &'a Config,
+        options: &TrainOptions,
+        runtime: &'a Runtime<'a>,
+        collectives: &'a Collectives,
+        data: DataSplits,
+        checkpoint_dir: CheckpointDir,
+    ) -> Result<Option<Self>> {
+        let device = runtime.device;
+        let Some(startup) = initialize(config, options, &checkpoint_dir, &data, collectives, device)? else {
+            return Ok(None);
+        };
+        let (model, optimizer, state, mut log) = (startup.model, startup.optimizer, startup.state, startup.log);
+        let attempt = FitAttempt { config, model: &model, optimizer: &optimizer, device, watchdog: &runtime.watchdog };
+        let batch = find_micro_batch(&attempt, collectives)?;
+        let fitted = Config { batch, ..config.clone() };
+        let summary = RunSummary::new(&fitted, model.config(), data.sequences_per_epoch, collectives.size())?;
+        let [peak_flops] = collectives.sum([matmul_peak(config.run.precision.kind(), device)?])?;
+        // Only now, because a start that fails must not change existing checkpoints.
+        let opened = if collectives.is_first() {
+            archive_abandoned(&checkpoint_dir, startup.resumed_from.as_ref(), &mut log).and_then(|()| {
+                log_start(config, options, runtime, &data, &summary, peak_flops, &mut log);
+                let hardware = runtime.hardware(&options.world);
+                log.open_session(&config.to_toml()?, &config.logging, hardware, state.step)
+            })
+        } else {
+            Ok(())
+        };
+        collectives.try_all(opened)?;
+        let reader = BatchReader::new(data.train, data.order, config.data.sequence_length);
+        let steps = config.schedule.max_steps.saturating_sub(state.step);
+        let micro_batches = summary.layout.micro_batches(state.sequences, steps, collectives.rank());
+        let batches = Prefetch::start(reader, micro_batches, summary.layout.micro_batch, device)?;
+        let checkpoints = CheckpointManager::new(
+            &config.checkpoint,
+            checkpoint_dir,
+            collectives,
+            &runtime.watchdog,
+            &model,
+            &optimizer,
+            state.step,
+        )?;
+        let is_scaled = config.run.precision == Precision::Fp16;
+        let train = StepContext {
+            grad_reducer: GradReducer::new(collectives, &config.distributed, &optimizer)?,
+            step_guard: StepGuard::from_state(&config.step_guard, is_scaled, device, &state.step_guard)?,
+            forward_options: config.forward_options(),
+            model,
+            optimizer,
+            collectives,
+        };
+        Ok(Some(Trainer {
+            skip_reporter: SkipReporter::new(state.step, &state.step_guard),
+            timer: ThroughputTimer::start(state.step),
+            // The profile of rank 0 stands for all ranks.
+            profiler: Profiler::new(if collectives.is_first() { options.profile } else { 0 }),
+            config,
+            summary,
+            runtime,
+            collectives,
+            train,
+            state,
+            batches,
+            validation_data: data.val,
+            log,
+            checkpoints,
+            longest_step: Duration::ZERO,
+            peak_flops,
+        }))
+    }
+
+    /// Trains, and records how the session ended.
+    fn run(mut self, stop_after: Option<u64>) -> Result<TrainOutcome> {
+        let result = self.training_loop(stop_after);
+        let result = result.map_err(|error| self.checkpoints.finish(error, &mut self.log));
+        let (outcome, error) = match &result {
+            Ok(TrainOutcome::Finished | TrainOutcome::DryRun) => (SessionOutcome::Finished, None),
+            Ok(TrainOutcome::Stopped) => (SessionOutcome::Stopped, None),
+            Err(error) => (SessionOutcome::Failed, Some(format!("{error:#}"))),
+        };
+        self.log.close_session(self.state.step, outcome, error);
+        result
+    }
+
+    fn training_loop(&mut self, stop_after: Option<u64>) -> Result<TrainOutcome> {
+        let config = self.config;
+        let max_steps = config.schedule.max_steps;
+        let is_stop_step = |step: u64| stop_after.is_some_and(|stop_after| step >= stop_after);
+        if is_stop_step(self.state.step) {
             self.state.by_time = false;
             self.save_last()?;
-            return self.stopped();
+            return Ok(self.stopped());
         }
         while self.state.step < max_steps {
-            let begun = Instant::now();
-            let learning_rate =
-                self.config.schedule.learning_rate(self.config.optimizer.learning_rate, self.state.step);
+            let started = Instant::now();
+            let learning_rate = config.schedule.learning_rate(config.optimizer.learning_rate, self.state.step);
             self.profiler.begin_step();
             let result = self.step(learning_rate)?;
-            self.state.step += 1;
-            self.state.sequences += self.plan.split.sequences;
-            self.state.tokens += self.config.batch.tokens_per_step;
-            self.state.val_loss = None;
-            self.clock.tokens += self.config.batch.tokens_per_step;
-
-            let (step, last) = (self.state.step, self.state.step == max_steps);
-            self.profile(step, last || reached(step))?;
-            self.beat("training");
-            if last || due(self.config.logging.every_steps, step) {
-                self.log(&result, learning_rate)?;
+            self.advance();
+            let step = self.state.step;
+            let is_last = step == max_steps;
+            if let Some(profile) = self.profiler.end_step(step, is_last || is_stop_step(step))? {
+                self.log.profile(&profile);
             }
-            if last || due(self.config.validation.every_steps, step) {
-                self.validate(last)?;
+            self.log.heartbeat(step, "training");
+            if is_last || is_due(config.logging.every_steps, step) {
+                self.log_step(&result, learning_rate)?;
             }
-            self.longest_step = self.longest_step.max(begun.elapsed());
-            self.saving.look(&mut self.recorder);
-            // One rank's reason is every rank's: all stop, and save, after the same step.
-            let asked = self.stop.requested() || self.deadline.is_reached(self.longest_step, self.saving.reckoned());
-            let [asked, late] = self.ranks.any([asked, self.saving.is_due_by_time()])?;
-            let stopping = (asked || reached(step)) && !last;
-            let by_step = last || stopping || due(self.config.checkpoint.every_steps, step);
-            if by_step || late {
-                // However seldom the run logs.
-                self.look(&result)?;
-                self.state.by_time = !by_step;
-                if last || stopping {
-                    self.save_last()?;
-                } else {
-                    self.save()?;
-                }
+            if is_last || is_due(config.validation.every_steps, step) {
+                self.validate(is_last)?;
             }
-            if stopping {
-                return self.stopped();
+            self.longest_step = self.longest_step.max(started.elapsed());
+            self.checkpoints.poll(&mut self.log);
+            // If one rank must stop or save, all ranks do so after the same step.
+            let [stop, is_due_by_time] =
+                self.collectives.any([self.stop_requested(), self.checkpoints.is_due_by_time()])?;
+            let is_stopping = (stop || is_stop_step(step)) && !is_last;
+            let is_due_by_step = is_last || is_stopping || is_due(config.checkpoint.every_steps, step);
+            if is_due_by_step || is_due_by_time {
+                // Detects bad steps before a save, even if the run logs less often.
+                self.read_step_stats(&result)?;
+                self.state.by_time = !is_due_by_step;
+                if is_last || is_stopping { self.save_last() } else { self.save() }?;
+            }
+            if is_stopping {
+                return Ok(self.stopped());
             }
         }
-        let seconds = self.clock.run.elapsed().as_secs_f64();
-        self.line(|| format!("finished    {max_steps} steps, {} here", human_duration(seconds)));
+        let duration = human_duration(self.timer.session_seconds());
+        self.log.info(&format!("finished    {max_steps} steps; this session took {duration}"));
         Ok(TrainOutcome::Finished)
     }
 
-    fn stopped(&mut self) -> Result<TrainOutcome> {
-        let step = self.state.step;
-        self.line(|| format!("stopped     after step {step}; --resume auto goes on from there"));
-        Ok(TrainOutcome::Stopped)
-    }
-
-    /// Step k takes the sequences numbered from k times the batch, whoever computes them.
+    /// Runs the next step. Step k uses the sequences from k times the batch on, for any world size.
     fn step(&mut self, learning_rate: f64) -> Result<StepResult> {
-        let (split, step, seed) = (self.plan.split, self.state.step, self.config.run.seed);
-        let (rank, batches, watchdog) = (self.ranks.rank(), &mut self.batches, &self.watchdog);
-        watchdog.step(step + 1);
-        let (ranks, failed) = (self.ranks, || format!("step {} failed", step + 1));
-        let trained = StepContext {
-            model: &self.model,
-            optimizer: &mut self.optimizer,
-            reduction: &self.reduction,
-            stability: &mut self.stability,
-            pass: self.pass,
-        };
-        let result = training_step(
-            trained,
-            learning_rate,
-            split.accumulation,
-            |_| {
-                watchdog.progress("in a pass over a micro-batch");
-                batches.next_batch()
-            },
-            |i| derive_seed(seed, &[step, rank, i]),
-            |loss| ranks.average(loss),
-        )
-        .with_context(failed)?;
-        if step == self.clock.first_step {
-            // The first step may have to wait for a slow start elsewhere; no later one.
-            self.ranks.use_run_timeout()?;
+        let Trainer { batches, runtime, .. } = self;
+        let (step, seed, rank) = (self.state.step, self.config.run.seed, self.collectives.rank());
+        runtime.watchdog.step(step + 1);
+        let micro_batches = (0..self.summary.layout.accumulation as usize).map(|i| {
+            runtime.watchdog.progress("computing a micro-batch");
+            let (inputs, targets) = batches.next_batch()?;
+            Ok(MicroBatch { inputs, targets, dropout_seed: derive_seed(seed, &[step, rank, i as u64]) })
+        });
+        let result = training_step(&mut self.train, learning_rate, micro_batches)
+            .with_context(|| format!("step {} failed", step + 1))?;
+        if self.timer.is_first_step(step) {
+            // Only the first step may have to wait for a rank that starts slowly.
+            self.collectives.use_run_timeout()?;
         }
         Ok(result)
     }
 
-    fn log(&mut self, result: &StepResult, lr: f64) -> Result<()> {
-        let seen = self.look(result)?;
+    /// Counts a step that is done.
+    fn advance(&mut self) {
+        self.state.step += 1;
+        self.state.sequences += self.summary.layout.sequences;
+        self.state.tokens += self.config.batch.tokens_per_step;
+        self.state.val_loss = None;
+        self.timer.add_tokens(self.config.batch.tokens_per_step);
+    }
+
+    /// Returns whether this rank must stop: after a signal, or before the time limit.
+    fn stop_requested(&self) -> bool {
+        let Runtime { stop, time_limit, .. } = self.runtime;
+        stop.requested() || time_limit.is_reached(self.longest_step, self.checkpoints.estimated_save_time())
+    }
+
+    /// Writes the metrics of a step and the progress line.
+    fn log_step(&mut self, result: &StepResult, learning_rate: f64) -> Result<()> {
+        let StepStats { loss, grad_norm, skipped, scale_search_skips, spikes, loss_scale, .. } =
+            self.read_step_stats(result)?;
         let (step, max_steps) = (self.state.step, self.config.schedule.max_steps);
-        let tokens_per_s = self.clock.tokens as f64 / self.clock.since.elapsed().as_secs_f64();
-        let mfu = tokens_per_s * self.plan.flops_per_token / self.peak;
-        self.restart_clock();
-        let Some(recorder) = &mut self.recorder else { return Ok(()) };
-        let StepStats { loss, grad_norm, skipped, scale_search_skips, spikes, loss_scale, .. } = seen;
+        let tokens_per_s = self.timer.tokens_per_s();
+        let mfu = tokens_per_s * self.summary.flops_per_token / self.peak_flops;
+        self.timer.restart_interval();
         let finite = |value: f64| value.is_finite().then_some(value);
-        let training = TrainingMetrics {
+        let metrics = TrainingMetrics {
             loss: finite(loss),
-            lr,
+            lr: learning_rate,
             grad_norm: finite(grad_norm),
             tokens_per_s,
             mfu,
@@ -399,102 +285,28 @@ impl<'a> Trainer<'a> {
             spikes,
             loss_scale,
         };
-        recorder.training(step, self.state.tokens, training);
-        let each = self.clock.run.elapsed().as_secs_f64() / (step - self.clock.first_step) as f64;
-        let saved = recorder.newest_checkpoint();
-        recorder.progress(step == max_steps, || {
+        self.log.training(step, self.state.tokens, metrics);
+        let remaining = self.timer.seconds_per_step(step) * (max_steps - step) as f64;
+        let saved = self.checkpoints.newest_step();
+        self.log.progress(step == max_steps, || {
             format!(
-                "step {step}/{max_steps}  loss {loss:.4}  lr {lr:.2e}  grad norm {grad_norm:.2}  {tokens_per_s:.0} tok/s  mfu {:.0}%  ETA {}{}",
+                "step {step}/{max_steps}  loss {loss:.4}  lr {learning_rate:.2e}  grad norm {grad_norm:.2}  {tokens_per_s:.0} tok/s  mfu {:.0}%  ETA {}{}",
                 100.0 * mfu,
-                human_duration(each * (max_steps - step) as f64),
+                human_duration(remaining),
                 saved.map(|step| format!("  saved {step}")).unwrap_or_default()
             )
         });
         Ok(())
     }
 
-    /// Mean loss over the validation split, of which each rank takes its share. A stop signal
-    /// cuts it short, save for the last step's: the checkpoint comes first.
-    fn validate(&mut self, last: bool) -> Result<()> {
-        self.watchdog.progress("validating");
-        self.beat("validating");
-        let step = self.state.step;
-        let (ranks, stop, watchdog, recorder) = (self.ranks, self.stop, &self.watchdog, &mut self.recorder);
-        let sequences = Sequences {
-            length: self.config.data.sequence_length,
-            most: self.config.validation.max_sequences,
-            batch: self.plan.split.micro_batch,
-            share: RankShard { rank: ranks.rank(), of: ranks.size() },
-        };
-        let validated = evals::validate(
-            &self.model,
-            &self.val,
-            sequences,
-            ForwardOptions { dropout: 0.0, ..self.pass },
-            &mut |done, all| {
-                watchdog.progress("validating");
-                if let Some(recorder) = recorder {
-                    recorder.beat(step, "validating", false);
-                    recorder.progress(false, || format!("validating  {done} of {all} sequences"));
-                }
-                Ok(last || !ranks.any([stop.requested()])?[0])
-            },
-        )?;
-        let Some(own) = validated else {
-            self.line(|| "validation  left out: the run is asked to stop".to_owned());
-            return Ok(());
-        };
-        let [sum, sequences] = ranks.sum([own.sum, own.sequences as f64])?;
-        let loss = sum / sequences;
-        // The weights follow from the same gradients on every rank: if they did not, this is
-        // where it shows, before they are saved.
-        ranks.require_equal_tensors("weights", self.model.parameters().iter())?;
-        self.state.val_loss = Some(loss);
-        if self.state.best_val_loss.is_none_or(|best| loss < best) {
-            (self.state.best_val_loss, self.state.best_step) = (Some(loss), Some(step));
-        }
-        if let Some(recorder) = &mut self.recorder {
-            recorder.validation(step, self.state.tokens, ValidationMetrics { val_loss: loss, val_ppl: loss.exp() });
-        }
-        self.restart_clock();
-        Ok(())
+    /// Logs that the run stops early.
+    fn stopped(&mut self) -> TrainOutcome {
+        self.log.info(&format!("stopped     after step {}; resume with --resume auto", self.state.step));
+        TrainOutcome::Stopped
     }
+}
 
-    fn restart_clock(&mut self) {
-        (self.clock.since, self.clock.tokens) = (Instant::now(), 0);
-    }
-
-    fn profile(&mut self, step: u64, ends: bool) -> Result<()> {
-        let profile = self.profiler.end_step(step, ends)?;
-        if let (Some(profile), Some(recorder)) = (profile, &mut self.recorder) {
-            recorder.profile(&profile);
-        }
-        Ok(())
-    }
-
-    /// A sign of life for `backpack status`.
-    fn beat(&mut self, phase: &str) {
-        if let Some(recorder) = &mut self.recorder {
-            recorder.beat(self.state.step, phase, false);
-        }
-    }
-
-    /// How this session ended, for `backpack status` and the log.
-    fn end(&mut self, outcome: &Result<TrainOutcome>) {
-        let (end, error) = match outcome {
-            Ok(TrainOutcome::Finished | TrainOutcome::DryRun) => (SessionOutcome::Finished, None),
-            Ok(TrainOutcome::Stopped) => (SessionOutcome::Stopped, None),
-            Err(error) => (SessionOutcome::Failed, Some(format!("{error:#}"))),
-        };
-        if let Some(recorder) = &mut self.recorder {
-            recorder.end(self.state.step, end, error);
-        }
-    }
-
-    /// A line for a person, once a run.
-    fn line(&mut self, text: impl FnOnce() -> String) {
-        if let Some(recorder) = &mut self.recorder {
-            recorder.line(&text());
-        }
-    }
+/// Returns whether something that happens every `every` steps is due after this step; 0 for never.
+fn is_due(every: u64, step: u64) -> bool {
+    every > 0 && step.is_multiple_of(every)
 }

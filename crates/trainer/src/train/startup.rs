@@ -1,5 +1,7 @@
-//! Where a run begins: fresh, from given weights, or at a checkpoint. Rank 0 finds out and
-//! reads; the others get its words and its values, so that no disk need be shared.
+//! The start of a run: at step 0, from given weights, or at a checkpoint.
+//!
+//! Rank 0 reads the files and sends state, weights and moments to the other ranks, so that these need
+//! no access to its disk.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -9,223 +11,243 @@ use model::{GPT2_END_OF_TEXT, LanguageModel, ModelConfig};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
-use crate::checkpoint::state::{self, TrainState};
-use crate::checkpoint::{self, CheckpointDir};
+use crate::checkpoint::checkpoint_dir::CheckpointDir;
+use crate::checkpoint::state::{TrainState, check_resumable};
+use crate::checkpoint::{self, verify, verify_model};
 use crate::config::Config;
 use crate::data::DataSplits;
 use crate::distributed::collectives::Collectives;
 use crate::logging::run_dir::RunDir;
 use crate::logging::run_logger::RunLogger;
 use crate::optim::adamw::Optimizer;
-use crate::train::Resume;
+use crate::train::checks::require_shape;
+use crate::train::options::{Resume, TrainOptions};
 
-/// What every rank has before the first step; the recorder is rank 0's.
+/// What a rank needs before the first step. Model, optimizer and state are equal on all ranks.
 pub(crate) struct Startup {
     pub(crate) model: LanguageModel,
     pub(crate) optimizer: Optimizer,
     pub(crate) state: TrainState,
-    pub(crate) recorder: Option<RunLogger>,
+    /// Disabled except on rank 0.
+    pub(crate) log: RunLogger,
+    /// The step and path of the checkpoint that the run resumes from, on rank 0.
+    pub(crate) resumed_from: Option<(u64, PathBuf)>,
 }
 
-/// What rank 0 found.
-struct LoadedStart {
-    model: LanguageModel,
-    /// Those of a checkpoint.
-    moments: Option<BTreeMap<String, Tensor>>,
-    state: TrainState,
-    recorder: RunLogger,
-    /// The step and folder of a checkpoint.
-    from: Option<(u64, PathBuf)>,
-}
-
-/// What it tells the others of it; nothing of a run that is finished.
+/// Rank 0's message to the other ranks. `None` is sent for a run that is finished.
 #[derive(Serialize, Deserialize)]
 struct StartMessage {
     /// The model's `config.json`.
-    shape: String,
+    model_config: String,
     state: TrainState,
+    /// Whether the optimizer's moments follow the weights. Those of a new run are zero.
     has_moments: bool,
 }
 
-/// The beginning of this run, the same on all ranks; `None` for one that is finished.
+/// Returns model, optimizer and state of this run, equal on all ranks, or `None` if the run is
+/// finished. Existing checkpoints are not changed; see [`archive_abandoned`]. Collective.
 ///
 /// # Errors
-/// Rank 0's, on every rank: a folder in use, a checkpoint that does not fit.
-pub(crate) fn begin(
+/// Rank 0's error, on every rank: the run directory is in use, or the checkpoint does not fit.
+pub(crate) fn initialize(
     config: &Config,
-    run_dir: &Path,
-    resume: &Resume,
+    options: &TrainOptions,
+    checkpoints: &CheckpointDir,
     data: &DataSplits,
-    ranks: &Collectives,
+    collectives: &Collectives,
     device: Device,
 ) -> Result<Option<Startup>> {
-    let mut found = None;
-    let told = ranks.broadcast_from_first(|| {
-        found = find(config, run_dir, resume, data, ranks.size(), device)?;
-        let tell = |found: &LoadedStart| StartMessage {
-            shape: found.model.config().to_hugging_face().to_string(),
-            state: found.state.clone(),
-            has_moments: found.moments.is_some(),
+    let mut loaded = None;
+    let message = collectives.broadcast_from_first(|| {
+        loaded = load_start(config, options, checkpoints, data, device)?;
+        let message = |startup: &Startup| StartMessage {
+            model_config: startup.model.config().to_hugging_face().to_string(),
+            state: startup.state.clone(),
+            has_moments: startup.resumed_from.is_some(),
         };
-        Ok(serde_json::to_string(&found.as_ref().map(tell))?)
+        Ok(serde_json::to_string(&loaded.as_ref().map(message))?)
     })?;
-    let told: Option<StartMessage> = serde_json::from_str(&told).context("what rank 0 says of the start is no JSON")?;
-    let Some(StartMessage { shape, state, has_moments }) = told else { return Ok(None) };
-    let (model, moments, state, recorded) = match found {
-        Some(LoadedStart { model, moments, state, recorder, from }) => (model, moments, state, Some((recorder, from))),
-        None => {
-            let shape = ModelConfig::from_hugging_face(&shape)?;
-            (LanguageModel::initialise(shape, config.run.seed, device)?, None, state, None)
-        }
-    };
-    ranks.broadcast(model.parameters().iter().map(|(_, parameter)| parameter.shallow_clone()))?;
-    ranks.require_equal_tensors("weights at the start", model.parameters().iter())?;
-    let mut model = model.prepare_for(config.forward_options());
-    model.set_dropout(config.model.dropout);
-    let mut optimizer = Optimizer::new(config.optimizer.clone(), &model);
-    let restored = moments.map_or(Ok(()), |moments| optimizer.restore(moments, state.updates()));
-    ranks.try_all(restored.context("the checkpoint cannot be resumed"))?;
+    let message: Option<StartMessage> = serde_json::from_str(&message).context("invalid start message from rank 0")?;
+    let Some(message) = message else { return Ok(None) };
+    let has_moments = message.has_moments;
+    let is_first = loaded.is_some();
+    let startup = loaded.map_or_else(|| allocate(config, message, device), Ok)?;
+    let (model, optimizer) = (&startup.model, &startup.optimizer);
+    let mut tensors: Vec<Tensor> = model.parameters().iter().map(|(_, tensor)| tensor.shallow_clone()).collect();
     if has_moments {
-        ranks.broadcast(optimizer.state().into_iter().map(|(_, moment)| moment))?;
-        optimizer.set_update_count(state.updates())?;
+        tensors.extend(optimizer.state().into_iter().map(|(_, moment)| moment));
     }
-    // Only now: where the start is refused, checkpoints stay as they were.
-    let tidied = recorded.map(|(recorder, from)| tidy(recorder, from.as_ref())).transpose();
-    Ok(Some(Startup { model, optimizer, state, recorder: ranks.try_all(tidied)? }))
+    collectives.broadcast(tensors)?;
+    collectives.require_equal_tensors("weights at the start", model.parameters().iter())?;
+    if !is_first {
+        update_low_precision_copies(model)?;
+    }
+    Ok(Some(startup))
 }
 
-/// Sets aside what cannot be gone on from, under a name that no run takes up.
-fn tidy(mut recorder: RunLogger, from: Option<&(u64, PathBuf)>) -> Result<RunLogger> {
-    recorder.store().remove_partial()?;
-    for folder in recorder.store().set_aside(from.map(|(step, from)| (*step, from.as_path())))? {
-        recorder.line(&format!("set aside   {}", folder.display()));
+/// Archives the checkpoints that do not belong to the branch of the run that continues, and deletes
+/// partial ones. Only the holder of the run directory's lock may call it.
+///
+/// # Errors
+/// One cannot be renamed or deleted.
+pub(crate) fn archive_abandoned(
+    checkpoints: &CheckpointDir,
+    resumed_from: Option<&(u64, PathBuf)>,
+    log: &mut RunLogger,
+) -> Result<()> {
+    checkpoints.delete_partial()?;
+    for path in checkpoints.archive(resumed_from.map(|(step, path)| (*step, path.as_path())))? {
+        log.info(&format!("archived    {} (from an abandoned branch of this run)", path.display()));
     }
-    Ok(recorder)
+    Ok(())
 }
 
-/// Rank 0's part; `None` for a run that is finished.
-fn find(
+/// Does the work of rank 0: takes the run directory, and loads or creates model, optimizer and
+/// state. Returns `None` for a run that is finished.
+fn load_start(
     config: &Config,
-    run_dir: &Path,
-    resume: &Resume,
+    options: &TrainOptions,
+    checkpoints: &CheckpointDir,
     data: &DataSplits,
-    world_size: u64,
     device: Device,
-) -> Result<Option<LoadedStart>> {
-    let store = CheckpointDir::new(run_dir, &config.checkpoint);
-    let folder = RunDir::open(run_dir)?;
-    store.restore_replaced()?;
+) -> Result<Option<Startup>> {
+    let run_dir = RunDir::open(&options.run_dir)?;
+    checkpoints.recover_replaced()?;
     let mut notes = Vec::new();
-    let checkpoint = find_checkpoint(&store, resume, &mut notes)?;
+    let checkpoint = locate_start(checkpoints, &options.resume, &mut notes)?;
     if let Some((_, saved)) = &checkpoint
         && saved.step >= config.schedule.max_steps
     {
-        // Not a line of the log either: a finished run stays as it is.
+        // Not logged to a file, because a finished run is not changed.
         eprintln!("this run is finished: {} of {} steps are done", saved.step, config.schedule.max_steps);
         return Ok(None);
     }
-    let mut recorder = RunLogger::new(folder, store)?;
+    let mut log = RunLogger::open(run_dir)?;
     for line in notes {
-        recorder.line(&line);
+        log.info(&line);
     }
     let manifest = data.train.manifest_sha256().map(str::to_owned);
-    let fresh = TrainState { world_size, ..TrainState::new(config, manifest, data.train.num_tokens())? };
-    Ok(Some(match checkpoint {
-        Some((from, saved)) => take_up(config, &from, saved, fresh, device, recorder)?,
-        None => {
-            LoadedStart { model: fresh_model(config, data, device)?, moments: None, state: fresh, recorder, from: None }
-        }
-    }))
+    let new = TrainState::new(&config.to_toml()?, serde_json::to_value(config)?, manifest, data.train.num_tokens())?;
+    let new = TrainState { world_size: options.world.size as u64, ..new };
+    let Some((path, saved)) = checkpoint else {
+        let (model, optimizer) = prepare(config, initial_model(config, data, device)?);
+        return Ok(Some(Startup { model, optimizer, state: new, log, resumed_from: None }));
+    };
+    let (model, moments, state) = load_checkpoint(config, &path, saved, new, device, &mut log)?;
+    let (model, mut optimizer) = prepare(config, model);
+    optimizer.restore(moments, state.updates()).with_context(|| format!("{} cannot be resumed", path.display()))?;
+    log.info(&format!("resuming    {} at step {}", path.display(), state.step));
+    Ok(Some(Startup { resumed_from: Some((state.step, path)), model, optimizer, state, log }))
 }
 
-/// The checkpoint to resume from, verified; `notes` gets a line for each that is not.
-fn find_checkpoint(
-    store: &CheckpointDir,
+/// Allocates model and optimizer on a rank that receives their values.
+fn allocate(config: &Config, message: StartMessage, device: Device) -> Result<Startup> {
+    let StartMessage { model_config, state, has_moments } = message;
+    let shape = ModelConfig::from_hugging_face(&model_config)?;
+    let (model, mut optimizer) = prepare(config, LanguageModel::initialize(shape, config.run.seed, device)?);
+    if has_moments {
+        optimizer.set_update_count(state.updates())?;
+    }
+    Ok(Startup { model, optimizer, state, log: RunLogger::disabled(), resumed_from: None })
+}
+
+/// Returns a model that is ready for training, and its optimizer with zero moments.
+fn prepare(config: &Config, model: LanguageModel) -> (LanguageModel, Optimizer) {
+    let mut model = model.with_low_precision_copies(config.forward_options());
+    model.set_dropout(config.model.dropout);
+    let optimizer = Optimizer::new(config.optimizer.clone(), &model);
+    (model, optimizer)
+}
+
+/// Recomputes the low-precision copies of weights that were received from rank 0.
+fn update_low_precision_copies(model: &LanguageModel) -> Result<()> {
+    for (name, weight) in model.parameters().iter() {
+        if let Some(mut copy) = model.parameters().low_precision_copy(name) {
+            copy.f_copy_(&weight.detach())?;
+        }
+    }
+    Ok(())
+}
+
+/// Returns the checkpoint to resume from, verified. Appends a log line for each one that does not
+/// verify to `notes`.
+fn locate_start(
+    checkpoints: &CheckpointDir,
     resume: &Resume,
     notes: &mut Vec<String>,
 ) -> Result<Option<(PathBuf, TrainState)>> {
-    let present = store.list()?;
     match resume {
         Resume::Never => {
-            if let Some((_, newest)) = present.last() {
+            if let Some((_, newest)) = checkpoints.list()?.last() {
                 bail!(
-                    "the run folder already holds checkpoints (the newest is {}): go on from it with --resume auto, or use another --run-dir",
+                    "the run directory already holds checkpoints (the newest is {}): resume with --resume auto, or use another --run-dir",
                     newest.display()
                 );
             }
             Ok(None)
         }
         Resume::Auto => {
-            let found = store.newest(|folder, error| {
-                notes.push(format!("passed over {}: {error:#}", folder.display()));
+            let newest = checkpoints.newest(|path, error| {
+                notes.push(format!("skipping    {}: {error:#}", path.display()));
             })?;
-            if found.is_none() && !present.is_empty() {
-                notes.push(format!("warning     none of {} checkpoints verifies: starting afresh", present.len()));
+            if newest.is_none() && !notes.is_empty() {
+                notes.push(format!("warning     none of {} checkpoints verifies: starting at step 0", notes.len()));
             }
-            Ok(found)
+            Ok(newest)
         }
-        Resume::From(folder) => {
-            ensure!(folder.is_dir(), "the checkpoint {} is not there", folder.display());
-            Ok(Some((folder.clone(), checkpoint::verify(folder)?)))
+        Resume::From(path) => {
+            ensure!(path.is_dir(), "the checkpoint {} does not exist", path.display());
+            Ok(Some((path.clone(), verify(path)?)))
         }
     }
 }
 
-/// A checkpoint's weights and moments, and its place in the data.
-fn take_up(
+/// Loads the model and moments of a checkpoint, and returns them with the state that continues it.
+fn load_checkpoint(
     config: &Config,
-    from: &Path,
+    path: &Path,
     saved: TrainState,
-    fresh: TrainState,
+    new: TrainState,
     device: Device,
-    mut recorder: RunLogger,
-) -> Result<LoadedStart> {
-    let differing = state::compare(&saved, &fresh).with_context(|| format!("{} cannot be resumed", from.display()))?;
-    for change in differing {
-        recorder.line(&format!("changed     {change} since the checkpoint"));
+    log: &mut RunLogger,
+) -> Result<(LanguageModel, BTreeMap<String, Tensor>, TrainState)> {
+    let changes = check_resumable(&saved, &new).with_context(|| format!("{} cannot be resumed", path.display()))?;
+    for change in changes {
+        log.info(&format!("changed     {change} since the checkpoint"));
     }
-    let (model, moments) = checkpoint::load(from, device)?;
-    config.model.require_same_shapes(model.config()).context("the checkpoint's model is not the config's")?;
-    recorder.line(&format!("resuming    {} at step {}", from.display(), saved.step));
-    let TrainState { config: now, config_sha256, versions, world_size, .. } = fresh;
-    let state = TrainState { config: now, config_sha256, versions, world_size, ..saved };
-    let from = Some((state.step, from.to_owned()));
-    Ok(LoadedStart { model, moments: Some(moments), state, recorder, from })
+    let (model, moments) = checkpoint::load(path, device)?;
+    config
+        .model
+        .require_same_shapes(model.config())
+        .with_context(|| format!("the model of {} differs from [model]", path.display()))?;
+    let TrainState { config, config_sha256, versions, world_size, .. } = new;
+    Ok((model, moments, TrainState { config, config_sha256, versions, world_size, ..saved }))
 }
 
-/// Fresh weights, or those of `checkpoint.init_from`.
-fn fresh_model(config: &Config, data: &DataSplits, device: Device) -> Result<LanguageModel> {
-    let fresh = || {
+/// Returns a model with new weights, or with those of `checkpoint.init_from`.
+fn initial_model(config: &Config, data: &DataSplits, device: Device) -> Result<LanguageModel> {
+    let new_model = || {
         let mut shape = config.model.clone();
-        // Plain nanoGPT data is GPT-2's where the vocabulary has room for it.
-        let assumed = (shape.vocab_size > GPT2_END_OF_TEXT).then_some(GPT2_END_OF_TEXT);
-        shape.end_of_text = data.train.end_of_text().map(i64::from).or(assumed);
-        LanguageModel::initialise(shape, config.run.seed, device)
+        // Data without a manifest is assumed to use GPT-2's tokenizer if the vocabulary is large
+        // enough for it.
+        let gpt2 = (shape.vocab_size > GPT2_END_OF_TEXT).then_some(GPT2_END_OF_TEXT);
+        shape.end_of_text = data.train.end_of_text().map(i64::from).or(gpt2);
+        LanguageModel::initialize(shape, config.run.seed, device)
     };
-    let Some(folder) = &config.checkpoint.init_from else { return fresh() };
-    checkpoint::verify_model(folder)?;
-    let given = model::load_folder(folder, device)?;
-    require_shape(config, folder, given.config())?;
+    let Some(path) = &config.checkpoint.init_from else { return new_model() };
+    verify_model(path)?;
+    let given = model::load_model(path, device)?;
+    require_shape(config, path, given.config())?;
     ensure!(
-        given.backpack().is_none_or(|backpack| backpack.edited().is_none()),
-        "checkpoint.init_from {} has edited senses, which training would lose: start from the model before its edits",
-        folder.display()
+        given.edited_tokens().is_empty(),
+        "checkpoint.init_from {} has edited senses, which training would lose: use the model before its edits",
+        path.display()
     );
     if given.config().architecture == config.model.architecture {
         return Ok(given);
     }
-    let model = fresh()?;
-    let grafted = model::graft_body(&model, &given);
-    grafted.with_context(|| format!("the body cannot start from {}", folder.display()))?;
+    let model = new_model()?;
+    let initialized = model::init_from_gpt2(&model, &given);
+    initialized.with_context(|| format!("the transformer cannot start from {}", path.display()))?;
     Ok(model)
-}
-
-/// Refuses weights to start from that are not of `[model]`'s shape.
-pub(crate) fn require_shape(config: &Config, folder: &Path, shape: &ModelConfig) -> Result<()> {
-    // A Backpack's body may start from a GPT-2, of which more may differ: see `graft_body`.
-    if (config.model.architecture, shape.architecture) == (model::Architecture::Backpack, model::Architecture::Gpt2) {
-        return Ok(());
-    }
-    let same = config.model.require_same_shapes(shape);
-    same.with_context(|| format!("checkpoint.init_from {} is not of [model]'s shape", folder.display()))
 }

@@ -1,86 +1,96 @@
-//! One optimiser step.
+//! One training step: gradient accumulation, reduction, clipping and the optimizer's update.
 
 use anyhow::Result;
 use model::{ForwardOptions, LanguageModel};
 use tch::{Kind, Tensor};
-use torch_ext::profiler::lap;
+use torch_ext::profiler::{Section, end_section};
 
+use crate::distributed::collectives::Collectives;
 use crate::distributed::grad_reducer::GradReducer;
 use crate::optim::adamw::Optimizer;
 use crate::optim::step_guard::StepGuard;
 
-/// What a step leaves on its device; reading it waits for the step.
+/// A part of a step's batch that is computed at once.
+#[derive(Debug)]
+pub struct MicroBatch {
+    /// Token ids, `[M, T]` int64.
+    pub inputs: Tensor,
+    /// The next token of each input, `[M, T]` int64.
+    pub targets: Tensor,
+    /// Seeds the dropout masks.
+    pub dropout_seed: u64,
+}
+
+/// What a training step reads and changes.
+#[derive(Debug)]
+pub struct StepContext<'a> {
+    /// The trained model.
+    pub model: LanguageModel,
+    /// The optimizer of the model's parameters.
+    pub optimizer: Optimizer,
+    /// Skips steps that cannot be used.
+    pub step_guard: StepGuard,
+    /// Averages the gradients over the ranks.
+    pub grad_reducer: GradReducer<'a>,
+    /// Averages the loss over the ranks.
+    pub collectives: &'a Collectives,
+    /// Precision, dropout and kernels of the forward pass.
+    pub forward_options: ForwardOptions,
+}
+
+/// The figures of a step, on its device. Reading them waits for the step.
 #[derive(Debug)]
 pub struct StepResult {
     /// Mean loss of the whole batch before the update, a scalar.
     pub loss: Tensor,
     /// Global norm of the whole batch's gradient before clipping, a scalar.
     pub grad_norm: Tensor,
-    /// How far the loss is above those before it, in standard deviations, a scalar.
+    /// Deviation of the loss from the mean of the previous ones, in standard deviations, a scalar.
     pub z_score: Tensor,
 }
 
-/// What a step trains, and how.
-#[derive(Debug)]
-pub struct StepContext<'a> {
-    /// The network.
-    pub model: &'a LanguageModel,
-    /// Over its parameters.
-    pub optimizer: &'a mut Optimizer,
-    /// How the ranks' gradients become one.
-    pub reduction: &'a GradReducer<'a>,
-    /// What is done about a step that is out of the ordinary.
-    pub stability: &'a mut StepGuard,
-    /// How a pass is done.
-    pub pass: ForwardOptions,
-}
-
-/// Forward and backward over `accumulation` micro-batches, the last of which makes every
-/// gradient the mean over all ranks, then one clipped AdamW update, or none where loss or gradient
-/// are not fit for one.
+/// Runs one step: forward and backward passes over the micro-batches, of which the last one
+/// averages the gradients over the ranks, and then one clipped AdamW update, which the step guard
+/// may skip.
 ///
-/// `micro_batch(i)` gives inputs and targets `[M, T]` of the i-th pass; `seed(i)` seeds its
-/// dropout; `mean` makes this rank's loss that of all. All micro-batches are of one size, so that the mean of their means is the
-/// batch's mean. The parts of it that [`torch_ext::profiler`] tells apart end at the laps here
-/// and at the marks in the model.
+/// All micro-batches have the same size, so that the mean of their losses is the mean of the batch.
+/// Each part of the step ends with a [`end_section`] here or in the model.
 ///
 /// # Errors
-/// When a batch cannot be read, another rank is gone, or libtorch refuses.
+/// A micro-batch cannot be read, or another rank has disconnected.
 pub fn training_step(
-    trained: StepContext<'_>,
+    context: &mut StepContext<'_>,
     learning_rate: f64,
-    accumulation: u64,
-    mut micro_batch: impl FnMut(u64) -> Result<(Tensor, Tensor)>,
-    seed: impl Fn(u64) -> u64,
-    mean: impl FnOnce(&Tensor) -> Result<()>,
+    micro_batches: impl ExactSizeIterator<Item = Result<MicroBatch>>,
 ) -> Result<StepResult> {
-    let StepContext { model, optimizer, reduction, stability, pass } = trained;
-    let mut total = Tensor::zeros([], (Kind::Float, model.device()));
+    let StepContext { model, optimizer, step_guard, grad_reducer, collectives, forward_options } = context;
+    let accumulation = micro_batches.len();
+    let mut loss = Tensor::zeros([], (Kind::Float, model.device()));
     optimizer.zero_grad()?;
-    lap("clip and optimiser");
-    for i in 0..accumulation {
-        let (ids, targets) = micro_batch(i)?;
-        lap("data");
-        if pass.dropout > 0.0 {
-            tch::manual_seed(seed(i) as i64);
+    end_section(Section::ClipAndOptimizer);
+    for (i, micro_batch) in micro_batches.enumerate() {
+        let MicroBatch { inputs, targets, dropout_seed } = micro_batch?;
+        end_section(Section::Data);
+        if forward_options.dropout > 0.0 {
+            tch::manual_seed(dropout_seed as i64);
         }
         let last = i + 1 == accumulation;
-        reduction.before_forward(last)?;
-        let loss = model.loss(&ids, &targets, pass)? / accumulation as f64;
-        lap("head and loss");
-        reduction.before_backward(last)?;
-        let scaled = stability.loss_scale().map(|scale| loss.f_mul(scale)).transpose()?;
-        // Where a rank that is gone is noticed, in words of ours.
-        scaled.as_ref().unwrap_or(&loss).f_backward().map_err(torch_ext::Error::from)?;
-        reduction.after_backward(last, optimizer)?;
-        lap("embedding backward");
-        total += loss.detach();
+        grad_reducer.before_forward(last)?;
+        let part = model.loss(&inputs, &targets, *forward_options)? / accumulation as f64;
+        end_section(Section::HeadAndLoss);
+        grad_reducer.before_backward(last)?;
+        let scaled = step_guard.loss_scale().map(|scale| part.f_mul(scale)).transpose()?;
+        // A disconnected rank is detected here; this error type has the message for it.
+        scaled.as_ref().unwrap_or(&part).f_backward().map_err(torch_ext::Error::from)?;
+        grad_reducer.after_backward(last, optimizer)?;
+        end_section(Section::EmbeddingBackward);
+        loss += part.detach();
     }
-    // The ranks have the same gradients by now; with one loss they decide alike.
-    mean(&total)?;
-    let decision = stability.decide(&total)?;
-    let update = optimizer.update(learning_rate, stability.update_guard(&decision))?;
-    stability.record(&decision, &update)?;
-    lap("clip and optimiser");
-    Ok(StepResult { loss: total, grad_norm: update.grad_norm, z_score: decision.z_score })
+    // All ranks now have the same gradients and loss, so they make the same decision.
+    collectives.average(&loss)?;
+    let decision = step_guard.decide(&loss)?;
+    let update = optimizer.update(learning_rate, step_guard.update_guard(&decision))?;
+    step_guard.record(&decision, &update)?;
+    end_section(Section::ClipAndOptimizer);
+    Ok(StepResult { loss, grad_norm: update.grad_norm, z_score: decision.z_score })
 }

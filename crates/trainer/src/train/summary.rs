@@ -1,4 +1,4 @@
-//! What a run will be, derived before it starts.
+//! The figures of a run that follow from its configuration, as printed at the start.
 
 use std::fmt;
 
@@ -6,45 +6,50 @@ use anyhow::Result;
 use model::ModelConfig;
 
 use crate::config::Config;
-use crate::data::batch_reader::BatchLayout;
+use crate::data::DataSplits;
+use crate::data::batch::BatchLayout;
+use crate::logging::run_logger::RunLogger;
 use crate::perf::flops::flops_per_token;
+use crate::runtime::time_limit::TimeLimit;
+use crate::train::options::TrainOptions;
+use crate::train::runtime::Runtime;
 
-/// The derived figures of a run.
+/// The figures of a run that follow from its configuration.
 #[derive(Debug, Clone)]
 pub(crate) struct RunSummary {
-    /// Trained values.
+    /// Trained parameters.
     pub(crate) parameters: i64,
-    /// Training FLOPs per token, by the full formula.
+    /// Training FLOPs per token.
     pub(crate) flops_per_token: f64,
-    /// How a step is split.
-    pub(crate) split: BatchLayout,
+    /// The division of a step into micro-batches.
+    pub(crate) layout: BatchLayout,
     /// Tokens of the whole run.
     pub(crate) tokens: u64,
-    /// Sequences in an epoch.
+    /// Sequences per epoch.
     pub(crate) sequences_per_epoch: u64,
-    /// Passes over the data.
+    /// Epochs of the whole run.
     pub(crate) epochs: f64,
     max_steps: u64,
     sequence_length: u64,
 }
 
 impl RunSummary {
-    /// Of `config` for a model of this shape (`config.model`'s, save for what it leaves to
-    /// the weights it starts from).
+    /// Derives the figures of a run with a model of this shape, which is `config.model`'s unless
+    /// initial weights decide otherwise.
     ///
     /// # Errors
-    /// When the batch does not divide.
+    /// The batch cannot be divided into micro-batches.
     pub(crate) fn new(config: &Config, model: &ModelConfig, sequences_per_epoch: u64, world_size: u64) -> Result<Self> {
         let sequence_length = config.data.sequence_length as u64;
-        let split = config.batch.split(sequence_length, world_size)?;
+        let layout = config.batch.layout(sequence_length, world_size)?;
         let max_steps = config.schedule.max_steps;
         Ok(RunSummary {
             parameters: model.num_parameters(),
             flops_per_token: flops_per_token(model, sequence_length),
-            split,
+            layout,
             tokens: max_steps * config.batch.tokens_per_step,
             sequences_per_epoch,
-            epochs: (max_steps * split.sequences) as f64 / sequences_per_epoch as f64,
+            epochs: (max_steps * layout.sequences) as f64 / sequences_per_epoch as f64,
             max_steps,
             sequence_length,
         })
@@ -53,8 +58,8 @@ impl RunSummary {
 
 impl fmt::Display for RunSummary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let BatchLayout { sequences, micro_batch, accumulation } = self.split;
-        writeln!(f, "model       {} parameters, {:.1} MFLOP a token", self.parameters, self.flops_per_token / 1e6)?;
+        let BatchLayout { sequences, micro_batch, accumulation } = self.layout;
+        writeln!(f, "model       {} parameters, {:.1} MFLOP per token", self.parameters, self.flops_per_token / 1e6)?;
         writeln!(
             f,
             "step        {} tokens = {sequences} sequences of {} = {accumulation} x {micro_batch} (accumulation x micro-batch)",
@@ -69,17 +74,41 @@ impl fmt::Display for RunSummary {
     }
 }
 
+/// Logs the summary of the run and its hardware.
+pub(crate) fn log_start(
+    config: &Config,
+    options: &TrainOptions,
+    runtime: &Runtime<'_>,
+    data: &DataSplits,
+    summary: &RunSummary,
+    peak_flops: f64,
+    log: &mut RunLogger,
+) {
+    log.info(&summary.to_string());
+    if !data.train.has_manifest() {
+        log.info("warning     the data has no manifest.json, so it could not be verified");
+    }
+    let (machine, precision, peak) = (runtime.describe(), config.run.precision, peak_flops / 1e9);
+    log.info(&format!("{machine}, {precision} matrix products at up to {peak:.0} GFLOP/s"));
+    if options.world.size > 1 {
+        log.info(&format!("processes   {}, rank 0 on {}", options.world.size, options.world.host));
+    }
+    if runtime.time_limit != TimeLimit::new(None, None) {
+        log.info(&format!("time        {}: the run stops with a checkpoint before", runtime.time_limit));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// OpenWebText has 9,035,582,198 training tokens: (9,035,582,198 - 1) / 512 sequences.
     #[test]
     fn the_published_run_is_5_80_epochs_of_openwebtext() {
-        // (9,035,582,198 - 1) / 512 blocks.
         let config = Config::example();
-        let plan = RunSummary::new(&config, &config.model, 17_647_621, 1).unwrap();
-        assert_eq!(plan.tokens, 52_428_800_000);
-        assert!((plan.epochs - 5.80).abs() < 0.005, "{}", plan.epochs);
-        assert!(plan.to_string().contains("64 x 16 (accumulation x micro-batch)"), "{plan}");
+        let summary = RunSummary::new(&config, &config.model, 17_647_621, 1).unwrap();
+        assert_eq!(summary.tokens, 52_428_800_000);
+        assert!((summary.epochs - 5.80).abs() < 0.005, "{}", summary.epochs);
+        assert!(summary.to_string().contains("64 x 16 (accumulation x micro-batch)"), "{summary}");
     }
 }

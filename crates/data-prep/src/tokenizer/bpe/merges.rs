@@ -1,60 +1,62 @@
-//! Byte-pair merging: of all neighbouring pairs the one of lowest rank is merged, the
-//! leftmost of equals, until none is left.
+//! Byte-pair merging: repeatedly merges the adjacent pair with the lowest rank, the leftmost of
+//! equal ones, until no pair can be merged.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use anyhow::{Context, Result, ensure};
 
-use super::bytes_of;
-use super::hash::slot;
+use super::byte_level::token_bytes;
+use super::hash::bucket;
 use super::tokenizer_json::{Merge, Vocabulary};
 
-/// No merge.
+/// Rank of a pair that is not merged.
 const NONE: u32 = u32::MAX;
 
-/// Ranks and results of all pairs, by open addressing.
-pub(super) struct Merges {
+/// Ranks and results of all merges, in a table with open addressing.
+pub(super) struct MergeTable {
     bits: u32,
-    /// (left, right) as one number; `NONE` is empty.
+    /// Both ids of a pair in one number; `NONE` for an empty bucket.
     pairs: Vec<u32>,
     ranks: Vec<u32>,
-    /// The merged id, by rank.
+    /// Merged id of each rank.
     merged: Vec<u16>,
-    /// The id of each single byte.
-    of_byte: [u16; 256],
+    /// Id of each byte.
+    byte_ids: [u16; 256],
 }
 
-impl Merges {
+impl MergeTable {
     pub(super) fn new(vocabulary: &Vocabulary, merges: &[Merge]) -> Result<Self> {
-        let id_of = |token: &str| -> Result<u16> {
+        let id = |token: &str| -> Result<u16> {
             let id = vocabulary.get(token).copied();
-            let id = id.with_context(|| format!("its merges name {token}, which its vocabulary lacks"))?;
-            u16::try_from(id).with_context(|| format!("its id {id} is past uint16"))
+            let id = id.with_context(|| format!("its vocabulary has no token {token}, which its merges use"))?;
+            u16::try_from(id).with_context(|| format!("its id {id} does not fit into uint16"))
         };
-        let mut of_byte = [None; 256];
+        let mut byte_ids = [None; 256];
         for token in vocabulary.keys() {
-            if let Some([byte]) = bytes_of(token).as_deref() {
-                of_byte[usize::from(*byte)] = Some(id_of(token)?);
+            if let Some([byte]) = token_bytes(token).as_deref() {
+                byte_ids[usize::from(*byte)] = Some(id(token)?);
             }
         }
-        let of_byte = of_byte.into_iter().collect::<Option<Vec<u16>>>().context("its vocabulary lacks a byte")?;
-        let of_byte = <[u16; 256]>::try_from(of_byte.as_slice()).context("there are 256 bytes")?;
+        let byte_ids =
+            byte_ids.into_iter().collect::<Option<Vec<u16>>>().context("its vocabulary does not have all bytes")?;
+        let byte_ids = <[u16; 256]>::try_from(byte_ids.as_slice()).context("there are 256 bytes")?;
         let bits = (4 * merges.len().max(1)).next_power_of_two().trailing_zeros();
         let size = 1usize << bits;
-        let mut table = Merges { bits, pairs: vec![NONE; size], ranks: vec![NONE; size], merged: Vec::new(), of_byte };
+        let mut table =
+            MergeTable { bits, pairs: vec![NONE; size], ranks: vec![NONE; size], merged: Vec::new(), byte_ids };
         let mut joined = String::new();
         for (rank, merge) in merges.iter().enumerate() {
-            let (left, right) = merge.halves().with_context(|| format!("its merge {rank} is no pair"))?;
-            let pair = pair(id_of(left)?, id_of(right)?);
-            ensure!(pair != NONE, "its merge {rank} is of the ids 65535 and 65535");
+            let (left, right) = merge.split_pair().with_context(|| format!("its merge {rank} is not a pair"))?;
+            let pair = pair(id(left)?, id(right)?);
+            ensure!(pair != NONE, "its merge {rank} has the ids 65535 and 65535");
             joined.clear();
             joined.extend([left, right]);
-            table.merged.push(id_of(&joined)?);
-            // The first rank of a pair that is named twice counts in no definition; refuse.
-            ensure!(table.rank_of(pair) == NONE, "its merge {rank} stands twice");
+            table.merged.push(id(&joined)?);
+            // This table would use the first rank of a repeated pair; `tokenizers` uses the last.
+            ensure!(table.pair_rank(pair) == NONE, "its merge {rank} repeats an earlier one");
             let mask = size - 1;
-            let mut at = slot(u128::from(pair), bits);
+            let mut at = bucket(u128::from(pair), bits);
             while table.pairs[at] != NONE {
                 at = (at + 1) & mask;
             }
@@ -63,11 +65,11 @@ impl Merges {
         Ok(table)
     }
 
-    /// `NONE` for a pair that is not merged.
+    /// Returns the rank of a pair, or `NONE` if it is not merged.
     #[inline]
-    fn rank_of(&self, pair: u32) -> u32 {
+    fn pair_rank(&self, pair: u32) -> u32 {
         let mask = self.pairs.len() - 1;
-        let mut at = slot(u128::from(pair), self.bits);
+        let mut at = bucket(u128::from(pair), self.bits);
         loop {
             match self.pairs[at] {
                 found if found == pair => return self.ranks[at],
@@ -79,7 +81,7 @@ impl Merges {
 
     #[inline]
     fn rank(&self, left: u16, right: u16) -> u32 {
-        self.rank_of(pair(left, right))
+        self.pair_rank(pair(left, right))
     }
 }
 
@@ -87,35 +89,36 @@ fn pair(left: u16, right: u16) -> u32 {
     u32::from(left) << 16 | u32::from(right)
 }
 
-/// Pieces up to this many bytes are merged by looking through all pairs each time, which
-/// is quadratic but has the smaller constant.
-const SCAN: usize = 64;
+/// Maximum length in bytes of pieces that are merged by a scan over all pairs. The scan takes
+/// quadratic time, but is faster for short pieces.
+const MAX_SCAN_BYTES: usize = 64;
 
-/// Merges pieces, keeping its buffers.
+/// Merges pieces, and reuses its buffers.
 #[derive(Default)]
-pub(super) struct Merger {
+pub(super) struct PieceMerger {
     ids: Vec<u16>,
-    /// Of each pair, at its left end.
+    /// Rank of each pair, at the index of its left token.
     ranks: Vec<u32>,
     before: Vec<u32>,
     after: Vec<u32>,
     heap: BinaryHeap<Reverse<(u32, u32)>>,
 }
 
-impl Merger {
+impl PieceMerger {
     /// Appends the ids of a piece.
-    pub(super) fn merge(&mut self, merges: &Merges, piece: &[u8], out: &mut Vec<u16>) {
+    pub(super) fn merge(&mut self, merges: &MergeTable, piece: &[u8], out: &mut Vec<u16>) {
         self.ids.clear();
-        self.ids.extend(piece.iter().map(|&byte| merges.of_byte[usize::from(byte)]));
-        if piece.len() <= SCAN {
-            self.scan(merges);
+        self.ids.extend(piece.iter().map(|&byte| merges.byte_ids[usize::from(byte)]));
+        if piece.len() <= MAX_SCAN_BYTES {
+            self.merge_by_scan(merges);
             out.extend_from_slice(&self.ids);
         } else {
-            self.queue(merges, out);
+            self.merge_by_heap(merges, out);
         }
     }
 
-    fn scan(&mut self, merges: &Merges) {
+    /// Merges `self.ids` in place.
+    fn merge_by_scan(&mut self, merges: &MergeTable) {
         let (ids, ranks) = (&mut self.ids, &mut self.ranks);
         ranks.clear();
         ranks.extend(ids.windows(2).map(|w| merges.rank(w[0], w[1])));
@@ -141,9 +144,10 @@ impl Merger {
         }
     }
 
-    /// The same by a linked list and a heap of pairs: n log n, for pieces of any length.
-    fn queue(&mut self, merges: &Merges, out: &mut Vec<u16>) {
-        let Merger { ids, ranks, before, after, heap } = self;
+    /// Merges `self.ids` with a linked list and a heap of pairs, in O(n log n), and appends the
+    /// result to `out`.
+    fn merge_by_heap(&mut self, merges: &MergeTable, out: &mut Vec<u16>) {
+        let PieceMerger { ids, ranks, before, after, heap } = self;
         let length = ids.len() as u32;
         ranks.clear();
         ranks.extend(ids.windows(2).map(|w| merges.rank(w[0], w[1])));
@@ -157,7 +161,8 @@ impl Merger {
         heap.extend(queued.map(|(&rank, i)| Reverse((rank, i))));
         while let Some(Reverse((rank, left))) = heap.pop() {
             let at = left as usize;
-            // A pair that is gone: its left end was merged away (rank NONE) or is another.
+            // Skips a pair that no longer exists: its left token was merged (rank NONE) or has
+            // changed.
             if ranks[at] != rank {
                 continue;
             }
@@ -165,7 +170,7 @@ impl Merger {
             ids[at] = merges.merged[rank as usize];
             ranks[right] = NONE;
             after[at] = after[right];
-            // The pairs that the new token makes with its neighbours; none at the ends.
+            // The pairs of the new token with its neighbors, which do not exist at the ends.
             ranks[at] = NONE;
             for (i, j) in [(left, after[at]), (before[at], left)] {
                 if i == u32::MAX || j == length {

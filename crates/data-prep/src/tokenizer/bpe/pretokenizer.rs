@@ -1,42 +1,44 @@
-//! GPT-2's pre-tokenisation by hand:
-//! `'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`.
+//! GPT-2's pre-tokenizer, without a regular expression engine. It splits text as
+//! `'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+` does.
 //!
-//! Every character is a letter, a number, a space or something else, and every piece is a
-//! run of one class, with a space in front where there is one: linear in the text's length.
+//! Every character is a letter, a number, white space, or other. Except for contractions, a piece
+//! is a run of characters of one class, with an optional space in front. The time is linear in the
+//! length of the text.
 
 use anyhow::{Context, Result};
 use regex_syntax::hir::{Class, HirKind};
 
-/// Classes of characters.
+// Character classes.
 const OTHER: u8 = 0;
 const LETTER: u8 = 1;
 const NUMBER: u8 = 2;
 const SPACE: u8 = 3;
 
-/// The class of every Unicode scalar value.
-pub(super) struct Scanner {
+/// Splits text into pieces.
+pub(super) struct Pretokenizer {
+    /// Class of every Unicode scalar value.
     classes: Vec<u8>,
 }
 
-impl Scanner {
+impl Pretokenizer {
     pub(super) fn new() -> Result<Self> {
         let mut classes = vec![OTHER; 0x11_0000];
         for (pattern, class) in [(r"\p{L}", LETTER), (r"\p{N}", NUMBER), (r"\s", SPACE)] {
             let hir = regex_syntax::parse(pattern)?;
             let HirKind::Class(Class::Unicode(ranges)) = hir.kind() else {
-                return Err(anyhow::anyhow!("{pattern} is no class of characters"));
+                return Err(anyhow::anyhow!("{pattern} is not a character class"));
             };
             for range in ranges.iter() {
                 classes
                     .get_mut(range.start() as usize..=range.end() as usize)
-                    .context("a class runs past Unicode")?
+                    .context("a character class exceeds Unicode")?
                     .fill(class);
             }
         }
-        Ok(Scanner { classes })
+        Ok(Pretokenizer { classes })
     }
 
-    /// Class and length in bytes of the character at `at`, inside the text.
+    /// Returns the class and the length in bytes of the character at byte `at` of the text.
     #[inline]
     fn class_at(&self, text: &str, at: usize) -> (u8, usize) {
         let byte = text.as_bytes()[at];
@@ -49,7 +51,7 @@ impl Scanner {
         }
     }
 
-    /// End of the run of one class from `at` on.
+    /// Returns the end of the run of characters of one class that starts at `at`.
     #[inline]
     fn run_end(&self, text: &str, mut at: usize, class: u8) -> usize {
         while at < text.len() {
@@ -62,7 +64,8 @@ impl Scanner {
         at
     }
 
-    /// End of the piece that starts at `start`, inside the text and at a character.
+    /// Returns the end of the piece that starts at `start`, the position of a character in the
+    /// text.
     #[inline]
     pub(super) fn piece_end(&self, text: &str, start: usize) -> usize {
         let bytes = text.as_bytes();
@@ -86,10 +89,10 @@ impl Scanner {
         }
         let (following, following_length) = self.class_at(text, next);
         if following != SPACE {
-            // Only U+0020 goes with what follows it.
+            // Only U+0020 belongs to the piece that follows it.
             return if bytes[start] == b' ' { self.run_end(text, next + following_length, following) } else { next };
         }
-        // White space up to the last of it, which goes its own way when something follows.
+        // Several white-space characters. If text follows, the last one is not part of this piece.
         let end = self.run_end(text, next + following_length, SPACE);
         if end == text.len() {
             return end;

@@ -1,4 +1,4 @@
-//! What is read of a `tokenizer.json`.
+//! The parts of `tokenizer.json` that the native BPE needs.
 
 use std::collections::HashMap;
 
@@ -8,7 +8,7 @@ use serde::de::IgnoredAny;
 /// Token strings and their ids.
 pub(super) type Vocabulary = HashMap<String, u32>;
 
-/// The file.
+/// Contents of a `tokenizer.json`.
 #[derive(Debug, Deserialize)]
 pub(crate) struct TokenizerFile {
     #[serde(default)]
@@ -18,7 +18,7 @@ pub(crate) struct TokenizerFile {
     pub(super) model: BpeModel,
 }
 
-/// A token that is recognised in the text itself.
+/// Token that is recognized in the text before pre-tokenization.
 #[derive(Debug, Deserialize)]
 pub(crate) struct AddedToken {
     pub(crate) id: u32,
@@ -31,7 +31,7 @@ pub(crate) struct AddedToken {
     pub(crate) rstrip: bool,
 }
 
-/// How text is cut into pieces.
+/// Settings of the pre-tokenizer, which splits text into pieces.
 #[derive(Debug, Deserialize)]
 pub(super) struct PreTokenizer {
     #[serde(rename = "type")]
@@ -40,7 +40,7 @@ pub(super) struct PreTokenizer {
     pub(super) use_regex: Option<bool>,
 }
 
-/// How pieces become ids.
+/// Settings of the BPE, which converts pieces to ids.
 #[derive(Debug, Deserialize)]
 pub(super) struct BpeModel {
     #[serde(rename = "type")]
@@ -55,16 +55,18 @@ pub(super) struct BpeModel {
     pub(super) merges: Vec<Merge>,
 }
 
-/// Two tokens that become one, as older and newer files write it.
+/// Pair of tokens that is merged into one.
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
 pub(super) enum Merge {
+    /// Both tokens in one string, separated by a space: the format of older files.
     Line(String),
+    /// Format of newer files.
     Pair(String, String),
 }
 
 impl Merge {
-    pub(super) fn halves(&self) -> Option<(&str, &str)> {
+    pub(super) fn split_pair(&self) -> Option<(&str, &str)> {
         match self {
             Merge::Line(line) => line.split_once(' '),
             Merge::Pair(left, right) => Some((left, right)),
@@ -73,14 +75,14 @@ impl Merge {
 }
 
 impl TokenizerFile {
-    /// The id of a token, an added one first.
-    pub(crate) fn id_of(&self, token: &str) -> Option<u32> {
+    /// Returns the id of a token. Added tokens take precedence.
+    pub(crate) fn id(&self, token: &str) -> Option<u32> {
         let added = self.added_tokens.iter().find(|t| t.content == token).map(|t| t.id);
         added.or_else(|| self.model.vocab.get(token).copied())
     }
 
-    /// The highest id of any token.
-    pub(crate) fn highest_id(&self) -> u32 {
+    /// Returns the largest id of any token.
+    pub(crate) fn max_id(&self) -> u32 {
         let added = self.added_tokens.iter().map(|t| t.id);
         self.model.vocab.values().copied().chain(added).max().unwrap_or(0)
     }
