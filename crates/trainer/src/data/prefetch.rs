@@ -61,7 +61,7 @@ impl Prefetch {
     /// micro-batch is not read yet.
     ///
     /// # Errors
-    /// This micro-batch could not be read, or the thread has ended.
+    /// Returns an error if this micro-batch could not be read, or if the thread has ended.
     pub(crate) fn next_batch(&mut self) -> Result<(Tensor, Tensor)> {
         match self.queue.as_ref().map(Receiver::recv) {
             Some(Ok(rows)) => model::inputs_and_targets(&rows?, self.sequence_length, self.device),
