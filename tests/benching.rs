@@ -1,15 +1,15 @@
-//! `backpack bench`: the contract that other programs call it by.
+//! `backpack bench`: the report that other programs read.
 
 use std::fs;
 
 use serde_json::Value;
 
-use crate::support::{Finished, Scratch, backpack, stream, write_ids};
+use crate::support::{CommandOutput, Scratch, backpack, token_stream, write_ids};
 
-fn bench(scratch: &Scratch, more: &[&str]) -> Finished {
-    let config = scratch.text("bench.toml");
+fn bench(scratch: &Scratch, more: &[&str]) -> CommandOutput {
+    let config = scratch.path_str("bench.toml");
     if !scratch.path("bench.toml").exists() {
-        // No [data] path, and no data at it.
+        // Without a path in [data]: bench needs no data.
         let text = fs::read_to_string(scratch.path("small.toml")).unwrap();
         let without: String =
             text.lines().filter(|line| !line.starts_with("path")).map(|line| format!("{line}\n")).collect();
@@ -23,7 +23,7 @@ fn losses(report: &Value) -> Vec<f64> {
 }
 
 #[test]
-fn one_json_object_with_the_contract_s_keys() {
+fn json_report_has_all_keys() {
     let scratch = Scratch::new();
     let finished = bench(&scratch, &["--json", "--steps", "3", "--warmup", "1"]).expect(0);
     assert_eq!(finished.stdout.lines().count(), 1);
@@ -54,17 +54,18 @@ fn one_json_object_with_the_contract_s_keys() {
     assert!(report["parameters"].as_u64().is_some() && report["version"].is_string());
     assert!(report["libtorch"].as_str().unwrap().starts_with("2.13"));
     let parts = report["seconds_by_part"].as_object().unwrap();
-    assert!(parts.contains_key("data") && parts.contains_key("clip and optimiser"), "{parts:?}");
+    assert!(parts.contains_key("data") && parts.contains_key("clip and optimizer"), "{parts:?}");
     assert!(parts.values().all(|seconds| seconds.as_f64().unwrap() >= 0.0));
 
-    // Warm-up included; from fresh weights, so near a uniform guess.
+    // The losses include the warm-up steps. With new weights the first is near that of a uniform
+    // prediction.
     let losses = losses(&report);
     assert_eq!(losses.len(), 4);
     assert!((losses[0] - 311f64.ln()).abs() < 0.2, "{losses:?}");
 
-    // The same again, as a table for people.
+    // The same as text.
     let shown = bench(&scratch, &["--steps", "4", "--warmup", "0", "--profile-steps", "0"]).expect(0);
-    for part in ["2 x 2 sequences of 32", "tokens/s (median of 4 steps; best", "utilisation", "GB resident"] {
+    for part in ["2 x 2 sequences of 32", "tokens/s (median of 4 steps; best", "MFU", "GB resident"] {
         assert!(shown.stdout.contains(part), "{}", shown.stdout);
     }
     assert!(!shown.stdout.contains("by part"), "{}", shown.stdout);
@@ -73,14 +74,14 @@ fn one_json_object_with_the_contract_s_keys() {
     }
 }
 
-/// Six rows of 32, of which a step takes four: steps of rows 0 to 3, 4 to 1, 2 to 5, and
-/// 0 to 3 again.
+/// The file has six rows of 32 tokens and a step takes four: rows 0 to 3, 4 to 1, 2 to 5, and 0 to
+/// 3 again.
 #[test]
-fn the_rows_of_a_file_are_taken_in_order_and_wrap_round() {
+fn rows_of_a_file_are_used_in_order_and_wrap_around() {
     let scratch = Scratch::new();
-    write_ids(&scratch.path("six.bin"), &stream(6 * 32 + 1, 311));
-    let file = scratch.text("six.bin");
-    // A rate that leaves the weights what they are.
+    write_ids(&scratch.path("six.bin"), &token_stream(6 * 32 + 1, 311));
+    let file = scratch.path_str("six.bin");
+    // With this learning rate the weights do not change.
     let fixed = ["--set", "optimizer.learning_rate=1e-15", "--set", "model.dropout=0"];
     let arguments = ["--json", "--warmup", "1", "--steps", "3", "--profile-steps", "0", "--tokens-file", &file];
     let losses = losses(&bench(&scratch, &[&arguments[..], &fixed].concat()).expect(0).json());
@@ -89,13 +90,13 @@ fn the_rows_of_a_file_are_taken_in_order_and_wrap_round() {
 }
 
 #[test]
-fn what_cannot_be_benched() {
+fn bench_rejects_bad_inputs() {
     let scratch = Scratch::new();
     let refused = |more: &[&str]| bench(&scratch, more).error();
     assert!(refused(&["--steps", "0"]).contains("--steps is 0"));
     assert!(refused(&["--set", "batch.tokens_per_step=100"]).contains("not a multiple of data.sequence_length 32"));
     assert!(refused(&["--tokens-file", "none.bin"]).contains("the tokens file none.bin cannot be read"));
-    let file = scratch.text("ids.bin");
+    let file = scratch.path_str("ids.bin");
     write_ids(&scratch.path("ids.bin"), &[1; 32]);
     let short = refused(&["--tokens-file", &file]);
     assert!(short.contains("holds 32 ids, too few for one row of 33"), "{short}");

@@ -1,40 +1,41 @@
-//! `backpack control`: the paper's recipes, end to end.
+//! `backpack control`: the three recipes of the paper.
 
 use std::fs;
 use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::support::{Finished, Scratch, backpack, fixture, write_model_of_words};
+use crate::support::{CommandOutput, Scratch, backpack, fixture, write_model_of_words};
 
 fn number(value: &Value) -> f64 {
     value.as_f64().unwrap()
 }
 
-/// One thread: other tests run beside this.
-fn control(recipe: &str, model: &str, more: &[&str]) -> Finished {
+/// Runs a recipe on one thread, because other tests run at the same time.
+fn control(recipe: &str, model: &str, more: &[&str]) -> CommandOutput {
     backpack(&[&["control", recipe, "--model", model, "--threads", "1"], more].concat())
 }
 
-fn names(folder: &Path) -> Vec<String> {
+fn file_names(folder: &Path) -> Vec<String> {
     let mut names: Vec<String> =
         fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     names
 }
 
-/// The small model's words that are not English: `waf` is 5.
-fn word(id: u16) -> String {
+/// A placeholder word of the small model's vocabulary: `waf` is 5.
+fn placeholder(id: u16) -> String {
     let letter = |n: u16| char::from(b'a' + (n % 26) as u8);
     format!("w{}{}", letter(id / 26), letter(id))
 }
 
-/// The fixture with a tokenizer of its 311 ids, each a word: all pairs of word and sense are scored in no time.
+/// Writes the fixture with a tokenizer whose 311 ids are words. Scoring all pairs of word and sense
+/// is fast with so few words.
 fn write_small_model_with_words(folder: &Path) {
     let english = [(30, "he"), (41, "she"), (90, "doctor"), (91, "nurse"), (200, "war"), (201, "army"), (7, "The")];
     let vocabulary = (0..311).map(|id| {
         let known = english.iter().find(|(known, _)| *known == id).map(|(_, word)| (*word).to_owned());
-        (known.unwrap_or_else(|| word(id)), json!(id))
+        (known.unwrap_or_else(|| placeholder(id)), json!(id))
     });
     let tokenizer = json!({
         "version": "1.0",
@@ -55,11 +56,11 @@ fn write_small_model_with_words(folder: &Path) {
 }
 
 #[test]
-fn texts_are_written_at_every_strength_and_measured() {
+fn topic_generates_and_measures_texts_at_every_strength() {
     let scratch = Scratch::new();
     write_small_model_with_words(&scratch.path("model"));
     fs::write(scratch.path("fight.txt"), "# of war\nwar\n\narmy\nwaf\nwar\n").unwrap();
-    let (model, words, output) = (scratch.text("model"), scratch.text("fight.txt"), scratch.text("out"));
+    let (model, words, output) = (scratch.path_str("model"), scratch.path_str("fight.txt"), scratch.path_str("out"));
     let run = |more: &[&str]| {
         let basis = ["--words", &words, "--about", "The doctor waj", "--prompt", "The wad", "--texts", "6"];
         control("topic", &model, &[&basis[..], &["--tokens", "12"], more].concat())
@@ -82,24 +83,24 @@ fn texts_are_written_at_every_strength_and_measured() {
     assert_eq!(fight["strengths"][0]["perplexity"], about["strengths"][0]["perplexity"]);
 
     let folder = scratch.path("out");
-    assert_eq!(names(&folder), ["plot.png", "plot.svg", "report.json", "table.md", "texts.jsonl"]);
+    assert_eq!(file_names(&folder), ["plot.png", "plot.svg", "report.json", "table.md", "texts.jsonl"]);
     assert_eq!(serde_json::from_slice::<Value>(&fs::read(folder.join("report.json")).unwrap()).unwrap(), report);
     let texts = fs::read_to_string(folder.join("texts.jsonl")).unwrap();
     let texts: Vec<Value> = texts.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    // Strength 0 once, three strengths of two topics.
+    // Strength 0 once, and three strengths of two topics.
     assert_eq!(texts.len(), 7 * 6);
-    // The rate that is reported is that of the texts that are there.
+    // The reported rate is that of the written texts.
     let of = |strength: u64| texts.iter().filter(move |t| t["topic"] == "fight" && t["strength"] == strength);
     let counted =
         of(3).map(|t| t["text"].as_str().unwrap().split(' ').filter(|w| ["war", "army", "waf"].contains(w)).count());
     let rate = 100.0 * counted.sum::<usize>() as f64 / 72.0;
     assert!((number(&fight["strengths"][3]["words_per_100_tokens"]) - rate).abs() < 1e-9, "{rate}");
     let svg = fs::read_to_string(folder.join("plot.svg")).unwrap();
-    for name in ["fight", "about: The doctor waj", "its words in 100 tokens", "perplexity"] {
+    for name in ["fight", "about: The doctor waj", "topic words per 100 tokens", "perplexity"] {
         assert!(svg.contains(name), "{name}");
     }
 
-    // The same seed writes the same, another one does not; the table is what the folder has.
+    // The same seed gives the same texts. The printed table is that of the directory.
     let table = fs::read_to_string(folder.join("table.md")).unwrap();
     assert_eq!(run(&[]).expect(0).stdout, table);
     assert_ne!(run(&["--seed", "1"]).expect(0).stdout, table);
@@ -110,10 +111,11 @@ fn texts_are_written_at_every_strength_and_measured() {
 }
 
 #[test]
-fn a_bias_is_found_reported_and_saved_as_edits() {
+fn debias_reports_and_saves_its_factor() {
     let scratch = Scratch::new();
     write_small_model_with_words(&scratch.path("model"));
-    let (model, edit, output) = (scratch.text("model"), scratch.text("edits/debias.json"), scratch.text("out"));
+    let (model, edit, output) =
+        (scratch.path_str("model"), scratch.path_str("edits/debias.json"), scratch.path_str("out"));
     for (name, text) in [
         ("work.txt", "doctor\nnurse\nmother-in-law\n"),
         ("train.txt", "The {} wad\nwai {} waj wak\n"),
@@ -121,7 +123,8 @@ fn a_bias_is_found_reported_and_saved_as_edits() {
     ] {
         fs::write(scratch.path(name), text).unwrap();
     }
-    let (work, train, test) = (scratch.text("work.txt"), scratch.text("train.txt"), scratch.text("test.txt"));
+    let (work, train, test) =
+        (scratch.path_str("work.txt"), scratch.path_str("train.txt"), scratch.path_str("test.txt"));
     let files = ["--occupations", &work, "--prompts", &train, "--test-prompts", &test];
     let run = |more: &[&str]| control("debias", &model, &[&files[..], more].concat());
     let report = run(&["--save-edit", &edit, "--output", &output, "--json"]).expect(0).json();
@@ -130,15 +133,15 @@ fn a_bias_is_found_reported_and_saved_as_edits() {
     let bias = |prompts: &str, which: &str| number(&report[prompts][which]);
     let (sense, factor) = (report["sense"].as_u64().unwrap() as usize, number(&report["factor"]));
     assert!((0.0..=1.0).contains(&factor));
-    // The objective at the found factor is no worse than at its start and its ends.
+    // The objective at the selected factor is not larger than at factor 1 and factor 0.
     let objective = bias("training", "found") + 1.0 - factor;
     assert!(objective <= bias("training", "plain") + 1e-9 && objective <= bias("training", "removed") + 1.0 + 1e-9);
     let lowest = |trial: &Value| number(&trial["lowest"]);
     let trials = report["senses"].as_array().unwrap();
     assert!(trials.iter().all(|trial| lowest(&trials[sense]) <= lowest(trial)));
-    assert_eq!(names(&scratch.path("out")), ["plot.png", "plot.svg", "report.json", "table.md"]);
+    assert_eq!(file_names(&scratch.path("out")), ["plot.png", "plot.svg", "report.json", "table.md"]);
 
-    // What was saved, given back, is the model after it.
+    // The saved edits give the edited model.
     let edits: Value = serde_json::from_slice(&fs::read(&edit).unwrap()).unwrap();
     let want = |token: i64| json!({ "token": token, "sense": sense, "op": "scale", "factor": factor });
     assert_eq!(edits, json!({ "edits": [want(90), want(91)] }));
@@ -153,10 +156,10 @@ fn a_bias_is_found_reported_and_saved_as_edits() {
 }
 
 #[test]
-fn a_word_calls_up_another_and_texts_without_it_stay() {
+fn edit_changes_only_prompts_with_the_word() {
     let scratch = Scratch::new();
     write_model_of_words(&scratch.path("model"));
-    let (model, edit, output) = (scratch.text("model"), scratch.text("edit.json"), scratch.text("out"));
+    let (model, edit, output) = (scratch.path_str("model"), scratch.path_str("edit.json"), scratch.path_str("out"));
     let words = ["--word", "MacBook", "--old", "Apple", "--new", "HP"];
     let run = |more: &[&str]| control("edit", &model, &[&words[..], more].concat()).expect(0);
     let report = run(&["--save-edit", &edit, "--output", &output, "--json"]).json();
@@ -173,8 +176,8 @@ fn a_word_calls_up_another_and_texts_without_it_stay() {
         assert_eq!(prompt["after"]["top"].as_array().unwrap().len(), 5);
     }
     assert_eq!(report["senses"].as_array().unwrap().len(), 4);
-    assert_eq!(names(&scratch.path("out")), ["plot.png", "plot.svg", "report.json", "table.md"]);
-    // The edited model begins where the report ended.
+    assert_eq!(file_names(&scratch.path("out")), ["plot.png", "plot.svg", "report.json", "table.md"]);
+    // The saved edits give the probabilities that were reported after the edit.
     let prompt = ["--prompt", "The MacBook is best known for", "--edit", &edit, "--json"];
     let again = run(&prompt).json();
     let (now, then) = (number(&again["prompts"][0]["before"]["new"]), number(&prompts[0]["after"]["new"]));
@@ -182,43 +185,46 @@ fn a_word_calls_up_another_and_texts_without_it_stay() {
     let generate = ["generate", "--model", &model, "--prompt", "The MacBook", "--max-new-tokens", "2", "--edit", &edit];
     backpack(&generate).expect(0);
     let table = run(&[]).stdout;
-    assert!(table.starts_with("MacBook calls up HP where it called up Apple.\n"), "{table}");
+    assert!(table.starts_with("MacBook predicts HP instead of Apple.\n"), "{table}");
 }
 
 #[test]
-fn what_cannot_be_controlled_says_why() {
+fn control_rejects_bad_inputs() {
     let scratch = Scratch::new();
     write_model_of_words(&scratch.path("model"));
-    let model = scratch.text("model");
+    let model = scratch.path_str("model");
     let error = |arguments: &[&str]| {
         let (recipe, more) = arguments.split_first().unwrap();
         control(recipe, &model, more).error()
     };
     let file = |name: &str, text: &str| {
         fs::write(scratch.path(name), text).unwrap();
-        scratch.text(name)
+        scratch.path_str(name)
     };
     let empty = file("empty.txt", "# nothing\n\n");
     assert!(error(&["topic", "--words", &empty]).contains("empty.txt is empty"));
-    assert!(error(&["topic", "--words", "none.txt"]).contains("none.txt cannot be read"));
+    assert!(error(&["topic", "--words", "none.txt"]).contains("cannot read none.txt"));
     let unknown = error(&["topic", "--topic", "cookery"]);
-    assert!(unknown.contains("no topic \"cookery\": there are family, law, money, music, sport, war"), "{unknown}");
+    assert!(
+        unknown.contains("unknown topic \"cookery\": choose one of family, law, money, music, sport, war"),
+        "{unknown}"
+    );
     let none = control("topic", &model, &["--topic", "war", "--texts", "0"]).expect(2).stderr;
-    assert!(none.contains("it must be at least 1"), "{none}");
+    assert!(none.contains("must be at least 1"), "{none}");
     let long = error(&["topic", "--topic", "war", "--tokens", "64"]);
     assert!(
-        long.contains("--tokens is 64: after a prompt of 1 the model's context of 64 has room for 1 to 63"),
+        long.contains(
+            "--tokens is 64, but the model's context of 64 has room for 1 to 63 tokens after the prompt of 1"
+        ),
         "{long}"
     );
-    assert!(
-        error(&["topic", "--topic", "war", "--prompt", ""]).contains("--prompt is not usable: there are no tokens")
-    );
+    assert!(error(&["topic", "--topic", "war", "--prompt", ""]).contains("cannot use --prompt: "));
     fs::create_dir(scratch.path("full")).unwrap();
     file("full/file", "");
-    assert!(error(&["topic", "--topic", "war", "--output", &scratch.text("full")]).contains("already holds something"));
+    assert!(error(&["topic", "--topic", "war", "--output", &scratch.path_str("full")]).contains("already exists"));
 
-    let no_place = file("prompts.txt", "My {} said\nThe doctor said\n");
-    let refused = error(&["debias", "--prompts", &no_place]);
+    let no_braces = file("prompts.txt", "My {} said\nThe doctor said\n");
+    let refused = error(&["debias", "--prompts", &no_braces]);
     assert!(refused.contains("the prompt \"The doctor said\" has no {}"), "{refused}");
     let no_space = file("prompts.txt", "{} said that\n");
     assert!(error(&["debias", "--test-prompts", &no_space]).contains("no space before its {}"));
@@ -233,7 +239,7 @@ fn what_cannot_be_controlled_says_why() {
     let long = "time ".repeat(80);
     assert!(edit("MacBook", "Apple", &["--prompt", &long]).contains("more than the model's context of 64"));
 
-    // A model of another vocabulary than the tokenizer's, and one without senses.
+    // A model whose vocabulary is smaller than the tokenizer's, and a model without senses.
     let fixture = fixture("inv_scale");
     let small = fixture.to_str().unwrap();
     let foreign = control("topic", small, &["--topic", "war", "--prompt", "!"]).error();
@@ -247,7 +253,7 @@ fn what_cannot_be_controlled_says_why() {
     for recipe in [&["topic", "--topic", "war"][..], &["debias"], &["edit", "--word", "a", "--old", "b", "--new", "c"]]
     {
         let error = control(recipe[0], gpt2, &recipe[1..]).error();
-        assert!(error.contains("is a GPT-2, which has no senses to control"), "{error}");
+        assert!(error.contains("is a GPT-2, which has no senses"), "{error}");
     }
     control("topic", &model, &[]).expect(2);
     control("topic", &model, &["--topic", "war", "--strengths", "4"]).expect(2);

@@ -1,5 +1,5 @@
-//! What deny.toml asks of the dependencies, as far as it can be checked offline and without
-//! `cargo deny`: their licences and where they come from.
+//! The rules of deny.toml that can be checked offline and without `cargo deny`: licenses and
+//! sources of the dependencies.
 
 use std::process::Command;
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::support::root;
 
-/// Whether an SPDX expression can be met by the allowed licences. `/` is an old way to write OR.
+/// Whether the allowed licenses satisfy an SPDX expression. `/` is the old notation of OR.
 fn is_met(expression: &str, allowed: &[&str]) -> bool {
     let expression = expression.replace('/', " OR ");
     // No expression in Cargo.lock nests deeper than `(A OR B) AND C`.
@@ -16,13 +16,13 @@ fn is_met(expression: &str, allowed: &[&str]) -> bool {
 }
 
 #[test]
-fn every_dependency_has_an_allowed_licence_and_source() {
+fn every_dependency_has_an_allowed_license_and_source() {
     let deny: toml::Table = std::fs::read_to_string(root().join("deny.toml")).unwrap().parse().unwrap();
     let list = |section: &str, key: &str| -> Vec<String> {
         deny[section][key].as_array().unwrap().iter().map(|value| value.as_str().unwrap().to_owned()).collect()
     };
-    let licences = list("licenses", "allow");
-    let allowed: Vec<&str> = licences.iter().map(String::as_str).collect();
+    let licenses = list("licenses", "allow");
+    let allowed: Vec<&str> = licenses.iter().map(String::as_str).collect();
     let sources: Vec<String> = list("sources", "allow-registry").iter().map(|url| format!("registry+{url}")).collect();
     let target = deny["graph"]["targets"][0].as_str().unwrap();
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap());
@@ -33,8 +33,8 @@ fn every_dependency_has_an_allowed_licence_and_source() {
     let packages = metadata["packages"].as_array().unwrap();
     assert!(packages.len() > 100);
     for package in packages {
-        let (name, licence) = (package["name"].as_str().unwrap(), package["license"].as_str().unwrap_or("none"));
-        assert!(is_met(licence, &allowed), "{name} is under {licence}, which deny.toml does not allow");
+        let (name, license) = (package["name"].as_str().unwrap(), package["license"].as_str().unwrap_or("none"));
+        assert!(is_met(license, &allowed), "{name} is under {license}, which deny.toml does not allow");
         if let Some(source) = package["source"].as_str() {
             assert!(sources.iter().any(|known| known == source), "{name} comes from {source}");
         }
@@ -42,7 +42,7 @@ fn every_dependency_has_an_allowed_licence_and_source() {
 }
 
 #[test]
-fn licences_are_read_as_spdx_has_them() {
+fn spdx_expressions_are_evaluated() {
     let allowed = ["MIT", "Apache-2.0", "Apache-2.0 WITH LLVM-exception", "Unicode-3.0"];
     for (expression, met) in [
         ("MIT", true),

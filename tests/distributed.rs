@@ -1,5 +1,5 @@
-//! Several processes as one run: the same training for every number of them, and an end with
-//! a sentence whatever happens to one. Real processes, on loopback.
+//! Runs with several ranks on the loopback interface: the same training at every world size, and an
+//! error message on all ranks if one fails.
 
 use std::fs::{self, File};
 use std::net::TcpListener;
@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::signals::{signal, wait_for_checkpoint, wait_for_lines};
-use crate::support::{Scratch, command, exact};
+use crate::support::{Scratch, command, without_speeds};
 
-/// 12 sequences a step: they divide among 1, 2, 3 and 4.
+/// 12 sequences per step, a multiple of 1, 2, 3 and 4 ranks.
 const BATCH: [&str; 6] = [
     "--set",
     "batch.tokens_per_step=384",
@@ -21,13 +21,13 @@ const BATCH: [&str; 6] = [
     "--set",
     "distributed.init_timeout_seconds=60",
 ];
-const LONG: [&str; 4] = ["--set", "schedule.max_steps=3000", "--set", "checkpoint.every_steps=20"];
+const LONG_RUN: [&str; 4] = ["--set", "schedule.max_steps=3000", "--set", "checkpoint.every_steps=20"];
 
 fn free_port() -> String {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string()
 }
 
-/// The processes of one run; those left are killed when a test ends.
+/// The processes of one run. Those that still run are killed when the value is dropped.
 struct Processes {
     children: Vec<Child>,
     errors: Vec<std::path::PathBuf>,
@@ -43,7 +43,7 @@ impl Drop for Processes {
 }
 
 impl Processes {
-    /// Starts `size` ranks; rank r gets `more(r)` besides `BATCH`.
+    /// Starts `size` ranks. Rank r gets `BATCH` and `more(r)`.
     fn start(scratch: &Scratch, run: &str, size: usize, more: impl Fn(usize) -> Vec<String>) -> Self {
         Self::start_ranks(scratch, run, size, 0..size, &free_port(), more)
     }
@@ -71,7 +71,7 @@ impl Processes {
         processes
     }
 
-    /// The exit codes, by rank; -1 for a signal.
+    /// The exit codes by rank; -1 for a signal.
     #[track_caller]
     fn codes(&mut self, within: Duration) -> Vec<i32> {
         let start = Instant::now();
@@ -81,8 +81,8 @@ impl Processes {
                 if let Some(status) = child.try_wait().unwrap() {
                     break status;
                 }
-                let said = fs::read_to_string(&self.errors[rank]).unwrap();
-                assert!(start.elapsed() < within, "rank {rank} still runs after {within:?}; it said:\n{said}");
+                let printed = fs::read_to_string(&self.errors[rank]).unwrap();
+                assert!(start.elapsed() < within, "rank {rank} still runs after {within:?}; its output:\n{printed}");
                 sleep(Duration::from_millis(5));
             };
             codes.push(status.code().unwrap_or(-1));
@@ -90,17 +90,17 @@ impl Processes {
         codes
     }
 
-    fn said(&self, rank: usize) -> String {
+    fn stderr(&self, rank: usize) -> String {
         fs::read_to_string(&self.errors[rank]).unwrap()
     }
 
-    /// The one line of a rank's error.
+    /// The error line of a rank.
     #[track_caller]
     fn error(&self, rank: usize) -> String {
-        let said = self.said(rank);
-        let lines: Vec<&str> = said.lines().filter(|line| line.starts_with("error: ")).collect();
-        assert_eq!(lines.len(), 1, "{said}");
-        assert!(lines[0].starts_with(&format!("error: rank {rank}: ")), "{said}");
+        let printed = self.stderr(rank);
+        let lines: Vec<&str> = printed.lines().filter(|line| line.starts_with("error: ")).collect();
+        assert_eq!(lines.len(), 1, "{printed}");
+        assert!(lines[0].starts_with(&format!("error: rank {rank}: ")), "{printed}");
         lines[0].to_owned()
     }
 }
@@ -111,7 +111,7 @@ fn owned(arguments: &[&str]) -> Vec<String> {
     arguments.iter().map(|argument| (*argument).to_owned()).collect()
 }
 
-/// Trains with `size` ranks, all of which end with `code`.
+/// Trains with `size` ranks, which must all exit with `code`.
 #[track_caller]
 fn train(scratch: &Scratch, run: &str, size: usize, more: &[&str], code: i32) -> Vec<Value> {
     if size == 1 {
@@ -119,10 +119,10 @@ fn train(scratch: &Scratch, run: &str, size: usize, more: &[&str], code: i32) ->
     } else {
         let mut processes = Processes::start(scratch, run, size, |_| owned(more));
         let codes = processes.codes(MINUTE);
-        assert_eq!(codes, vec![code; size], "{}", processes.said(0) + &processes.said(1));
-        // The first rank alone speaks where nothing is wrong.
-        assert!(!processes.said(0).is_empty());
-        assert!((1..size).all(|rank| processes.said(rank).is_empty()), "{}", processes.said(1));
+        assert_eq!(codes, vec![code; size], "{}", processes.stderr(0) + &processes.stderr(1));
+        // Without an error only rank 0 prints.
+        assert!(!processes.stderr(0).is_empty());
+        assert!((1..size).all(|rank| processes.stderr(rank).is_empty()), "{}", processes.stderr(1));
     }
     scratch.metrics(run)
 }
@@ -146,7 +146,7 @@ fn weights(scratch: &Scratch, run: &str) -> Vec<u8> {
 }
 
 #[test]
-fn every_number_of_processes_trains_the_same_model() {
+fn training_is_the_same_at_every_world_size() {
     let scratch = Scratch::new();
     let plain = ["--set", "model.dropout=0"];
     let one = train(&scratch, "one", 1, &plain, 0);
@@ -159,7 +159,7 @@ fn every_number_of_processes_trains_the_same_model() {
     // Reducing after the backward pass gives the same gradients.
     let after = train(&scratch, "after", 2, &[&plain[..], &["--set", "distributed.overlap=false"]].concat(), 0);
     assert_close(&scratch.metrics("two"), &after, &["loss", "grad_norm", "val_loss"], 1e-6);
-    // Losses that agree are no accident: another order of the data gives others.
+    // Another order of the data gives other losses, so the equality above is not accidental.
     let other = train(&scratch, "other", 2, &[&plain[..], &["--set", "run.seed=5"]].concat(), 0);
     let differs = one.iter().zip(&other).any(|(a, b)| match (a["loss"].as_f64(), b["loss"].as_f64()) {
         (Some(a), Some(b)) => (a - b).abs() > 1e-4,
@@ -169,7 +169,7 @@ fn every_number_of_processes_trains_the_same_model() {
 }
 
 #[test]
-fn a_run_goes_on_at_another_number_of_processes() {
+fn a_run_resumes_at_another_world_size() {
     let scratch = Scratch::new();
     let plain = ["--set", "model.dropout=0"];
     let whole = train(&scratch, "whole", 1, &plain, 0);
@@ -177,56 +177,56 @@ fn a_run_goes_on_at_another_number_of_processes() {
     let resume = |stop: &str| owned(&[&plain[..], &["--resume", "auto", "--stop-after", stop]].concat());
     let mut three = Processes::start(&scratch, "parts", 3, |_| resume("7"));
     assert_eq!(three.codes(MINUTE), [85; 3]);
-    assert!(three.said(0).contains("at step 3"), "{}", three.said(0));
+    assert!(three.stderr(0).contains("at step 3"), "{}", three.stderr(0));
     scratch.train("parts", &[&BATCH[..], &plain, &["--resume", "auto"]].concat()).expect(0);
     assert_close(&whole, &scratch.metrics("parts"), &["loss", "val_loss"], 1e-5);
 }
 
 #[test]
-fn stopping_and_going_on_with_two_gives_the_same_bits() {
+fn resuming_two_ranks_is_bit_identical() {
     let scratch = Scratch::new();
     let dropout = ["--set", "model.dropout=0.1"];
     let whole = train(&scratch, "whole", 2, &dropout, 0);
     train(&scratch, "parts", 2, &[&dropout[..], &["--stop-after", "5"]].concat(), 85);
     let parts = train(&scratch, "parts", 2, &[&dropout[..], &["--resume", "auto"]].concat(), 0);
     assert_eq!(weights(&scratch, "whole"), weights(&scratch, "parts"));
-    assert_eq!(exact(&whole), exact(&parts));
-    // A finished run is finished for all.
+    assert_eq!(without_speeds(&whole), without_speeds(&parts));
+    // All ranks see that a run is finished.
     let mut again = Processes::start(&scratch, "whole", 2, |_| owned(&["--resume", "auto"]));
     assert_eq!(again.codes(MINUTE), [0, 0]);
-    assert!(again.said(0).contains("this run is finished"), "{}", again.said(0));
+    assert!(again.stderr(0).contains("this run is finished"), "{}", again.stderr(0));
 }
 
 #[test]
-fn a_signal_to_one_stops_all_after_the_same_step() {
+fn a_signal_to_one_rank_stops_all_after_the_same_step() {
     for name in ["USR1", "TERM"] {
         let scratch = Scratch::new();
-        let mut processes = Processes::start(&scratch, "run", 3, |_| owned(&LONG));
+        let mut processes = Processes::start(&scratch, "run", 3, |_| owned(&LONG_RUN));
         wait_for_lines(&scratch, "run", 4);
         signal(&processes.children[2], name);
-        assert_eq!(processes.codes(MINUTE), [85; 3], "{}", processes.said(0));
+        assert_eq!(processes.codes(MINUTE), [85; 3], "{}", processes.stderr(0));
         let done = scratch.metrics("run").last().unwrap()["step"].as_u64().unwrap();
         assert_eq!(scratch.checkpoints("run").last(), Some(&done));
     }
 }
 
 #[test]
-fn a_time_limit_ends_all_with_a_checkpoint() {
+fn a_time_limit_stops_all_ranks_with_a_checkpoint() {
     let scratch = Scratch::new();
-    // One rank's limit is everyone's.
-    let limit = |rank| owned(&[&LONG[..], if rank == 1 { &["--time-limit", "6"] } else { &[] }].concat());
+    // The time limit of one rank applies to all.
+    let limit = |rank| owned(&[&LONG_RUN[..], if rank == 1 { &["--time-limit", "6"] } else { &[] }].concat());
     let mut processes = Processes::start(&scratch, "run", 2, limit);
-    assert_eq!(processes.codes(MINUTE), [85, 85], "{}", processes.said(0));
+    assert_eq!(processes.codes(MINUTE), [85, 85], "{}", processes.stderr(0));
     assert!(!scratch.checkpoints("run").is_empty());
 }
 
 #[test]
-fn when_one_is_killed_the_others_say_so_and_end() {
+fn the_other_ranks_fail_when_one_is_killed() {
     for killed in [0, 1, 2] {
         let scratch = Scratch::new();
-        let mut processes = Processes::start(&scratch, "run", 3, |_| owned(&LONG));
+        let mut processes = Processes::start(&scratch, "run", 3, |_| owned(&LONG_RUN));
         wait_for_lines(&scratch, "run", 25);
-        // It is written while training goes on.
+        // Checkpoints are written in the background.
         wait_for_checkpoint(&scratch, "run");
         let last = scratch.checkpoints("run").last().copied().unwrap();
         signal(&processes.children[killed], "KILL");
@@ -234,11 +234,11 @@ fn when_one_is_killed_the_others_say_so_and_end() {
         let codes = processes.codes(Duration::from_secs(20));
         assert!(at.elapsed() < Duration::from_secs(5), "{:?}", at.elapsed());
         for rank in (0..3).filter(|rank| *rank != killed) {
-            assert_eq!(codes[rank], 1, "{}", processes.said(rank));
+            assert_eq!(codes[rank], 1, "{}", processes.stderr(rank));
             let error = processes.error(rank);
             assert!(error.contains("the connection to another rank broke"), "{error}");
         }
-        // What was saved is whole: the run goes on from it or a later one.
+        // The last checkpoint is intact: the run resumes from it or a later one.
         let more = ["--resume", "auto", "--set", "schedule.max_steps=3000", "--stop-after", "45"];
         let resumed = scratch.train("run", &[&BATCH[..], &more].concat()).expect(85);
         assert!(resumed.stderr.contains("resuming"), "{}", resumed.stderr);
@@ -247,9 +247,9 @@ fn when_one_is_killed_the_others_say_so_and_end() {
 }
 
 #[test]
-fn one_that_hangs_is_waited_for_no_longer_than_the_timeout() {
+fn a_hanging_rank_is_a_timeout_for_the_others() {
     let scratch = Scratch::new();
-    let more = owned(&[&LONG[..], &["--set", "distributed.timeout_seconds=2"]].concat());
+    let more = owned(&[&LONG_RUN[..], &["--set", "distributed.timeout_seconds=2"]].concat());
     let mut processes = Processes::start(&scratch, "run", 2, |_| more.clone());
     wait_for_lines(&scratch, "run", 3);
     signal(&processes.children[1], "STOP");
@@ -258,15 +258,15 @@ fn one_that_hangs_is_waited_for_no_longer_than_the_timeout() {
     let codes = processes.codes(Duration::from_secs(20));
     hung.kill().unwrap();
     hung.wait().unwrap();
-    assert_eq!(codes, [1], "{}", processes.said(0));
+    assert_eq!(codes, [1], "{}", processes.stderr(0));
     assert!(at.elapsed() > Duration::from_secs(1) && at.elapsed() < Duration::from_secs(8), "{:?}", at.elapsed());
-    assert!(processes.error(0).contains("another rank did not answer"), "{}", processes.error(0));
+    assert!(processes.error(0).contains("another rank did not respond"), "{}", processes.error(0));
 }
 
 #[test]
-fn the_watchdog_ends_a_process_in_which_nothing_goes_forward() {
+fn the_watchdog_ends_a_stalled_process() {
     let scratch = Scratch::new();
-    let more = owned(&[&LONG[..], &["--set", "run.watchdog_seconds=3"]].concat());
+    let more = owned(&[&LONG_RUN[..], &["--set", "run.watchdog_seconds=3"]].concat());
     let mut processes = Processes::start(&scratch, "run", 2, |_| more.clone());
     wait_for_lines(&scratch, "run", 3);
     signal(&processes.children[1], "STOP");
@@ -274,12 +274,12 @@ fn the_watchdog_ends_a_process_in_which_nothing_goes_forward() {
     let codes = processes.codes(Duration::from_secs(30));
     hung.kill().unwrap();
     hung.wait().unwrap();
-    assert_eq!(codes, [124], "{}", processes.said(0));
+    assert_eq!(codes, [124], "{}", processes.stderr(0));
     assert!(processes.error(0).contains("no progress for 3s"), "{}", processes.error(0));
 }
 
 #[test]
-fn all_skip_the_same_steps_and_end_after_too_many() {
+fn all_ranks_skip_the_same_steps_and_fail_together() {
     let scratch = Scratch::new();
     let spikes = ["--set", "step_guard.spike_window=3", "--set", "step_guard.spike_z_score=0.5"];
     let steps = ["--set", "schedule.max_steps=40", "--set", "model.dropout=0"];
@@ -298,7 +298,7 @@ fn all_skip_the_same_steps_and_end_after_too_many() {
 }
 
 #[test]
-fn a_difference_between_the_ranks_is_named_on_all() {
+fn different_settings_of_the_ranks_are_reported_by_all() {
     let scratch = Scratch::new();
     let seed = |rank| owned(if rank == 1 { &["--set", "run.seed=7"] } else { &[] });
     let mut processes = Processes::start(&scratch, "run", 2, seed);
@@ -307,36 +307,36 @@ fn a_difference_between_the_ranks_is_named_on_all() {
         let error = processes.error(rank);
         assert!(error.contains("run.seed is 7 on rank 1 and 1111 on rank 0"), "{error}");
     }
-    // Data that one rank lacks.
+    // Data that one rank does not have.
     let data = |rank| owned(if rank == 1 { &["--set", "data.path=nowhere"] } else { &[] });
     let mut processes = Processes::start(&scratch, "run", 2, data);
     assert_eq!(processes.codes(MINUTE), [1, 1]);
     assert!(processes.error(0).contains("rank 1 failed: ") && processes.error(0).contains("nowhere"));
-    assert!(!scratch.path("run").exists(), "no run was begun");
+    assert!(!scratch.path("run").exists(), "no run was started");
 }
 
 #[test]
-fn what_rank_0_refuses_is_said_by_all() {
+fn an_error_of_rank_0_is_reported_by_all() {
     let scratch = Scratch::new();
     train(&scratch, "run", 2, &["--stop-after", "2"], 85);
     let mut processes = Processes::start(&scratch, "run", 2, |_| Vec::new());
     assert_eq!(processes.codes(MINUTE), [1, 1]);
     assert!(processes.error(0).contains("already holds checkpoints"), "{}", processes.error(0));
-    assert!(processes.error(1).contains("rank 0 failed: the run folder already holds checkpoints"));
+    assert!(processes.error(1).contains("rank 0 failed: the run directory already holds checkpoints"));
 }
 
 #[test]
-fn who_is_missing_is_named_and_a_port_in_use_is_said() {
+fn missing_ranks_and_used_ports_are_reported() {
     let scratch = Scratch::new();
     let soon = |_| owned(&["--set", "distributed.init_timeout_seconds=3"]);
     let mut two_of_three = Processes::start_ranks(&scratch, "run", 3, 0..2, &free_port(), soon);
     assert_eq!(two_of_three.codes(MINUTE), [1, 1]);
     let error = two_of_three.error(0);
     assert!(error.contains("2 of 3 ranks joined") && error.contains("missing: 2"), "{error}");
-    // Nobody is there to be reached.
+    // Rank 0 does not run.
     let mut alone = Processes::start_ranks(&scratch, "run", 2, 1..2, &free_port(), soon);
     assert_eq!(alone.codes(MINUTE), [1]);
-    assert!(alone.said(0).contains("could not reach rank 0 at 127.0.0.1:"), "{}", alone.said(0));
+    assert!(alone.stderr(0).contains("could not reach rank 0 at 127.0.0.1:"), "{}", alone.stderr(0));
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
     let mut first = Processes::start_ranks(&scratch, "run", 2, 0..1, &port, soon);
@@ -344,20 +344,20 @@ fn who_is_missing_is_named_and_a_port_in_use_is_said() {
     assert!(first.error(0).contains(&format!("cannot listen at port {port}")), "{}", first.error(0));
 }
 
-/// The whole way, as a user types it.
+/// Runs `launch` as a user does.
 #[test]
-fn launch_trains_with_as_many_processes() {
+fn launch_trains_with_several_processes() {
     let scratch = Scratch::new();
     let arguments = scratch.train_arguments("run", &[&BATCH[..], &["--stop-after", "4"]].concat());
     let mut launch = vec!["launch", "--nproc", "2", "--"];
     launch.extend(arguments.iter().map(String::as_str));
     let output = command(&launch).output().unwrap();
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(85), "{said}");
-    assert!(said.lines().any(|line| line.starts_with("[0] processes   2")), "{said}");
+    let printed = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(85), "{printed}");
+    assert!(printed.lines().any(|line| line.starts_with("[0] processes   2")), "{printed}");
     assert_eq!(scratch.checkpoints("run"), [4]);
-    // One rank's death ends the others at once, and the launcher with them.
-    let long = scratch.train_arguments("long", &[&BATCH[..], &LONG].concat());
+    // If one rank is killed, the others and the launcher end at once.
+    let long = scratch.train_arguments("long", &[&BATCH[..], &LONG_RUN].concat());
     let mut launch = vec!["launch", "--nproc", "2", "--"];
     launch.extend(long.iter().map(String::as_str));
     let mut launcher = command(&launch).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();

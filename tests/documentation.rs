@@ -1,4 +1,4 @@
-//! The commands of README.md and docs/*.md, run as they stand in a folder of their own.
+//! Runs the commands of README.md and docs/*.md in a sandbox directory.
 #![allow(clippy::unwrap_used)] // helpers of tests; clippy exempts only test functions
 
 mod documented;
@@ -10,11 +10,12 @@ use std::process::Command;
 
 use documented::{Block, blocks};
 
+/// The repository root.
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
 }
 
-/// The quickstart's configuration over a network of almost no size.
+/// The quickstart's configuration with a tiny model.
 const TINY: &str = r#"
 base = "ROOT/configs/quickstart.toml"
 [run]
@@ -34,10 +35,11 @@ tokens_per_step = 64
 max_sequences = 20
 "#;
 
-/// A folder that looks like the checkout to a reader of the documents, with a small quickstart.
+/// Creates a directory with the files of the repository that the commands use, and a tiny model in
+/// the quickstart's configuration.
 fn sandbox() -> tempfile::TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    let at = |name: &str| folder.path().join(name);
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
     for name in ["bin", "configs", "runs", "scripts", "target/release"] {
         fs::create_dir_all(at(name)).unwrap();
     }
@@ -58,20 +60,21 @@ fn sandbox() -> tempfile::TempDir {
         fs::write(at(name), text).unwrap();
         fs::set_permissions(at(name), fs::Permissions::from_mode(0o755)).unwrap();
     }
-    folder
+    directory
 }
 
-fn run(block: &Block, folder: &Path) {
-    let path = format!("{}:{}", folder.join("bin").display(), std::env::var("PATH").unwrap());
+/// Runs a block with bash; every command must succeed.
+fn run(block: &Block, directory: &Path) {
+    let path = format!("{}:{}", directory.join("bin").display(), std::env::var("PATH").unwrap());
     let mut shell = Command::new("bash");
-    shell.args(["-euo", "pipefail", "-c", &block.text]).current_dir(folder).env("PATH", path);
-    // What a shell sets up for later (completions, manual pages) goes into the sandbox too; libtorch
-    // is where it was, or scripts/setup.sh would link this checkout to another.
+    shell.args(["-euo", "pipefail", "-c", &block.text]).current_dir(directory).env("PATH", path);
+    // HOME is the sandbox, for completions and manual pages. The cache stays where it is, because
+    // scripts/setup.sh would otherwise link this checkout to another libtorch.
     if std::env::var_os("XDG_CACHE_HOME").is_none() {
         let home = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
         shell.env("XDG_CACHE_HOME", home.join(".cache"));
     }
-    shell.env("HOME", folder);
+    shell.env("HOME", directory);
     let output = shell.output().unwrap();
     assert!(
         output.status.success(),
@@ -85,19 +88,19 @@ fn run(block: &Block, folder: &Path) {
 }
 
 #[test]
-fn every_command_of_the_documents_runs_or_says_why_not() {
-    let folder = sandbox();
-    let (mut ran, mut left) = (0, Vec::new());
-    // One after another: later blocks use what earlier ones made.
-    for block in blocks(&root()) {
+fn documented_commands_succeed() {
+    let directory = sandbox();
+    let (mut ran, mut skipped) = (0, Vec::new());
+    // In order, because later blocks use the output of earlier ones.
+    for block in blocks(&root(), &["docs"]) {
         match &block.not_run {
-            Some(reason) => left.push(format!("{}:{} {reason}", block.file.display(), block.line)),
+            Some(reason) => skipped.push(format!("{}:{} {reason}", block.file.display(), block.line)),
             None => {
-                run(&block, folder.path());
+                run(&block, directory.path());
                 ran += 1;
             }
         }
     }
-    println!("{ran} blocks run; not run here:\n{}", left.join("\n"));
+    println!("{ran} blocks run; not run here:\n{}", skipped.join("\n"));
     assert!(ran >= 6, "{ran}");
 }

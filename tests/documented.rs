@@ -1,48 +1,57 @@
-// The commands of README.md and docs/*.md: blocks that are indented by four blanks or fenced as
-// `sh`. Before a block that is not run by tests/documentation.rs stands a comment that says why:
-// `<!-- not run here: needs a GPU -->`.
+// The commands of README.md and of the Markdown files in docs: blocks that are indented by four
+// spaces or fenced as `sh`. A comment before a block tells tests/documentation.rs not to run it,
+// and gives the reason: `<!-- not run here: needs a GPU -->`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 /// A block with at least one command.
 pub(crate) struct Block {
-    /// Its file, from the project's root.
+    /// Path of the file, relative to the repository root.
     pub(crate) file: PathBuf,
-    /// The line that it begins at, from 1.
+    /// Number of the first line, from 1.
     pub(crate) line: usize,
-    /// Why it is not run here.
+    /// Reason why the block is not run, if it is not.
     pub(crate) not_run: Option<String>,
-    /// As it stands, without its indentation.
+    /// The commands, without indentation.
     pub(crate) text: String,
 }
 
-/// What the lines of a block that holds commands begin with, after variables that they set.
+/// Beginnings of the first line of a block of commands, after assignments of variables.
 const COMMANDS: [&str; 9] =
     ["backpack ", "target/release/backpack ", "cargo ", "scripts/", "sbatch ", "nsys ", "export ", "mkdir ", "#"];
 
-/// All blocks, file by file.
-pub(crate) fn blocks(root: &Path) -> Vec<Block> {
-    let mut files: Vec<PathBuf> = fs::read_dir(root.join("docs")).unwrap().map(|file| file.unwrap().path()).collect();
-    files.retain(|file| file.extension().is_some_and(|ending| ending == "md"));
-    files.sort();
-    files.insert(0, root.join("README.md"));
-    files.iter().flat_map(|file| of(file, root)).collect()
+/// README.md and the Markdown files of these directories, sorted by directory and name.
+pub(crate) fn files(root: &Path, directories: &[&str]) -> Vec<PathBuf> {
+    let mut files = vec![root.join("README.md")];
+    for directory in directories {
+        let entries = fs::read_dir(root.join(directory)).unwrap().map(|entry| entry.unwrap().path());
+        let mut found: Vec<PathBuf> =
+            entries.filter(|file| file.extension().is_some_and(|extension| extension == "md")).collect();
+        found.sort();
+        files.append(&mut found);
+    }
+    files
 }
 
-fn of(file: &Path, root: &Path) -> Vec<Block> {
+/// All blocks of README.md and of the Markdown files of these directories.
+pub(crate) fn blocks(root: &Path, directories: &[&str]) -> Vec<Block> {
+    files(root, directories).iter().flat_map(|file| blocks_of_file(file, root)).collect()
+}
+
+fn blocks_of_file(file: &Path, root: &Path) -> Vec<Block> {
     let text = fs::read_to_string(file).unwrap();
     let (mut blocks, mut not_run, mut fence): (Vec<Block>, Option<String>, Option<bool>) = (Vec::new(), None, None);
     let mut current: Option<(usize, String)> = None;
     let mut finish = |current: &mut Option<(usize, String)>, not_run: &mut Option<String>| {
         let Some((line, text)) = current.take() else { return };
         let first = text.lines().next().unwrap_or_default();
-        let set = first
+        let assignments = first
             .split(' ')
             .take_while(|word| word.contains('=') && !word.starts_with('-'))
             .map(|word| word.len() + 1)
             .sum();
-        if COMMANDS.iter().any(|command| first.get(set..).unwrap_or_default().starts_with(command)) {
+        if COMMANDS.iter().any(|command| first.get(assignments..).unwrap_or_default().starts_with(command)) {
             let file = file.strip_prefix(root).unwrap().to_owned();
             blocks.push(Block { file, line, not_run: not_run.clone(), text });
         }
@@ -53,9 +62,9 @@ fn of(file: &Path, root: &Path) -> Vec<Block> {
         let in_block = !is_fence && fence.unwrap_or_else(|| line.starts_with("    "));
         if in_block {
             let text = if fence.is_some() { line } else { &line[4..] };
-            let (_, all) = current.get_or_insert((number + 1, String::new()));
-            all.push_str(text);
-            all.push('\n');
+            let (_, block) = current.get_or_insert((number + 1, String::new()));
+            block.push_str(text);
+            block.push('\n');
             continue;
         }
         finish(&mut current, &mut not_run);

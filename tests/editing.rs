@@ -1,8 +1,8 @@
-//! `--edit`, and the table of senses that `export --senses` writes.
+//! `--edit`, and the sense table of `export --senses`.
 
 use std::fs;
 
-use model::{SENSES_FILE, read_tensors};
+use model::{SENSE_TABLE_FILE, read_tensors};
 use serde_json::{Value, json};
 
 use crate::support::{Scratch, backpack, fixture};
@@ -12,7 +12,7 @@ fn list(ids: &[i64]) -> String {
 }
 
 #[test]
-fn the_fixtures_edits_are_accepted_as_they_are_and_in_full() {
+fn both_formats_of_edit_files_match_the_fixtures() {
     let scratch = Scratch::new();
     for set in ["inv_scale", "no_inv_scale", "one_sense"] {
         let folder = fixture(set);
@@ -21,7 +21,7 @@ fn the_fixtures_edits_are_accepted_as_they_are_and_in_full() {
         let forward = read_tensors(&folder.join("forward.safetensors")).unwrap();
         let ids: Vec<i64> = Vec::try_from(forward["edit_ids"].get(0)).unwrap();
         for which in ["edit_single", "edit_multi"] {
-            let (edit, output) = (scratch.text("edit.json"), scratch.text("dump.safetensors"));
+            let (edit, output) = (scratch.path_str("edit.json"), scratch.path_str("dump.safetensors"));
             for edits in [cases[which].clone(), json!({ "edits": cases[which] })] {
                 fs::write(&edit, edits.to_string()).unwrap();
                 let arguments = ["dump", "--model", model, "--ids", &list(&ids), "--edit", &edit, "--output", &output];
@@ -35,13 +35,13 @@ fn the_fixtures_edits_are_accepted_as_they_are_and_in_full() {
 }
 
 #[test]
-fn a_sense_table_generates_the_same_tokens_and_must_be_the_models() {
+fn a_sense_table_is_verified_and_generates_the_same_tokens() {
     let scratch = Scratch::new();
-    let (model, plain, quick) = (fixture("inv_scale"), scratch.text("plain"), scratch.text("quick"));
+    let (model, plain, quick) = (fixture("inv_scale"), scratch.path_str("plain"), scratch.path_str("quick"));
     let model = model.to_str().unwrap();
     backpack(&["export", "--checkpoint", model, "--output", &plain]).expect(0);
     backpack(&["export", "--checkpoint", model, "--output", &quick, "--senses"]).expect(0);
-    let table = scratch.path("quick").join(SENSES_FILE);
+    let table = scratch.path("quick").join(SENSE_TABLE_FILE);
     assert_eq!(read_tensors(&table).unwrap()["senses"].size(), [311, 4, 40]);
     let generate = |folder: &str| {
         backpack(&[
@@ -57,22 +57,22 @@ fn a_sense_table_generates_the_same_tokens_and_must_be_the_models() {
         ])
     };
     assert_eq!(generate(&quick).expect(0).stdout, generate(&plain).expect(0).stdout);
-    let other = scratch.text("other");
+    let other = scratch.path_str("other");
     backpack(&["export", "--checkpoint", fixture("no_inv_scale").to_str().unwrap(), "--output", &other]).expect(0);
-    fs::copy(&table, scratch.path("other").join(SENSES_FILE)).unwrap();
+    fs::copy(&table, scratch.path("other").join(SENSE_TABLE_FILE)).unwrap();
     let error = generate(&other).error();
     assert!(error.contains("senses.safetensors") && error.contains("but this model's senses are"), "{error}");
-    // A table cut short is no table.
+    // A truncated table is an error.
     let bytes = fs::read(&table).unwrap();
     fs::write(&table, &bytes[..bytes.len() - 5]).unwrap();
     let error = generate(&quick).error();
-    assert!(error.contains("senses.safetensors") && error.contains("cut short"), "{error}");
+    assert!(error.contains("senses.safetensors") && error.contains("truncated"), "{error}");
 }
 
 #[test]
-fn edits_that_cannot_be_made_are_refused_by_their_place() {
+fn invalid_edits_are_rejected_with_their_position() {
     let scratch = Scratch::new();
-    let (model, edit) = (fixture("inv_scale"), scratch.text("edit.json"));
+    let (model, edit) = (fixture("inv_scale"), scratch.path_str("edit.json"));
     let model = model.to_str().unwrap();
     let error = |text: &str| {
         fs::write(&edit, text).unwrap();
@@ -83,7 +83,7 @@ fn edits_that_cannot_be_made_are_refused_by_their_place() {
         error
     };
     assert!(error("{").contains("not JSON"));
-    assert!(error(r#"[{"token": 1, "sense": 0}]"#).contains("edit 1: \"scale\" wants a \"factor\""));
+    assert!(error(r#"[{"token": 1, "sense": 0}]"#).contains("edit 1: \"scale\" needs a \"factor\""));
     assert!(
         error(r#"[{"token": 311, "sense": 0, "factor": 0}]"#).contains("token 311, but the model's ids are 0 to 310")
     );
@@ -99,13 +99,13 @@ fn edits_that_cannot_be_made_are_refused_by_their_place() {
         "{split}"
     );
     let large = r#"[{"token": 1, "sense": 0, "factor": 1e30}, {"token": 1, "sense": 0, "factor": 1e30}]"#;
-    assert!(error(large).contains("larger than a number can be"));
-    // A number that fp32 has and fp16 has not.
+    assert!(error(large).contains("make a sense infinite"));
+    // A number that is finite in fp32 and not in fp16.
     fs::write(&edit, r#"[{"token": 1, "sense": 0, "factor": 1e9}]"#).unwrap();
-    let out = scratch.text("out");
+    let out = scratch.path_str("out");
     let command = ["export", "--checkpoint", model, "--output", &out, "--edit", &edit, "--dtype"];
     let small = backpack(&[&command[..], &["fp16"]].concat()).error();
-    assert!(small.contains("a number too large for Half: export with --dtype fp32"), "{small}");
+    assert!(small.contains("has a number that is too large for Half: export with --dtype fp32"), "{small}");
     backpack(&[&command[..], &["fp32"]].concat()).expect(0);
     let missing = backpack(&["generate", "--model", model, "--prompt-ids", "1", "--edit", "none.json"]).error();
     assert!(missing.contains("none.json cannot be read"), "{missing}");

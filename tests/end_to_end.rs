@@ -1,4 +1,4 @@
-//! The real binary as a user runs it.
+//! Tests of the whole program: they run the binary as a user does.
 #![allow(clippy::unwrap_used)] // helpers of tests; clippy exempts only test functions
 
 mod support;

@@ -1,4 +1,4 @@
-//! `backpack import` on the files that `tests/fixtures/import/make.py` wrote with torch.
+//! `backpack import` on files that `tests/fixtures/import/make.py` wrote with torch.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ fn fixture(name: &str) -> String {
     root().join("tests/fixtures/import").join(name).to_str().unwrap().to_owned()
 }
 
-fn names(folder: &Path) -> Vec<String> {
+fn file_names(folder: &Path) -> Vec<String> {
     let mut names: Vec<String> =
         fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
@@ -19,7 +19,7 @@ fn names(folder: &Path) -> Vec<String> {
 }
 
 #[test]
-fn an_imported_model_computes_what_torch_did_and_exports_the_same_bytes() {
+fn imported_models_match_torch_and_export_identical_bytes() {
     let scratch = Scratch::new();
     let expected = read_tensors(fixture("expected.safetensors").as_ref()).unwrap();
     let ids: Vec<i64> = Vec::try_from(expected["ids"].get(0)).unwrap();
@@ -27,27 +27,29 @@ fn an_imported_model_computes_what_torch_did_and_exports_the_same_bytes() {
     let same = ["bin", "lightning/plain.ckpt", "lightning/opaque.ckpt"];
     let mut weights = Vec::new();
     for (i, input) in same.iter().chain(&["gpt2", "lightning/gpt2.ckpt"]).enumerate() {
-        let (input, output, dump) = (fixture(input), scratch.text(&format!("m{i}")), scratch.text("dump.safetensors"));
+        let (input, output, dump) =
+            (fixture(input), scratch.path_str(&format!("m{i}")), scratch.path_str("dump.safetensors"));
         let mut arguments = vec!["import", "--input", &input, "--output", &output];
         if input.ends_with("opaque.ckpt") {
             let error = backpack(&arguments).error();
             assert!(error.contains("give it with --n-head"), "{error}");
             arguments.extend(["--n-head", "2"]);
         }
-        let said = backpack(&arguments).expect(0).stdout;
-        assert!(said.contains("n_embd 8, n_head 2, n_layer 2"), "{said}");
+        let printed = backpack(&arguments).expect(0).stdout;
+        assert!(printed.contains("n_embd 8, n_head 2, n_layer 2"), "{printed}");
         backpack(&["dump", "--model", &output, "--ids", &ids, "--output", &dump]).expect(0);
         let logits = &read_tensors(dump.as_ref()).unwrap()["logits"];
         let want = &expected[if input.contains("gpt2") { "gpt2_logits" } else { "backpack_logits" }];
         let difference = (logits - want.get(0)).abs().max().double_value(&[]);
         assert!(difference < 1e-5, "{input}: {difference}");
-        // A folder that is there is never written over.
-        assert!(backpack(&arguments).error().contains("already holds something"));
+        // An existing directory is not overwritten.
+        assert!(backpack(&arguments).error().contains("already exists"));
         let exported = scratch.path(&format!("e{i}"));
         backpack(&["export", "--checkpoint", &output, "--output", exported.to_str().unwrap()]).expect(0);
         let bytes = |folder: &Path| fs::read(folder.join("model.safetensors")).unwrap();
         if i >= same.len() {
-            // A GPT-2 whose scale is folded in: other weights, the same logits.
+            // Export folds the attention scale into the weights of a GPT-2; the logits are the
+            // same.
             let exported = exported.to_str().unwrap();
             backpack(&["dump", "--model", exported, "--ids", &ids, "--output", &dump]).expect(0);
             let folded = &read_tensors(dump.as_ref()).unwrap()["logits"];
@@ -57,11 +59,11 @@ fn an_imported_model_computes_what_torch_did_and_exports_the_same_bytes() {
         }
         weights.push(bytes(&exported));
     }
-    assert!(weights[..same.len()].iter().all(|bytes| *bytes == weights[0]), "the three hold the same weights");
+    assert!(weights[..same.len()].iter().all(|bytes| *bytes == weights[0]), "the three files have the same weights");
 }
 
 #[test]
-fn tokenizer_files_come_along_and_nothing_else_does() {
+fn import_copies_only_tokenizer_files() {
     let scratch = Scratch::new();
     let input = scratch.path("input");
     fs::create_dir(&input).unwrap();
@@ -71,18 +73,18 @@ fn tokenizer_files_come_along_and_nothing_else_does() {
     for name in ["tokenizer.json", "vocab.json", "merges.txt", "generation_config.json", "modeling.py"] {
         fs::write(input.join(name), name).unwrap();
     }
-    let (input, output) = (scratch.text("input"), scratch.path("output"));
+    let (input, output) = (scratch.path_str("input"), scratch.path("output"));
     let arguments = ["import", "--input", &input, "--output", output.to_str().unwrap()];
-    let said = backpack(&arguments).expect(0).stdout;
-    assert!(said.contains("copied tokenizer.json, vocab.json, merges.txt, generation_config.json"), "{said}");
+    let printed = backpack(&arguments).expect(0).stdout;
+    assert!(printed.contains("copied tokenizer.json, vocab.json, merges.txt, generation_config.json"), "{printed}");
     let want =
         ["config.json", "generation_config.json", "merges.txt", "model.safetensors", "tokenizer.json", "vocab.json"];
-    assert_eq!(names(&output), want);
+    assert_eq!(file_names(&output), want);
     assert_eq!(fs::read_to_string(output.join("merges.txt")).unwrap(), "merges.txt");
 }
 
 #[test]
-fn our_own_folders_are_imported_as_they_are() {
+fn own_model_directories_are_imported_unchanged() {
     let scratch = Scratch::new();
     let (input, output) = (model_fixture("one_sense"), scratch.path("output"));
     let arguments = ["import", "--input", input.to_str().unwrap(), "--output", output.to_str().unwrap()];
@@ -92,21 +94,21 @@ fn our_own_folders_are_imported_as_they_are() {
 }
 
 #[test]
-fn a_refused_file_leaves_nothing_and_runs_nothing() {
+fn a_rejected_file_writes_nothing_and_executes_nothing() {
     let scratch = Scratch::new();
     fs::create_dir(scratch.path("out")).unwrap();
     for (input, want) in [
         ("evil", "posix.system, which runs code"),
         ("evil/callbacks.ckpt", "posix.system, which runs code"),
         ("evil/opaque_state.ckpt", "lm_head.weight is an object of argparse.Namespace"),
-        ("evil/old_format.ckpt", "torch.save it again"),
+        ("evil/old_format.ckpt", "save it again with torch.save"),
         ("nowhere", "does not exist"),
     ] {
-        let (input, output) = (fixture(input), scratch.text("out/model"));
+        let (input, output) = (fixture(input), scratch.path_str("out/model"));
         let finished = backpack(&["import", "--input", &input, "--output", &output]);
         assert!(!finished.stdout.contains("never be printed"));
         let error = finished.error();
         assert!(error.contains(want), "{error}");
-        assert!(names(&scratch.path("out")).is_empty());
+        assert!(file_names(&scratch.path("out")).is_empty());
     }
 }

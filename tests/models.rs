@@ -1,11 +1,11 @@
-//! The commands that take a model, on the PyTorch fixtures.
+//! The commands that load a model, compared with fixtures from PyTorch.
 
 use std::fs;
 
 use model::read_tensors;
 use serde_json::Value;
 
-use crate::support::{Scratch, backpack, fixture, stream, write_ids};
+use crate::support::{Scratch, backpack, fixture, token_stream, write_ids};
 
 fn ids_text(ids: &Value) -> String {
     let ids: Vec<String> = ids.as_array().unwrap().iter().map(Value::to_string).collect();
@@ -13,7 +13,7 @@ fn ids_text(ids: &Value) -> String {
 }
 
 #[test]
-fn generate_gives_the_fixtures_tokens() {
+fn generate_matches_the_fixtures() {
     for set in ["inv_scale", "no_inv_scale", "one_sense"] {
         let folder = fixture(set);
         let cases: Value = serde_json::from_str(&fs::read_to_string(folder.join("cases.json")).unwrap()).unwrap();
@@ -65,7 +65,7 @@ fn sampling_is_reproducible_by_seed() {
 }
 
 #[test]
-fn dump_gives_the_fixtures_tensors_from_ids_and_from_a_file() {
+fn dump_matches_the_fixtures() {
     let scratch = Scratch::new();
     for set in ["inv_scale", "no_inv_scale", "one_sense"] {
         let folder = fixture(set);
@@ -73,10 +73,10 @@ fn dump_gives_the_fixtures_tensors_from_ids_and_from_a_file() {
         let row = forward["tokens"].get(1);
         let ids: Vec<i64> = Vec::try_from(row.narrow(0, 0, row.size()[0] - 1)).unwrap();
         write_ids(&scratch.path("ids.bin"), &ids.iter().map(|&id| id as u16).collect::<Vec<_>>());
-        let (model, file, text) = (folder.to_str().unwrap(), scratch.text("ids.bin"), format!("{ids:?}"));
+        let (model, file, text) = (folder.to_str().unwrap(), scratch.path_str("ids.bin"), format!("{ids:?}"));
         let list = text.trim_matches(['[', ']']).replace(' ', "");
         for (i, input) in [["--ids-file", &file], ["--ids", &list]].iter().enumerate() {
-            let output = scratch.text(&format!("{set}-{i}.safetensors"));
+            let output = scratch.path_str(&format!("{set}-{i}.safetensors"));
             backpack(&["dump", "--model", model, input[0], input[1], "--output", &output]).expect(0);
             let dumped = read_tensors(output.as_ref()).unwrap();
             assert_eq!(Vec::<i64>::try_from(&dumped["ids"]).unwrap(), ids);
@@ -92,18 +92,18 @@ fn dump_gives_the_fixtures_tensors_from_ids_and_from_a_file() {
     }
 }
 
-/// The file path of training: a plain stream, in sequence, from given weights. The first
-/// two steps' rates are 0 and half the peak, so the first loss is the given model's on the
-/// first batch of blocks; the second is too, of the second batch.
+/// Trains on a plain token stream in sequential order, from given weights. The first step has
+/// learning rate 0, so the losses of steps 1 and 2 are those of the given model on the first and
+/// second batch.
 #[test]
-fn training_takes_the_blocks_in_order_from_given_weights() {
+fn sequential_training_starts_from_the_given_weights() {
     let scratch = Scratch::new();
     let model = fixture("inv_scale");
     let init = format!("checkpoint.init_from={}", model.display());
     let sequential = ["--set", "data.order=sequential", "--set", "model.dropout=0", "--set", &init];
     scratch.train("run", &[&sequential[..], &["--set", "batch.micro_batch_size=1"]].concat()).expect(0);
     let metrics = scratch.metrics("run");
-    let ids = stream(4_500, 311);
+    let ids = token_stream(4_500, 311);
     for step in 0..2 {
         let folder = scratch.path(&format!("batch{step}"));
         fs::create_dir(&folder).unwrap();
@@ -119,13 +119,13 @@ fn training_takes_the_blocks_in_order_from_given_weights() {
 }
 
 #[test]
-fn an_exported_model_is_the_checkpoints_and_needs_no_tokenizer() {
+fn an_export_equals_its_checkpoint_and_needs_no_tokenizer() {
     let scratch = Scratch::new();
     scratch.train("run", &[]).expect(0);
     let (checkpoint, output) = (scratch.checkpoint("run", 12), scratch.path("export"));
     let export = ["export", "--checkpoint", checkpoint.to_str().unwrap(), "--output", output.to_str().unwrap()];
-    let said = backpack(&export).expect(0).stdout;
-    assert!(said.contains("left the tokenizer files out: the model's vocabulary of 311 is smaller"), "{said}");
+    let printed = backpack(&export).expect(0).stdout;
+    assert!(printed.contains("skipped the tokenizer files: the model's vocabulary of 311 is smaller"), "{printed}");
     let bytes = |folder: &std::path::Path| fs::read(folder.join("model.safetensors")).unwrap();
     assert_eq!(bytes(&checkpoint), bytes(&output));
     let mut names: Vec<_> = fs::read_dir(&output).unwrap().map(|e| e.unwrap().file_name()).collect();
@@ -150,16 +150,16 @@ fn an_exported_model_is_the_checkpoints_and_needs_no_tokenizer() {
     ] {
         assert!(card.contains(part), "{part}: {card}");
     }
-    assert!(backpack(&export).error().contains("already holds something"));
-    let run = scratch.text("run");
-    let error = backpack(&["export", "--checkpoint", &run, "--output", &scratch.text("e2")]).error();
-    assert!(error.contains("is a run folder"), "{error}");
-    // The published layout of the config, and no alias among the tensors.
+    assert!(backpack(&export).error().contains("already exists"));
+    let run = scratch.path_str("run");
+    let error = backpack(&["export", "--checkpoint", &run, "--output", &scratch.path_str("e2")]).error();
+    assert!(error.contains("is a run directory"), "{error}");
+    // The published architecture name, and no aliases among the tensors.
     let config: Value = serde_json::from_str(&fs::read_to_string(output.join("config.json")).unwrap()).unwrap();
     assert_eq!(config["architectures"][0], "BackpackGPT2LMHeadModel");
     let tensors = read_tensors(&output.join("model.safetensors")).unwrap();
     assert!(tensors.contains_key("backpack.gpt2_model.wte.weight") && !tensors.contains_key("lm_head.weight"));
-    // An export is a model folder too, and exports to the same.
+    // An export is a model directory, and its export has the same bytes.
     let again = scratch.path("again");
     let output = output.to_str().unwrap();
     backpack(&["export", "--checkpoint", output, "--output", again.to_str().unwrap()]).expect(0);
@@ -174,21 +174,21 @@ fn an_exported_model_is_the_checkpoints_and_needs_no_tokenizer() {
     }
 }
 
-/// What `dump` writes for a full context is what training computes, by the definition.
+/// Compares `dump` of a full context with the forward pass of the reference kernels.
 #[test]
-fn a_dump_of_512_tokens_is_the_training_forward_pass() {
+fn a_dump_of_512_tokens_equals_the_reference_forward_pass() {
     let scratch = Scratch::new();
     let long = ["--set", "model.n_positions=512", "--stop-after", "1"];
     scratch.train("run", &long).expect(85);
-    let (checkpoint, output) = (scratch.checkpoint("run", 1), scratch.text("dump.safetensors"));
-    let ids = stream(512, 311);
+    let (checkpoint, output) = (scratch.checkpoint("run", 1), scratch.path_str("dump.safetensors"));
+    let ids = token_stream(512, 311);
     write_ids(&scratch.path("ids.bin"), &ids);
     let ids: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
     let model = checkpoint.to_str().unwrap();
-    backpack(&["dump", "--model", model, "--ids-file", &scratch.text("ids.bin"), "--output", &output]).expect(0);
-    let loaded = model::load_folder(&checkpoint, tch::Device::Cpu).unwrap();
-    let pass = model::ForwardOptions { kernels: model::Kernels::Reference, ..model::ForwardOptions::evaluation() };
-    let logits = tch::no_grad(|| loaded.logits(&tch::Tensor::from_slice(&ids).unsqueeze(0), pass)).get(0);
+    backpack(&["dump", "--model", model, "--ids-file", &scratch.path_str("ids.bin"), "--output", &output]).expect(0);
+    let loaded = model::load_model(&checkpoint, tch::Device::Cpu).unwrap();
+    let options = model::ForwardOptions { kernels: model::Kernels::Reference, ..model::ForwardOptions::evaluation() };
+    let logits = tch::no_grad(|| loaded.logits(&tch::Tensor::from_slice(&ids).unsqueeze(0), options)).get(0);
     let difference = (logits - &read_tensors(output.as_ref()).unwrap()["logits"]).abs().max().double_value(&[]);
     assert!(difference < 1e-5, "{difference}");
 }
@@ -197,7 +197,7 @@ fn a_dump_of_512_tokens_is_the_training_forward_pass() {
 fn a_gpt2_baseline_trains_dumps_and_generates() {
     let scratch = Scratch::new();
     scratch.train("run", &["--set", "model.architecture=gpt2", "--set", "run.kernels=reference"]).expect(0);
-    let (checkpoint, output) = (scratch.checkpoint("run", 12), scratch.text("dump.safetensors"));
+    let (checkpoint, output) = (scratch.checkpoint("run", 12), scratch.path_str("dump.safetensors"));
     let model = checkpoint.to_str().unwrap();
     backpack(&["dump", "--model", model, "--ids", "1,2,3", "--output", &output]).expect(0);
     let dumped = read_tensors(output.as_ref()).unwrap();
@@ -207,7 +207,7 @@ fn a_gpt2_baseline_trains_dumps_and_generates() {
 }
 
 #[test]
-fn bf16_training_learns_as_fp32_does() {
+fn bf16_training_reaches_the_loss_of_fp32() {
     let scratch = Scratch::new();
     let last = |run: &str, precision: &str| {
         scratch.train(run, &["--set", precision, "--set", "model.dropout=0"]).expect(0);
@@ -221,18 +221,18 @@ fn bf16_training_learns_as_fp32_does() {
 fn runs_are_plotted() {
     let scratch = Scratch::new();
     scratch.train("run", &[]).expect(0);
-    let svg = scratch.text("loss.svg");
-    backpack(&["plot", &scratch.text("run"), "--output", &svg]).expect(0);
+    let svg = scratch.path_str("loss.svg");
+    backpack(&["plot", &scratch.path_str("run"), "--output", &svg]).expect(0);
     let text = fs::read_to_string(&svg).unwrap();
     assert!(text.contains("<svg") && text.contains("run: training") && text.contains("run: validation"));
 }
 
 #[test]
-fn doctor_shows_what_is_there() {
-    let said = backpack(&["doctor"]).expect(0).stdout;
+fn doctor_prints_the_installation() {
+    let printed = backpack(&["doctor"]).expect(0).stdout;
     for word in
         ["libtorch     2.13.0", "fp32 matrix products", "CUDA  ", "driver  ", "NCCL  ", "lo 127.0.0.1", "50257 ids"]
     {
-        assert!(said.contains(word), "{said}");
+        assert!(printed.contains(word), "{printed}");
     }
 }

@@ -1,4 +1,4 @@
-//! Raw text to generated text, on the corpus in `data/`.
+//! From raw text to generated text, on the corpus in `data/`.
 
 use std::fs;
 
@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::support::{Scratch, backpack};
 
-/// Small enough for a test, with GPT-2's vocabulary.
+/// A model with GPT-2's vocabulary, small enough for a test.
 const CONFIG: &str = r#"
 base = "ROOT/configs/quickstart.toml"
 [run]
@@ -31,15 +31,16 @@ max_sequences = 40
 "#;
 
 #[test]
-fn text_becomes_shards_a_model_and_text_again() {
+fn the_pipeline_runs_from_raw_text_to_generated_text() {
     let scratch = Scratch::new();
-    let (data, run, model) = (scratch.text("shards"), scratch.text("run"), scratch.text("model"));
-    let said = backpack(&["prepare-data", "--input", "data/demo.jsonl", "--output", &data, "--val-fraction", "0.05"])
-        .expect(0)
-        .stdout;
-    assert!(said.contains("train  237 documents") && said.contains("val    13 documents"), "{said}");
+    let (data, run, model) = (scratch.path_str("shards"), scratch.path_str("run"), scratch.path_str("model"));
+    let printed =
+        backpack(&["prepare-data", "--input", "data/demo.jsonl", "--output", &data, "--val-fraction", "0.05"])
+            .expect(0)
+            .stdout;
+    assert!(printed.contains("train  237 documents") && printed.contains("val    13 documents"), "{printed}");
     let verified = backpack(&["verify-data", &data]).expect(0).stdout;
-    assert!(verified.contains("is what its manifest says") && verified.contains("\" the\""), "{verified}");
+    assert!(verified.contains("agrees with its manifest") && verified.contains("\" the\""), "{verified}");
 
     let config = scratch.path("config.toml");
     let root = crate::support::root();
@@ -74,6 +75,6 @@ fn text_becomes_shards_a_model_and_text_again() {
     assert_eq!(answer["prompt_ids"], serde_json::json!([1026, 318, 257, 3872]));
     assert!(answer["text"].as_str().unwrap().starts_with("It is a truth"));
     assert!(answer["new_ids"].as_array().unwrap().iter().all(|id| id.as_i64().unwrap() <= 50_256));
-    let dump = scratch.text("dump.safetensors");
+    let dump = scratch.path_str("dump.safetensors");
     backpack(&["dump", "--model", &model, "--text", "It is", "--output", &dump]).expect(0);
 }

@@ -1,4 +1,4 @@
-//! prepare-data as a process: killed, limited, twice at once, from a pipe.
+//! `prepare-data` killed, with a limited file size, started twice, and reading a pipe.
 
 use std::fs;
 use std::io::Write;
@@ -8,9 +8,9 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use crate::signals::signal;
-use crate::support::{Scratch, backpack, root, start};
+use crate::support::{Scratch, backpack, root, spawn};
 
-/// Bytes of every file of a folder, by name.
+/// The bytes of every file of a directory, sorted by name.
 fn contents(folder: &Path) -> Vec<(String, Vec<u8>)> {
     let mut files: Vec<_> = fs::read_dir(folder)
         .unwrap()
@@ -21,7 +21,7 @@ fn contents(folder: &Path) -> Vec<(String, Vec<u8>)> {
     files
 }
 
-/// The demo corpus many times over, so that there is time to be killed in.
+/// Writes 60 copies of the demo corpus, so that the preparation takes long enough to be killed.
 fn corpus(scratch: &Scratch) -> String {
     let demo = fs::read(root().join("data/demo.jsonl")).unwrap();
     let path = scratch.path("corpus.jsonl");
@@ -34,12 +34,12 @@ fn arguments<'a>(input: &'a str, output: &'a str) -> Vec<&'a str> {
 }
 
 #[test]
-fn killed_at_any_moment_it_ends_with_the_same_bytes() {
+fn a_killed_preparation_resumes_to_the_same_bytes() {
     let scratch = Scratch::new();
-    let (input, whole, killed) = (corpus(&scratch), scratch.text("whole"), scratch.text("killed"));
+    let (input, whole, killed) = (corpus(&scratch), scratch.path_str("whole"), scratch.path_str("killed"));
     backpack(&arguments(&input, &whole)).expect(0);
     for milliseconds in [50, 150, 300, 450, 600, 800, 1000] {
-        let mut child = start(&arguments(&input, &killed));
+        let mut child = spawn(&arguments(&input, &killed));
         sleep(Duration::from_millis(milliseconds));
         let _ = child.kill();
         child.wait().unwrap();
@@ -47,24 +47,24 @@ fn killed_at_any_moment_it_ends_with_the_same_bytes() {
     backpack(&arguments(&input, &killed)).expect(0);
     assert_eq!(contents(killed.as_ref()), contents(whole.as_ref()));
     let again = backpack(&arguments(&input, &killed)).expect(0);
-    assert!(again.stdout.contains("was there already, of the same inputs"), "{}", again.stdout);
+    assert!(again.stdout.contains("already complete"), "{}", again.stdout);
 }
 
 #[test]
-fn a_second_process_and_a_file_size_limit_are_errors_of_one_line() {
+fn a_second_process_and_a_file_size_limit_are_errors() {
     let scratch = Scratch::new();
-    let (input, output) = (corpus(&scratch), scratch.text("out"));
-    let mut first = start(&arguments(&input, &output));
+    let (input, output) = (corpus(&scratch), scratch.path_str("out"));
+    let mut first = spawn(&arguments(&input, &output));
     while !scratch.path(".out.partial/plan.json").exists() {
         sleep(Duration::from_millis(2));
     }
-    // It must not be done before the second one looks, however busy the machine is.
+    // The first process must not finish before the second one starts.
     signal(&first, "STOP");
     assert!(backpack(&arguments(&input, &output)).error().contains("another process is preparing"));
     signal(&first, "CONT");
     assert!(first.wait().unwrap().success());
 
-    let limited = scratch.text("limited");
+    let limited = scratch.path_str("limited");
     let command = "ulimit -f 4000; exec \"$@\"";
     let finished = Command::new("bash")
         .args(["-c", command, "bash", env!("CARGO_BIN_EXE_backpack")])
@@ -81,10 +81,10 @@ fn a_second_process_and_a_file_size_limit_are_errors_of_one_line() {
 }
 
 #[test]
-fn standard_input_gives_what_the_file_gives_and_says_that_it_cannot_go_on() {
+fn standard_input_gives_the_same_shards_as_a_file() {
     let scratch = Scratch::new();
     let demo = fs::read(root().join("data/demo.jsonl")).unwrap();
-    let (piped, file) = (scratch.text("piped"), scratch.text("file"));
+    let (piped, file) = (scratch.path_str("piped"), scratch.path_str("file"));
     let mut child = Command::new(env!("CARGO_BIN_EXE_backpack"))
         .args(arguments("-", &piped))
         .current_dir(root())

@@ -1,13 +1,13 @@
-//! Stopping and going on, in every way, ends where an undisturbed run does.
+//! Resumed runs have the same result as uninterrupted runs.
 
 use std::fs;
 
-use crate::support::{Scratch, exact};
+use crate::support::{Scratch, without_speeds};
 
 const DROPOUT: [&str; 2] = ["--set", "model.dropout=0.1"];
 
 #[test]
-fn n_steps_stop_m_steps_equals_n_plus_m_steps_bit_for_bit() {
+fn a_resumed_run_equals_an_uninterrupted_run() {
     let scratch = Scratch::new();
     scratch.train("whole", &DROPOUT).expect(0);
     scratch.train("parts", &[&DROPOUT[..], &["--stop-after", "3"]].concat()).expect(85);
@@ -18,14 +18,14 @@ fn n_steps_stop_m_steps_equals_n_plus_m_steps_bit_for_bit() {
     for file in ["model.safetensors", "optimizer.safetensors", "config.json"] {
         assert_eq!(bytes("whole", file), bytes("parts", file), "{file}");
     }
-    assert_eq!(exact(&scratch.metrics("whole")), exact(&scratch.metrics("parts")));
-    // Dropout is on: without it the numbers are others.
+    assert_eq!(without_speeds(&scratch.metrics("whole")), without_speeds(&scratch.metrics("parts")));
+    // Dropout is active: without it the metrics differ.
     scratch.train("without", &["--set", "model.dropout=0.0"]).expect(0);
-    assert_ne!(exact(&scratch.metrics("whole"))[5], exact(&scratch.metrics("without"))[5]);
+    assert_ne!(without_speeds(&scratch.metrics("whole"))[5], without_speeds(&scratch.metrics("without"))[5]);
 }
 
 #[test]
-fn at_dropout_0_the_micro_batch_does_not_change_the_run() {
+fn the_micro_batch_size_does_not_change_a_run_without_dropout() {
     let scratch = Scratch::new();
     let run = |name: &str, micro: &str| {
         scratch.train(name, &["--set", "model.dropout=0", "--set", micro]).expect(0);
@@ -39,7 +39,7 @@ fn at_dropout_0_the_micro_batch_does_not_change_the_run() {
 }
 
 #[test]
-fn the_metrics_are_the_contracts_and_the_last_step_is_validated_and_saved() {
+fn metrics_are_complete_and_the_last_step_is_validated_and_saved() {
     let scratch = Scratch::new();
     scratch.train("run", &[]).expect(0);
     let metrics = scratch.metrics("run");
@@ -51,15 +51,15 @@ fn the_metrics_are_the_contracts_and_the_last_step_is_validated_and_saved() {
             assert!(line[key].is_number(), "{line}");
         }
     }
-    // Warm-up over 4 steps to 2e-3: step 1 used 0, step 3 half.
+    // Warm-up over 4 steps to 2e-3: step 1 has learning rate 0, step 3 half of the peak.
     assert_eq!((losses[0]["lr"].as_f64(), losses[2]["lr"].as_f64()), (Some(0.0), Some(1e-3)));
     let validated: Vec<_> =
         metrics.iter().filter(|l| l.get("val_loss").is_some()).map(|l| l["step"].as_u64().unwrap()).collect();
     assert_eq!(validated, [5, 10, 12]);
-    // keep_last 2 and keep_best 3 of 4, 8, 12, of which only 12 was validated.
+    // keep_last 2 and keep_best 3 of the checkpoints 4, 8 and 12, of which only 12 was validated.
     assert_eq!(scratch.checkpoints("run"), [8, 12]);
     let first = losses[0]["loss"].as_f64().unwrap();
-    assert!((first - 311f64.ln()).abs() < 0.2, "a fresh model guesses uniformly: {first}");
+    assert!((first - 311f64.ln()).abs() < 0.2, "a new model predicts uniformly: {first}");
     assert!(losses[11]["loss"].as_f64().unwrap() < first);
     let resolved = fs::read_to_string(scratch.path("run").join("config.toml")).unwrap();
     assert!(resolved.contains("weight_decay = 0.1") && resolved.contains("keep_every = 50000"), "{resolved}");
@@ -67,23 +67,23 @@ fn the_metrics_are_the_contracts_and_the_last_step_is_validated_and_saved() {
 }
 
 #[test]
-fn a_finished_run_is_left_as_it_is() {
+fn a_finished_run_is_not_changed() {
     let scratch = Scratch::new();
     scratch.train("run", &[]).expect(0);
-    let before = walk(&scratch.path("run"));
+    let before = read_all_files(&scratch.path("run"));
     let again = scratch.train("run", &["--resume", "auto"]).expect(0);
     assert!(again.stderr.contains("this run is finished: 12 of 12 steps"), "{}", again.stderr);
-    assert_eq!(before, walk(&scratch.path("run")));
+    assert_eq!(before, read_all_files(&scratch.path("run")));
     let error = scratch.train("run", &[]).error();
     assert!(error.contains("already holds checkpoints") && error.contains("--resume auto"), "{error}");
 }
 
-fn walk(folder: &std::path::Path) -> Vec<(String, Vec<u8>)> {
+fn read_all_files(folder: &std::path::Path) -> Vec<(String, Vec<u8>)> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         match path.is_dir() {
-            true => found.extend(walk(&path)),
+            true => found.extend(read_all_files(&path)),
             false => found.push((path.display().to_string(), fs::read(&path).unwrap())),
         }
     }
@@ -92,7 +92,7 @@ fn walk(folder: &std::path::Path) -> Vec<(String, Vec<u8>)> {
 }
 
 #[test]
-fn a_damaged_checkpoint_is_passed_over_or_refused_by_name() {
+fn a_damaged_checkpoint_is_skipped_or_rejected() {
     let scratch = Scratch::new();
     scratch.train("whole", &[]).expect(0);
     scratch.train("run", &["--stop-after", "4"]).expect(85);
@@ -112,36 +112,36 @@ fn a_damaged_checkpoint_is_passed_over_or_refused_by_name() {
         }
         fs::write(&path, &good).unwrap();
     }
-    // What a killed process leaves is no obstacle either.
+    // An incomplete checkpoint of a killed process is ignored.
     fs::create_dir(scratch.path("run").join("checkpoints/.step-00000008")).unwrap();
     let resumed = scratch.train("run", &["--resume", "auto"]).expect(0);
     assert!(resumed.stderr.contains("skipping") && resumed.stderr.contains("at step 4"), "{}", resumed.stderr);
     let weights = |run: &str| fs::read(scratch.checkpoint(run, 12).join("model.safetensors")).unwrap();
     assert_eq!(weights("whole"), weights("run"));
-    assert_eq!(exact(&scratch.metrics("whole")), exact(&scratch.metrics("run")));
+    assert_eq!(without_speeds(&scratch.metrics("whole")), without_speeds(&scratch.metrics("run")));
 }
 
 #[test]
-fn a_named_checkpoint_is_resumed_into_another_folder_or_its_own() {
+fn a_given_checkpoint_is_resumed_in_any_run_directory() {
     let scratch = Scratch::new();
     scratch.train("run", &["--set", "checkpoint.keep_last=9"]).expect(0);
     let whole = fs::read(scratch.checkpoint("run", 12).join("model.safetensors")).unwrap();
     let from = scratch.checkpoint("run", 4);
     scratch.train("branch", &["--resume", from.to_str().unwrap()]).expect(0);
     assert_eq!(fs::read(scratch.checkpoint("branch", 12).join("model.safetensors")).unwrap(), whole);
-    let metrics = exact(&scratch.metrics("run"));
-    // What came after it in its own folder is kept, but no longer counts as the run's.
+    let metrics = without_speeds(&scratch.metrics("run"));
+    // Later checkpoints in the same run directory are archived.
     scratch.train("run", &["--resume", from.to_str().unwrap(), "--stop-after", "5"]).expect(85);
     assert_eq!(scratch.checkpoints("run"), [4, 5]);
-    assert_eq!(exact(&scratch.metrics("run"))[..4], metrics[..4]);
+    assert_eq!(without_speeds(&scratch.metrics("run"))[..4], metrics[..4]);
     assert!(scratch.path("run/checkpoints/aside-step-00000012/state.json").is_file());
     scratch.train("run", &["--resume", "auto"]).expect(0);
     assert_eq!(fs::read(scratch.checkpoint("run", 12).join("model.safetensors")).unwrap(), whole);
-    assert_eq!(exact(&scratch.metrics("run")), metrics);
+    assert_eq!(without_speeds(&scratch.metrics("run")), metrics);
 }
 
 #[test]
-fn what_decides_the_data_order_cannot_change_on_resume() {
+fn settings_of_the_data_order_cannot_change_on_resume() {
     let scratch = Scratch::new();
     scratch.train("run", &["--stop-after", "2"]).expect(85);
     let resume = |set: &str| scratch.train("run", &["--resume", "auto", "--set", set]);
@@ -153,9 +153,9 @@ fn what_decides_the_data_order_cannot_change_on_resume() {
 }
 
 #[test]
-fn a_stop_that_is_already_reached_runs_no_step() {
+fn a_stop_step_already_reached_runs_no_step() {
     let scratch = Scratch::new();
-    // The initial weights, for who wants them.
+    // Saves the initial weights.
     scratch.train("run", &["--stop-after", "0"]).expect(85);
     assert_eq!(scratch.checkpoints("run"), [0]);
     assert!(scratch.metrics("run").is_empty());
@@ -166,14 +166,14 @@ fn a_stop_that_is_already_reached_runs_no_step() {
 }
 
 #[test]
-fn what_the_toml_leaves_open_is_the_given_models_and_dropout_is_the_runs() {
+fn init_from_sets_omitted_model_keys_except_dropout() {
     let scratch = Scratch::new();
     scratch.train("narrow", &["--set", "model.n_inner=48", "--stop-after", "1"]).expect(85);
     let narrow = scratch.checkpoint("narrow", 1);
     let init = format!("checkpoint.init_from={}", narrow.display());
     let other = ["--set", &init, "--set", "model.dropout=0.25"];
     scratch.train("run", &[&other[..], &["--stop-after", "2"]].concat()).expect(85);
-    // The weights that the run started from are not needed again.
+    // The initial weights are not read again.
     fs::remove_dir_all(&narrow).unwrap();
     scratch.train("run", &[&other[..], &["--resume", "auto"]].concat()).expect(0);
     let config = fs::read_to_string(scratch.checkpoint("run", 12).join("config.json")).unwrap();
@@ -182,7 +182,7 @@ fn what_the_toml_leaves_open_is_the_given_models_and_dropout_is_the_runs() {
 }
 
 #[test]
-fn a_backpacks_body_starts_from_a_gpt2() {
+fn a_backpack_is_initialized_from_a_gpt2() {
     let scratch = Scratch::new();
     scratch.train("gpt2", &["--set", "model.architecture=gpt2"]).expect(0);
     let init = format!("checkpoint.init_from={}", scratch.checkpoint("gpt2", 12).display());
@@ -196,11 +196,11 @@ fn a_backpacks_body_starts_from_a_gpt2() {
     scratch.train("run", &["--set", &init, "--resume", "auto"]).expect(0);
     let narrow = ["--set", &init, "--set", "model.n_head=2"];
     let error = scratch.train("other", &narrow).error();
-    assert!(error.contains("the body cannot start from") && error.contains("n_head is 2 here and 4 there"), "{error}");
+    assert!(error.contains("the transformer cannot start from") && error.contains("n_head is 2 here and 4 there"), "{error}");
 }
 
 #[test]
-fn a_resume_that_is_refused_leaves_the_checkpoints_where_they_are() {
+fn a_rejected_resume_keeps_the_checkpoints() {
     let scratch = Scratch::new();
     scratch.train("run", &[]).expect(0);
     assert_eq!(scratch.checkpoints("run"), [8, 12]);
@@ -209,7 +209,7 @@ fn a_resume_that_is_refused_leaves_the_checkpoints_where_they_are() {
     let refused = scratch.train("run", &[&from[..], &["--set", "run.seed=7"]].concat()).error();
     assert!(refused.contains("run.seed is 7, but the checkpoint was saved with"), "{refused}");
     assert_eq!(scratch.checkpoints("run"), [8, 12]);
-    // Another kind of model has other moments.
+    // The optimizer state of another architecture does not fit.
     let refused = scratch.train("run", &[&from[..], &["--set", "model.architecture=gpt2"]].concat()).error();
     assert!(refused.contains("step-00000008"), "{refused}");
     assert_eq!(scratch.checkpoints("run"), [8, 12]);

@@ -1,5 +1,4 @@
-//! `serve`, spoken to as browsers and programs do: every question of the API, what is refused, many
-//! clients at once, and its end.
+//! `backpack serve`: every endpoint of the API, rejected requests, concurrent clients and shutdown.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -15,7 +14,7 @@ use tempfile::TempDir;
 use crate::signals::signal;
 use crate::support::{Scratch, backpack, command, fixture};
 
-/// A running server, ended with its owner.
+/// A running server. It is killed when the value is dropped.
 struct Server {
     process: Child,
     address: String,
@@ -28,14 +27,14 @@ impl Drop for Server {
     }
 }
 
-/// What came back.
-struct Answer {
+/// A response of the server.
+struct HttpResponse {
     status: u16,
     headers: String,
     body: String,
 }
 
-impl Answer {
+impl HttpResponse {
     fn json(&self) -> Value {
         serde_json::from_str(&self.body).unwrap_or_else(|_| panic!("{}", self.body))
     }
@@ -45,9 +44,9 @@ impl Answer {
         Some(line.split_once(':')?.1.trim())
     }
 
-    /// The sentence of a refusal.
+    /// The error message of a rejected request.
     #[track_caller]
-    fn refusal(&self, status: u16) -> String {
+    fn error_message(&self, status: u16) -> String {
         assert_eq!(self.status, status, "{}", self.body);
         self.json()["error"].as_str().unwrap().to_owned()
     }
@@ -69,20 +68,20 @@ impl Server {
         stream
     }
 
-    /// Sends bytes as they are, and reads until the server closes.
-    fn send(&self, request: &str) -> Answer {
+    /// Sends the bytes, and reads until the server closes the connection.
+    fn send(&self, request: &str) -> HttpResponse {
         let mut stream = self.connect();
-        // Whatever is refused early may be cut off.
+        // The server may close the connection of a rejected request before it has read all.
         let _ = stream.write_all(request.as_bytes());
         let mut bytes = Vec::new();
         let _ = stream.read_to_end(&mut bytes);
         let text = String::from_utf8(bytes).unwrap();
-        let (headers, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer: {text}"));
+        let (headers, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no response: {text}"));
         let status = headers.split(' ').nth(1).unwrap().parse().unwrap();
-        Answer { status, headers: headers.to_owned(), body: body.to_owned() }
+        HttpResponse { status, headers: headers.to_owned(), body: body.to_owned() }
     }
 
-    fn request(&self, method: &str, path: &str, headers: &str, body: &str) -> Answer {
+    fn request(&self, method: &str, path: &str, headers: &str, body: &str) -> HttpResponse {
         let host = if headers.contains("Host:") { String::new() } else { format!("Host: {}\r\n", self.address) };
         let length = body.len();
         self.send(&format!(
@@ -90,17 +89,17 @@ impl Server {
         ))
     }
 
-    fn get(&self, path: &str) -> Answer {
+    fn get(&self, path: &str) -> HttpResponse {
         self.request("GET", path, "", "")
     }
 
-    fn post(&self, path: &str, body: &str) -> Answer {
+    fn post(&self, path: &str, body: &str) -> HttpResponse {
         self.request("POST", &format!("/api/v1/{path}"), "Content-Type: application/json\r\n", body)
     }
 
-    /// An answer that must come.
+    /// Sends a request that must succeed, and returns the response.
     #[track_caller]
-    fn ask(&self, path: &str, question: Value) -> Value {
+    fn query(&self, path: &str, question: Value) -> Value {
         let answer = self.post(path, &question.to_string());
         assert_eq!(answer.status, 200, "{path}: {}", answer.body);
         assert_eq!(answer.header("content-type"), Some("application/json"));
@@ -108,7 +107,7 @@ impl Server {
     }
 }
 
-/// A model of the published vocabulary and almost no size.
+/// A tiny model with the published vocabulary.
 fn small_model() -> (TempDir, LanguageModel) {
     let folder = tempfile::tempdir().unwrap();
     let config = ModelConfig {
@@ -120,10 +119,10 @@ fn small_model() -> (TempDir, LanguageModel) {
         end_of_text: Some(model::GPT2_END_OF_TEXT),
         ..ModelConfig::default()
     };
-    let model = LanguageModel::initialise(config, 7, tch::Device::Cpu).unwrap();
-    // Weights as they are drawn make all words equally likely, nearly.
+    let model = LanguageModel::initialize(config, 7, tch::Device::Cpu).unwrap();
+    // With the initial weights all words would be almost equally probable.
     tch::no_grad(|| model.parameters().iter().for_each(|(_, tensor)| drop(tensor.shallow_clone().g_mul_scalar_(4.0))));
-    model::save_folder(&model, folder.path()).unwrap();
+    model::save_model(&model, folder.path()).unwrap();
     (folder, model)
 }
 
@@ -144,27 +143,27 @@ fn tokens(words: &Value) -> Vec<i64> {
 }
 
 #[test]
-fn every_question_is_answered_with_what_the_model_says() {
+fn every_endpoint_returns_the_values_of_the_model() {
     let (_folder, mut model, server) = serve_small();
     let described = server.get("/api/v1/model").json();
     assert_eq!((&described["num_senses"], &described["n_positions"]), (&json!(4), &json!(32)));
     assert_eq!(described["edited"], json!([]));
 
-    let senses = server.ask("senses", json!({ "word": "house", "top": 5 }));
+    let senses = server.query("senses", json!({ "word": "house", "top": 5 }));
     let token = senses["token"].as_i64().unwrap();
     assert_eq!(senses["word"], " house");
     assert_eq!(senses["senses"].as_array().unwrap().len(), 4);
-    for (got, want) in senses["senses"].as_array().unwrap().iter().zip(evals::senses_of(&model, token, 5).unwrap()) {
+    for (got, want) in senses["senses"].as_array().unwrap().iter().zip(evals::sense_views(&model, token, 5).unwrap()) {
         assert!(close(&got["norm"], want.norm));
         assert_eq!(tokens(&got["raises"]), want.raises.iter().map(|w| w.id).collect::<Vec<_>>());
         assert_eq!(tokens(&got["lowers"]), want.lowers.iter().map(|w| w.id).collect::<Vec<_>>());
     }
 
-    let read = server.ask("reading", json!({ "text": TEXT, "position": 4, "top": 3 }));
+    let read = server.query("reading", json!({ "text": TEXT, "position": 4, "top": 3 }));
     let ids = tokens(&read["tokens"]);
-    let reading = evals::TextAnalysis::of(&model, &ids).unwrap();
+    let reading = evals::TextAnalysis::new(&model, &ids).unwrap();
     assert_eq!((read["next"].as_array().unwrap().len(), read["weights"].as_array().unwrap().len()), (3, 4));
-    for (got, want) in read["next"].as_array().unwrap().iter().zip(reading.next(4, 3).unwrap()) {
+    for (got, want) in read["next"].as_array().unwrap().iter().zip(reading.next_tokens(4, 3).unwrap()) {
         assert_eq!(got["token"], want.id);
         assert!(close(&got["logit"], want.logit) && close(&got["probability"], want.probability));
     }
@@ -173,7 +172,7 @@ fn every_question_is_answered_with_what_the_model_says() {
         assert!(close(&row[2], reading.weights.double_value(&[sense as i64, 4, 2])));
     }
 
-    let weights = server.ask("weights", json!({ "ids": ids, "senses": [2, 0] }));
+    let weights = server.query("weights", json!({ "ids": ids, "senses": [2, 0] }));
     for (place, sense) in [2i64, 0].into_iter().enumerate() {
         let one = &weights["senses"][place];
         assert_eq!((&one["sense"], one["weights"].as_array().unwrap().len()), (&json!(sense), ids.len()));
@@ -182,12 +181,12 @@ fn every_question_is_answered_with_what_the_model_says() {
             assert!(row.len() == position + 1 && (row.iter().sum::<f64>() - 1.0).abs() < 1e-3, "{row:?}");
         }
     }
-    assert_eq!(server.ask("weights", json!({ "text": TEXT }))["senses"].as_array().unwrap().len(), 4);
+    assert_eq!(server.query("weights", json!({ "text": TEXT }))["senses"].as_array().unwrap().len(), 4);
 
     for word in [json!({ "word": "government" }), json!({ "token": 11 })] {
         let mut question = json!({ "text": TEXT });
         question.as_object_mut().unwrap().extend(word.as_object().unwrap().clone());
-        let made = server.ask("contributions", question);
+        let made = server.query("contributions", question);
         let parts = made["contributions"].as_array().unwrap();
         let sum: f64 = parts.iter().flat_map(|row| row.as_array().unwrap()).map(|x| x.as_f64().unwrap()).sum();
         assert_eq!((parts.len(), parts[0].as_array().unwrap().len()), (4, ids.len()));
@@ -197,13 +196,13 @@ fn every_question_is_answered_with_what_the_model_says() {
     }
 
     let edits = json!([{ "word": "house", "sense": "all", "op": "zero" }]);
-    let next = server.ask("next", json!({ "text": TEXT, "top": 4, "edits": edits }));
+    let next = server.query("next", json!({ "text": TEXT, "top": 4, "edits": edits }));
     let edit = SenseEdit { token, sense: SenseChoice::All, op: SenseOp::Scale(0.0) };
     let last = ids.len() - 1;
     let after = model
-        .with_edits(std::slice::from_ref(&edit), |model| evals::TextAnalysis::of(model, &ids)?.next(last, 4))
+        .with_edits(std::slice::from_ref(&edit), |model| evals::TextAnalysis::new(model, &ids)?.next_tokens(last, 4))
         .unwrap();
-    let before = evals::TextAnalysis::of(&model, &ids).unwrap().next(last, 4).unwrap();
+    let before = evals::TextAnalysis::new(&model, &ids).unwrap().next_tokens(last, 4).unwrap();
     assert!(next["divergence"].as_f64().unwrap() > 1e-6, "{next}");
     for (side, want) in [("before", before), ("after", after)] {
         for want in want {
@@ -212,30 +211,30 @@ fn every_question_is_answered_with_what_the_model_says() {
             assert!(close(&got[side]["logit"], want.logit) && close(&got[side]["probability"], want.probability));
         }
     }
-    // The edits were that request's alone.
-    assert_eq!(server.ask("reading", json!({ "text": TEXT, "position": 4, "top": 3 })), read);
-    assert_eq!(server.ask("next", json!({ "text": TEXT }))["divergence"], 0.0);
+    // The edits applied only to that request.
+    assert_eq!(server.query("reading", json!({ "text": TEXT, "position": 4, "top": 3 })), read);
+    assert_eq!(server.query("next", json!({ "text": TEXT }))["divergence"], 0.0);
 
     let question = json!({ "text": TEXT, "max_new_tokens": 20, "temperature": 0.7, "top_k": 50, "seed": 3 });
     let sampling = Sampling::Random { temperature: 0.7, top_k: Some(50), top_p: None, seed: 3 };
     let plain = model::generate(&model, &ids, 20, sampling).unwrap();
-    assert_eq!(tokens(&server.ask("generate", question.clone())["new"]), plain);
+    assert_eq!(tokens(&server.query("generate", question.clone())["new"]), plain);
     let mut edited = question;
     edited["edits"] = edits;
     let want = model.with_edits(&[edit], |model| model::generate(model, &ids, 20, sampling)).unwrap();
-    assert_eq!(tokens(&server.ask("generate", edited)["new"]), want);
+    assert_eq!(tokens(&server.query("generate", edited)["new"]), want);
     assert_ne!(plain, want);
 }
 
 #[test]
-fn what_cannot_be_answered_is_refused_in_a_sentence() {
+fn invalid_requests_get_an_error_message() {
     let (_folder, _model, server) = serve_small();
     let split = server.post("senses", r#"{"word": "antidisestablishmentarianism"}"#);
-    assert!(split.refusal(422).contains("is not one token: it splits into \" ant\""));
+    assert!(split.error_message(422).contains("is not one token: it splits into \" ant\""));
     assert_eq!(split.json()["pieces"][0]["word"], " ant");
     let long = "word ".repeat(40);
     for (path, question, status, phrase) in [
-        ("senses", "{".to_owned(), 400, "the request is not understood"),
+        ("senses", "{".to_owned(), 400, "invalid request"),
         ("senses", json!({ "word": "house", "tip": 3 }).to_string(), 400, "unknown field `tip`"),
         ("senses", json!({ "word": "house", "token": 3 }).to_string(), 400, "either a \"word\" or a \"token\""),
         ("senses", json!({ "token": 50264 }).to_string(), 400, "outside the model's vocabulary"),
@@ -258,58 +257,58 @@ fn what_cannot_be_answered_is_refused_in_a_sentence() {
             "next",
             json!({ "text": TEXT, "edits": [{ "word": "house", "sense": 1 }] }).to_string(),
             400,
-            "\"scale\" wants a \"factor\"",
+            "\"scale\" needs a \"factor\"",
         ),
         (
             "next",
             json!({ "text": TEXT, "edits": vec![json!({ "token": 1, "sense": 0, "factor": 1 }); 65] }).to_string(),
             413,
-            "more than the 64 of one request",
+            "more than the limit of 64 per request",
         ),
         ("generate", json!({ "text": TEXT, "max_new_tokens": 65 }).to_string(), 400, "between 1 and 64"),
         ("generate", json!({ "text": TEXT, "temperature": 0 }).to_string(), 400, "the temperature is 0"),
-        ("generate", json!({ "text": TEXT, "greedy": true, "top_k": 5 }).to_string(), 400, "without effect"),
-        ("nothing", "{}".to_owned(), 404, "there is nothing at /api/v1/nothing"),
-        ("senses", format!("{{\"word\": \"{}\"}}", "a".repeat(1_100_000)), 413, "larger than 1024 kB"),
+        ("generate", json!({ "text": TEXT, "greedy": true, "top_k": 5 }).to_string(), 400, "no effect"),
+        ("nothing", "{}".to_owned(), 404, "unknown path /api/v1/nothing"),
+        ("senses", format!("{{\"word\": \"{}\"}}", "a".repeat(1_100_000)), 413, "larger than 1024 KiB"),
     ] {
-        let sentence = server.post(path, &question).refusal(status);
-        assert!(sentence.contains(phrase), "{path} {question}: {sentence}");
+        let message = server.post(path, &question).error_message(status);
+        assert!(message.contains(phrase), "{path} {question}: {message}");
     }
-    server.ask("senses", json!({ "word": "house" }));
+    server.query("senses", json!({ "word": "house" }));
 }
 
 #[test]
-fn other_sites_methods_and_hosts_are_turned_away() {
+fn other_origins_hosts_and_methods_are_rejected() {
     let (_folder, _model, server) = serve_small();
     let question = r#"{"word": "house"}"#;
     let json = "Content-Type: application/json\r\n";
     let with = |headers: &str| server.request("POST", "/api/v1/senses", &format!("{json}{headers}"), question);
     assert_eq!(with(&format!("Origin: http://{}\r\n", server.address)).status, 200);
     for origin in ["http://evil.example", "null", "http://127.0.0.1:1"] {
-        assert!(with(&format!("Origin: {origin}\r\n")).refusal(403).contains("are refused"));
+        assert!(with(&format!("Origin: {origin}\r\n")).error_message(403).contains("are refused"));
     }
     assert_eq!(with("Sec-Fetch-Site: cross-site\r\n").status, 403);
-    // A name that was made to point here, for the page too.
+    // Another host name that resolves to this server (DNS rebinding), also for the page.
     for (method, path) in [("POST", "/api/v1/senses"), ("GET", "/"), ("GET", "/main.js")] {
         let answer = server.request(method, path, &format!("{json}Host: evil.example\r\n"), question);
-        assert!(answer.refusal(403).contains("\"evil.example\" is not this server's"));
+        assert!(answer.error_message(403).contains("\"evil.example\" is not this server's"));
     }
     assert_eq!(with("Host: localhost:1234\r\n").status, 200);
     let untyped = server.request("POST", "/api/v1/senses", "Content-Type: text/plain\r\n", question);
-    assert!(untyped.refusal(415).contains("must be application/json"));
+    assert!(untyped.error_message(415).contains("must be application/json"));
     let get = server.get("/api/v1/senses");
-    assert!(get.refusal(405).contains("GET is not for") && get.header("allow") == Some("POST"));
+    assert!(get.error_message(405).contains("GET is not allowed for") && get.header("allow") == Some("POST"));
     let post = server.request("POST", "/api/v1/model", "", "{}");
-    assert!(post.refusal(405).contains("POST is not for") && post.header("allow") == Some("GET, HEAD"));
+    assert!(post.error_message(405).contains("POST is not allowed for") && post.header("allow") == Some("GET, HEAD"));
     let preflight = "Origin: http://evil.example\r\nAccess-Control-Request-Method: POST\r\n";
     let preflight = server.request("OPTIONS", "/api/v1/senses", preflight, "");
     assert!(preflight.status == 403 && !preflight.headers.to_lowercase().contains("access-control"));
     assert_eq!(server.send("GET /api/v1/model HTTP/1.0\r\n\r\n").status, 400);
 }
 
-/// The page and all that it loads are in the binary, and its scripts are its own.
+/// Loads the page and every file that it refers to.
 #[test]
-fn the_page_is_whole_and_closed() {
+fn the_page_loads_only_files_of_this_server() {
     let (_folder, _model, server) = serve_small();
     let mut wanted = vec!["/".to_owned()];
     let mut at = 0;
@@ -342,7 +341,7 @@ fn the_page_is_whole_and_closed() {
 }
 
 #[test]
-fn fifty_clients_at_once_all_get_their_own_answers() {
+fn fifty_concurrent_clients_get_correct_responses() {
     let (_folder, _model, server) = serve_small();
     let questions: Vec<(&str, Value)> = (0..50)
         .map(|client| {
@@ -357,35 +356,35 @@ fn fifty_clients_at_once_all_get_their_own_answers() {
             }
         })
         .collect();
-    let alone: Vec<Value> = questions.iter().map(|(path, question)| server.ask(path, question.clone())).collect();
+    let alone: Vec<Value> = questions.iter().map(|(path, question)| server.query(path, question.clone())).collect();
     thread::scope(|scope| {
         for ((path, question), want) in questions.iter().zip(&alone) {
             let server = &server;
-            scope.spawn(move || (0..4).for_each(|_| assert_eq!(server.ask(path, question.clone()), *want)));
+            scope.spawn(move || (0..4).for_each(|_| assert_eq!(server.query(path, question.clone()), *want)));
         }
     });
 }
 
 #[test]
-fn a_signal_ends_it_and_idle_clients_do_not_hold_it() {
+fn a_signal_stops_the_server_despite_idle_clients() {
     for name in ["TERM", "INT"] {
         let (_folder, _model, mut server) = serve_small();
         let mut idle = server.connect();
         idle.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
         let mut some = [0; 12];
         idle.read_exact(&mut some).unwrap();
-        let mut late = server.connect();
+        let mut slow = server.connect();
         let head =
             format!("POST /api/v1/senses HTTP/1.1\r\nHost: {}\r\nContent-Type: application/json\r\n", server.address);
-        late.write_all(format!("{head}Content-Length: 17\r\n\r\n{{\"word\": ").as_bytes()).unwrap();
+        slow.write_all(format!("{head}Content-Length: 17\r\n\r\n{{\"word\": ").as_bytes()).unwrap();
         thread::sleep(Duration::from_millis(100));
         let start = Instant::now();
         signal(&server.process, name);
         thread::sleep(Duration::from_millis(200));
-        // What was begun before the signal is answered.
-        late.write_all(b"\"house\"}").unwrap();
+        // A request that began before the signal is answered.
+        slow.write_all(b"\"house\"}").unwrap();
         let mut answer = String::new();
-        late.read_to_string(&mut answer).unwrap();
+        slow.read_to_string(&mut answer).unwrap();
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
         assert_eq!(server.process.wait().unwrap().code(), Some(0), "SIG{name}");
         assert!(start.elapsed() < Duration::from_secs(4));
@@ -394,7 +393,7 @@ fn a_signal_ends_it_and_idle_clients_do_not_hold_it() {
 }
 
 #[test]
-fn what_cannot_be_served_is_said_at_the_start() {
+fn serve_reports_bad_arguments_at_the_start() {
     let scratch = Scratch::new();
     let fixture = fixture("inv_scale");
     let other = backpack(&["serve", "--model", fixture.to_str().unwrap(), "--port", "0"]).error();
@@ -407,15 +406,15 @@ fn what_cannot_be_served_is_said_at_the_start() {
     let (folder, _model, server) = serve_small();
     let port = server.address.rsplit(':').next().unwrap();
     let taken = backpack(&["serve", "--model", folder.path().to_str().unwrap(), "--port", port]).error();
-    assert!(taken.contains("cannot be listened on: choose another --port"), "{taken}");
+    assert!(taken.contains("cannot listen on 127.0.0.1:"), "{taken}");
 }
 
-/// A folder with edits and a table of senses serves them, and says on standard error who is let in.
+/// Serves edits and a sense table, and warns on stderr about a public address.
 #[test]
-fn edited_models_tables_and_other_addresses_are_served() {
+fn edits_sense_tables_and_other_addresses_are_served() {
     let (folder, model) = small_model();
     let scratch = Scratch::new();
-    let (edit, export) = (scratch.path("edits.json"), scratch.text("export"));
+    let (edit, export) = (scratch.path("edits.json"), scratch.path_str("export"));
     fs::write(&edit, json!({ "edits": [{ "word": "house", "sense": 0, "op": "zero" }] }).to_string()).unwrap();
     let folder = folder.path().to_str().unwrap();
     let edit = edit.to_str().unwrap();
@@ -426,14 +425,14 @@ fn edited_models_tables_and_other_addresses_are_served() {
     address.replace_range(.."0.0.0.0".len(), "127.0.0.1");
     server.address = address;
     assert_eq!(server.get("/api/v1/model").json()["edited"][0]["word"], " house");
-    let senses = server.ask("senses", json!({ "word": "house" }));
+    let senses = server.query("senses", json!({ "word": "house" }));
     let token = senses["token"].as_i64().unwrap();
-    let want = evals::senses_of(&model, token, 1).unwrap();
+    let want = evals::sense_views(&model, token, 1).unwrap();
     assert_eq!(senses["senses"][0]["norm"], 0.0);
     assert!(close(&senses["senses"][1]["norm"], want[1].norm));
     signal(&server.process, "TERM");
     server.process.wait().unwrap();
-    let mut said = String::new();
-    server.process.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-    assert!(said.contains("warning: 0.0.0.0 is no loopback address"), "{said}");
+    let mut printed = String::new();
+    server.process.stderr.take().unwrap().read_to_string(&mut printed).unwrap();
+    assert!(printed.contains("warning: 0.0.0.0 is not a loopback address"), "{printed}");
 }

@@ -1,4 +1,4 @@
-//! A scratch folder with a small token stream and a way to run the binary on it.
+//! A scratch directory with a small token stream, and functions that run the binary.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,16 +7,17 @@ use std::process::{Child, Command, Output, Stdio};
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// The project's root, where the commands of the README are run.
+/// The repository root, where the commands run.
 pub(crate) fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
 }
 
+/// The directory of a fixture model.
 pub(crate) fn fixture(set: &str) -> PathBuf {
     root().join("tests/fixtures/backpack").join(set)
 }
 
-/// Writes a Backpack of random weights with GPT-2's vocabulary, for commands that take words.
+/// Writes a Backpack with random weights and GPT-2's vocabulary, for commands that take words.
 pub(crate) fn write_model_of_words(folder: &Path) {
     let config = model::ModelConfig {
         n_embd: 16,
@@ -27,33 +28,34 @@ pub(crate) fn write_model_of_words(folder: &Path) {
         end_of_text: Some(model::GPT2_END_OF_TEXT),
         ..model::ModelConfig::default()
     };
-    let model = model::LanguageModel::initialise(config, 3, tch::Device::Cpu).unwrap();
+    let model = model::LanguageModel::initialize(config, 3, tch::Device::Cpu).unwrap();
     for (_, parameter) in model.parameters().iter() {
-        // Large enough for words to differ.
+        // Large weights, so that words differ.
         let mut parameter = parameter.shallow_clone();
         tch::no_grad(|| parameter *= 10.0);
     }
     fs::create_dir_all(folder).unwrap();
-    model::save_folder(&model, folder).unwrap();
+    model::save_model(&model, folder).unwrap();
 }
 
+/// A temporary directory that is deleted when the value is dropped.
 pub(crate) struct Scratch {
     folder: TempDir,
 }
 
-/// What a finished command left.
-pub(crate) struct Finished {
+/// Exit code and output of a finished command.
+pub(crate) struct CommandOutput {
     pub(crate) code: i32,
     pub(crate) stdout: String,
     pub(crate) stderr: String,
 }
 
-impl Finished {
-    pub(crate) fn of(output: Output) -> Self {
+impl CommandOutput {
+    pub(crate) fn from_output(output: Output) -> Self {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        // A process that a signal ended has no code.
+        // A process that was killed by a signal has no exit code.
         let code = output.status.code().unwrap_or(-1);
-        Finished { code, stdout: text(&output.stdout), stderr: text(&output.stderr) }
+        CommandOutput { code, stdout: text(&output.stdout), stderr: text(&output.stderr) }
     }
 
     #[track_caller]
@@ -62,7 +64,7 @@ impl Finished {
         self
     }
 
-    /// The one line of an error: exit code 1, `error: ...`, no panic.
+    /// The error line. Checks that the exit code is 1 and that the command did not panic.
     #[track_caller]
     pub(crate) fn error(self) -> String {
         let finished = self.expect(1);
@@ -76,8 +78,8 @@ impl Finished {
     }
 }
 
-pub(crate) fn backpack(arguments: &[&str]) -> Finished {
-    Finished::of(command(arguments).output().unwrap())
+pub(crate) fn backpack(arguments: &[&str]) -> CommandOutput {
+    CommandOutput::from_output(command(arguments).output().unwrap())
 }
 
 pub(crate) fn command(arguments: &[&str]) -> Command {
@@ -86,17 +88,17 @@ pub(crate) fn command(arguments: &[&str]) -> Command {
     command
 }
 
-/// Starts a command without waiting for it.
-pub(crate) fn start(arguments: &[&str]) -> Child {
+/// Starts a command and does not wait for it.
+pub(crate) fn spawn(arguments: &[&str]) -> Child {
     command(arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
 }
 
-/// Ids below `vocab_size` that look random and are the same every time.
-pub(crate) fn stream(length: usize, vocab_size: u64) -> Vec<u16> {
+/// Pseudorandom ids below `vocab_size`, always the same.
+pub(crate) fn token_stream(length: usize, vocab_size: u64) -> Vec<u16> {
     let mut state = 1u64;
     let mut next = || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        // A skewed distribution, so that there is something to learn.
+        // A skewed distribution, so that the model can learn something.
         let uniform = (state >> 33) as f64 / f64::from(1u32 << 31);
         (uniform * uniform * vocab_size as f64) as u16
     };
@@ -108,7 +110,7 @@ pub(crate) fn write_ids(path: &Path, ids: &[u16]) {
     fs::write(path, bytes).unwrap();
 }
 
-/// The shape of the fixture `inv_scale`, trained on a plain token stream.
+/// Configuration with the shape of the fixture `inv_scale` and a plain token stream.
 const SMALL: &str = r#"
 [run]
 precision = "fp32"
@@ -139,13 +141,13 @@ every_steps = 4
 "#;
 
 impl Scratch {
-    /// A folder with `data/train.bin` (4,001 ids, 125 sequences of 32), `data/val.bin` and
-    /// `small.toml`.
+    /// Creates a directory with `data/train.bin` (4,001 ids, 125 sequences of 32), `data/val.bin`
+    /// and `small.toml`.
     pub(crate) fn new() -> Self {
         let scratch = Scratch { folder: tempfile::tempdir().unwrap() };
         let data = scratch.path("data");
         fs::create_dir(&data).unwrap();
-        let ids = stream(4_500, 311);
+        let ids = token_stream(4_500, 311);
         write_ids(&data.join("train.bin"), &ids[..4_001]);
         write_ids(&data.join("val.bin"), &ids[4_001..]);
         fs::write(scratch.path("small.toml"), SMALL.replace("DATA", data.to_str().unwrap())).unwrap();
@@ -156,32 +158,32 @@ impl Scratch {
         self.folder.path().join(name)
     }
 
-    pub(crate) fn text(&self, name: &str) -> String {
+    pub(crate) fn path_str(&self, name: &str) -> String {
         self.path(name).to_str().unwrap().to_owned()
     }
 
-    /// The arguments of a training with the small config into the run folder `run`.
+    /// The arguments of `train` with `small.toml` and the run directory `run`.
     pub(crate) fn train_arguments(&self, run: &str, more: &[&str]) -> Vec<String> {
-        let mut arguments = vec!["train".to_owned(), "--config".to_owned(), self.text("small.toml")];
-        arguments.extend(["--run-dir".to_owned(), self.text(run)]);
+        let mut arguments = vec!["train".to_owned(), "--config".to_owned(), self.path_str("small.toml")];
+        arguments.extend(["--run-dir".to_owned(), self.path_str(run)]);
         arguments.extend(more.iter().map(|s| (*s).to_owned()));
         arguments
     }
 
-    pub(crate) fn train(&self, run: &str, more: &[&str]) -> Finished {
+    pub(crate) fn train(&self, run: &str, more: &[&str]) -> CommandOutput {
         self.train_in(&[], run, more)
     }
 
-    /// [`Scratch::train`] with more in its environment.
-    pub(crate) fn train_in(&self, environment: &[(&str, &str)], run: &str, more: &[&str]) -> Finished {
+    /// Trains as [`Scratch::train`] does, with additional environment variables.
+    pub(crate) fn train_in(&self, environment: &[(&str, &str)], run: &str, more: &[&str]) -> CommandOutput {
         let arguments = self.train_arguments(run, more);
         let mut command = command(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
-        Finished::of(command.envs(environment.iter().copied()).output().unwrap())
+        CommandOutput::from_output(command.envs(environment.iter().copied()).output().unwrap())
     }
 
-    pub(crate) fn start_training(&self, run: &str, more: &[&str]) -> Child {
+    pub(crate) fn spawn_training(&self, run: &str, more: &[&str]) -> Child {
         let arguments = self.train_arguments(run, more);
-        start(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
+        spawn(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
     pub(crate) fn metrics(&self, run: &str) -> Vec<Value> {
@@ -193,7 +195,7 @@ impl Scratch {
         self.path(run).join(format!("checkpoints/step-{step:08}"))
     }
 
-    /// Steps of the checkpoints that are there.
+    /// Steps of the existing checkpoints, sorted.
     pub(crate) fn checkpoints(&self, run: &str) -> Vec<u64> {
         let folder = self.path(run).join("checkpoints");
         let mut steps: Vec<u64> = fs::read_dir(folder)
@@ -206,8 +208,8 @@ impl Scratch {
     }
 }
 
-/// What must not depend on how often a run was stopped: every line without its speeds.
-pub(crate) fn exact(metrics: &[Value]) -> Vec<Value> {
+/// The metrics without the speeds. Resuming a run must not change them.
+pub(crate) fn without_speeds(metrics: &[Value]) -> Vec<Value> {
     let strip = |line: &Value| {
         let mut line = line.clone();
         let object = line.as_object_mut().unwrap();

@@ -1,26 +1,26 @@
-//! How many threads a training takes, alone and beside others on its host.
+//! The number of threads of a run, alone and with other ranks on the same host.
 
-use crate::support::{Finished, Scratch};
+use crate::support::{CommandOutput, Scratch};
 
-/// `train --dry-run` as local rank `rank` of `ranks`, whatever this test was started by.
-fn dry_run(scratch: &Scratch, rank: &str, ranks: &str, more: &[&str]) -> Finished {
+/// Runs `train --dry-run` as local rank `rank` of `ranks`.
+fn dry_run(scratch: &Scratch, rank: &str, ranks: &str, more: &[&str]) -> CommandOutput {
     let environment = [("LOCAL_WORLD_SIZE", ranks), ("LOCAL_RANK", rank)];
     scratch.train_in(&environment, "run", &[&["--dry-run"], more].concat())
 }
 
-/// `2 threads on CPUs 0-1` of the line that says what a run computes with.
-fn threads(finished: Finished) -> String {
-    let said = finished.expect(0).stderr;
-    let line = said.lines().find_map(|line| line.strip_prefix("machine     cpu, "));
-    line.unwrap_or_else(|| panic!("{said}")).to_owned()
+/// The threads in the summary of a run, as in `2 threads on CPUs 0-1`.
+fn threads(finished: CommandOutput) -> String {
+    let printed = finished.expect(0).stderr;
+    let line = printed.lines().find_map(|line| line.strip_prefix("machine     cpu, "));
+    line.unwrap_or_else(|| panic!("{printed}")).to_owned()
 }
 
 #[test]
-fn ranks_of_one_host_share_its_cores() {
+fn local_ranks_share_the_cores() {
     let scratch = Scratch::new();
-    let of = |rank, ranks| threads(dry_run(&scratch, rank, ranks, &["--threads", "0"]));
+    let threads_of = |rank, ranks| threads(dry_run(&scratch, rank, ranks, &["--threads", "0"]));
     let count = |line: &str| line.split(' ').next().unwrap().parse::<usize>().unwrap();
-    let (alone, first, second) = (of("0", "1"), of("0", "2"), of("1", "2"));
+    let (alone, first, second) = (threads_of("0", "1"), threads_of("0", "2"), threads_of("1", "2"));
     assert!(alone.contains(" on CPU"), "{alone}");
     if first.contains(" pinned to CPU") {
         let each = (count(&alone) / 2).max(1);
@@ -30,13 +30,13 @@ fn ranks_of_one_host_share_its_cores() {
         let unpinned = dry_run(&scratch, "1", "2", &["--threads", "0", "--set", "run.pin_threads=false"]);
         assert!(threads(unpinned).contains(" on CPU"));
     } else {
-        // There is one core, or the one who started this test bound it to some.
+        // The machine has one core, or this test was started with a CPU affinity.
         assert_eq!((first, second), (format!("{alone} (local rank 0 of 2)"), format!("{alone} (local rank 1 of 2)")));
     }
 }
 
 #[test]
-fn the_flag_wins_over_the_file_and_set() {
+fn threads_flag_overrides_file_and_set() {
     let scratch = Scratch::new();
     let with = |more: &[&str]| threads(dry_run(&scratch, "0", "1", more));
     assert!(with(&[]).starts_with("1 thread on CPU"));

@@ -1,14 +1,15 @@
-//! Before, during and after a run: plan, status, profile, plot; and what the program says of itself.
+//! The commands plan, status and plot, profiling, and the program's version, completions and manual
+//! pages.
 
 use std::fs;
 
 use serde_json::Value;
 
-use crate::signals::{LONG, signal, wait_for_lines};
-use crate::support::{Scratch, backpack, exact};
+use crate::signals::{LONG_RUN, signal, wait_for_lines};
+use crate::support::{Scratch, backpack, without_speeds};
 
 #[test]
-fn a_plan_needs_no_data_and_runs_nothing() {
+fn plan_needs_no_data() {
     let plan = ["plan", "--config", "configs/owt/small.toml", "--set", "data.path=nowhere", "--set", "run.device=cpu"];
     let finished = backpack(&plan).expect(0);
     assert!(finished.stdout.starts_with("model       170083584 parameters\n"), "{}", finished.stdout);
@@ -25,7 +26,7 @@ fn a_plan_needs_no_data_and_runs_nothing() {
 }
 
 #[test]
-fn the_shipped_configurations_are_not_warned_of() {
+fn included_configurations_cause_no_warnings() {
     for name in [
         "quickstart",
         "half-hour",
@@ -36,15 +37,15 @@ fn the_shipped_configurations_are_not_warned_of() {
         "owt/ablations/mini-16-senses",
     ] {
         let config = format!("configs/{name}.toml");
-        let said = backpack(&["plan", "--config", &config, "--set", "run.device=cuda"]).expect(0).stdout;
-        assert!(!said.contains("warning"), "{name}: {said}");
+        let printed = backpack(&["plan", "--config", &config, "--set", "run.device=cuda"]).expect(0).stdout;
+        assert!(!printed.contains("warning"), "{name}: {printed}");
     }
 }
 
 #[test]
-fn status_follows_a_run_through_stop_kill_and_end() {
+fn status_reports_stopped_running_killed_and_finished_runs() {
     let scratch = Scratch::new();
-    let run = scratch.text("run");
+    let run = scratch.path_str("run");
     let status = || backpack(&["status", &run, "--watts", "100", "--json"]).expect(0).json();
     scratch.train("run", &["--stop-after", "6"]).expect(85);
     let stopped = status();
@@ -52,12 +53,13 @@ fn status_follows_a_run_through_stop_kill_and_end() {
     assert_eq!(stopped["checkpoint"]["verified"], Value::Bool(true));
     assert!(stopped["cost"]["kilowatt_hours"].as_f64().unwrap() > 0.0);
 
-    let mut child = scratch.start_training("run", &[&LONG[..], &["--resume", "auto"]].concat());
+    let mut child = scratch.spawn_training("run", &[&LONG_RUN[..], &["--resume", "auto"]].concat());
     wait_for_lines(&scratch, "run", 12);
     let running = status();
     assert_eq!((running["activity"].as_str(), running["stalled"].as_bool()), (Some("running"), Some(false)));
     assert!(running["done_at"].as_f64().unwrap() > 0.0);
-    // Who asks is no trainer: the run goes on, and another one is still kept out.
+    // `status` does not take the lock of the run directory: the run continues, and another `train`
+    // fails.
     assert!(scratch.train("run", &["--resume", "auto"]).error().contains("is in use by another process"));
     signal(&child, "KILL");
     child.wait().unwrap();
@@ -69,44 +71,44 @@ fn status_follows_a_run_through_stop_kill_and_end() {
     let text = backpack(&["status", &run]).expect(0).stdout;
     assert_eq!(text.lines().count(), 5, "{text}");
     assert!(text.contains("finished, step 12 of 12 (100%)") && text.contains("health      good"), "{text}");
-    let error = backpack(&["status", &scratch.text("data")]).error();
+    let error = backpack(&["status", &scratch.path_str("data")]).error();
     assert!(error.contains("is not a run directory"), "{error}");
 }
 
 #[test]
-fn a_run_that_fails_says_why_in_its_folder() {
+fn a_failed_run_records_its_error() {
     let scratch = Scratch::new();
     let error = scratch.train("run", &["--set", "optimizer.learning_rate=1e30", "--set", "optimizer.grad_clip=0"]);
     assert_ne!(error.code, 0);
-    let said = backpack(&["status", &scratch.text("run")]).expect(0).stdout;
-    assert!(said.contains("WARNING: the run ended with an error"), "{said}");
+    let printed = backpack(&["status", &scratch.path_str("run")]).expect(0).stdout;
+    assert!(printed.contains("WARNING: the run ended with an error"), "{printed}");
     assert!(fs::read_to_string(scratch.path("run/log.txt")).unwrap().contains("\nerror       "));
 }
 
 #[test]
-fn a_profile_changes_nothing_but_tells_the_time() {
+fn profiling_does_not_change_the_run() {
     let scratch = Scratch::new();
     scratch.train("plain", &[]).expect(0);
-    let said = scratch.train("profiled", &["--profile", "4"]).expect(0).stderr;
-    assert!(said.contains("profile     4 steps of ") && said.contains("head and loss"), "{said}");
-    assert_eq!(exact(&scratch.metrics("plain")), exact(&scratch.metrics("profiled")));
+    let printed = scratch.train("profiled", &["--profile", "4"]).expect(0).stderr;
+    assert!(printed.contains("profile     4 steps of ") && printed.contains("head and loss"), "{printed}");
+    assert_eq!(without_speeds(&scratch.metrics("plain")), without_speeds(&scratch.metrics("profiled")));
     let weights = |run| fs::read(scratch.checkpoint(run, 12).join("model.safetensors")).unwrap();
     assert_eq!(weights("plain"), weights("profiled"));
     let trace = fs::read_to_string(scratch.path("profiled/profile.json")).unwrap();
     let trace: Value = serde_json::from_str(&trace).unwrap();
     let events = trace["traceEvents"].as_array().unwrap();
     let named = |name: &str| events.iter().filter(|event| event["name"] == name).count();
-    // The first three are left out; a step of two passes has two laps of a part.
+    // The first three steps are skipped. A step with two micro-batches has two events per part.
     assert_eq!((named("step 3"), named("step 4"), named("step 7"), named("step 8")), (0, 1, 1, 0));
     assert_eq!(named("body"), 8);
     assert!(fs::read_to_string(scratch.path("profiled/log.txt")).unwrap().contains("body backward"));
 }
 
 #[test]
-fn a_plot_is_drawn_as_its_ending_says() {
+fn the_plot_format_follows_the_extension() {
     let scratch = Scratch::new();
     scratch.train("run", &[]).expect(0);
-    let (run, svg, png) = (scratch.text("run"), scratch.text("plots/a.svg"), scratch.text("plots/a.png"));
+    let (run, svg, png) = (scratch.path_str("run"), scratch.path_str("plots/a.svg"), scratch.path_str("plots/a.png"));
     backpack(&["plot", &run, &run, "--reference", "GPT-2=3.12", "--output", &svg]).expect(0);
     assert!(fs::read_to_string(&svg).unwrap().contains("GPT-2: 3.12"));
     backpack(&["plot", &run, "--output", &png]).expect(0);
@@ -116,16 +118,16 @@ fn a_plot_is_drawn_as_its_ending_says() {
 }
 
 #[test]
-fn events_that_cannot_be_written_are_a_warning() {
+fn failed_tensorboard_events_are_a_warning() {
     let scratch = Scratch::new();
     fs::create_dir(scratch.path("run")).unwrap();
-    fs::write(scratch.path("run/tensorboard"), "in the way").unwrap();
-    let said = scratch.train("run", &[]).expect(0).stderr;
-    assert_eq!(said.matches("warning     TensorBoard").count(), 1, "{said}");
+    fs::write(scratch.path("run/tensorboard"), "not a directory").unwrap();
+    let printed = scratch.train("run", &[]).expect(0).stderr;
+    assert_eq!(printed.matches("warning     TensorBoard").count(), 1, "{printed}");
 }
 
 #[test]
-fn the_program_describes_itself() {
+fn version_completions_and_manual_pages_are_printed() {
     let version = backpack(&["--version"]).expect(0).stdout;
     assert!(version.starts_with(&format!("backpack {}", env!("CARGO_PKG_VERSION"))), "{version}");
     for (shell, mark) in [("bash", "complete -F"), ("zsh", "#compdef backpack"), ("fish", "complete -c backpack")] {

@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 mod rpath;
 
 /// The C++ sources that call libtorch.
-const SHIM: [&str; 13] = [
+const SHIM: [&str; 14] = [
     "shim",
     "arena",
-    "parts",
+    "cuda_device",
+    "profiler",
     "distributed/process_group",
     "distributed/reducer",
     "ops/products",
@@ -18,7 +19,7 @@ const SHIM: [&str; 13] = [
     "ops/linear",
     "ops/add_layer_norm",
     "ops/attention",
-    "ops/mix_senses",
+    "ops/weighted_sum_of_senses",
     "ops/linear_cross_entropy",
     "ops/adamw",
 ];

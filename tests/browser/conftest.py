@@ -1,4 +1,4 @@
-"""A server over the model that BACKPACK_MODEL names, and a browser that looks at it."""
+"""Fixtures of the browser test: `serve` with the model of BACKPACK_MODEL, and a page in Chromium."""
 
 import json
 import os
@@ -15,22 +15,24 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 ROOT = Path(__file__).resolve().parents[2]
 BINARY, MODEL = os.environ["BACKPACK_BINARY"], os.environ["BACKPACK_MODEL"]
-PATIENCE = 20  # seconds, on a machine that others use too
-# Root has no sandbox; the others keep Chromium from asking the network for anything.
+TIMEOUT_SECONDS = 20  # long enough for a busy machine
+# --no-sandbox is needed to run as root. The other flags disable Chromium's own network requests.
 FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
     --disable-component-update --disable-sync --disable-dev-shm-usage --window-size=1360,1000 --lang=en-US""".split()
-# A name that an attacker would make to point here.
+# A host name of an attacker that resolves to this machine (DNS rebinding).
 REBOUND = "--host-resolver-rules=MAP evil.example 127.0.0.1"
-TIMINGS = {}  # milliseconds that the page waited, by question
+TIMINGS = {}  # milliseconds per request of the page, by endpoint
 
 
 def backpack(*arguments):
-    """What a command prints as JSON."""
+    """Runs a command with --json and returns its output."""
     command = [BINARY, *map(str, arguments), "--json"]
     return json.loads(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout)
 
 
 class Server:
+    """A `backpack serve` process."""
+
     def __init__(self):
         self.process = subprocess.Popen(
             [BINARY, "serve", "--model", MODEL, "--port", "0"], cwd=ROOT, stdout=subprocess.PIPE, text=True
@@ -41,7 +43,7 @@ class Server:
         self.port = int(self.url.rstrip("/").rsplit(":", 1)[1])
 
     def ask(self, path, question):
-        """The API's answer, asked without the browser."""
+        """Sends a request to the API without the browser and returns the response."""
         request = urllib.request.Request(
             f"{self.url}api/v1/{path}", json.dumps(question).encode(), {"Content-Type": "application/json"}
         )
@@ -49,8 +51,9 @@ class Server:
             return json.load(response)
 
     def end(self):
+        """Stops the server and returns its exit code."""
         self.process.terminate()
-        return self.process.wait(PATIENCE)
+        return self.process.wait(TIMEOUT_SECONDS)
 
 
 @pytest.fixture(scope="session")
@@ -61,13 +64,13 @@ def server():
 
 
 class Page:
-    """The page in a browser, and short ways to look at it."""
+    """The page in the browser, with shortcuts to read and use it."""
 
     def __init__(self, driver, server):
         self.driver, self.server = driver, server
 
     def open(self, address=""):
-        # The same path with another fragment would not load anew.
+        # The same path with another fragment would not reload the page.
         self.collect()
         self.driver.get("about:blank")
         self.driver.get(f"{self.server.url}{address}")
@@ -80,7 +83,7 @@ class Page:
         return self.driver.find_elements(By.CSS_SELECTOR, selector)
 
     def texts(self, selector):
-        # At once: elements of a list that is drawn anew go stale between two calls.
+        # One call for all elements, because a redrawn list invalidates elements between two calls.
         script = "return [...document.querySelectorAll(arguments[0])].map((element) => element.textContent)"
         return self.driver.execute_script(script, selector)
 
@@ -92,20 +95,20 @@ class Page:
         field.clear()
         field.send_keys(text)
 
-    def until(self, condition, message="nothing came of it"):
-        def holds(_):
+    def until(self, condition, message="the condition was not met"):
+        def is_met(_):
             try:
                 return condition()
-            except Exception:  # noqa: BLE001 what is not there yet
+            except Exception:  # noqa: BLE001 the element does not exist yet
                 return False
 
-        return WebDriverWait(self.driver, PATIENCE, 0.03).until(holds, message)
+        return WebDriverWait(self.driver, TIMEOUT_SECONDS, 0.03).until(is_met, message)
 
     def run(self, script, *values):
         return self.driver.execute_script(script, *values)
 
     def screenshot(self, name):
-        """The whole page, however long."""
+        """Saves an image of the whole page."""
         height = self.run("return document.documentElement.scrollHeight")
         width = self.run("return window.outerWidth")
         self.driver.set_window_size(width, max(600, height + 150))
@@ -114,14 +117,14 @@ class Page:
         self.driver.set_window_size(width, 1000)
 
     def collect(self):
-        """Remembers how long the page's questions took."""
+        """Records the times of the page's API requests."""
         script = "return performance.getEntriesByType('resource').map((entry) => [entry.name, entry.duration])"
         for name, milliseconds in self.run(script):
             if "/api/v1/" in name:
                 TIMINGS.setdefault(name.split("/api/v1/")[1], []).append(milliseconds)
 
     def console(self):
-        """What the browser complained of since it was last asked."""
+        """Returns the errors in the browser's console since the last call."""
         return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] == "SEVERE"]
 
 
@@ -144,7 +147,7 @@ def browser(server, tmp_path_factory):
 
 @pytest.fixture
 def page(browser):
-    """The page, whose console must stay empty."""
+    """The page. The test fails if the browser's console has errors."""
     browser.console()
     yield browser
     browser.collect()
@@ -152,7 +155,7 @@ def page(browser):
 
 
 def pytest_terminal_summary(terminalreporter):
-    terminalreporter.write_line("question       asked  median ms  slowest ms")
+    terminalreporter.write_line("endpoint    requests  median ms  slowest ms")
     for name, times in sorted(TIMINGS.items()):
         times = sorted(times)
-        terminalreporter.write_line(f"{name:<14} {len(times):>5} {times[len(times) // 2]:>10.0f} {times[-1]:>11.0f}")
+        terminalreporter.write_line(f"{name:<11} {len(times):>8} {times[len(times) // 2]:>10.0f} {times[-1]:>11.0f}")

@@ -1,4 +1,4 @@
-//! The commands of the documents, and the help texts, against the arguments as they are.
+//! Tests that the commands of the documentation and of the help texts have valid arguments.
 
 use std::path::{Path, PathBuf};
 
@@ -10,11 +10,15 @@ use crate::{Cli, Command};
 #[path = "../../../tests/documented.rs"]
 mod documented;
 
+/// Directories whose Markdown files are checked. Commands of docs/measurements are parsed, not run.
+const DIRECTORIES: [&str; 2] = ["docs", "docs/measurements"];
+
+/// The repository root.
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
 }
 
-/// The command lines of a block, those that go on after a backslash joined.
+/// The command lines of a block. Lines that end with a backslash are joined with the next one.
 fn lines(block: &str) -> Vec<String> {
     let joined = block.replace("\\\n", " ");
     joined
@@ -24,8 +28,8 @@ fn lines(block: &str) -> Vec<String> {
         .collect()
 }
 
-/// Words as a shell parts them: quotes hold together, `$(...)` too; what follows `#`, `>`, `|` is
-/// not the command's.
+/// Splits a line into words as a shell does. Quoted text and `$(...)` are one word. A comment,
+/// redirection or pipe ends the command.
 fn words(line: &str) -> Vec<String> {
     let (mut words, mut word, mut quote, mut depth) = (Vec::new(), String::new(), None, 0);
     for character in line.chars() {
@@ -48,22 +52,23 @@ fn words(line: &str) -> Vec<String> {
     words
 }
 
-/// The arguments of `backpack` in a command line, where it is one of it.
+/// The arguments of `backpack`, if the line is a command of it.
 fn arguments(line: &str) -> Option<Vec<String>> {
     let mut words = words(line);
     let start = words.iter().position(|word| word == "backpack" || word.ends_with("/backpack") || word == "cargo")?;
-    let given = words.split_off(start);
-    if given[0] != "cargo" {
-        return Some(given[1..].to_vec());
+    let command = words.split_off(start);
+    if command[0] != "cargo" {
+        return Some(command[1..].to_vec());
     }
-    let program = given.get(1).filter(|sub| *sub == "run")?;
-    let dashes = given.iter().position(|word| word == "--").unwrap_or_else(|| panic!("{program} without --: {line}"));
-    Some(given[dashes + 1..].to_vec())
+    command.get(1).filter(|subcommand| *subcommand == "run")?;
+    let dashes = command.iter().position(|word| word == "--").unwrap_or_else(|| panic!("cargo run without --: {line}"));
+    Some(command[dashes + 1..].to_vec())
 }
 
+/// Parses the arguments, and those of the command that `launch` starts.
 fn parse(arguments: &[String]) -> Result<(), String> {
-    let given = std::iter::once("backpack".to_owned()).chain(arguments.iter().cloned());
-    match Cli::try_parse_from(given) {
+    let command = std::iter::once("backpack".to_owned()).chain(arguments.iter().cloned());
+    match Cli::try_parse_from(command) {
         Ok(Cli { command: Command::Launch(_) }) => {
             let dashes = arguments.iter().position(|word| word == "--").unwrap();
             parse(&arguments[dashes + 1..])
@@ -74,16 +79,16 @@ fn parse(arguments: &[String]) -> Result<(), String> {
     }
 }
 
-/// Why tests/documentation.rs may leave a block to others.
+/// Beginnings of the accepted reasons not to run a block in tests/documentation.rs.
 const REASONS: [&str; 5] = ["needs a GPU", "needs a cluster", "needs the network", "takes minutes", "run by "];
 
 #[test]
-fn every_command_of_the_documents_is_one() {
+fn documented_commands_have_valid_arguments() {
     let mut found = 0;
-    for block in documented::blocks(&root()) {
+    for block in documented::blocks(&root(), &DIRECTORIES) {
         if let Some(reason) = &block.not_run {
             let known = REASONS.iter().any(|start| reason.starts_with(start));
-            assert!(known, "{}:{}: \"{reason}\" is none of {REASONS:?}", block.file.display(), block.line);
+            assert!(known, "{}:{}: \"{reason}\" is not one of {REASONS:?}", block.file.display(), block.line);
         }
         for line in lines(&block.text) {
             if let Some(arguments) = arguments(&line) {
@@ -96,13 +101,12 @@ fn every_command_of_the_documents_is_one() {
     assert!(found > 20, "{found} commands in README.md and docs/");
 }
 
-/// Spans of code in the text: `backpack train --resume auto` names a command and flags of it.
+/// Checks code spans such as `backpack train --resume auto`.
 #[test]
-fn every_flag_that_the_text_names_is_one() {
+fn code_spans_name_existing_commands_and_flags() {
     let command = Cli::command();
     let mut found = 0;
-    let docs = std::fs::read_dir(root().join("docs")).unwrap().map(|file| file.unwrap().path());
-    for file in docs.chain([root().join("README.md")]).filter(|file| file.is_file()) {
+    for file in documented::files(&root(), &DIRECTORIES) {
         let text = std::fs::read_to_string(&file).unwrap();
         for span in text.split('`').skip(1).step_by(2) {
             let Some(rest) = span.strip_prefix("backpack ") else { continue };
@@ -112,14 +116,14 @@ fn every_flag_that_the_text_names_is_one() {
             };
             let mut sub = command.find_subcommand(name).unwrap_or_else(|| panic!("{}: `{span}`", file.display()));
             let mut rest = words.iter().skip(1).peekable();
-            while let Some(below) = rest.peek().and_then(|word| sub.find_subcommand(word)) {
-                (sub, _) = (below, rest.next());
+            while let Some(nested) = rest.peek().and_then(|word| sub.find_subcommand(word)) {
+                (sub, _) = (nested, rest.next());
             }
-            let own = rest.take_while(|word| **word != "--");
-            for flag in own.filter_map(|word| word.strip_prefix("--")) {
+            let flags = rest.take_while(|word| **word != "--");
+            for flag in flags.filter_map(|word| word.strip_prefix("--")) {
                 let flag = flag.split('=').next().unwrap_or_default();
                 let known = sub.get_arguments().any(|argument| argument.get_long() == Some(flag));
-                assert!(known, "{}: `{span}`: --{flag} is no flag of {name}", file.display());
+                assert!(known, "{}: `{span}`: {name} has no flag --{flag}", file.display());
             }
             found += 1;
         }
@@ -127,11 +131,11 @@ fn every_flag_that_the_text_names_is_one() {
     assert!(found > 10, "{found} commands in the text");
 }
 
-/// Commands of commands too.
-fn check_examples(command: &mut clap::Command, above: &[String]) {
-    // `help` is clap's own.
+/// Checks the examples of all subcommands of `command`, whose path is `parents`.
+fn check_examples(command: &mut clap::Command, parents: &[String]) {
+    // clap adds `help`.
     for sub in command.get_subcommands_mut().filter(|sub| sub.get_name() != "help") {
-        let path = [above, &[sub.get_name().to_owned()]].concat();
+        let path = [parents, &[sub.get_name().to_owned()]].concat();
         let (name, help) = (path.join(" "), sub.render_long_help().to_string());
         let flat = help.split_whitespace().collect::<Vec<_>>().join(" ");
         let (_, example) = flat.split_once("Example: ").unwrap_or_else(|| panic!("{name} has no example in its help"));
@@ -144,12 +148,12 @@ fn check_examples(command: &mut clap::Command, above: &[String]) {
 }
 
 #[test]
-fn every_command_has_an_example_that_it_understands() {
+fn examples_of_help_texts_have_valid_arguments() {
     check_examples(&mut Cli::command(), &[]);
 }
 
 #[test]
-fn a_line_is_parted_as_a_shell_does() {
+fn lines_are_split_as_a_shell_does() {
     assert_eq!(words(r#"a --b 'c d' "$(ls e | tail)" > f"#), ["a", "--b", "c d", "$(ls e | tail)"]);
     assert_eq!(arguments("RANK=0 backpack train --config x # why").unwrap(), ["train", "--config", "x"]);
     assert_eq!(arguments("cargo run --release -- plan --json").unwrap(), ["plan", "--json"]);

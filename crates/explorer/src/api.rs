@@ -1,26 +1,26 @@
-//! What may be asked, and how much of it.
+//! The endpoints of the API, their request bodies, and their limits.
 
-use hyper::StatusCode;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::error::ApiError;
 
-/// Bytes of a request: a context of 512 tokens is some 3 kB, an edit by a vector of 768 numbers 10 kB, and
-/// `control edit` writes one for each sense of a word.
-pub(crate) const MOST_BYTES: usize = 1 << 20;
-/// Words of a list.
-pub(crate) const MOST_WORDS: usize = 100;
-/// Edits at once; each may want the senses of another word.
-pub(crate) const MOST_EDITS: usize = 64;
-/// New tokens of one request, where the model's context has room for them: nobody else is served while they are made,
-/// three quarters of a second of a micro model's.
-pub(crate) const MOST_NEW_TOKENS: usize = 64;
-/// Weights of one answer, about 1 MB of JSON: one sense of 512 tokens, or 16 of 150.
-pub(crate) const MOST_WEIGHTS: usize = 200_000;
+/// The maximum size of a request body in bytes. A text of 512 tokens has about 3 kB, and an edit
+/// with a vector of 768 numbers has 10 kB. `control edit` writes one such edit per sense of a word.
+pub(crate) const MAX_BODY_BYTES: usize = 1 << 20;
+/// The maximum of `top`, the number of tokens in a list.
+pub(crate) const MAX_TOP: usize = 100;
+/// The maximum number of edits per request. Each one can require the senses of another word.
+pub(crate) const MAX_EDITS: usize = 64;
+/// The maximum number of new tokens per request. No other request is processed during generation,
+/// which takes 0.75 s with a micro model.
+pub(crate) const MAX_NEW_TOKENS: usize = 64;
+/// The maximum number of weights per response, about 1 MB of JSON: one sense of a text of 512
+/// tokens, or 16 senses of 150 tokens.
+pub(crate) const MAX_WEIGHTS: usize = 200_000;
 
-/// One question of the API, by its path.
+/// An endpoint of the API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Endpoint {
     Model,
@@ -33,7 +33,8 @@ pub(crate) enum Endpoint {
 }
 
 impl Endpoint {
-    pub(crate) fn at(path: &str) -> Option<Self> {
+    /// Returns the endpoint at a path.
+    pub(crate) fn from_path(path: &str) -> Option<Self> {
         Some(match path {
             "/api/v1/model" => Endpoint::Model,
             "/api/v1/senses" => Endpoint::Senses,
@@ -47,30 +48,30 @@ impl Endpoint {
     }
 }
 
-/// The senses of a word.
+/// The request for the senses of a word.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct SensesRequest {
     pub(crate) word: Option<String>,
     pub(crate) token: Option<i64>,
-    #[serde(default = "twelve")]
+    #[serde(default = "default_top_k")]
     pub(crate) top: usize,
     pub(crate) edits: Option<Value>,
 }
 
-/// One position of a text: what its words and senses count there, or what follows it.
+/// The request for the weights or the next words at one position of a text.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct PositionRequest {
     pub(crate) text: Option<String>,
     pub(crate) ids: Option<Vec<i64>>,
     pub(crate) position: Option<usize>,
-    #[serde(default = "twelve")]
+    #[serde(default = "default_top_k")]
     pub(crate) top: usize,
     pub(crate) edits: Option<Value>,
 }
 
-/// The whole contextualization, sense by sense. Edits do not change it.
+/// The request for the contextualization weights of a text. Edits do not change them.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct WeightsRequest {
@@ -79,7 +80,7 @@ pub(crate) struct WeightsRequest {
     pub(crate) senses: Option<Vec<usize>>,
 }
 
-/// What made the logit of a word.
+/// The request for the contributions to the logit of a word.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ContributionsRequest {
@@ -91,13 +92,13 @@ pub(crate) struct ContributionsRequest {
     pub(crate) edits: Option<Value>,
 }
 
-/// A text that goes on.
+/// The request for the continuation of a text.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct GenerateRequest {
     pub(crate) text: Option<String>,
     pub(crate) ids: Option<Vec<i64>>,
-    #[serde(default = "forty")]
+    #[serde(default = "default_max_new_tokens")]
     pub(crate) max_new_tokens: usize,
     #[serde(default)]
     pub(crate) greedy: bool,
@@ -109,45 +110,40 @@ pub(crate) struct GenerateRequest {
     pub(crate) edits: Option<Value>,
 }
 
-fn twelve() -> usize {
+fn default_top_k() -> usize {
     12
 }
 
-fn forty() -> usize {
+fn default_max_new_tokens() -> usize {
     40
 }
 
-/// Reads a body.
+/// Parses the body of a request.
 ///
 /// # Errors
-/// 400 for what is no such request.
-pub(crate) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
-    serde_json::from_slice(body).map_err(|error| ApiError::bad(format!("the request is not understood: {error}")))
+/// 400 if the body is not a request of this type.
+pub(crate) fn parse_body<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+    serde_json::from_slice(body).map_err(|error| ApiError::bad_request(format!("invalid request: {error}")))
 }
 
-/// Refuses a number that is 0 or too large.
+/// Checks that a number of the request is between 1 and `max`.
 ///
 /// # Errors
-/// 400, naming it.
-pub(crate) fn check_number(name: &str, number: usize, most: usize) -> Result<(), ApiError> {
-    if (1..=most).contains(&number) {
+/// 400 if it is not; the message names the number.
+pub(crate) fn check_number(name: &str, number: usize, max: usize) -> Result<(), ApiError> {
+    if (1..=max).contains(&number) {
         return Ok(());
     }
-    Err(ApiError::bad(format!("\"{name}\" is {number}: it must be between 1 and {most}")))
+    Err(ApiError::bad_request(format!("\"{name}\" is {number}: it must be between 1 and {max}")))
 }
 
-/// Refuses what is more than one answer holds.
-pub(crate) fn too_large(sentence: String) -> ApiError {
-    ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, sentence)
-}
-
-/// The limits as the model's description states them.
+/// Returns the limits, which are part of the response of [`Endpoint::Model`].
 pub(crate) fn limits() -> Value {
     json!({
-        "body_bytes": MOST_BYTES,
-        "words": MOST_WORDS,
-        "edits": MOST_EDITS,
-        "new_tokens": MOST_NEW_TOKENS,
-        "weights": MOST_WEIGHTS,
+        "body_bytes": MAX_BODY_BYTES,
+        "words": MAX_TOP,
+        "edits": MAX_EDITS,
+        "new_tokens": MAX_NEW_TOKENS,
+        "weights": MAX_WEIGHTS,
     })
 }

@@ -1,6 +1,6 @@
-//! The page, inside the binary: nothing is read from disk or network.
+//! The files of the page, which are part of the binary. Nothing is read from disk or network.
 
-/// A file of the page: its content type and its text.
+/// Returns the content type and the text of a file of the page.
 pub(crate) fn at(path: &str) -> Option<(&'static str, &'static str)> {
     const SCRIPT: &str = "text/javascript; charset=utf-8";
     Some(match path {

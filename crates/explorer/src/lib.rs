@@ -1,6 +1,5 @@
-//! The sense explorer: a page that shows what a Backpack's senses say and what happens when they
-//! are edited, and the JSON API behind it (docs/explorer.md). HTTP is answered by one thread and
-//! computed by another, which alone knows the model.
+//! The sense explorer: a web page that shows and edits the senses of a Backpack, and its JSON API
+//! (docs/explorer.md). One thread handles HTTP, and a second thread owns the model and computes.
 
 mod api;
 mod assets;
@@ -11,5 +10,5 @@ mod server;
 mod state;
 mod worker;
 
-pub use server::{Address, serve};
+pub use server::{ListenAddress, serve};
 pub use state::AppState;

@@ -1,4 +1,5 @@
-//! Who may ask: pages of this server and programs of the user's, no other page of the browser.
+//! Access control by headers: requests come from this server's own page or from the user's
+//! programs, not from other pages in the browser.
 
 use std::net::IpAddr;
 
@@ -10,76 +11,81 @@ use crate::error::ApiError;
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
-/// Refuses names that are not this server's. A page whose name is made to point here (DNS
-/// rebinding) comes with its own name; an address in numbers cannot be made to, and `localhost`
-/// never leaves the machine. The port does not matter: it is another one behind `ssh -L`.
+/// Checks that `Host` is a name of this server, to prevent DNS rebinding: a page that points its
+/// own name at this server sends that name. Numeric addresses and `localhost` cannot be rebound.
+/// The port is not checked, because it differs behind `ssh -L`.
 ///
 /// # Errors
-/// 400 without a host, 403 with a wrong one.
+/// 400 if there is no `Host`, 403 if it is another name.
 pub(crate) fn check_host(headers: &HeaderMap, bound: IpAddr) -> Result<(), ApiError> {
-    let host = sole(headers, &HOST)?.ok_or_else(|| ApiError::bad("the request has no Host header: send one"))?;
-    let refused = || {
+    let host = single_header(headers, &HOST)?.ok_or_else(|| ApiError::bad_request("the request has no Host header"))?;
+    let forbidden = || {
         ApiError::new(
             StatusCode::FORBIDDEN,
-            format!("the host \"{host}\" is not this server's: ask for the address that it printed, or localhost"),
+            format!("the host \"{host}\" is not this server's: use the address that it printed, or localhost"),
         )
     };
-    let authority: Authority = host.parse().map_err(|_| refused())?;
+    let authority: Authority = host.parse().map_err(|_| forbidden())?;
     let name = authority.host().trim_start_matches('[').trim_end_matches(']');
-    let is_ours = match name.parse::<IpAddr>() {
-        // Listening on every address, it cannot know which of them are its own.
+    let is_own = match name.parse::<IpAddr>() {
+        // If the server listens on all addresses, any numeric address can be its own.
         Ok(address) => address == bound || address.is_loopback() || bound.is_unspecified(),
         Err(_) => name.eq_ignore_ascii_case("localhost"),
     };
-    if is_ours && authority.as_str().find('@').is_none() { Ok(()) } else { Err(refused()) }
+    if is_own && authority.as_str().find('@').is_none() { Ok(()) } else { Err(forbidden()) }
 }
 
-/// Refuses what another page sends. Browsers say where a request comes from in `Origin`, and newer
-/// ones in `Sec-Fetch-Site` too, where a request without `Origin` (of an image) is seen.
+/// Checks that a request does not come from another page. Browsers send the source in `Origin`.
+/// Newer browsers also send `Sec-Fetch-Site`, which covers requests without `Origin`, such as those
+/// of images.
 ///
 /// # Errors
-/// 403 for another origin.
+/// 403 if the request comes from another origin.
 pub(crate) fn check_origin(headers: &HeaderMap) -> Result<(), ApiError> {
-    let refused = |origin: &str| {
+    let forbidden = |origin: &str| {
         ApiError::new(
             StatusCode::FORBIDDEN,
-            format!("requests from {origin} are refused: only this server's own page may ask"),
+            format!("requests from {origin} are refused: only this server's own page may send them"),
         )
     };
-    if let Some(origin) = sole(headers, &ORIGIN)? {
-        let host = sole(headers, &HOST)?.unwrap_or_default();
+    if let Some(origin) = single_header(headers, &ORIGIN)? {
+        let host = single_header(headers, &HOST)?.unwrap_or_default();
         if !origin.eq_ignore_ascii_case(&format!("http://{host}")) {
-            return Err(refused(&format!("the origin \"{origin}\"")));
+            return Err(forbidden(&format!("the origin \"{origin}\"")));
         }
     }
-    match sole(headers, &SEC_FETCH_SITE)? {
+    match single_header(headers, &SEC_FETCH_SITE)? {
         None | Some("same-origin" | "none") => Ok(()),
-        Some(_) => Err(refused("another site")),
+        Some(_) => Err(forbidden("another site")),
     }
 }
 
-/// Refuses bodies that a form of another page could send without being asked by the browser.
+/// Checks that the content type is JSON. HTML forms of other pages can send other content types
+/// without a preflight request.
 ///
 /// # Errors
-/// 415 for anything but JSON.
+/// 415 if the content type is not JSON.
 pub(crate) fn check_json(headers: &HeaderMap) -> Result<(), ApiError> {
-    let content_type = sole(headers, &CONTENT_TYPE)?.unwrap_or_default();
+    let content_type = single_header(headers, &CONTENT_TYPE)?.unwrap_or_default();
     let essence = content_type.split(';').next().unwrap_or_default().trim();
     if essence.eq_ignore_ascii_case("application/json") {
         return Ok(());
     }
-    let sentence = format!("the content type is \"{content_type}\": it must be application/json");
-    Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, sentence))
+    let message = format!("the content type is \"{content_type}\": it must be application/json");
+    Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message))
 }
 
-/// The one value of a header, where there is one.
-fn sole<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Result<Option<&'h str>, ApiError> {
+/// Returns the value of a header that occurs at most once.
+///
+/// # Errors
+/// 400 if the header occurs twice or is not text.
+fn single_header<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Result<Option<&'h str>, ApiError> {
     let mut values = headers.get_all(name).iter();
     let (value, second) = (values.next(), values.next());
     let text = value.map(|value| value.to_str()).transpose();
     match (text, second) {
         (Ok(text), None) => Ok(text),
-        _ => Err(ApiError::bad(format!("the header {name} is given twice or is no text: send it once"))),
+        _ => Err(ApiError::bad_request(format!("the header {name} occurs twice or is not text: send it once"))),
     }
 }
 
@@ -96,11 +102,11 @@ mod tests {
     }
 
     fn status(result: Result<(), ApiError>) -> u16 {
-        result.map_or_else(|refusal| refusal.status.as_u16(), |()| 200)
+        result.map_or_else(|error| error.status.as_u16(), |()| 200)
     }
 
     #[test]
-    fn only_names_of_this_server_are_hosts() {
+    fn other_host_names_are_refused() {
         let host = |host: &str, bound: &str| status(check_host(&headers(&[(&HOST, host)]), bound.parse().unwrap()));
         for good in ["127.0.0.1:8008", "localhost:8008", "LOCALHOST", "localhost:9000", "[::1]:8008", "127.0.0.1"] {
             assert_eq!(host(good, "127.0.0.1"), 200, "{good}");
@@ -119,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_page_itself_is_an_origin() {
+    fn other_origins_are_refused() {
         let origin = |given: &[(&HeaderName, &str)]| {
             status(check_origin(&headers(&[&[(&HOST, "127.0.0.1:8008")], given].concat())))
         };
@@ -136,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn only_json_is_read() {
+    fn other_content_types_are_refused() {
         let json = |value: &str| status(check_json(&headers(&[(&CONTENT_TYPE, value)])));
         assert_eq!((json("application/json"), json("Application/JSON; charset=utf-8")), (200, 200));
         for other in ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", ""] {

@@ -1,4 +1,5 @@
-//! HTTP: one thread that takes connections, checks requests and waits, never computes.
+//! The HTTP server: one thread accepts connections, checks requests and waits for the compute
+//! thread.
 
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
@@ -20,24 +21,26 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use crate::api::{Endpoint, MOST_BYTES, too_large};
+use crate::api::{Endpoint, MAX_BODY_BYTES};
 use crate::assets;
 use crate::error::ApiError;
+use crate::handlers::handle;
 use crate::origin_check::{check_host, check_json, check_origin};
 use crate::state::AppState;
-use crate::worker::{Shutdown, Worker};
+use crate::worker::{Worker, WorkerExit};
 
-/// Connections at once; further ones wait to be taken.
-const MOST_CONNECTIONS: usize = 256;
-/// How long a client may take to say what it wants, and to send it.
-const PATIENCE: Duration = Duration::from_secs(15);
-/// How long requests that are there may take when the server ends.
-const FAREWELL: Duration = Duration::from_secs(5);
-/// How often it is asked whether to stop.
-const LOOK: Duration = Duration::from_millis(50);
+/// The maximum number of open connections. Further clients wait until one is closed.
+const MAX_CONNECTIONS: usize = 256;
+/// The time limit for the headers and for the body of a request, and for a client to receive data.
+const READ_TIMEOUT: Duration = Duration::from_secs(15);
+/// The time limit for open requests when the server shuts down.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
+/// The interval between checks for a stop request.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// On every response. No script, style or connection but the page's own; in no frame of another page.
-const HEADERS: [(&str, &str); 7] = [
+/// The headers of every response. They restrict the page to its own scripts, styles and
+/// connections, and prevent other pages from embedding it.
+const SECURITY_HEADERS: [(&str, &str); 7] = [
     (
         "content-security-policy",
         "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -47,111 +50,113 @@ const HEADERS: [(&str, &str); 7] = [
     ("referrer-policy", "no-referrer"),
     ("cross-origin-resource-policy", "same-origin"),
     ("cross-origin-opener-policy", "same-origin"),
-    // Another model may be served at this address next time.
+    // The next server at this address can have another model.
     ("cache-control", "no-store"),
 ];
 
-/// Where to listen.
+/// The address that the server listens on.
 #[derive(Debug, Clone, Copy)]
-pub struct Address {
-    /// An address of this machine.
+pub struct ListenAddress {
+    /// An IP address of this machine.
     pub host: IpAddr,
-    /// 0 takes a free one.
+    /// The port; 0 selects a free one.
     pub port: u16,
 }
 
-/// A request of the API: what is asked, and its body.
+/// A request to the API: the endpoint and the body.
 type ApiRequest = (Endpoint, Bytes);
 
-/// Serves what `load` makes until `is_over`, which is asked 20 times a second; `listening` hears the address. `load` is
-/// called in the thread that computes, and again after a failure there.
+/// Serves the explorer until `should_stop` returns true; it is called 20 times per second. `load`
+/// is called in the compute thread, and again after a panic there. `on_listening` receives the
+/// address.
 ///
 /// # Errors
-/// When the address cannot be listened on, or the model cannot be loaded (again).
+/// The server cannot listen on the address, or `load` fails.
 pub fn serve(
-    address: Address,
+    address: ListenAddress,
     load: impl Fn() -> Result<AppState> + Send + 'static,
-    listening: impl FnOnce(SocketAddr) -> Result<()>,
-    is_over: impl Fn() -> bool,
+    on_listening: impl FnOnce(SocketAddr) -> Result<()>,
+    should_stop: impl Fn() -> bool,
 ) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let listener = runtime.block_on(TcpListener::bind((address.host, address.port))).with_context(|| {
         format!(
-            "{}:{} cannot be listened on: choose another --port (0 takes a free one) or --host",
+            "cannot listen on {}:{}: choose another --port (0 selects a free one) or --host",
             address.host, address.port
         )
     })?;
-    let (queue, ended) =
-        Worker::start(load, |explorer: &mut AppState, (kind, body): ApiRequest| explorer.answer(kind, &body))?;
+    let (worker, exit) =
+        Worker::start(load, |state: &mut AppState, (endpoint, body): ApiRequest| handle(state, endpoint, &body))?;
     let bound = listener.local_addr()?;
-    listening(bound)?;
-    let site = Arc::new(Server { queue, bound: bound.ip() });
-    runtime.block_on(accept(listener, site, ended, is_over))
+    on_listening(bound)?;
+    let server = Arc::new(Server { worker, bound: bound.ip() });
+    runtime.block_on(accept(listener, server, exit, should_stop))
 }
 
 async fn accept(
     listener: TcpListener,
-    site: Arc<Server>,
-    mut ended: Shutdown,
-    is_over: impl Fn() -> bool,
+    server: Arc<Server>,
+    mut exit: WorkerExit,
+    should_stop: impl Fn() -> bool,
 ) -> Result<()> {
-    let (connections, places) = (GracefulShutdown::new(), Arc::new(Semaphore::new(MOST_CONNECTIONS)));
+    let (connections, permits) = (GracefulShutdown::new(), Arc::new(Semaphore::new(MAX_CONNECTIONS)));
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(PATIENCE);
-    let mut over = pin!(async {
-        while !is_over() {
-            tokio::time::sleep(LOOK).await;
+    http.timer(TokioTimer::new()).header_read_timeout(READ_TIMEOUT);
+    let mut stopped = pin!(async {
+        while !should_stop() {
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     });
     loop {
         let next = async {
-            let place = Arc::clone(&places).acquire_owned().await;
-            (place, listener.accept().await)
+            let permit = Arc::clone(&permits).acquire_owned().await;
+            (permit, listener.accept().await)
         };
         tokio::select! {
-            () = &mut over => break,
-            result = &mut ended => return result.unwrap_or(Ok(())),
-            (place, accepted) = next => match accepted {
+            () = &mut stopped => break,
+            result = &mut exit => return result.unwrap_or(Ok(())),
+            (permit, accepted) = next => match accepted {
                 Ok((stream, _)) => {
-                    // One that takes no answer is let go of; nothing depends on the system's knowing this.
-                    let _ = set_tcp_user_timeout(&stream, PATIENCE.as_millis() as u32);
-                    let site = Arc::clone(&site);
+                    // Close connections whose client does not receive the response. Not all systems
+                    // support this option, and the server works without it.
+                    let _ = set_tcp_user_timeout(&stream, READ_TIMEOUT.as_millis() as u32);
+                    let server = Arc::clone(&server);
                     let service = service_fn(move |request| {
-                        let site = Arc::clone(&site);
-                        async move { Ok::<_, Infallible>(site.respond(request).await) }
+                        let server = Arc::clone(&server);
+                        async move { Ok::<_, Infallible>(server.respond(request).await) }
                     });
                     let connection = connections.watch(http.serve_connection(TokioIo::new(stream), service));
                     tokio::spawn(async move {
-                        let _ = connection.await; // a client that went away is nobody's error
-                        drop(place);
+                        let _ = connection.await; // a disconnected client is not an error
+                        drop(permit);
                     });
                 }
-                // Out of file descriptors, most likely: some are free again soon.
-                Err(_) => tokio::time::sleep(LOOK).await,
+                // Probably no file descriptor is free; retry later.
+                Err(_) => tokio::time::sleep(POLL_INTERVAL).await,
             },
         }
     }
     drop(listener);
-    let _ = timeout(FAREWELL, connections.shutdown()).await;
+    let _ = timeout(SHUTDOWN_TIMEOUT, connections.shutdown()).await;
     Ok(())
 }
 
-/// What there is to be asked.
+/// Routes requests to the files of the page and to the compute thread.
 struct Server {
-    queue: Worker<ApiRequest>,
+    worker: Worker<ApiRequest>,
     bound: IpAddr,
 }
 
 impl Server {
     async fn respond(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
-        let (status, allow, content_type, body) = match self.answer(request).await {
+        let (status, allow, content_type, body) = match self.route(request).await {
             Ok((content_type, body)) => (StatusCode::OK, None, content_type, body),
-            Err(refusal) => (refusal.status, refusal.allow, JSON, Bytes::from(refusal.json())),
+            Err(error) => (error.status, error.allow, JSON, Bytes::from(error.json())),
         };
         let mut response = Response::new(Full::new(body));
         *response.status_mut() = status;
         let headers = response.headers_mut();
-        for (name, value) in HEADERS {
+        for (name, value) in SECURITY_HEADERS {
             headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
         }
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
@@ -164,8 +169,8 @@ impl Server {
         response
     }
 
-    /// A file of the page, or an answer of the API.
-    async fn answer(&self, request: Request<Incoming>) -> Result<(&'static str, Bytes), ApiError> {
+    /// Returns the content type and the body of a file of the page or of an API response.
+    async fn route(&self, request: Request<Incoming>) -> Result<(&'static str, Bytes), ApiError> {
         check_host(request.headers(), self.bound)?;
         let is_read = [Method::GET, Method::HEAD].contains(request.method());
         let path = request.uri().path();
@@ -173,16 +178,16 @@ impl Server {
             return if is_read {
                 Ok((content_type, Bytes::from_static(text.as_bytes())))
             } else {
-                Err(wrong_method(&request, READ))
+                Err(wrong_method(&request, READ_METHODS))
             };
         }
-        let kind = Endpoint::at(path).ok_or_else(|| {
-            ApiError::new(StatusCode::NOT_FOUND, format!("there is nothing at {path}: docs/explorer.md lists the API"))
+        let endpoint = Endpoint::from_path(path).ok_or_else(|| {
+            ApiError::new(StatusCode::NOT_FOUND, format!("unknown path {path}: docs/explorer.md lists the API"))
         })?;
         check_origin(request.headers())?;
-        let body = if kind == Endpoint::Model {
+        let body = if endpoint == Endpoint::Model {
             if !is_read {
-                return Err(wrong_method(&request, READ));
+                return Err(wrong_method(&request, READ_METHODS));
             }
             Bytes::new()
         } else {
@@ -190,31 +195,31 @@ impl Server {
                 return Err(wrong_method(&request, "POST"));
             }
             check_json(request.headers())?;
-            body(request.into_body()).await?
+            read_body(request.into_body()).await?
         };
-        let answer = self.queue.ask((kind, body)).await?;
-        Ok((JSON, Bytes::from(answer)))
+        let response = self.worker.submit((endpoint, body)).await?;
+        Ok((JSON, Bytes::from(response)))
     }
 }
 
 const JSON: &str = "application/json";
 
-const READ: &str = "GET, HEAD";
+const READ_METHODS: &str = "GET, HEAD";
 
 fn wrong_method(request: &Request<Incoming>, allow: &'static str) -> ApiError {
     let (method, path) = (request.method(), request.uri().path());
-    ApiError::method(format!("{method} is not for {path}: the header Allow says what is"), allow)
+    ApiError::method_not_allowed(format!("{method} is not allowed for {path}: use {allow}"), allow)
 }
 
-async fn body(body: Incoming) -> Result<Bytes, ApiError> {
-    let whole = timeout(PATIENCE, Limited::new(body, MOST_BYTES).collect()).await;
+async fn read_body(body: Incoming) -> Result<Bytes, ApiError> {
+    let whole = timeout(READ_TIMEOUT, Limited::new(body, MAX_BODY_BYTES).collect()).await;
     let late =
-        |_| ApiError::new(StatusCode::REQUEST_TIMEOUT, "the request did not arrive in 15 seconds: send it again");
+        |_| ApiError::new(StatusCode::REQUEST_TIMEOUT, "the request did not arrive within 15 seconds: send it again");
     whole.map_err(late)?.map(|whole| whole.to_bytes()).map_err(|error| {
         if error.is::<LengthLimitError>() {
-            too_large(format!("the request is larger than {} kB: shorten it", MOST_BYTES >> 10))
+            ApiError::too_large(format!("the request is larger than {} KiB: shorten it", MAX_BODY_BYTES >> 10))
         } else {
-            ApiError::bad(format!("the request did not arrive whole: {error}"))
+            ApiError::bad_request(format!("the request is incomplete: {error}"))
         }
     })
 }

@@ -1,98 +1,65 @@
-//! The model and what is asked of it. One thread owns it: nothing here is shared.
+//! The state of the explorer: the model, its tokenizer, and a cache of text contexts. Only the
+//! compute thread has access to it.
 
 use std::collections::VecDeque;
 use std::rc::Rc;
 
 use anyhow::{Result, ensure};
-use evals::{TextContext, Tokenizer, parse_edits};
+use evals::{TextContext, Tokenizer};
 use hyper::StatusCode;
 use model::{LanguageModel, SenseEdit};
 use serde_json::{Value, json};
 
-use crate::api::{self, Endpoint, MOST_EDITS};
+use crate::api::MAX_EDITS;
 use crate::error::ApiError;
-use crate::handlers;
-use crate::worker::ApiResponse;
 
-/// Texts whose contextualization is kept: what a page asks next is mostly about the same text, and a slider
-/// changes nothing of it. One of 512 tokens is 17 MB.
-const KEPT_CONTEXTS: usize = 8;
+/// The number of texts whose contextualization weights are cached. Most requests of a page are
+/// about the same text, and edits do not change its weights. A text of 512 tokens takes 17 MB.
+const MAX_CACHED_CONTEXTS: usize = 8;
 
-/// A model, its words, and what was made of the last texts.
+/// A model, its tokenizer, and the cached contextualization weights of the last texts.
 #[derive(Debug)]
 pub struct AppState {
     pub(crate) model: LanguageModel,
     pub(crate) tokenizer: Tokenizer,
-    name: String,
+    pub(crate) name: String,
+    /// Most recently used first.
     contexts: VecDeque<Rc<TextContext>>,
 }
 
 impl AppState {
-    /// A model under the name that the page shows.
+    /// Creates the state for a model. The page shows `name`.
     ///
     /// # Errors
-    /// When it is a GPT-2, or its vocabulary is smaller than the tokenizer's.
+    /// The model is a GPT-2, or the tokenizer has more ids than the model.
     pub fn new(model: LanguageModel, tokenizer: Tokenizer, name: String) -> Result<Self> {
         ensure!(
             model.backpack().is_some(),
-            "{name} is a GPT-2, which has no senses to explore: give a Backpack (generate and eval take both)"
+            "{name} is a GPT-2, which has no senses to explore: give a Backpack (generate and eval accept both)"
         );
         tokenizer.check_fits(model.config())?;
         Ok(AppState { model, tokenizer, name, contexts: VecDeque::new() })
     }
 
-    /// The answer to a question of this kind.
-    pub(crate) fn answer(&mut self, kind: Endpoint, body: &[u8]) -> ApiResponse {
-        let answer = match kind {
-            Endpoint::Model => Ok(self.describe()),
-            Endpoint::Senses => handlers::senses(self, api::parse(body)?),
-            Endpoint::Reading => handlers::reading(self, api::parse(body)?),
-            Endpoint::Weights => handlers::weights(self, api::parse(body)?),
-            Endpoint::Contributions => handlers::contributions(self, api::parse(body)?),
-            Endpoint::Next => handlers::next(self, api::parse(body)?),
-            Endpoint::Generate => handlers::generate(self, api::parse(body)?),
-        }?;
-        Ok(answer.to_string().into_bytes())
-    }
-
-    fn describe(&self) -> Value {
-        let config = self.model.config();
-        let edited = self.model.backpack().and_then(|backpack| backpack.edited());
-        let edited: Vec<i64> = edited.map(|edited| edited.parts().0.to_vec()).unwrap_or_default();
-        let parameters: i64 = self.model.parameters().iter().map(|(_, tensor)| tensor.numel() as i64).sum();
-        json!({
-            "name": self.name,
-            "parameters": parameters,
-            "num_senses": config.num_senses,
-            "n_embd": config.n_embd,
-            "n_layer": config.n_layer,
-            "n_head": config.n_head,
-            "n_positions": config.n_positions,
-            "vocab_size": config.vocab_size,
-            "edited": edited.iter().map(|&id| self.word(id)).collect::<Vec<_>>(),
-            "limits": api::limits(),
-        })
-    }
-
-    /// A token as every answer shows it: its id, and its text with the space that belongs to it.
-    pub(crate) fn word(&self, id: i64) -> Value {
-        // The model's ids past the tokenizer's have no text.
+    /// Returns the JSON of a token: its id, and its text with the leading space.
+    pub(crate) fn token_json(&self, id: i64) -> Value {
+        // Padding ids of the model have no text.
         json!({ "token": id, "word": self.tokenizer.decode(&[id]).unwrap_or_default() })
     }
 
-    /// The ids of a text that fits the model.
-    pub(crate) fn ids(&self, text: Option<String>, ids: Option<Vec<i64>>) -> Result<Vec<i64>, ApiError> {
+    /// Returns the ids of a text, given as text or as ids, and checks that it fits the model.
+    pub(crate) fn parse_text(&self, text: Option<String>, ids: Option<Vec<i64>>) -> Result<Vec<i64>, ApiError> {
         let ids = match (text, ids) {
             (Some(text), None) => self.tokenizer.encode(&text)?,
             (None, Some(ids)) => ids,
-            _ => return Err(ApiError::bad("the request names either a \"text\" or \"ids\": give one of them")),
+            _ => return Err(ApiError::bad_request("give either a \"text\" or \"ids\"")),
         };
         if ids.is_empty() {
-            return Err(ApiError::bad("the text is empty: give at least one word"));
+            return Err(ApiError::bad_request("the text is empty: give at least one word"));
         }
         let (length, context) = (ids.len(), self.model.config().n_positions);
         if length as i64 > context {
-            return Err(api::too_large(format!(
+            return Err(ApiError::too_large(format!(
                 "the text has {length} tokens, more than the model's context of {context}: shorten it"
             )));
         }
@@ -100,43 +67,48 @@ impl AppState {
         Ok(ids)
     }
 
-    /// The token that a word is, or that an id names.
-    pub(crate) fn token(&self, word: Option<String>, token: Option<i64>) -> Result<i64, ApiError> {
+    /// Returns the token of a request, given as a word or as an id.
+    pub(crate) fn parse_token(&self, word: Option<String>, token: Option<i64>) -> Result<i64, ApiError> {
         match (word, token) {
             (None, Some(id)) => {
                 self.model.check_ids(&[id])?;
                 Ok(id)
             }
-            (Some(word), None) => self.tokenizer.word(&word).map_err(|error| {
+            (Some(word), None) => self.tokenizer.word_id(&word).map_err(|error| {
                 let pieces = self.tokenizer.encode(&format!(" {}", word.trim())).unwrap_or_default();
-                let pieces = pieces.into_iter().map(|id| self.word(id)).collect();
+                let pieces = pieces.into_iter().map(|id| self.token_json(id)).collect();
                 ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, error).with_pieces(pieces)
             }),
-            _ => Err(ApiError::bad("the request names either a \"word\" or a \"token\" (an id): give one of them")),
+            _ => Err(ApiError::bad_request("give either a \"word\" or a \"token\" (an id)")),
         }
     }
 
-    /// Edits in the form of `--edit`.
-    pub(crate) fn edits(&self, given: Option<&Value>) -> Result<Vec<SenseEdit>, ApiError> {
-        let Some(given) = given else { return Ok(Vec::new()) };
-        let edits = parse_edits(given, Some(&self.tokenizer))?;
-        if edits.len() > MOST_EDITS {
-            let sentence = format!("{} edits are more than the {MOST_EDITS} of one request: give fewer", edits.len());
-            return Err(api::too_large(sentence));
+    /// Parses edits in the format of `--edit`.
+    pub(crate) fn parse_edits(&self, edits: Option<&Value>) -> Result<Vec<SenseEdit>, ApiError> {
+        let Some(edits) = edits else { return Ok(Vec::new()) };
+        let edits = evals::parse_edits(edits, Some(&self.tokenizer))?;
+        if edits.len() > MAX_EDITS {
+            let message =
+                format!("{} edits are more than the limit of {MAX_EDITS} per request: give fewer", edits.len());
+            return Err(ApiError::too_large(message));
         }
         Ok(edits)
     }
 
-    /// The contextualization of a text that fits the model, kept or made.
-    pub(crate) fn context(&mut self, text: Option<String>, ids: Option<Vec<i64>>) -> Result<Rc<TextContext>, ApiError> {
-        let ids = self.ids(text, ids)?;
-        let kept = self.contexts.iter().position(|context| context.ids == ids);
-        let context = match kept.and_then(|place| self.contexts.remove(place)) {
+    /// Returns the contextualization weights of a text, from the cache or newly computed.
+    pub(crate) fn text_context(
+        &mut self,
+        text: Option<String>,
+        ids: Option<Vec<i64>>,
+    ) -> Result<Rc<TextContext>, ApiError> {
+        let ids = self.parse_text(text, ids)?;
+        let cached = self.contexts.iter().position(|context| context.ids == ids);
+        let context = match cached.and_then(|index| self.contexts.remove(index)) {
             Some(context) => context,
-            None => Rc::new(TextContext::of(&self.model, &ids)?),
+            None => Rc::new(TextContext::new(&self.model, &ids)?),
         };
         self.contexts.push_front(Rc::clone(&context));
-        self.contexts.truncate(KEPT_CONTEXTS);
+        self.contexts.truncate(MAX_CACHED_CONTEXTS);
         Ok(context)
     }
 }

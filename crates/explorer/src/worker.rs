@@ -1,5 +1,5 @@
-//! The queue before the one thread that computes: first come, first served, and short enough that
-//! nobody waits in it for long.
+//! The compute thread and the queue of its requests, which are processed in the order of arrival.
+//! The queue is short, so that no request waits long.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread;
@@ -8,90 +8,92 @@ use anyhow::{Context, Result, anyhow};
 use hyper::StatusCode;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::error::ApiError;
+use crate::error::{ApiError, ApiResult};
 
-/// Requests that wait: more than 50 clients with one each, a few seconds of a micro model's.
-const LENGTH: usize = 64;
+/// The maximum number of waiting requests: enough for 50 clients with one request each, which a
+/// micro model processes in a few seconds.
+const QUEUE_LENGTH: usize = 64;
 
-/// An answer as JSON, or why there is none.
-pub(crate) type ApiResponse = Result<Vec<u8>, ApiError>;
-
-/// A question on its way to the thread that answers.
-struct QueuedRequest<Q> {
-    question: Q,
-    answer: oneshot::Sender<ApiResponse>,
+/// A request in the queue, and the channel for its result.
+struct QueuedRequest<R> {
+    request: R,
+    reply: oneshot::Sender<ApiResult>,
 }
 
-/// Where questions are put.
-pub(crate) struct Worker<Q>(mpsc::Sender<QueuedRequest<Q>>);
+/// The handle of the compute thread. Dropping the last handle ends the thread.
+pub(crate) struct Worker<R>(mpsc::Sender<QueuedRequest<R>>);
 
-impl<Q> Clone for Worker<Q> {
+impl<R> Clone for Worker<R> {
     fn clone(&self) -> Self {
         Worker(self.0.clone())
     }
 }
 
-/// How the thread ended: with the queue, or because what it needs could not be made again.
-pub(crate) type Shutdown = oneshot::Receiver<Result<()>>;
+/// Receives the result of the compute thread when it ends: an error if its state could not be
+/// loaded again.
+pub(crate) type WorkerExit = oneshot::Receiver<Result<()>>;
 
-impl<Q: Send + 'static> Worker<Q> {
-    /// Starts the thread, which makes for itself what it answers with, and makes it anew when an
-    /// answer panics: who knows in what state that left it.
+impl<R: Send + 'static> Worker<R> {
+    /// Starts the compute thread. It loads its state with `load` and processes requests with
+    /// `handle`. If `handle` panics, the state can be invalid, so it is loaded again.
     ///
     /// # Errors
-    /// When it cannot be made.
+    /// `load` fails.
     pub(crate) fn start<S: 'static>(
-        make: impl Fn() -> Result<S> + Send + 'static,
-        answer: impl Fn(&mut S, Q) -> ApiResponse + Send + 'static,
-    ) -> Result<(Self, Shutdown)> {
-        let (sender, mut receiver) = mpsc::channel::<QueuedRequest<Q>>(LENGTH);
-        let ((ready, is_ready), (end, ended)) = (oneshot::channel(), oneshot::channel());
+        load: impl Fn() -> Result<S> + Send + 'static,
+        handle: impl Fn(&mut S, R) -> ApiResult + Send + 'static,
+    ) -> Result<(Self, WorkerExit)> {
+        let (sender, mut receiver) = mpsc::channel::<QueuedRequest<R>>(QUEUE_LENGTH);
+        let ((ready, is_ready), (exit, exited)) = (oneshot::channel(), oneshot::channel());
         let work = move || -> Result<()> {
-            let mut state = match make() {
+            let mut state = match load() {
                 Ok(state) => state,
                 Err(error) => {
-                    let _ = ready.send(Err(error)); // whoever started this waits for it
+                    let _ = ready.send(Err(error)); // `start` waits for this
                     return Ok(());
                 }
             };
             let _ = ready.send(Ok(()));
-            while let Some(asked) = receiver.blocking_recv() {
-                // Whoever has gone, or moved a slider on, needs no answer.
-                if asked.answer.is_closed() {
+            while let Some(QueuedRequest { request, reply }) = receiver.blocking_recv() {
+                // The client has disconnected or withdrawn the request.
+                if reply.is_closed() {
                     continue;
                 }
-                match catch_unwind(AssertUnwindSafe(|| answer(&mut state, asked.question))) {
-                    Ok(answer) => drop(asked.answer.send(answer)),
+                match catch_unwind(AssertUnwindSafe(|| handle(&mut state, request))) {
+                    Ok(result) => drop(reply.send(result)),
                     Err(_) => {
-                        let sentence = "the computation failed; the server's standard error says why, and it goes on";
-                        let _ = asked.answer.send(Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, sentence)));
-                        state = make().context("the model could not be loaded again after a failure")?;
+                        let message = "the computation failed: see the server's log for the reason";
+                        let _ = reply.send(Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, message)));
+                        state = load().context("the model could not be loaded again after a failure")?;
                     }
                 }
             }
             Ok(())
         };
-        thread::Builder::new().name("compute".into()).spawn(move || drop(end.send(work())))?;
-        is_ready.blocking_recv().map_err(|_| anyhow!("the model could not be loaded: see the line above"))??;
-        Ok((Worker(sender), ended))
+        thread::Builder::new().name("compute".into()).spawn(move || drop(exit.send(work())))?;
+        is_ready.blocking_recv().map_err(|_| anyhow!("the model could not be loaded: see the message above"))??;
+        Ok((Worker(sender), exited))
     }
 
-    /// The answer, in turn. Dropping the future withdraws the question.
-    pub(crate) async fn ask(&self, question: Q) -> ApiResponse {
-        let (answer, answered) = oneshot::channel();
-        self.0.try_send(QueuedRequest { question, answer }).map_err(|error| match error {
+    /// Queues a request and returns its result. Dropping the future withdraws the request.
+    ///
+    /// # Errors
+    /// 503 if the queue is full or the thread has ended, else the error of the request.
+    pub(crate) async fn submit(&self, request: R) -> ApiResult {
+        let (reply, result) = oneshot::channel();
+        self.0.try_send(QueuedRequest { request, reply }).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => ApiError::new(
                 StatusCode::SERVICE_UNAVAILABLE,
-                format!("{LENGTH} requests wait already: try again in a second"),
+                format!("{QUEUE_LENGTH} requests are already waiting: retry in a second"),
             ),
-            mpsc::error::TrySendError::Closed(_) => ending(),
+            mpsc::error::TrySendError::Closed(_) => shutting_down(),
         })?;
-        answered.await.unwrap_or_else(|_| Err(ending()))
+        result.await.unwrap_or_else(|_| Err(shutting_down()))
     }
 }
 
-fn ending() -> ApiError {
-    ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "the server is ending: start it again")
+fn shutting_down() -> ApiError {
+    ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "the server is shutting down: start it again")
 }
 
 #[cfg(test)]
@@ -106,50 +108,50 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_is_answered_and_the_state_is_made_anew() {
-        let made = Arc::new(AtomicUsize::new(0));
-        let count = Arc::clone(&made);
-        let make = move || Ok(count.fetch_add(1, Ordering::SeqCst));
-        let (queue, _ended) = Worker::start(make, |state, question: u8| {
-            assert!(question < 9, "nine is too many");
-            Ok(vec![*state as u8, question])
+    fn state_is_reloaded_after_a_panic() {
+        let loads = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&loads);
+        let load = move || Ok(count.fetch_add(1, Ordering::SeqCst));
+        let (worker, _exit) = Worker::start(load, |state, request: u8| {
+            assert!(request < 9, "nine is too many");
+            Ok(vec![*state as u8, request])
         })
         .unwrap();
         runtime().block_on(async {
-            assert_eq!(queue.ask(1).await.unwrap(), [0, 1]);
-            assert_eq!(queue.ask(9).await.unwrap_err().status, 500);
-            assert_eq!(queue.ask(2).await.unwrap(), [1, 2]);
+            assert_eq!(worker.submit(1).await.unwrap(), [0, 1]);
+            assert_eq!(worker.submit(9).await.unwrap_err().status, 500);
+            assert_eq!(worker.submit(2).await.unwrap(), [1, 2]);
         });
-        assert_eq!(made.load(Ordering::SeqCst), 2);
+        assert_eq!(loads.load(Ordering::SeqCst), 2);
     }
 
     #[test]
-    fn what_cannot_be_made_again_ends_the_queue() {
-        let made = AtomicUsize::new(0);
-        let make = move || if made.fetch_add(1, Ordering::SeqCst) == 0 { Ok(()) } else { Err(anyhow!("gone")) };
-        let (queue, ended) = Worker::start(make, |(), (): ()| panic!("always")).unwrap();
+    fn failed_reload_ends_the_worker() {
+        let loads = AtomicUsize::new(0);
+        let load = move || if loads.fetch_add(1, Ordering::SeqCst) == 0 { Ok(()) } else { Err(anyhow!("gone")) };
+        let (worker, exit) = Worker::start(load, |(), (): ()| panic!("always")).unwrap();
         runtime().block_on(async {
-            assert_eq!(queue.ask(()).await.unwrap_err().status, 500);
-            let error = ended.await.unwrap().unwrap_err();
+            assert_eq!(worker.submit(()).await.unwrap_err().status, 500);
+            let error = exit.await.unwrap().unwrap_err();
             assert_eq!(format!("{error:#}"), "the model could not be loaded again after a failure: gone");
-            assert_eq!(queue.ask(()).await.unwrap_err().status, 503);
+            assert_eq!(worker.submit(()).await.unwrap_err().status, 503);
         });
-        let never = Worker::start(|| Err::<(), _>(anyhow!("no model")), |(), (): ()| Ok(vec![]));
-        assert_eq!(never.err().unwrap().to_string(), "no model");
+        let failed = Worker::start(|| Err::<(), _>(anyhow!("no model")), |(), (): ()| Ok(vec![]));
+        assert_eq!(failed.err().unwrap().to_string(), "no model");
     }
 
     #[test]
-    fn a_full_queue_refuses_and_withdrawn_questions_are_skipped() {
-        let (begun, go_on) = (Arc::new(Barrier::new(2)), Arc::new(Barrier::new(2)));
-        let (b, g) = (Arc::clone(&begun), Arc::clone(&go_on));
-        let answered = Arc::new(AtomicUsize::new(0));
-        let count = Arc::clone(&answered);
-        let (queue, _ended) = Worker::start(
+    fn full_queue_is_an_error_and_withdrawn_requests_are_skipped() {
+        let (started, resume) = (Arc::new(Barrier::new(2)), Arc::new(Barrier::new(2)));
+        let (in_handler, in_handler_resume) = (Arc::clone(&started), Arc::clone(&resume));
+        let handled = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&handled);
+        let (worker, _exit) = Worker::start(
             || Ok(()),
             move |(), is_first: bool| {
                 if is_first {
-                    b.wait();
-                    g.wait();
+                    in_handler.wait();
+                    in_handler_resume.wait();
                 }
                 count.fetch_add(1, Ordering::SeqCst);
                 Ok(vec![])
@@ -158,29 +160,29 @@ mod tests {
         .unwrap();
         runtime().block_on(async {
             let first = tokio::spawn({
-                let queue = queue.clone();
-                async move { queue.ask(true).await }
+                let worker = worker.clone();
+                async move { worker.submit(true).await }
             });
             tokio::task::yield_now().await;
-            begun.wait();
-            let waiting: Vec<_> = (0..LENGTH)
+            started.wait();
+            let waiting: Vec<_> = (0..QUEUE_LENGTH)
                 .map(|_| {
-                    let queue = queue.clone();
-                    tokio::spawn(async move { queue.ask(false).await })
+                    let worker = worker.clone();
+                    tokio::spawn(async move { worker.submit(false).await })
                 })
                 .collect();
-            while queue.0.capacity() > 0 {
+            while worker.0.capacity() > 0 {
                 tokio::task::yield_now().await;
             }
-            assert_eq!(queue.ask(false).await.unwrap_err().status, 503);
+            assert_eq!(worker.submit(false).await.unwrap_err().status, 503);
             waiting[3].abort();
             tokio::task::yield_now().await;
-            go_on.wait();
+            resume.wait();
             assert!(first.await.unwrap().is_ok());
             for (i, task) in waiting.into_iter().enumerate() {
                 assert_eq!(task.await.is_ok(), i != 3);
             }
         });
-        assert_eq!(answered.load(Ordering::SeqCst), LENGTH);
+        assert_eq!(handled.load(Ordering::SeqCst), QUEUE_LENGTH);
     }
 }

@@ -10,7 +10,9 @@
 use std::path::Path;
 use std::time::Instant;
 
-use model::{Architecture, ForwardOptions, LanguageModel, ModelConfig, SENSES_FILE, Sampling, generate, load_folder};
+use model::{
+    Architecture, ForwardOptions, LanguageModel, ModelConfig, SENSE_TABLE_FILE, Sampling, generate, load_model,
+};
 use tch::{Device, Tensor};
 
 const PROMPT: [i64; 1] = [464];
@@ -33,7 +35,7 @@ fn cached(model: &LanguageModel, tokens: usize) -> f64 {
 /// Uses a table of the senses of all words. It has 1.2 GB for the micro model.
 fn with_table(model: &mut LanguageModel, tokens: usize) -> f64 {
     let dir = tempfile::tempdir().expect("a temporary directory for the table");
-    let path = dir.path().join(SENSES_FILE);
+    let path = dir.path().join(SENSE_TABLE_FILE);
     model.write_sense_table(&path, tch::Kind::Float, &mut |_| ()).expect("enough disk space for the table");
     model.use_sense_table(&path).expect("the table that was written above");
     cached(model, tokens)
@@ -59,8 +61,8 @@ fn main() {
     tch::set_num_threads(std::thread::available_parallelism().map_or(1, usize::from) as i32);
     if let Some(dir) = arguments.next() {
         let dir = Path::new(&dir);
-        let mut model = load_folder(dir, Device::Cpu).expect("a model directory");
-        let table = dir.join(SENSES_FILE);
+        let mut model = load_model(dir, Device::Cpu).expect("a model directory");
+        let table = dir.join(SENSE_TABLE_FILE);
         if table.is_file() {
             model.use_sense_table(&table).expect("a table of this model");
         }
@@ -70,7 +72,7 @@ fn main() {
     println!("{tokens} tokens     with caches  recomputed   ratio  senses from a table  (tokens/s)");
     for (name, architecture) in [("micro Backpack", Architecture::Backpack), ("micro GPT-2", Architecture::Gpt2)] {
         let shape = ModelConfig { n_embd: 384, n_head: 6, n_layer: 6, architecture, ..ModelConfig::default() };
-        let mut model = LanguageModel::initialise(shape, 1, Device::Cpu).expect("the shapes are the paper's");
+        let mut model = LanguageModel::initialize(shape, 1, Device::Cpu).expect("the shapes are the paper's");
         let (with, without) = (cached(&model, tokens), recomputed(&model, tokens));
         let table = (architecture == Architecture::Backpack).then(|| with_table(&mut model, tokens));
         let table = table.map_or_else(String::new, |rate| format!("{rate:.0}"));

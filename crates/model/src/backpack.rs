@@ -1,19 +1,23 @@
-//! The Backpack (Hewitt et al., ACL 2023; reference points 6 to 12): each word has L sense
-//! vectors that know nothing of their context, and what is predicted at a position is the
-//! sum of the senses of the words so far, weighted by what the body makes of the context.
+//! The Backpack (Hewitt et al., ACL 2023). Each token x has L sense vectors C(x), which do not
+//! depend on the context. The output at position i is the sum of the senses of the tokens up to i,
+//! weighted by the contextualization weights alpha of the GPT-2 body:
+//!
+//! o_i = sum over j <= i and l of alpha_lij C(x_j)_l
 
-use tch::{Kind, Tensor};
-use torch_ext::ResidualBranch;
-use torch_ext::profiler::mark;
+use tch::{Device, Kind, Tensor};
+use torch_ext::LayerOutput;
+use torch_ext::profiler::{Section, mark};
 
 use crate::config::ModelConfig;
-use crate::gpt2::{Gpt2, embed};
-use crate::layers::{AddLayerNorm, ForwardOptions, LayerNorm, Linear, Mlp, sure};
+use crate::gpt2::{Gpt2, KvCache};
+use crate::layers::{LayerNorm, Linear, Mlp};
+use crate::ops::{ForwardOptions, Ops, TokenSenses};
 use crate::parameters::Parameters;
-use crate::sense_table::SenseTable;
+use crate::residual_stream::ResidualStream;
 use crate::senses::edits::EditedSenses;
+use crate::senses::table::SenseTable;
 
-/// C(x): the sense vectors of words, from their embeddings alone.
+/// The sense network C: sense vectors of tokens, from their embeddings.
 #[derive(Debug)]
 struct SenseNetwork {
     ln: LayerNorm,
@@ -25,9 +29,8 @@ struct SenseNetwork {
 
 impl SenseNetwork {
     fn new(config: &ModelConfig, parameters: &Parameters) -> Self {
-        let ln = |which: &str| {
-            LayerNorm::new(parameters, &format!("backpack.sense_network.{which}"), config.layer_norm_epsilon)
-        };
+        let ln =
+            |ln: &str| LayerNorm::new(parameters, &format!("backpack.sense_network.{ln}"), config.layer_norm_epsilon);
         SenseNetwork {
             ln: ln("ln"),
             ln_1: ln("block.ln_1"),
@@ -37,201 +40,157 @@ impl SenseNetwork {
         }
     }
 
-    /// Embeddings `[N, D]` -> what the last MLP makes its senses of, `[N, D]`. A block of the
-    /// body without attention: the normalised embedding stands where the attention's output
-    /// would.
-    fn hidden(&self, embeddings: Tensor, pass: ForwardOptions) -> Tensor {
-        let mut x = AddLayerNorm::new(pass.drop(embeddings));
-        let normed = x.normalise(&self.ln, Kind::Float, pass);
-        x.push(ResidualBranch { value: normed, bias: None });
-        let normed = x.normalise(&self.ln_1, pass.kind, pass);
-        x.push(self.mlp.branch(&normed, pass));
-        x.normalise(&self.ln_2, pass.kind, pass)
-    }
-
-    /// Embeddings `[N, D]` -> senses `[N, L D]`.
-    fn forward(&self, embeddings: Tensor, pass: ForwardOptions) -> Tensor {
-        self.final_mlp.forward(&self.hidden(embeddings, pass), pass)
+    /// Embeddings `[U, D]` -> senses `[U, L D]`. The block is one of the body without attention: it
+    /// adds the normalized embedding where the other adds the output of attention.
+    fn forward(&self, embeddings: Tensor, ops: Ops) -> LayerOutput {
+        let mut x = ResidualStream::new(ops.dropout(embeddings));
+        let normed = x.normalize(&self.ln, Kind::Float, ops);
+        x.add(LayerOutput { value: normed, bias: None });
+        let normed = x.normalize(&self.ln_1, ops.kind(), ops);
+        x.add(ops.mlp(&normed, &self.mlp));
+        let normed = x.normalize(&self.ln_2, ops.kind(), ops);
+        ops.mlp(&normed, &self.final_mlp)
     }
 }
 
-/// alpha: how much each sense of each earlier word counts at each position.
-#[derive(Debug)]
-struct SenseWeightNetwork {
-    c_attn: Linear,
-    num_senses: i64,
-}
-
-impl SenseWeightNetwork {
-    fn new(config: &ModelConfig, parameters: &Parameters) -> Self {
-        SenseWeightNetwork {
-            c_attn: Linear::nn_linear(parameters, "backpack.sense_weight_net.c_attn"),
-            num_senses: config.num_senses,
-        }
-    }
-
-    /// Queries and keys of hidden states `[B T, D]`: `[2, B, L, T, D/L]`.
-    fn qk(&self, hidden: &Tensor, sequences: i64, pass: ForwardOptions) -> Tensor {
-        let (rows, d) = (hidden.size()[0], hidden.size()[1]);
-        let shape = [sequences, rows / sequences, 2, self.num_senses, d / self.num_senses];
-        self.c_attn.forward(hidden, pass).view(shape).permute([2, 0, 3, 1, 4])
-    }
-
-    /// `[B, L, T, D/L]` and `[B, L, S, D/L]` -> `[B, L, T, S]` fp32.
-    fn scores(query: &Tensor, key: &Tensor) -> Tensor {
-        let channels = query.size()[3];
-        query.matmul(&key.transpose(2, 3)).to_kind(Kind::Float) * (channels as f64).powf(-0.5)
-    }
-
-    /// Hidden states `[B T, D]` -> weights `[B, L, T, T]` fp32, each row a distribution
-    /// over positions up to its own.
-    fn forward(&self, hidden: &Tensor, sequences: i64, pass: ForwardOptions) -> Tensor {
-        let (t, qk) = (hidden.size()[0] / sequences, self.qk(hidden, sequences, pass));
-        let scores = Self::scores(&qk.get(0), &qk.get(1));
-        let future = Tensor::ones([t, t], (Kind::Bool, hidden.device())).triu(1);
-        scores.masked_fill(&future, f64::NEG_INFINITY).softmax(-1, Kind::Float)
-    }
-}
-
-/// The network without its head: the logits are its output times the embedding.
+/// A Backpack without its output head: its outputs times the embedding are the logits.
 #[derive(Debug)]
 pub struct Backpack {
     body: Gpt2,
     sense_network: SenseNetwork,
-    sense_weight_network: SenseWeightNetwork,
-    /// Stands where the sense network would, in evaluation.
+    /// Projects hidden states to the queries and keys of the contextualization weights.
+    c_attn: Linear,
+    num_senses: i64,
+    /// Replaces the sense network in evaluation.
     table: Option<SenseTable>,
     edited: Option<EditedSenses>,
 }
 
-/// The number of words whose senses are made is a multiple of it.
-const WORDS_UNIT: i64 = 64;
+/// The number of tokens that the sense network receives is a multiple of it.
+const TOKENS_MULTIPLE: i64 = 64;
 
 impl Backpack {
     pub(crate) fn new(config: &ModelConfig, parameters: &Parameters) -> Self {
         Backpack {
             body: Gpt2::new(config, parameters),
             sense_network: SenseNetwork::new(config, parameters),
-            sense_weight_network: SenseWeightNetwork::new(config, parameters),
+            c_attn: Linear::nn_linear(parameters, "backpack.sense_weight_net.c_attn"),
+            num_senses: config.num_senses,
             table: None,
             edited: None,
         }
     }
 
-    pub(crate) fn use_table(&mut self, table: SenseTable) {
+    pub(crate) fn set_table(&mut self, table: SenseTable) {
         self.table = Some(table);
     }
 
-    /// What is edited of its senses.
-    pub fn edited(&self) -> Option<&EditedSenses> {
+    /// The edited senses.
+    pub(crate) fn edited(&self) -> Option<&EditedSenses> {
         self.edited.as_ref()
     }
 
-    /// Puts these edits in the place of those that were there.
+    /// Replaces all edits of senses.
     pub(crate) fn set_edited(&mut self, edited: Option<EditedSenses>) {
         self.edited = edited;
     }
 
-    /// The body that makes the context.
+    /// The GPT-2 body, which computes the context.
     pub fn body(&self) -> &Gpt2 {
         &self.body
     }
 
-    /// Sense vectors of ids `[B, T]` -> `[B, T, L, D]`, of the pass's type.
-    pub fn senses(&self, ids: &Tensor, pass: ForwardOptions) -> Tensor {
-        let (words, place) = self.words(ids, pass);
-        let senses = self.word_senses(&words, pass);
-        let senses = if pass.shares_senses() { senses.index_select(0, &place) } else { senses };
-        let (size, num_senses) = (ids.size(), self.sense_weight_network.num_senses);
-        senses.view([size[0], size[1], num_senses, self.body.wte().size()[1]])
+    fn device(&self) -> Device {
+        self.body.wte().device()
     }
 
-    /// Sense vectors of words `[U]` -> `[U, L D]`, of the pass's type: the network's or the table's, or as edited.
-    pub(crate) fn word_senses(&self, words: &Tensor, pass: ForwardOptions) -> Tensor {
-        let senses = match &self.table {
-            Some(table) => table.rows(words).to_device(words.device()).to_kind(pass.kind),
-            None => {
-                let embeddings = embed(&self.body.tied(pass), words, pass);
-                self.sense_network.forward(mark(&embeddings, "embedding", "senses backward"), pass)
-            }
-        };
-        match &self.edited {
-            Some(edited) => edited.put(words, senses),
-            None => senses,
-        }
+    /// Sense vectors C(x) of the tokens of B sequences: ids `[B, T]` -> `[B, T, L, D]`, in the type
+    /// of matrix products.
+    pub fn senses(&self, ids: &Tensor, options: ForwardOptions) -> Tensor {
+        let ops = Ops::new(self.device(), options);
+        self.batch_senses(&ops.shared_embedding(self.body.wte()), ids, ops).gather(ids.size()[0], self.num_senses)
     }
 
-    /// The words whose senses are made, `[U]`, and which one each token is, `[B T]`: each
-    /// distinct token once where nothing tells its places apart, else every token by itself.
-    fn words(&self, ids: &Tensor, pass: ForwardOptions) -> (Tensor, Tensor) {
-        let ids = ids.flatten(0, -1);
-        if pass.shares_senses() {
-            let (distinct, place, _) = ids.internal_unique2(true, true, false);
-            // A number of rows that products have met before: oneDNN writes code for each new one.
-            // What is added is nobody's sense.
-            let spare = (-distinct.size()[0]).rem_euclid(WORDS_UNIT);
-            (distinct.constant_pad_nd([0, spare]), place)
-        } else {
-            let place = Tensor::arange(ids.size()[0], (Kind::Int64, ids.device()));
-            (ids, place)
-        }
+    /// Sense vectors of tokens `[U]` -> `[U, L D]`, in the type of matrix products.
+    pub(crate) fn senses_of_tokens(&self, tokens: &Tensor, ops: Ops) -> Tensor {
+        self.sense_output(&ops.shared_embedding(self.body.wte()), tokens, ops).into_tensor()
     }
 
-    /// Contextualization weights of ids `[B, T]` -> `[B, L, T, T]` fp32.
-    pub fn contextualization(&self, ids: &Tensor, pass: ForwardOptions) -> Tensor {
-        self.sense_weight_network.forward(&self.body.forward(ids, pass), ids.size()[0], pass)
+    /// Contextualization weights alpha: ids `[B, T]` -> `[B, L, T, T]` fp32.
+    pub fn contextualization(&self, ids: &Tensor, options: ForwardOptions) -> Tensor {
+        let ops = Ops::new(self.device(), options);
+        ops.sense_weights(&self.body.forward(ids, options), &self.c_attn, self.num_senses, ids.size()[0])
     }
 
-    /// Weights `[B, L, R, T]` of R positions and senses `[B, T, L, D]` -> outputs `[B, R, D]`: one
-    /// matrix product over (position, sense) pairs, so that no sense's own output exists.
-    pub fn combine(&self, weights: &Tensor, senses: &Tensor, pass: ForwardOptions) -> Tensor {
-        let size = senses.size();
-        let (b, t, l, d) = (size[0], size[1], size[2], size[3]);
-        let rows = weights.size()[2];
-        let weights = weights.to_kind(pass.kind).permute([0, 2, 3, 1]).reshape([b, rows, t * l]);
-        weights.matmul(&senses.reshape([b, t * l, d]))
+    /// Outputs for R positions: weights `[B, L, R, T]` and senses `[B, T, L, D]` -> `[B, R, D]`.
+    pub fn combine_senses(&self, weights: &Tensor, senses: &Tensor, options: ForwardOptions) -> Tensor {
+        Ops::new(self.device(), options).combine_senses(weights, senses)
     }
 
-    /// Weights `[L, S]` fp32 of the last of S positions, the last T of which have the hidden
-    /// states `[T, D]` and the others their keys in `keys`.
-    pub(crate) fn extend_weights(&self, hidden: &Tensor, keys: &mut Option<Tensor>, pass: ForwardOptions) -> Tensor {
-        let qk = self.sense_weight_network.qk(hidden, 1, pass);
-        let all = match keys.take() {
+    /// Outputs of B sequences: ids `[B, T]` int64 -> `[B T, D]`, with the shared embedding `wte`
+    /// `[V, D]` of the forward pass.
+    pub(crate) fn outputs(&self, wte: &Tensor, ids: &Tensor, ops: Ops) -> Tensor {
+        let senses = || self.batch_senses(wte, ids, ops);
+        let hidden = || self.body.hidden_states(wte, ids, ops);
+        let outputs = ops.weighted_sum_of_senses(senses, hidden, &self.c_attn, self.num_senses, ids.size()[0]);
+        mark(&outputs, Section::Mixing, Section::HeadAndLossBackward)
+    }
+
+    /// Weights alpha of the last position of one sequence, fp32 `[L, S]` over its S positions: ids
+    /// `[T]` are the last T tokens, and the caches hold the keys of the others.
+    pub(crate) fn decode_step(
+        &self,
+        ids: &Tensor,
+        body_cache: &mut KvCache,
+        sense_keys: &mut Option<Tensor>,
+        ops: Ops,
+    ) -> Tensor {
+        let hidden = self.body.decode_step(ids, body_cache, ops); // [T, D]
+        let qk = ops.project_heads(&hidden, &self.c_attn, 2, self.num_senses, 1); // [2, 1, L, T, D/L]
+        let keys = match sense_keys.take() {
             Some(keys) => Tensor::cat(&[keys, qk.get(1)], 2),
             None => qk.get(1),
         };
-        let last = qk.get(0).narrow(2, hidden.size()[0] - 1, 1);
-        let weights = SenseWeightNetwork::scores(&last, &all).softmax(-1, Kind::Float);
-        *keys = Some(all);
-        weights.squeeze_dim(2).squeeze_dim(0)
+        let query = qk.get(0).narrow(2, hidden.size()[0] - 1, 1);
+        let alpha = ops.sense_scores(&query, &keys).softmax(-1, Kind::Float); // [1, L, 1, S]
+        *sense_keys = Some(keys);
+        alpha.squeeze_dim(2).squeeze_dim(0)
     }
 
-    /// `[B, T]` int64 -> `[B T, D]`, to be multiplied by the embedding `wte` ([`Gpt2::tied`]).
-    pub(crate) fn forward(&self, wte: &Tensor, ids: &Tensor, pass: ForwardOptions) -> Tensor {
-        let sequences = ids.size()[0];
-        let weights = &self.sense_weight_network;
-        let mixed = if pass.is_fused_on(ids.device()) && weights.num_senses <= torch_ext::MOST_SENSES {
-            // The senses first: backward passes run in the opposite order, so that the senses' weights,
-            // a quarter of all, get their gradients when the body has let go of what it kept.
-            let (words, place) = self.words(ids, pass);
-            let last = self.sense_network.final_mlp.bias();
-            let (senses, bias) = if self.table.is_none() && self.edited.is_none() {
-                let words = mark(&embed(wte, &words, pass), "embedding", "senses backward");
-                let hidden = self.sense_network.hidden(words, pass);
-                (self.sense_network.final_mlp.branch(&hidden, pass).value, last.shallow_clone())
-            } else {
-                (self.word_senses(&words, pass), last.zeros_like())
-            };
-            let senses = mark(&senses, "senses", "embedding backward");
-            let hidden = mark(&self.body.forward_from(wte, ids, pass), "body", "mixing backward");
-            let qk = weights.c_attn.product(&hidden, pass);
-            let qk_bias = weights.c_attn.bias();
-            sure(torch_ext::mix_senses(&qk, qk_bias, &senses, &bias, &place, sequences, weights.num_senses))
-        } else {
-            let hidden = mark(&self.body.forward_from(wte, ids, pass), "body", "embedding backward");
-            let senses = mark(&self.senses(ids, pass), "senses", "mixing backward");
-            self.combine(&weights.forward(&hidden, sequences, pass), &senses, pass).flatten(0, 1)
-        };
-        mark(&mixed, "mixing", "head and loss backward")
+    fn batch_senses(&self, wte: &Tensor, ids: &Tensor, ops: Ops) -> TokenSenses {
+        let (tokens, rows) = unique_tokens(ids, ops);
+        TokenSenses { output: self.sense_output(wte, &tokens, ops), rows }
     }
+
+    /// Senses of tokens `[U]` -> `[U, L D]`, with edits, from the table or from the sense network.
+    fn sense_output(&self, wte: &Tensor, tokens: &Tensor, ops: Ops) -> LayerOutput {
+        let output = match &self.table {
+            Some(table) => {
+                let senses = table.rows(tokens).to_device(tokens.device()).to_kind(ops.kind());
+                LayerOutput { value: senses, bias: None }
+            }
+            None => {
+                let embeddings = ops.embedding(wte, tokens);
+                self.sense_network.forward(mark(&embeddings, Section::Embedding, Section::SensesBackward), ops)
+            }
+        };
+        match &self.edited {
+            Some(edited) => LayerOutput { value: edited.apply(tokens, output.into_tensor()), bias: None },
+            None => output,
+        }
+    }
+}
+
+/// Returns the tokens `[U]` of ids `[B, T]` whose senses are computed, and [`TokenSenses::rows`].
+/// If no dropout distinguishes the positions of a token, each distinct token appears once.
+fn unique_tokens(ids: &Tensor, ops: Ops) -> (Tensor, Option<Tensor>) {
+    let ids = ids.flatten(0, -1);
+    if !ops.shares_senses() {
+        return (ids, None);
+    }
+    let (distinct, rows, _) = ids.internal_unique2(true, true, false);
+    // oneDNN compiles code for each new number of rows. Padding, which no row refers to, makes the
+    // numbers repeat.
+    let padding = (-distinct.size()[0]).rem_euclid(TOKENS_MULTIPLE);
+    (distinct.constant_pad_nd([0, padding]), Some(rows))
 }

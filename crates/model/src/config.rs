@@ -1,68 +1,69 @@
-//! The shape of a model: the `[model]` section of a run's TOML and Hugging Face's
-//! `config.json`, which describe the same thing.
+//! The configuration of a model: the `[model]` section of a run's TOML file, and Hugging Face's
+//! `config.json`.
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-/// GPT-2's end-of-text id. Its tokenizer has no id above it: rows past it are padding.
+/// The end-of-text id of GPT-2, which is the largest id of its tokenizer. Embedding rows above it
+/// are padding.
 pub const GPT2_END_OF_TEXT: i64 = 50_256;
 
-/// Which network.
+/// The architecture of a network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Architecture {
     /// Sense vectors weighted by a GPT-2 body (Hewitt et al., ACL 2023).
     Backpack,
-    /// The baseline: the same body predicting from its own hidden state.
+    /// The baseline: the same body, whose hidden states are the outputs.
     Gpt2,
 }
 
-/// The `[model]` section. Omitted keys are the published Backpack-GPT2's.
+/// The `[model]` section. Keys that are absent have the values of the published Backpack-GPT2.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelConfig {
-    /// Backpack or its GPT-2 baseline.
+    /// The architecture: a Backpack or its GPT-2 baseline.
     pub architecture: Architecture,
     /// Width D of embeddings, hidden states and sense vectors.
     pub n_embd: i64,
-    /// Attention heads of the body.
+    /// Number of attention heads H of the body.
     pub n_head: i64,
-    /// Transformer blocks of the body.
+    /// Number of transformer blocks of the body.
     pub n_layer: i64,
-    /// Width of the body's MLP; 4 `n_embd` when absent. The sense block ignores it.
+    /// Width of the body's MLP; 4 `n_embd` if absent. The sense block does not use it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub n_inner: Option<i64>,
-    /// Sense vectors L per word.
+    /// Number of sense vectors L per token.
     pub num_senses: i64,
     /// Hidden width of the last sense MLP, in multiples of `n_embd`.
     pub sense_intermediate_scale: i64,
-    /// Width of the sense block's MLP; 4 `n_embd` when absent. Only the authors' shrunk
-    /// ablations change it, and the published config.json has no key for it.
+    /// Width of the sense block's MLP; 4 `n_embd` if absent. Only ablations of the authors set
+    /// another width, and the published config.json has no key for it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sense_block_inner: Option<i64>,
-    /// Longest context, in tokens.
+    /// Maximum length of the context, in tokens.
     pub n_positions: i64,
-    /// Rows of the embedding: the tokenizer's ids, padded.
+    /// Number of rows V of the embedding: the ids of the tokenizer and padding.
     pub vocab_size: i64,
     /// Dropout probability of embeddings, attention and residual branches in training.
     pub dropout: f64,
-    /// Divide attention scores by (layer index + 1).
+    /// Whether to divide attention scores by (layer index + 1).
     pub scale_attn_by_inverse_layer_idx: bool,
-    /// Added to the variance in every LayerNorm; only a config.json can change it.
+    /// Added to the variance in every LayerNorm. Only a config.json can set it.
     #[serde(skip, default = "default_layer_norm_epsilon")]
     pub layer_norm_epsilon: f64,
-    /// Id between documents, where known; never from the TOML.
+    /// Id that separates documents, if known. Only a config.json can set it.
     #[serde(skip)]
     pub end_of_text: Option<i64>,
 }
 
 fn default_layer_norm_epsilon() -> f64 {
-    1e-5 // GPT-2's
+    1e-5 // the value of GPT-2
 }
 
 impl Default for ModelConfig {
-    /// The published Backpack-GPT2: GPT-2 small with 16 senses, 170,083,584 parameters.
+    /// The published Backpack-GPT2: GPT-2 small with 16 senses; 170,083,584 parameters.
     fn default() -> Self {
         ModelConfig {
             architecture: Architecture::Backpack,
@@ -84,34 +85,34 @@ impl Default for ModelConfig {
 }
 
 impl ModelConfig {
-    /// Width of one attention head.
+    /// Returns the width of one attention head.
     pub fn head_size(&self) -> i64 {
         self.n_embd / self.n_head
     }
 
-    /// Width of the body's MLP.
+    /// Returns the width of the body's MLP.
     pub fn inner_size(&self) -> i64 {
         self.n_inner.unwrap_or(4 * self.n_embd)
     }
 
-    /// Width of the sense block's MLP.
+    /// Returns the width of the sense block's MLP.
     pub fn sense_block_size(&self) -> i64 {
         self.sense_block_inner.unwrap_or(4 * self.n_embd)
     }
 
-    /// Rows of the vocabulary that stand for a token: ids from here on are padding, which
-    /// is inside the softmax in training and never generated.
-    pub fn num_tokens(&self) -> i64 {
+    /// Returns the vocabulary size of the tokenizer. Ids from it on are padding, which takes part
+    /// in the softmax in training and is never generated.
+    pub fn tokenizer_vocab_size(&self) -> i64 {
         match self.end_of_text {
             Some(GPT2_END_OF_TEXT) => self.vocab_size.min(GPT2_END_OF_TEXT + 1),
             _ => self.vocab_size,
         }
     }
 
-    /// Refuses shapes that no network has.
+    /// Checks that the values form a valid network.
     ///
     /// # Errors
-    /// Naming the key.
+    /// Names the invalid key.
     pub fn validate(&self) -> Result<()> {
         let sizes = [
             ("n_embd", self.n_embd),
@@ -129,14 +130,14 @@ impl ModelConfig {
         }
         ensure!(
             self.n_embd % self.n_head == 0,
-            "n_embd {} does not divide into n_head {} heads",
+            "n_embd ({}) must be a multiple of n_head ({})",
             self.n_embd,
             self.n_head
         );
         if self.architecture == Architecture::Backpack {
             ensure!(
                 self.n_embd % self.num_senses == 0,
-                "n_embd {} does not divide by num_senses {}: each sense has n_embd / num_senses query and key channels",
+                "n_embd ({}) must be a multiple of num_senses ({}), because each sense has n_embd / num_senses query and key channels",
                 self.n_embd,
                 self.num_senses
             );
@@ -150,10 +151,10 @@ impl ModelConfig {
         Ok(())
     }
 
-    /// Reads a Hugging Face `config.json`: the published Backpack's or a GPT-2's.
+    /// Parses a Hugging Face `config.json` of the published Backpack or of a GPT-2.
     ///
     /// # Errors
-    /// Naming the key that is missing, of the wrong type, or of a value not built here.
+    /// Names the key that is missing, has the wrong type, or has an unsupported value.
     pub fn from_hugging_face(text: &str) -> Result<Self> {
         let json: Value = serde_json::from_str(text).context("it is not JSON")?;
         ensure!(json.is_object(), "it is not a JSON object");
@@ -180,17 +181,17 @@ impl ModelConfig {
             Some("BackpackGPT2LMHeadModel") => true,
             Some("GPT2LMHeadModel" | "GPT2Model") => false,
             Some(other) => {
-                bail!("architecture {other} is not built here (BackpackGPT2LMHeadModel and GPT2LMHeadModel are)")
+                bail!("architecture {other} is not supported: use BackpackGPT2LMHeadModel or GPT2LMHeadModel")
             }
             None => json.get("num_senses").is_some(),
         };
         for (key, only) in [("activation_function", "gelu_new"), ("model_type", "gpt2")] {
             if let Some(value) = json.get(key).and_then(Value::as_str) {
-                ensure!(value == only, "key {key} is \"{value}\": only \"{only}\" is built here");
+                ensure!(value == only, "key {key} is \"{value}\": only \"{only}\" is supported");
             }
         }
         for (key, only) in [("scale_attn_weights", true), ("tie_word_embeddings", true)] {
-            ensure!(flag(key, only)? == only, "key {key} is {}: only {only} is built here", !only);
+            ensure!(flag(key, only)? == only, "key {key} is {}: only {only} is supported", !only);
         }
         let defaults = ModelConfig::default();
         let config = ModelConfig {
@@ -209,7 +210,8 @@ impl ModelConfig {
             n_positions: integer("n_positions")?,
             vocab_size: integer("vocab_size")?,
             dropout: number("resid_pdrop", defaults.dropout)?,
-            // The published Backpack's config class has it on; GPT-2's has it off.
+            // The default is true in the config class of the published Backpack, and false in that
+            // of GPT-2.
             scale_attn_by_inverse_layer_idx: flag("scale_attn_by_inverse_layer_idx", is_backpack)?,
             layer_norm_epsilon: number("layer_norm_epsilon", defaults.layer_norm_epsilon)?,
             end_of_text: optional("eos_token_id")?,
@@ -218,7 +220,7 @@ impl ModelConfig {
         Ok(config)
     }
 
-    /// The `config.json` of this model, with the published one's keys.
+    /// Returns the `config.json` of this model, with the keys of the published one.
     pub fn to_hugging_face(&self) -> Value {
         let mut json = json!({
             "model_type": "gpt2",
@@ -257,12 +259,11 @@ impl ModelConfig {
         json
     }
 
-    /// Refuses a model whose shape is not what this section of a run's TOML asks for.
-    /// Dropout may differ: it is the run's. What the section leaves open is the model's:
-    /// `n_inner` when absent, and what only a config.json can say.
+    /// Checks that a model has the shapes of this section of a run's TOML file. Dropout may differ.
+    /// So may `n_inner` if the section does not set it, and keys that only a config.json can set.
     ///
     /// # Errors
-    /// Naming every key that differs, with both values.
+    /// Names every key that differs, with both values.
     pub fn require_same_shapes(&self, other: &ModelConfig) -> Result<()> {
         let shapes = |c: &ModelConfig| {
             let same = ModelConfig {
@@ -275,13 +276,13 @@ impl ModelConfig {
             };
             same.to_hugging_face()
         };
-        let (ours, theirs) = (shapes(self), shapes(other));
-        let differences: Vec<String> = ours
+        let (expected, actual) = (shapes(self), shapes(other));
+        let differences: Vec<String> = expected
             .as_object()
             .into_iter()
             .flatten()
-            .filter(|(key, value)| theirs.get(key) != Some(value))
-            .map(|(key, value)| format!("{key} is {value} here and {} there", theirs.get(key).unwrap_or(&Value::Null)))
+            .filter(|(key, value)| actual.get(key) != Some(value))
+            .map(|(key, value)| format!("{key} is {value} here and {} there", actual.get(key).unwrap_or(&Value::Null)))
             .collect();
         ensure!(differences.is_empty(), "{}", differences.join(", "));
         Ok(())
@@ -309,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_config_json_names_its_key() {
+    fn errors_of_config_json_name_the_key() {
         let good = ModelConfig::default().to_hugging_face();
         let with = |key: &str, value: Value| {
             let mut json = good.clone();
@@ -318,7 +319,7 @@ mod tests {
         };
         assert_eq!(with("n_embd", json!("wide")), "key n_embd is \"wide\", not a whole number");
         assert_eq!(with("num_senses", Value::Null), "key num_senses is null, not a whole number");
-        assert!(with("num_senses", json!(7)).contains("does not divide by num_senses 7"));
+        assert!(with("num_senses", json!(7)).contains("must be a multiple of num_senses (7)"));
         assert!(with("activation_function", json!("relu")).contains("only \"gelu_new\""));
         assert!(with("tie_word_embeddings", json!(false)).contains("tie_word_embeddings is false"));
         assert!(with("n_layer", json!(-1)).contains("n_layer is -1"));
@@ -330,9 +331,9 @@ mod tests {
     }
 
     #[test]
-    fn the_inverse_layer_scale_is_a_backpacks_default_and_not_a_gpt2s() {
-        for (kind, default) in [(Architecture::Backpack, true), (Architecture::Gpt2, false)] {
-            let mut json = ModelConfig { architecture: kind, ..ModelConfig::default() }.to_hugging_face();
+    fn inverse_layer_scale_is_the_default_of_backpacks_only() {
+        for (architecture, default) in [(Architecture::Backpack, true), (Architecture::Gpt2, false)] {
+            let mut json = ModelConfig { architecture, ..ModelConfig::default() }.to_hugging_face();
             json.as_object_mut().unwrap().remove("scale_attn_by_inverse_layer_idx");
             let config = ModelConfig::from_hugging_face(&json.to_string()).unwrap();
             assert_eq!(config.scale_attn_by_inverse_layer_idx, default);
@@ -340,11 +341,11 @@ mod tests {
     }
 
     #[test]
-    fn padding_rows_are_known_for_gpt2s_vocabulary_only() {
+    fn only_the_vocabulary_of_gpt2_has_padding_rows() {
         let published = ModelConfig { end_of_text: Some(50_256), ..ModelConfig::default() };
-        assert_eq!(published.num_tokens(), 50_257);
+        assert_eq!(published.tokenizer_vocab_size(), 50_257);
         let other = ModelConfig { vocab_size: 311, end_of_text: Some(10), ..ModelConfig::default() };
-        assert_eq!(other.num_tokens(), 311);
+        assert_eq!(other.tokenizer_vocab_size(), 311);
     }
 
     #[test]
@@ -354,7 +355,7 @@ mod tests {
         ours.require_same_shapes(&theirs).unwrap();
         let error = ours.require_same_shapes(&ModelConfig { n_layer: 6, ..theirs.clone() }).unwrap_err();
         assert_eq!(error.to_string(), "n_layer is 12 here and 6 there");
-        // A width of the MLP that the TOML does not ask for is the model's own.
+        // If the TOML file sets no width of the MLP, the model may have any.
         let narrow = ModelConfig { n_inner: Some(100), layer_norm_epsilon: 1e-6, ..theirs };
         ours.require_same_shapes(&narrow).unwrap();
         let error = ModelConfig { n_inner: Some(200), ..ours }.require_same_shapes(&narrow).unwrap_err();

@@ -1,32 +1,33 @@
-//! A model as others read it: the tensors and the config of a published folder.
+//! Export of a model: the tensors and the configuration of a Hugging Face directory.
 
 use anyhow::{Result, ensure};
 use tch::{Kind, Tensor};
 
-use crate::config::{self, ModelConfig};
+use crate::config::{Architecture, ModelConfig};
 use crate::language_model::LanguageModel;
 use crate::tensor::is_finite;
 
-/// Config and tensors for a Hugging Face folder, the tensors in `kind`. Edited senses come as tensors of their own.
+/// Returns configuration and tensors of a Hugging Face directory, with floating-point tensors in
+/// `kind`. Edited senses are separate tensors.
 ///
-/// A GPT-2's inverse-layer scale is folded into its query weights and biases and the flag
-/// turned off: several `transformers` releases leave the scale out under their default
-/// attention. (A Backpack comes with a modelling file that applies it.)
+/// For a GPT-2, the inverse-layer scale is folded into the query weights and biases, and the flag
+/// is set to false, because several `transformers` releases ignore the flag in their default
+/// attention. (The modeling file that is exported with a Backpack applies the scale.)
 ///
 /// # Errors
-/// Naming the tensor that holds a number too large for `kind`.
+/// Names the tensor with a number that is too large for `kind`.
 pub fn export_tensors(model: &LanguageModel, kind: Kind) -> Result<(ModelConfig, Vec<(String, Tensor)>)> {
     let mut config = model.config().clone();
-    let fold = config.architecture == config::Architecture::Gpt2 && config.scale_attn_by_inverse_layer_idx;
+    let fold = config.architecture == Architecture::Gpt2 && config.scale_attn_by_inverse_layer_idx;
     config.scale_attn_by_inverse_layer_idx &= !fold;
     let export = |(name, tensor): (&str, &Tensor)| {
-        let own = tch::no_grad(|| tensor.detach().copy());
+        let exported = tch::no_grad(|| tensor.detach().copy());
         if let Some(layer) = attention_layer(name).filter(|_| fold) {
-            // Queries are the first third, of the columns of the weight `[D, 3 D]`.
-            let mut queries = own.narrow(-1, 0, config.n_embd);
+            // The queries are the first third of the columns of the weight [D, 3 D].
+            let mut queries = exported.narrow(-1, 0, config.n_embd);
             queries /= (layer + 1) as f64;
         }
-        (name.to_owned(), own.to_kind(kind))
+        (name.to_owned(), exported.to_kind(kind))
     };
     let mut tensors: Vec<(String, Tensor)> = model.parameters().iter().map(export).collect();
     for (name, tensor) in model.edited_tensors() {
@@ -35,12 +36,12 @@ pub fn export_tensors(model: &LanguageModel, kind: Kind) -> Result<(ModelConfig,
     }
     for (name, tensor) in &tensors {
         let fits = !tensor.is_floating_point() || is_finite(tensor);
-        ensure!(fits, "tensor {name} holds a number too large for {kind:?}: export with --dtype fp32");
+        ensure!(fits, "tensor {name} has a number that is too large for {kind:?}: export with --dtype fp32");
     }
     Ok((config, tensors))
 }
 
-/// The block whose attention's first linear this parameter is of.
+/// Returns the number of the block if the parameter with this name belongs to a `c_attn` layer.
 pub(crate) fn attention_layer(name: &str) -> Option<i64> {
     let (before, after) = name.split_once(".attn.c_attn.")?;
     matches!(after, "weight" | "bias").then(|| before.rsplit('.').next()?.parse().ok()).flatten()
@@ -49,14 +50,14 @@ pub(crate) fn attention_layer(name: &str) -> Option<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::layers::ForwardOptions;
+    use crate::ops::ForwardOptions;
     use crate::parameters::Parameters;
     use tch::Device;
 
     #[test]
-    fn a_folded_gpt2_computes_the_same_without_the_scale() {
+    fn gpt2_with_folded_scale_computes_the_same() {
         let config = ModelConfig {
-            architecture: config::Architecture::Gpt2,
+            architecture: Architecture::Gpt2,
             n_embd: 16,
             n_head: 2,
             n_layer: 3,
@@ -64,8 +65,8 @@ mod tests {
             vocab_size: 30,
             ..ModelConfig::default()
         };
-        let model = LanguageModel::initialise(config, 3, Device::Cpu).unwrap();
-        // Large enough for the attention to matter.
+        let model = LanguageModel::initialize(config, 3, Device::Cpu).unwrap();
+        // Larger weights make the attention scores matter.
         for (_, parameter) in model.parameters().iter() {
             let mut parameter = parameter.shallow_clone();
             tch::no_grad(|| parameter *= 8.0);
@@ -78,7 +79,7 @@ mod tests {
         let logits = |m: &LanguageModel| tch::no_grad(|| m.logits(&ids, ForwardOptions::evaluation()));
         let difference = (logits(&model) - logits(&folded)).abs().max().double_value(&[]);
         assert!(difference < 1e-4, "{difference}");
-        // Without folding it would not be.
+        // Without folding, the logits differ.
         let raw = model.parameters().iter().map(|(n, t)| (n.to_owned(), t.copy())).collect();
         let raw = LanguageModel::new(config.clone(), Parameters::from_tensors(&config, raw, Device::Cpu).unwrap());
         assert!((logits(&model) - logits(&raw)).abs().max().double_value(&[]) > 1e-2);

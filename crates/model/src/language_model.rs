@@ -1,63 +1,62 @@
-//! A network with its tied head: logits and the training loss.
+//! A network with its output head: logits and the training loss.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
-use tch::{Device, Kind, Reduction, Tensor};
-use torch_ext::ProductWeight;
-use torch_ext::profiler::mark;
+use tch::{Device, Kind, Tensor};
+use torch_ext::profiler::{Section, mark};
 
 use crate::backpack::Backpack;
-use crate::config::{self, ModelConfig};
+use crate::config::{Architecture, ModelConfig};
 use crate::gpt2::Gpt2;
-use crate::layers::{ForwardOptions, Kernels, Weight, sure};
+use crate::layers::Weight;
+use crate::ops::{ForwardOptions, Ops};
 use crate::parameters::Parameters;
 use crate::senses::edits::{EditedSenses, SenseEdit};
+use crate::senses::table::{self, SenseTable};
+use crate::tensor::is_finite;
 
-/// The two networks.
+/// A network without its output head.
 #[derive(Debug)]
 pub(crate) enum Network {
     Backpack(Box<Backpack>),
     Gpt2(Gpt2),
 }
 
-/// A Backpack or its GPT-2 baseline, ready to be trained or asked.
+/// A Backpack or its GPT-2 baseline, with the output head.
 #[derive(Debug)]
 pub struct LanguageModel {
     config: ModelConfig,
     parameters: Parameters,
     network: Network,
-    /// The tied embedding, `[V, D]`.
+    /// The token embedding `[V, D]`, which is the weight of the output head, too.
     head: Weight,
 }
 
-/// Rows of logits that exist at once in training: 512 x 50,264 bf16 are 51 MB. On two cores
-/// 1,024 were up to 3% faster, for the weight's gradient is summed once a chunk.
-pub const LOGIT_ROWS: i64 = 512;
-
 impl LanguageModel {
-    /// The network over given parameters, which it shares.
+    /// Creates the network over these parameters, which it shares.
     pub fn new(config: ModelConfig, parameters: Parameters) -> Self {
         let network = match config.architecture {
-            config::Architecture::Backpack => Network::Backpack(Box::new(Backpack::new(&config, &parameters))),
-            config::Architecture::Gpt2 => Network::Gpt2(Gpt2::new(&config, &parameters)),
+            Architecture::Backpack => Network::Backpack(Box::new(Backpack::new(&config, &parameters))),
+            Architecture::Gpt2 => Network::Gpt2(Gpt2::new(&config, &parameters)),
         };
         let head = Weight::new(&parameters, &format!("{}.wte.weight", config.body_prefix()));
         LanguageModel { config, parameters, network, head }
     }
 
-    /// The network over the tensors of a model's file, edits of its senses included.
+    /// Creates a model from the tensors of a model file, including edits of senses.
     ///
     /// # Errors
-    /// Naming the tensor that is missing, of the wrong shape, or not of this model.
+    /// Names the tensor that is missing, has the wrong shape, or is not part of this model.
     pub(crate) fn from_tensors(
         config: ModelConfig,
         mut tensors: BTreeMap<String, Tensor>,
         device: Device,
     ) -> Result<Self> {
         let edited = match config.architecture {
-            config::Architecture::Backpack => EditedSenses::take(&config, &mut tensors, device)?,
-            config::Architecture::Gpt2 => None,
+            Architecture::Backpack => EditedSenses::take(&config, &mut tensors, device)?,
+            Architecture::Gpt2 => None,
         };
         let parameters = Parameters::from_tensors(&config, tensors, device)?;
         let mut model = Self::new(config, parameters);
@@ -67,44 +66,54 @@ impl LanguageModel {
         Ok(model)
     }
 
-    /// Keeps bf16 copies of the weights where this pass would make them anew for each product:
-    /// fused kernels in bf16 on the CPU. From then on only an optimiser that rewrites them
-    /// ([`Parameters::copy_of`]) may change the weights.
-    pub fn prepare_for(self, pass: ForwardOptions) -> Self {
-        if pass.kind != Kind::BFloat16 || !pass.is_fused_on(self.device()) {
-            return self;
-        }
-        let LanguageModel { config, mut parameters, .. } = self;
-        parameters.keep_copies();
-        Self::new(config, parameters)
-    }
-
-    /// A fresh model, its weights drawn from `seed`.
+    /// Creates a model whose weights are drawn from `seed`.
     ///
     /// # Errors
-    /// When the shapes make no network.
-    pub fn initialise(config: ModelConfig, seed: u64, device: Device) -> Result<Self> {
+    /// Names the key of `config` that is invalid.
+    pub fn initialize(config: ModelConfig, seed: u64, device: Device) -> Result<Self> {
         config.validate()?;
-        let parameters = Parameters::initialise(&config, seed, device);
+        let parameters = Parameters::initialize(&config, seed, device);
         Ok(Self::new(config, parameters))
     }
 
-    /// Its shape.
+    /// Keeps bf16 copies of the weights if forward passes with these options would otherwise
+    /// convert the weights for each product. From then on, only an optimizer that also writes the
+    /// copies ([`Parameters::low_precision_copy`]) may change the weights.
+    pub fn with_low_precision_copies(self, options: ForwardOptions) -> Self {
+        if !self.ops(options).reads_low_precision_copies() {
+            return self;
+        }
+        let LanguageModel { config, mut parameters, .. } = self;
+        parameters.keep_low_precision_copies();
+        Self::new(config, parameters)
+    }
+
+    /// The configuration.
     pub fn config(&self) -> &ModelConfig {
         &self.config
     }
 
-    /// Changes what its `config.json` says of dropout; a [`ForwardOptions`] carries what is done.
+    /// Changes the dropout in the configuration, which `config.json` records. The dropout of a
+    /// forward pass is in [`ForwardOptions`].
     pub fn set_dropout(&mut self, dropout: f64) {
         self.config.dropout = dropout;
     }
 
-    /// Its weights.
+    /// The weights.
     pub fn parameters(&self) -> &Parameters {
         &self.parameters
     }
 
-    /// The Backpack, where it is one.
+    /// The device of the weights.
+    pub fn device(&self) -> Device {
+        self.head.master().device()
+    }
+
+    pub(crate) fn network(&self) -> &Network {
+        &self.network
+    }
+
+    /// The Backpack; `None` if the network is a GPT-2.
     pub fn backpack(&self) -> Option<&Backpack> {
         match &self.network {
             Network::Backpack(backpack) => Some(backpack),
@@ -112,38 +121,71 @@ impl LanguageModel {
         }
     }
 
-    pub(crate) fn backpack_mut(&mut self) -> Option<&mut Backpack> {
+    fn backpack_mut(&mut self) -> Option<&mut Backpack> {
         match &mut self.network {
             Network::Backpack(backpack) => Some(backpack),
             Network::Gpt2(_) => None,
         }
     }
 
-    /// Edits its senses, on top of what is edited already: from now on it computes with them.
-    ///
-    /// # Errors
-    /// When it is a GPT-2, or an edit names a token or sense that it lacks or has a vector of another length.
-    pub fn edit(&mut self, edits: &[SenseEdit]) -> Result<()> {
-        let (config, device) = (self.config.clone(), self.device());
-        let backpack = self.backpack_mut().context("a GPT-2 has no senses to edit: give a Backpack")?;
-        let senses = |tokens: &Tensor| {
-            let senses = tch::no_grad(|| backpack.word_senses(tokens, ForwardOptions::evaluation()));
-            senses.view([-1, config.num_senses, config.n_embd])
-        };
-        let edited = EditedSenses::compile(&config, edits, backpack.edited(), senses, device)?;
-        backpack.set_edited(Some(edited));
-        Ok(())
+    fn body(&self) -> &Gpt2 {
+        match &self.network {
+            Network::Backpack(backpack) => backpack.body(),
+            Network::Gpt2(body) => body,
+        }
     }
 
-    /// What a model's file holds of its edits.
-    pub(crate) fn edited_tensors(&self) -> Vec<(&'static str, Tensor)> {
-        self.backpack().and_then(Backpack::edited).map(|edited| edited.tensors().into()).unwrap_or_default()
+    pub(crate) fn ops(&self, options: ForwardOptions) -> Ops {
+        Ops::new(self.device(), options)
     }
 
-    /// The same model, edits of its senses included, with another value of one parameter.
+    /// Outputs of the network, which the head multiplies: ids `[B, T]` int64 -> `[B, T, D]`.
+    pub fn hidden(&self, ids: &Tensor, options: ForwardOptions) -> Tensor {
+        let (size, ops) = (ids.size(), self.ops(options));
+        self.outputs(&ops.shared_embedding(self.body().wte()), ids, ops).view([size[0], size[1], -1])
+    }
+
+    /// [`LanguageModel::hidden`] as rows `[B T, D]`, with the shared embedding `wte` `[V, D]`.
+    fn outputs(&self, wte: &Tensor, ids: &Tensor, ops: Ops) -> Tensor {
+        match &self.network {
+            Network::Backpack(backpack) => backpack.outputs(wte, ids, ops),
+            Network::Gpt2(body) => {
+                mark(&body.hidden_states(wte, ids, ops), Section::Body, Section::HeadAndLossBackward)
+            }
+        }
+    }
+
+    /// The output head: `[.., D]` -> logits `[.., V]` fp32, including the padding of the
+    /// vocabulary.
+    pub fn head(&self, hidden: &Tensor, options: ForwardOptions) -> Tensor {
+        self.output_head(hidden, self.ops(options))
+    }
+
+    pub(crate) fn output_head(&self, hidden: &Tensor, ops: Ops) -> Tensor {
+        ops.logits(hidden, &self.head)
+    }
+
+    /// Logits: ids `[B, T]` int64 -> `[B, T, V]` fp32.
+    pub fn logits(&self, ids: &Tensor, options: ForwardOptions) -> Tensor {
+        self.head(&self.hidden(ids, options), options)
+    }
+
+    /// Mean cross-entropy of predicting the targets `[B, T]` from the ids `[B, T]`, an fp32 scalar.
+    /// Attention is not masked at document boundaries.
     ///
     /// # Errors
-    /// When there is no such parameter, or it has another shape.
+    /// Returns an error if a libtorch call fails, for example because memory is exhausted.
+    pub fn loss(&self, ids: &Tensor, targets: &Tensor, options: ForwardOptions) -> Result<Tensor> {
+        let ops = self.ops(options);
+        let wte = ops.shared_embedding(self.body().wte());
+        let outputs = self.outputs(&wte, ids, ops);
+        ops.cross_entropy(&outputs, &self.head, &wte, &targets.flatten(0, 1))
+    }
+
+    /// Returns a model with the same weights and edits, except for one parameter.
+    ///
+    /// # Errors
+    /// Returns an error if the model has no such parameter or its shape differs.
     pub fn with_parameter(&self, name: &str, value: Tensor) -> Result<Self> {
         ensure!(self.parameters.iter().any(|(own, _)| own == name), "the model has no parameter {name}");
         let mut tensors: BTreeMap<String, Tensor> =
@@ -153,10 +195,63 @@ impl LanguageModel {
         Self::from_tensors(self.config.clone(), tensors, self.device())
     }
 
-    /// What `f` makes of the model under further edits, which are gone after it.
+    /// Returns an error for ids that do not fit into one forward pass.
     ///
     /// # Errors
-    /// As [`LanguageModel::edit`], or what `f` says.
+    /// There are no ids, more than `n_positions`, or an id outside the vocabulary; the message
+    /// names the id and its position.
+    pub fn check_ids(&self, ids: &[i64]) -> Result<()> {
+        let (vocab_size, context) = (self.config.vocab_size, self.config.n_positions);
+        ensure!(!ids.is_empty(), "there are no tokens: give at least one");
+        if let Some((position, id)) = ids.iter().enumerate().find(|(_, id)| !(0..vocab_size).contains(id)) {
+            bail!(
+                "id {id} at position {position} is outside the model's vocabulary of {vocab_size} (0 to {})",
+                vocab_size - 1
+            );
+        }
+        ensure!(
+            ids.len() as i64 <= context,
+            "{} tokens are more than the model's context of {context} (n_positions): give fewer",
+            ids.len()
+        );
+        Ok(())
+    }
+}
+
+/// Edits of senses.
+impl LanguageModel {
+    /// The ids of the tokens whose senses are edited, in increasing order.
+    pub fn edited_tokens(&self) -> &[i64] {
+        self.backpack().and_then(Backpack::edited).map_or(&[], EditedSenses::tokens)
+    }
+
+    /// The tensors that record the edits in a model file.
+    pub(crate) fn edited_tensors(&self) -> Vec<(&'static str, Tensor)> {
+        self.backpack().and_then(Backpack::edited).map(|edited| edited.tensors().into()).unwrap_or_default()
+    }
+
+    /// Edits senses, in addition to earlier edits.
+    ///
+    /// # Errors
+    /// The model is a GPT-2, or an edit has a token, sense or vector length that the model does not
+    /// have.
+    pub fn edit(&mut self, edits: &[SenseEdit]) -> Result<()> {
+        let (config, device) = (self.config.clone(), self.device());
+        let ops = self.ops(ForwardOptions::evaluation());
+        let backpack = self.backpack_mut().context("a GPT-2 has no senses to edit: give a Backpack")?;
+        let senses = |tokens: &Tensor| {
+            let senses = tch::no_grad(|| backpack.senses_of_tokens(tokens, ops));
+            senses.view([-1, config.num_senses, config.n_embd])
+        };
+        let edited = EditedSenses::compile(&config, edits, backpack.edited(), senses, device)?;
+        backpack.set_edited(Some(edited));
+        Ok(())
+    }
+
+    /// Calls `f` with the model under additional edits, and removes these edits afterwards.
+    ///
+    /// # Errors
+    /// Returns the error of [`LanguageModel::edit`] or of `f`.
     pub fn with_edits<R>(&mut self, edits: &[SenseEdit], f: impl FnOnce(&LanguageModel) -> Result<R>) -> Result<R> {
         if edits.is_empty() {
             return f(self);
@@ -168,98 +263,61 @@ impl LanguageModel {
         }
         result
     }
+}
 
-    pub(crate) fn network(&self) -> &Network {
-        &self.network
-    }
+/// Number of tokens whose senses are computed at once for a table: 1,024 x 16 x 768 fp32 take 50
+/// MB.
+const TABLE_CHUNK_TOKENS: i64 = 1_024;
+/// Number of rows of a table that are compared with the sense network.
+const TABLE_SAMPLE_ROWS: i64 = 16;
 
-    /// The device of its weights.
-    pub fn device(&self) -> Device {
-        self.head.master().device()
-    }
-
-    /// What the head sees: `[B, T]` int64 -> `[B, T, D]`.
-    pub fn hidden(&self, ids: &Tensor, pass: ForwardOptions) -> Tensor {
-        let size = ids.size();
-        self.rows(&self.body().tied(pass), ids, pass).view([size[0], size[1], -1])
-    }
-
-    /// The same as rows, `[B T, D]`, of the embedding `wte`.
-    fn rows(&self, wte: &Tensor, ids: &Tensor, pass: ForwardOptions) -> Tensor {
-        match &self.network {
-            Network::Backpack(backpack) => backpack.forward(wte, ids, pass),
-            Network::Gpt2(body) => mark(&body.forward_from(wte, ids, pass), "body", "head and loss backward"),
-        }
-    }
-
-    fn body(&self) -> &Gpt2 {
-        match &self.network {
-            Network::Backpack(backpack) => backpack.body(),
-            Network::Gpt2(body) => body,
-        }
-    }
-
-    /// The head: `[.., D]` -> `[.., V]` fp32, padding rows included.
-    pub fn head(&self, hidden: &Tensor, pass: ForwardOptions) -> Tensor {
-        let hidden = hidden.to_kind(pass.kind);
-        if !pass.is_fused_on(hidden.device()) {
-            return hidden.linear::<Tensor>(&self.head.cast(pass), None).to_kind(Kind::Float);
-        }
-        let (mut shape, rows) = (hidden.size(), hidden.reshape([-1, self.config.n_embd]));
-        let logits = sure(self.head.with(pass, |head| torch_ext::linear(&rows, head, true)));
-        shape.pop();
-        shape.push(self.config.vocab_size);
-        logits.view(shape.as_slice()).to_kind(Kind::Float)
-    }
-
-    /// `[B, T]` int64 -> logits `[B, T, V]` fp32.
-    pub fn logits(&self, ids: &Tensor, pass: ForwardOptions) -> Tensor {
-        self.head(&self.hidden(ids, pass), pass)
-    }
-
-    /// Mean cross-entropy over every position of `ids [B, T]` predicting `targets [B, T]`,
-    /// an fp32 scalar. No document mask.
+/// The table of all senses.
+impl LanguageModel {
+    /// Writes the senses of all tokens, `[V, L, D]` in `kind`, to a file. Calls `progress` with the
+    /// number of completed tokens.
     ///
     /// # Errors
-    /// When libtorch refuses, for instance for lack of memory.
-    pub fn loss(&self, ids: &Tensor, targets: &Tensor, pass: ForwardOptions) -> Result<Tensor> {
-        let wte = self.body().tied(pass);
-        let hidden = self.rows(&wte, ids, pass);
-        let targets = targets.flatten(0, 1);
-        Ok(match pass.kernels {
-            Kernels::Reference => {
-                let none: Option<Tensor> = None;
-                self.head(&hidden, pass).f_cross_entropy_loss(&targets, none, Reduction::Mean, -100, 0.0)?
-            }
-            Kernels::Fused => {
-                let hidden = hidden.to_kind(pass.kind);
-                self.head.with(pass, |head| {
-                    let head = ProductWeight { master: &wte, ..head };
-                    torch_ext::linear_cross_entropy(&hidden, head, &targets, LOGIT_ROWS)
-                })?
-            }
-        })
+    /// The model is a GPT-2, a sense is too large for `kind`, or the file cannot be written.
+    pub fn write_sense_table(&self, path: &Path, kind: Kind, progress: &mut dyn FnMut(i64)) -> Result<()> {
+        let backpack = self.backpack().context("a GPT-2 has no senses: only a Backpack's can be written as a table")?;
+        let (config, ops) = (self.config(), self.ops(ForwardOptions::evaluation()));
+        let chunks = (0..config.vocab_size).step_by(TABLE_CHUNK_TOKENS as usize).map(|first| {
+            progress(first);
+            let end = (first + TABLE_CHUNK_TOKENS).min(config.vocab_size);
+            let tokens = Tensor::arange_start(first, end, (Kind::Int64, self.device()));
+            let senses = tch::no_grad(|| backpack.senses_of_tokens(&tokens, ops)).to_kind(kind);
+            ensure!(is_finite(&senses), "a sense is too large for {kind:?}: export with --dtype fp32");
+            Ok(senses)
+        });
+        table::write(path, config, kind, chunks)
     }
 
-    /// Refuses ids that the model cannot take in one pass.
+    /// Replaces the sense network by a table that was written for this model. Edits still apply.
+    /// For evaluation only: no gradient passes through the table.
     ///
     /// # Errors
-    /// When there are none, more than `n_positions`, or one outside the vocabulary, which
-    /// is named with its place.
-    pub fn check_ids(&self, ids: &[i64]) -> Result<()> {
-        let (vocab_size, context) = (self.config.vocab_size, self.config.n_positions);
-        ensure!(!ids.is_empty(), "there are no tokens: give at least one");
-        if let Some((place, id)) = ids.iter().enumerate().find(|(_, id)| !(0..vocab_size).contains(id)) {
-            bail!(
-                "id {id} at place {place} is outside the model's vocabulary of {vocab_size} (0 to {})",
-                vocab_size - 1
-            );
-        }
+    /// The model is a GPT-2, the table cannot be read, or it has the senses of other weights.
+    pub fn use_sense_table(&mut self, path: &Path) -> Result<()> {
+        let table =
+            SenseTable::open(path, self.config()).with_context(|| format!("{} is not usable", path.display()))?;
+        let (vocab_size, device) = (self.config().vocab_size, self.device());
+        let ops = self.ops(ForwardOptions::evaluation());
+        let backpack = self.backpack_mut().context("a GPT-2 has no senses: remove the table")?;
+        // Rows from the whole vocabulary show whether the table belongs to this model.
+        let sample: Vec<i64> = (0..TABLE_SAMPLE_ROWS).map(|i| i * (vocab_size - 1) / (TABLE_SAMPLE_ROWS - 1)).collect();
+        let sample = Tensor::from_slice(&sample).to_device(device);
+        let computed = tch::no_grad(|| backpack.senses_of_tokens(&sample, ops));
+        let stored = table.rows(&sample).to_device(device).to_kind(Kind::Float);
+        let scale = computed.abs().max().double_value(&[]);
+        let difference = (computed - stored).abs().max().double_value(&[]);
+        // Sums differ between machines, and bf16 has eight bits.
+        let tolerance = if table.kind() == Kind::Float { 1e-4 } else { 4e-3 };
         ensure!(
-            ids.len() as i64 <= context,
-            "{} tokens are more than the model's context of {context} (n_positions): give fewer",
-            ids.len()
+            difference <= tolerance * scale,
+            "{} holds the senses of other weights than this model's: export it again with --senses, or remove it",
+            path.display()
         );
+        backpack.set_table(table);
         Ok(())
     }
 }

@@ -1,9 +1,9 @@
-//! The networks: a GPT-2 body, the Backpack on top of it, loss, initialisation, and
-//! weights in and out under their Hugging Face names.
+//! The networks: a GPT-2 body, the Backpack on top of it, their loss, and their initialization.
+//! Reads and writes their weights under Hugging Face names.
 //!
-//! Shapes in comments: B sequences, T positions, D width (`n_embd`), V vocabulary, H heads,
-//! L senses. Knows no files but models': safetensors, config.json, and what `import` reads;
-//! no processes, no command line.
+//! Shapes in comments use these letters: B sequences, T positions, D width (`n_embd`), V vocabulary
+//! size, H heads, L senses, U tokens whose senses are computed. The crate reads and writes model
+//! files only: safetensors, `config.json`, and the formats that [`import`] accepts.
 
 mod backpack;
 mod batch;
@@ -16,28 +16,28 @@ mod init_from_gpt2;
 mod language_model;
 mod layers;
 mod model_dir;
+mod ops;
 mod parameters;
+mod residual_stream;
 mod safetensors;
 mod seed;
-mod sense_table;
 mod senses;
 mod tensor;
 
 pub use backpack::Backpack;
 pub use batch::inputs_and_targets;
 pub use config::{Architecture, GPT2_END_OF_TEXT, ModelConfig};
-pub use generate::incremental_decoder::{IncrementalDecoder, SenseScale};
-pub use generate::{Sampling, generate, generate_scaled};
+pub use generate::{IncrementalDecoder, Sampling, SenseScale, generate, generate_scaled};
 pub use gpt2::Gpt2;
 pub use hf_export::export_tensors;
 pub use import::{ImportedModel, import};
-pub use init_from_gpt2::graft_body;
-pub use language_model::{LOGIT_ROWS, LanguageModel};
-pub use layers::{ForwardOptions, Kernels};
-pub use model_dir::{CONFIG_FILE, WEIGHTS_FILE, load_config, load_folder, save_folder, write_folder};
-pub use parameters::{Init, ParameterSpec, Parameters};
+pub use init_from_gpt2::init_from_gpt2;
+pub use language_model::LanguageModel;
+pub use model_dir::{CONFIG_FILE, WEIGHTS_FILE, load_config, load_model, save_model, write_model_dir};
+pub use ops::{ForwardOptions, Kernels, LOGIT_ROWS};
+pub use parameters::{ParameterSpec, Parameters};
 pub use safetensors::{read_tensors, write_tensors};
 pub use seed::derive_seed;
-pub use sense_table::SENSES_FILE;
-pub use senses::edits::{EditedSenses, SenseChoice, SenseEdit, SenseOp};
+pub use senses::edits::{SenseChoice, SenseEdit, SenseOp};
+pub use senses::table::SENSE_TABLE_FILE;
 pub use tensor::is_finite;

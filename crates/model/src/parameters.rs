@@ -1,17 +1,19 @@
-//! Every parameter of a model as a table: its Hugging Face name, shape, initialisation and
-//! whether weight decay applies. Initialising, loading, saving and grouping all read it.
+//! The parameters of a model, and the table that describes them: Hugging Face name, shape,
+//! initialization, and whether weight decay applies. Code that initializes, loads, saves or groups
+//! parameters uses this table.
+
+use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
-use std::collections::BTreeMap;
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::config::{Architecture, ModelConfig};
 use crate::tensor::is_finite;
 
-/// What a parameter holds before training.
+/// The initial values of a parameter.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Init {
-    /// Normal with mean 0 and this standard deviation.
+pub(crate) enum Init {
+    /// Normally distributed with mean 0 and this standard deviation.
     Normal(f64),
     /// All zero: biases.
     Zeros,
@@ -19,26 +21,26 @@ pub enum Init {
     Ones,
 }
 
-/// One row of the table.
+/// A row of the parameter table.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ParameterSpec {
     /// The Hugging Face name.
     pub name: String,
-    /// Its shape; `Conv1D` weights are `[in, out]`.
+    /// The shape; `Conv1D` weights are `[in, out]`.
     pub shape: Vec<i64>,
-    /// Its initialisation.
-    pub init: Init,
-    /// Whether weight decay applies: to linear weights only.
+    /// The initial values.
+    pub(crate) init: Init,
+    /// Whether weight decay applies, which is so for the weights of linear layers only.
     pub decay: bool,
 }
 
-/// GPT-2's standard deviation for weights and embeddings.
+/// Standard deviation of the initial weights and embeddings of GPT-2.
 const STANDARD_DEVIATION: f64 = 0.02;
 
-/// Collects rows; the methods are the kinds of layer.
+/// Collects the rows of the table. Each method adds the parameters of a layer.
 struct ParameterTable {
     rows: Vec<ParameterSpec>,
-    /// Standard deviation of weights that write to a residual stream.
+    /// Standard deviation of the weights of layers whose output is added to a residual stream.
     residual: f64,
 }
 
@@ -56,7 +58,7 @@ impl ParameterTable {
         self.push(format!("{name}.bias"), &[width], Init::Zeros, false);
     }
 
-    /// `shape` is the weight's as stored; `outputs` the bias's.
+    /// `shape` is the shape of the weight as stored, and `outputs` is the length of the bias.
     fn linear(&mut self, name: &str, shape: [i64; 2], outputs: i64, deviation: f64) {
         self.push(format!("{name}.weight"), &shape, Init::Normal(deviation), true);
         self.push(format!("{name}.bias"), &[outputs], Init::Zeros, false);
@@ -69,7 +71,8 @@ impl ParameterTable {
 }
 
 impl ModelConfig {
-    /// Where the body's parameters stand: `backpack.gpt2_model` or GPT-2's `transformer`.
+    /// Returns the prefix of the names of the body's parameters: `backpack.gpt2_model`, or
+    /// `transformer` for a GPT-2.
     pub fn body_prefix(&self) -> &'static str {
         match self.architecture {
             Architecture::Backpack => "backpack.gpt2_model",
@@ -77,7 +80,7 @@ impl ModelConfig {
         }
     }
 
-    /// The table of all parameters, tied ones once.
+    /// Returns the table of all parameters. Tied parameters appear once.
     pub fn parameters(&self) -> Vec<ParameterSpec> {
         let (d, body) = (self.n_embd, self.body_prefix());
         let mut t =
@@ -100,32 +103,32 @@ impl ModelConfig {
             t.layer_norm(&format!("{senses}.block.ln_2"), d);
             t.mlp(&format!("{senses}.block.mlp"), d, self.sense_block_size(), d);
             t.mlp(&format!("{senses}.final_mlp"), d, self.sense_intermediate_scale * d, self.num_senses * d);
-            // nn.Linear: stored [out, in]; queries then keys, sense-major.
+            // An nn.Linear, stored as [out, in]: first the queries, then the keys, by sense.
             t.linear("backpack.sense_weight_net.c_attn", [2 * d, d], 2 * d, STANDARD_DEVIATION);
         }
         t.rows
     }
 
-    /// Number of trained values.
+    /// Returns the number of trained values.
     pub fn num_parameters(&self) -> i64 {
         self.parameters().iter().map(|p| p.shape.iter().product::<i64>()).sum()
     }
 }
 
-/// The parameters of one model by name: fp32 leaves that gather gradients.
+/// The parameters of a model by name: fp32 leaves of the autograd graph.
 #[derive(Debug)]
 pub struct Parameters {
     by_name: BTreeMap<String, Tensor>,
-    /// bf16 copies of the weights that are multiplied, where they are kept.
-    copies: BTreeMap<String, Tensor>,
+    /// bf16 copies of the weights of matrix products, if the model keeps them.
+    low_precision_copies: BTreeMap<String, Tensor>,
 }
 
 impl Parameters {
-    /// Fresh parameters, drawn on the CPU from `seed` in the table's order, so that every
-    /// device starts from the same values.
-    pub fn initialise(config: &ModelConfig, seed: u64, device: Device) -> Self {
+    /// Draws initial parameters from `seed`, on the CPU and in the order of the table, so that they
+    /// are the same on every device.
+    pub fn initialize(config: &ModelConfig, seed: u64, device: Device) -> Self {
         tch::manual_seed(seed as i64);
-        let options = (tch::Kind::Float, Device::Cpu);
+        let options = (Kind::Float, Device::Cpu);
         let draw = |spec: &ParameterSpec| match spec.init {
             Init::Normal(deviation) => Tensor::empty(&spec.shape, options).normal_(0.0, deviation),
             Init::Zeros => Tensor::zeros(&spec.shape, options),
@@ -136,48 +139,48 @@ impl Parameters {
             .into_iter()
             .map(|spec| (spec.name.clone(), draw(&spec).to_device(device).set_requires_grad(true)))
             .collect();
-        Parameters { by_name, copies: BTreeMap::new() }
+        Parameters { by_name, low_precision_copies: BTreeMap::new() }
     }
 
-    /// Parameters from loaded tensors, converted to fp32. Copies of the tied embeddings and
-    /// GPT-2's mask buffers are left aside.
+    /// Converts loaded tensors to fp32 parameters. Skips copies of the tied embeddings and the mask
+    /// buffers of GPT-2.
     ///
     /// # Errors
-    /// Naming the tensor that is missing, of the wrong shape, or not of this model.
+    /// Names the tensor that is missing, has the wrong shape, or is not part of this model.
     pub fn from_tensors(config: &ModelConfig, mut tensors: BTreeMap<String, Tensor>, device: Device) -> Result<Self> {
         let mut by_name = BTreeMap::new();
         for spec in config.parameters() {
             let tensor = tensors.remove(&spec.name).with_context(|| format!("tensor {} is missing", spec.name))?;
             ensure!(
                 tensor.size() == spec.shape,
-                "tensor {} has shape {:?}, but config.json asks for {:?}",
+                "tensor {} has shape {:?}, but config.json requires {:?}",
                 spec.name,
                 tensor.size(),
                 spec.shape
             );
             ensure!(
                 tensor.is_floating_point(),
-                "tensor {} is stored as {:?}: weights are floating-point numbers",
+                "tensor {} has type {:?}: weights must be floating-point numbers",
                 spec.name,
                 tensor.kind()
             );
             ensure!(is_finite(&tensor), "tensor {} holds NaN or infinity: the weights are broken", spec.name);
-            let own = tensor.to_device(device).to_kind(tch::Kind::Float).contiguous();
-            by_name.insert(spec.name, own.set_requires_grad(true));
+            let parameter = tensor.to_device(device).to_kind(Kind::Float).contiguous();
+            by_name.insert(spec.name, parameter.set_requires_grad(true));
         }
         for name in tensors.keys() {
             ensure!(
                 is_redundant(name),
-                "tensor {name} is not part of this model: config.json and weights do not belong together"
+                "tensor {name} is not part of this model: config.json and weights belong to different models"
             );
         }
-        Ok(Parameters { by_name, copies: BTreeMap::new() })
+        Ok(Parameters { by_name, low_precision_copies: BTreeMap::new() })
     }
 
-    /// The parameter of this name.
+    /// Returns the parameter with this name.
     ///
     /// # Panics
-    /// When the table has no such name, which is a programming error.
+    /// Panics if the table has no such name, which is a programming error.
     pub fn get(&self, name: &str) -> Tensor {
         match self.by_name.get(name) {
             Some(tensor) => tensor.shallow_clone(),
@@ -185,26 +188,28 @@ impl Parameters {
         }
     }
 
-    /// Keeps a bf16 copy of every matrix but the position embedding, which is only looked up.
-    pub(crate) fn keep_copies(&mut self) {
+    /// Keeps a bf16 copy of every matrix except the position embedding, which no matrix product
+    /// reads.
+    pub(crate) fn keep_low_precision_copies(&mut self) {
         let matrices = self.by_name.iter().filter(|(name, t)| t.dim() == 2 && !name.ends_with("wpe.weight"));
-        self.copies = matrices.map(|(name, t)| (name.clone(), t.detach().to_kind(tch::Kind::BFloat16))).collect();
+        self.low_precision_copies =
+            matrices.map(|(name, t)| (name.clone(), t.detach().to_kind(Kind::BFloat16))).collect();
     }
 
-    /// The bf16 copy of this parameter, where one is kept: whoever changes the parameter
-    /// writes it too.
-    pub fn copy_of(&self, name: &str) -> Option<Tensor> {
-        self.copies.get(name).map(Tensor::shallow_clone)
+    /// Returns the bf16 copy of a parameter, if the model keeps one. Code that changes the
+    /// parameter must also write the copy.
+    pub fn low_precision_copy(&self, name: &str) -> Option<Tensor> {
+        self.low_precision_copies.get(name).map(Tensor::shallow_clone)
     }
 
-    /// Names and tensors, sorted by name.
+    /// Iterates over names and parameters, sorted by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         self.by_name.iter().map(|(name, tensor)| (name.as_str(), tensor))
     }
 }
 
-/// Tensors that published files carry besides the parameters: aliases of the tied
-/// embeddings and the causal-mask buffers of old `transformers` releases.
+/// Whether published files have a tensor with this name in addition to the parameters: a copy of a
+/// tied embedding, or a causal-mask buffer of old `transformers` releases.
 fn is_redundant(name: &str) -> bool {
     ["lm_head.weight", "backpack.word_embeddings.weight", "backpack.position_embeddings.weight"].contains(&name)
         || name.ends_with(".attn.bias")
@@ -216,21 +221,21 @@ mod tests {
     use super::*;
     use std::sync::Mutex;
 
-    /// libtorch's generator is one per process: tests that draw take turns.
+    /// Lock for tests that draw, because libtorch has one generator per process.
     static GENERATOR: Mutex<()> = Mutex::new(());
 
-    fn initialise(config: &ModelConfig, seed: u64) -> Parameters {
-        let _turn = GENERATOR.lock().unwrap();
-        Parameters::initialise(config, seed, Device::Cpu)
+    fn initialize(config: &ModelConfig, seed: u64) -> Parameters {
+        let _lock = GENERATOR.lock().unwrap();
+        Parameters::initialize(config, seed, Device::Cpu)
     }
 
     fn size(n_embd: i64, n_head: i64, n_layer: i64, architecture: Architecture) -> ModelConfig {
         ModelConfig { n_embd, n_head, n_layer, architecture, ..ModelConfig::default() }
     }
 
-    /// The table of sizes in the paper's code: micro, mini, small.
+    /// The sizes in the code of the paper: micro, mini, small.
     #[test]
-    fn parameter_counts_are_the_published_ones() {
+    fn parameter_counts_equal_the_published_ones() {
         for (d, heads, layers, transformer, backpack) in [
             (384, 6, 6, 30_145_536, 41_659_776),
             (640, 8, 8, 71_886_080, 103_856_000),
@@ -241,9 +246,9 @@ mod tests {
         }
     }
 
-    /// The published names and shapes of the small model, as the files hold them.
+    /// The names and shapes in the files of the published small model.
     #[test]
-    fn names_and_shapes_are_the_published_ones() {
+    fn names_and_shapes_equal_the_published_ones() {
         let small = ModelConfig::default();
         let got: BTreeMap<String, Vec<i64>> = small.parameters().into_iter().map(|s| (s.name, s.shape)).collect();
         let body = "backpack.gpt2_model";
@@ -278,15 +283,15 @@ mod tests {
     }
 
     #[test]
-    fn initialisation_has_the_references_deviations() {
+    fn initialization_has_the_standard_deviations_of_the_reference() {
         let config = ModelConfig { vocab_size: 4096, ..size(128, 4, 8, Architecture::Backpack) };
-        let parameters = initialise(&config, 7);
+        let parameters = initialize(&config, 7);
         for spec in config.parameters() {
             let tensor = parameters.get(&spec.name);
-            let mean = tensor.mean(tch::Kind::Double).double_value(&[]);
+            let mean = tensor.mean(Kind::Double).double_value(&[]);
             let deviation = tensor.std(true).double_value(&[]);
-            // 0.02 / sqrt(2 * 8 layers) for whatever writes to a residual stream, and for
-            // final_mlp's second linear, which the reference scales as well.
+            // 0.02 / sqrt(2 * 8 layers) for layers whose output is added to a residual stream, and
+            // for the second layer of final_mlp, which the reference scales, too.
             let want = match (spec.name.ends_with("c_proj.weight"), spec.shape.len()) {
                 (true, _) => 0.005,
                 (false, 2) => 0.02,
@@ -299,15 +304,15 @@ mod tests {
     }
 
     #[test]
-    fn a_seed_gives_the_same_weights_twice() {
+    fn equal_seeds_give_equal_weights() {
         let config = ModelConfig { vocab_size: 64, ..size(32, 2, 1, Architecture::Backpack) };
-        let draw = |seed| initialise(&config, seed).get("backpack.gpt2_model.wte.weight");
+        let draw = |seed| initialize(&config, seed).get("backpack.gpt2_model.wte.weight");
         assert_eq!(draw(1), draw(1));
         assert_ne!(draw(1), draw(2));
     }
 
     #[test]
-    fn decay_is_on_linear_weights_only() {
+    fn only_linear_weights_decay() {
         for spec in size(384, 6, 6, Architecture::Backpack).parameters() {
             let linear = ["c_attn.weight", "c_proj.weight", "c_fc.weight"].iter().any(|end| spec.name.ends_with(end));
             assert_eq!(spec.decay, linear, "{}", spec.name);
@@ -315,27 +320,27 @@ mod tests {
     }
 
     #[test]
-    fn tensors_are_checked_by_name_and_shape() {
+    fn errors_name_the_tensor() {
         let config = ModelConfig { vocab_size: 64, ..size(32, 2, 1, Architecture::Gpt2) };
         let tensors = || -> BTreeMap<String, Tensor> {
-            initialise(&config, 1).iter().map(|(n, t)| (n.to_owned(), t.copy())).collect()
+            initialize(&config, 1).iter().map(|(n, t)| (n.to_owned(), t.copy())).collect()
         };
         let load = |t| Parameters::from_tensors(&config, t, Device::Cpu).map(|_| ()).unwrap_err().to_string();
         let mut missing = tensors();
         missing.remove("transformer.ln_f.bias");
         assert_eq!(load(missing), "tensor transformer.ln_f.bias is missing");
         let mut wrong = tensors();
-        wrong.insert("transformer.ln_f.bias".into(), Tensor::zeros([33], (tch::Kind::Float, Device::Cpu)));
-        assert_eq!(load(wrong), "tensor transformer.ln_f.bias has shape [33], but config.json asks for [32]");
+        wrong.insert("transformer.ln_f.bias".into(), Tensor::zeros([33], (Kind::Float, Device::Cpu)));
+        assert_eq!(load(wrong), "tensor transformer.ln_f.bias has shape [33], but config.json requires [32]");
         let mut whole = tensors();
-        whole.insert("transformer.ln_f.bias".into(), Tensor::zeros([32], (tch::Kind::Int, Device::Cpu)));
-        assert!(load(whole).starts_with("tensor transformer.ln_f.bias is stored as Int: weights are"));
+        whole.insert("transformer.ln_f.bias".into(), Tensor::zeros([32], (Kind::Int, Device::Cpu)));
+        assert!(load(whole).starts_with("tensor transformer.ln_f.bias has type Int: weights must be"));
         let mut broken = tensors();
-        broken.insert("transformer.ln_f.bias".into(), Tensor::full([32], f64::NAN, (tch::Kind::Float, Device::Cpu)));
+        broken.insert("transformer.ln_f.bias".into(), Tensor::full([32], f64::NAN, (Kind::Float, Device::Cpu)));
         assert!(load(broken).starts_with("tensor transformer.ln_f.bias holds NaN or infinity"));
         let mut extra = tensors();
-        extra.insert("lm_head.weight".into(), Tensor::zeros([1], (tch::Kind::Float, Device::Cpu)));
-        extra.insert("transformer.h.1.ln_1.bias".into(), Tensor::zeros([1], (tch::Kind::Float, Device::Cpu)));
+        extra.insert("lm_head.weight".into(), Tensor::zeros([1], (Kind::Float, Device::Cpu)));
+        extra.insert("transformer.h.1.ln_1.bias".into(), Tensor::zeros([1], (Kind::Float, Device::Cpu)));
         assert!(load(extra).starts_with("tensor transformer.h.1.ln_1.bias is not part of this model"));
     }
 }

@@ -1,5 +1,5 @@
-//! Tensors in `.safetensors` files: read one at a time, written with bytes that depend on
-//! names and values alone.
+//! Reading and writing of `.safetensors` files. Tensors are read one at a time, and the written
+//! bytes depend only on names and values.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -10,73 +10,73 @@ use anyhow::{Context, Result, bail, ensure};
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use tch::{Device, Kind, Tensor};
 
-/// Reads every tensor of a file, on the CPU, in the type it is stored in.
+/// Reads all tensors of a file, in the stored types, on the CPU.
 ///
 /// # Errors
-/// Naming the file and the tensor: a header that lies about sizes, overlaps or runs past
-/// the end; a type that is not built here.
+/// Names the file and the tensor if the header has wrong sizes, overlaps or exceeds the file, or a
+/// type is not supported.
 pub fn read_tensors(path: &Path) -> Result<BTreeMap<String, Tensor>> {
     read(path).with_context(|| format!("{} cannot be read as safetensors", path.display()))
 }
 
 fn read(path: &Path) -> Result<BTreeMap<String, Tensor>> {
     let mut file = File::open(path)?;
-    let places = read_header(&mut file)?;
+    let locations = read_header(&mut file)?;
     let mut tensors = BTreeMap::new();
-    for (name, place) in places {
-        let mut bytes = vec![0u8; place.length];
-        file.seek(SeekFrom::Start(place.start as u64))?;
+    for (name, location) in locations {
+        let mut bytes = vec![0u8; location.length];
+        file.seek(SeekFrom::Start(location.start as u64))?;
         file.read_exact(&mut bytes)?;
-        tensors.insert(name, Tensor::f_from_data_size(&bytes, &place.shape, place.kind)?);
+        tensors.insert(name, Tensor::f_from_data_size(&bytes, &location.shape, location.kind)?);
     }
     Ok(tensors)
 }
 
-/// Where a tensor lies in its file, and what it is.
+/// The location, shape and type of a tensor in a file.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct TensorLocation {
-    /// Its first byte.
+    /// Offset of the first byte.
     pub(crate) start: usize,
-    /// Its bytes.
+    /// Number of bytes.
     pub(crate) length: usize,
     pub(crate) shape: Vec<i64>,
     pub(crate) kind: Kind,
 }
 
-/// Where the tensor `name` lies in a file, which is validated as a whole.
+/// Finds the tensor `name` in a file, and validates the whole header.
 ///
 /// # Errors
-/// Naming the file: as [`read_tensors`], or that there is no such tensor.
-pub(crate) fn place_of(path: &Path, name: &str) -> Result<TensorLocation> {
+/// Returns the errors of [`read_tensors`], or names the file that has no such tensor.
+pub(crate) fn locate_tensor(path: &Path, name: &str) -> Result<TensorLocation> {
     let find = || read_header(&mut File::open(path)?)?.remove(name).with_context(|| format!("it has no tensor {name}"));
     find().with_context(|| format!("{} cannot be read as safetensors", path.display()))
 }
 
-/// Every tensor's place by its name; the file is left where its tensors begin.
+/// Reads the locations of all tensors by name. Afterwards, the file is at the start of the tensors.
 fn read_header(file: &mut File) -> Result<BTreeMap<String, TensorLocation>> {
     let length = file.metadata()?.len();
     let mut prefix = [0u8; 8];
     ensure!(length > 8, "it is only {length} bytes long");
     file.read_exact(&mut prefix)?;
     let header_length = u64::from_le_bytes(prefix);
-    // The format's own bound on headers; also keeps a lying length from being allocated.
+    // The limit of the format. It also prevents the allocation of a wrong length.
     ensure!(
         header_length <= 100_000_000 && header_length <= length - 8,
         "its header claims {header_length} bytes, but the file has {length}"
     );
     let mut header = vec![0u8; header_length as usize];
     file.read_exact(&mut header)?;
-    // Deserialising validates that offsets follow one another and fit the shapes.
+    // Deserializing checks that the tensors are contiguous and their sizes match the shapes.
     let metadata: Metadata = serde_json::from_slice(&header).context("its header is broken")?;
     let data_start = 8 + header_length;
-    let mut places = BTreeMap::new();
+    let mut locations = BTreeMap::new();
     let mut end = 0u64;
     for (name, info) in metadata.tensors() {
         let (from, to) = (info.data_offsets.0 as u64, info.data_offsets.1 as u64);
         let available = length - data_start;
         ensure!(
             from <= to && to <= available,
-            "tensor {name} claims bytes {from} to {to} of {available}: the file is cut short or its header lies"
+            "tensor {name} claims bytes {from} to {to} of {available}: the file is truncated or its header is wrong"
         );
         end = end.max(to);
         let kind = kind_of(info.dtype).with_context(|| format!("tensor {name}"))?;
@@ -88,10 +88,10 @@ fn read_header(file: &mut File) -> Result<BTreeMap<String, TensorLocation>> {
             to - from
         );
         let (start, length) = ((data_start + from) as usize, (to - from) as usize);
-        places.insert(name.clone(), TensorLocation { start, length, shape, kind });
+        locations.insert(name.clone(), TensorLocation { start, length, shape, kind });
     }
     ensure!(data_start + end == length, "it has {} bytes that belong to no tensor", length - data_start - end);
-    Ok(places)
+    Ok(locations)
 }
 
 fn kind_of(dtype: Dtype) -> Result<Kind> {
@@ -104,25 +104,25 @@ fn kind_of(dtype: Dtype) -> Result<Kind> {
         Dtype::I32 => Kind::Int,
         Dtype::U8 => Kind::Uint8,
         Dtype::BOOL => Kind::Bool,
-        other => bail!("its type {other:?} is not built here"),
+        other => bail!("its type {other:?} is not supported"),
     })
 }
 
-/// Writes tensors (fp32, bf16, fp16 or int64) and waits until they are on the disk. The
-/// file is written where it is, not replaced, and holds one tensor's bytes in memory at a
-/// time; on an error half a file may stay.
+/// Writes tensors (fp32, bf16, fp16 or int64) and syncs the file to disk. The bytes of one tensor
+/// are in memory at a time. An existing file is overwritten in place, so that an error may leave an
+/// incomplete file.
 ///
 /// # Errors
-/// Naming the file, for instance when the disk is full.
+/// Names the file that cannot be written, for example because the disk is full.
 pub fn write_tensors<'a>(path: &Path, tensors: impl IntoIterator<Item = (&'a str, &'a Tensor)>) -> Result<()> {
     write(path, tensors.into_iter().collect()).with_context(|| format!("{} cannot be written", path.display()))
 }
 
-/// Writes one tensor that does not fit into memory, by its first axis, and waits until it is on the disk: `chunks` are
-/// its rows, in order.
+/// Writes a file with one tensor, which may be larger than memory, and syncs it to disk. `chunks`
+/// are its rows along the first axis, in order.
 ///
 /// # Errors
-/// Naming the file, for instance when the disk is full.
+/// Returns the error of a chunk, or names the file that cannot be written.
 pub(crate) fn write_rows(
     path: &Path,
     name: &str,
@@ -131,8 +131,8 @@ pub(crate) fn write_rows(
     chunks: impl Iterator<Item = Result<Tensor>>,
 ) -> Result<()> {
     let write = || -> Result<()> {
-        let described = [(dtype_of(name, kind)?, name, shape.to_vec())];
-        let mut file = begin(path, &described)?;
+        let entries = [(dtype_of(name, kind)?, name, shape.to_vec())];
+        let mut file = create(path, &entries)?;
         for chunk in chunks {
             write_bytes(&mut file, &chunk?)?;
         }
@@ -146,10 +146,10 @@ fn write(path: &Path, tensors: Vec<(&str, &Tensor)>) -> Result<()> {
         .into_iter()
         .map(|(name, tensor)| Ok((dtype_of(name, tensor.kind())?, name, tensor)))
         .collect::<Result<_>>()?;
-    // The order of the safetensors library: by falling alignment, then by name.
+    // The order of the safetensors library: by decreasing alignment, then by name.
     tensors.sort_by(|a, b| b.0.cmp(&a.0).then(a.1.cmp(b.1)));
-    let described: Vec<_> = tensors.iter().map(|(dtype, name, tensor)| (*dtype, *name, tensor.size())).collect();
-    let mut file = begin(path, &described)?;
+    let entries: Vec<_> = tensors.iter().map(|(dtype, name, tensor)| (*dtype, *name, tensor.size())).collect();
+    let mut file = create(path, &entries)?;
     for (_, _, tensor) in tensors {
         write_bytes(&mut file, tensor)?;
     }
@@ -162,23 +162,23 @@ fn dtype_of(name: &str, kind: Kind) -> Result<Dtype> {
         Kind::BFloat16 => Dtype::BF16,
         Kind::Half => Dtype::F16,
         Kind::Int64 => Dtype::I64,
-        other => bail!("tensor {name} has type {other:?}, which is not written here"),
+        other => bail!("tensor {name} has type {other:?}, which cannot be written"),
     })
 }
 
-/// The file with its header: tensors' bytes follow in the order of `described`.
-fn begin(path: &Path, described: &[(Dtype, &str, Vec<i64>)]) -> Result<BufWriter<File>> {
+/// Creates the file and writes its header. The tensors must follow in the order of `entries`.
+fn create(path: &Path, entries: &[(Dtype, &str, Vec<i64>)]) -> Result<BufWriter<File>> {
     let mut end = 0;
-    let infos = described.iter().map(|(dtype, name, shape)| {
+    let infos = entries.iter().map(|(dtype, name, shape)| {
         let start = end;
         end += shape.iter().product::<i64>() as usize * dtype.bitsize() / 8;
         let shape = shape.iter().map(|&n| n as usize).collect();
         ((*name).to_owned(), TensorInfo { dtype: *dtype, shape, data_offsets: (start, end) })
     });
-    // `transformers` refuses files that do not say which framework's layout they hold.
+    // `transformers` rejects files that do not name a framework.
     let format = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     let mut header = serde_json::to_vec(&Metadata::new(Some(format), infos.collect())?)?;
-    // The tensors' bytes begin aligned to 8.
+    // The tensors are aligned to 8 bytes.
     header.resize(header.len().next_multiple_of(8), b' ');
     let mut file = BufWriter::new(File::create(path)?);
     file.write_all(&(header.len() as u64).to_le_bytes())?;
@@ -196,7 +196,7 @@ fn write_bytes(file: &mut BufWriter<File>, tensor: &Tensor) -> Result<()> {
 
 fn finish(file: BufWriter<File>) -> Result<()> {
     let file = file.into_inner().map_err(std::io::IntoInnerError::into_error)?;
-    // Devices and pipes have nothing to wait for.
+    // Devices and pipes cannot be synced.
     if file.metadata()?.is_file() {
         file.sync_all()?;
     }
@@ -216,12 +216,12 @@ mod tests {
         file
     }
 
-    fn error_of(file: &tempfile::NamedTempFile) -> String {
+    fn read_error(file: &tempfile::NamedTempFile) -> String {
         format!("{:#}", read_tensors(file.path()).unwrap_err())
     }
 
     #[test]
-    fn tensors_round_trip_with_the_same_bytes_each_time() {
+    fn tensors_round_trip_and_bytes_do_not_depend_on_order() {
         let folder = tempfile::tempdir().unwrap();
         let tensors: Vec<(String, Tensor)> = [Kind::Float, Kind::BFloat16, Kind::Half, Kind::Int64]
             .iter()
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_written_in_place_readable_by_others_and_a_full_disk_is_an_error() {
+    fn files_are_written_in_place_and_a_full_disk_is_an_error() {
         let folder = tempfile::tempdir().unwrap();
         let (target, link) = (folder.path().join("target"), folder.path().join("link"));
         std::os::unix::fs::symlink(&target, &link).unwrap();
@@ -256,14 +256,14 @@ mod tests {
         assert_eq!(std::fs::metadata(&target).unwrap().permissions(), new.metadata().unwrap().permissions());
         let error = write_tensors(Path::new("/dev/full"), [("t", &t)]).unwrap_err();
         assert!(format!("{error:#}").contains("/dev/full cannot be written: No space left"), "{error:#}");
-        // The library reads the same.
+        // The safetensors library reads the same.
         let bytes = std::fs::read(&target).unwrap();
         let read = safetensors::SafeTensors::deserialize(&bytes).unwrap();
         assert_eq!((read.len(), read.tensor("t").unwrap().shape()), (1, &[6][..]));
     }
 
     #[test]
-    fn a_transposed_view_is_written_as_it_reads() {
+    fn transposed_views_round_trip() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("t");
         let t = Tensor::arange(6, (Kind::Float, Device::Cpu)).view([2, 3]).tr();
@@ -272,21 +272,21 @@ mod tests {
     }
 
     #[test]
-    fn lying_headers_are_refused_by_name() {
+    fn wrong_headers_are_rejected_by_tensor_name() {
         let f32s = |shape: &str, from: usize, to: usize| {
             format!(r#"{{"weight":{{"dtype":"F32","shape":{shape},"data_offsets":[{from},{to}]}}}}"#)
         };
-        assert!(error_of(&file_with(&f32s("[2]", 0, 8), 4)).contains("tensor weight claims bytes 0 to 8 of 4"));
-        let wrong_size = error_of(&file_with(&f32s("[3]", 0, 8), 8));
+        assert!(read_error(&file_with(&f32s("[2]", 0, 8), 4)).contains("tensor weight claims bytes 0 to 8 of 4"));
+        let wrong_size = read_error(&file_with(&f32s("[3]", 0, 8), 8));
         assert!(wrong_size.contains("header is broken") || wrong_size.contains("claims 8 bytes"), "{wrong_size}");
-        assert!(error_of(&file_with(&f32s("[2]", 0, 8), 12)).contains("4 bytes that belong to no tensor"));
-        assert!(error_of(&file_with("not json", 8)).contains("header is broken"));
+        assert!(read_error(&file_with(&f32s("[2]", 0, 8), 12)).contains("4 bytes that belong to no tensor"));
+        assert!(read_error(&file_with("not json", 8)).contains("header is broken"));
         let overlap = r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"F32","shape":[2],"data_offsets":[4,12]}}"#;
-        assert!(error_of(&file_with(overlap, 12)).contains("header is broken"));
+        assert!(read_error(&file_with(overlap, 12)).contains("header is broken"));
         let huge = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(huge.path(), [255u8; 16]).unwrap();
-        assert!(error_of(&huge).contains("header claims"));
+        assert!(read_error(&huge).contains("header claims"));
         std::fs::write(huge.path(), [0u8; 3]).unwrap();
-        assert!(error_of(&huge).contains("only 3 bytes"));
+        assert!(read_error(&huge).contains("only 3 bytes"));
     }
 }

@@ -1,4 +1,4 @@
-//! Questions about tensors.
+//! Helpers for tensors.
 
 use tch::Tensor;
 

@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 use std::sync::Mutex;
 
-use model::{ForwardOptions, Kernels, LanguageModel, load_folder};
+use model::{ForwardOptions, Kernels, LanguageModel, load_model};
 use tch::{Device, Kind, Tensor};
 
 /// Held by a test that draws random numbers, because the process has one generator.
@@ -97,7 +97,7 @@ fn dropout_equals_a_direct_implementation() {
     let _guard = GENERATOR.lock().unwrap();
     for set in ["inv_scale", "no_inv_scale", "one_sense"] {
         let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/backpack").join(set);
-        let model = load_folder(&dir, Device::Cpu).unwrap();
+        let model = load_model(&dir, Device::Cpu).unwrap();
         let ids = Tensor::arange(2 * 20, (Kind::Int64, Device::Cpu)).view([2, 20]) * 5;
         for p in [0.1, 0.5] {
             let options = ForwardOptions { dropout: p, kernels: Kernels::Reference, ..ForwardOptions::evaluation() };
@@ -128,7 +128,7 @@ fn fused_and_reference_dropout_have_equal_mean_and_variance() {
     let draws = 400;
     for set in ["inv_scale", "no_inv_scale", "one_sense"] {
         let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/backpack").join(set);
-        let model = load_folder(&dir, Device::Cpu).unwrap();
+        let model = load_model(&dir, Device::Cpu).unwrap();
         let ids = Tensor::arange(2 * 20, (Kind::Int64, Device::Cpu)).view([2, 20]) * 5;
         let options = ForwardOptions { dropout: 0.2, ..ForwardOptions::evaluation() };
         let reference = moments(&model, &ids, ForwardOptions { kernels: Kernels::Reference, ..options }, draws);
@@ -148,7 +148,7 @@ fn fused_and_reference_dropout_have_equal_mean_and_variance() {
 fn shared_dropout_uses_one_mask_per_token() {
     let _guard = GENERATOR.lock().unwrap();
     let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/backpack/inv_scale");
-    let model = load_folder(&dir, Device::Cpu).unwrap();
+    let model = load_model(&dir, Device::Cpu).unwrap();
     let ids = Tensor::from_slice(&[5i64, 9, 5]).unsqueeze(0);
     let first_and_last = |share_sense_dropout| {
         let options = ForwardOptions { dropout: 0.3, share_sense_dropout, ..ForwardOptions::evaluation() };

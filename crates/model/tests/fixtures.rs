@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use model::{
     ForwardOptions, IncrementalDecoder, Kernels, LanguageModel, Sampling, SenseChoice, SenseEdit, SenseOp, generate,
-    load_folder, read_tensors,
+    load_model, read_tensors,
 };
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
@@ -28,7 +28,7 @@ struct Fixture {
 fn fixture(set: &str) -> Fixture {
     let dir = fixture_dir(set);
     Fixture {
-        model: load_folder(&dir, Device::Cpu).unwrap(),
+        model: load_model(&dir, Device::Cpu).unwrap(),
         forward: read_tensors(&dir.join("forward.safetensors")).unwrap(),
         cases: serde_json::from_str(&std::fs::read_to_string(dir.join("cases.json")).unwrap()).unwrap(),
     }
@@ -134,7 +134,7 @@ fn incremental_decoding_equals_the_forward_pass() {
             let mut decoder = IncrementalDecoder::new(&model, options);
             let mut from = 0;
             for to in (5..=ids.len()).filter(|to| *to == 5 || *to > 9) {
-                let logits = decoder.push(&ids[from..to]);
+                let logits = decoder.append(&ids[from..to]);
                 from = to;
                 let window = &ids[to.saturating_sub(context)..to];
                 let want =
@@ -169,7 +169,7 @@ fn sense_edits_equal_pytorch() {
                     assert_close(&format!("{set}: {case}"), &model.logits(ids, options), &forward[want], 5e-5);
                 }
                 let row: Vec<i64> = Vec::try_from(ids.get(0)).unwrap();
-                let last = IncrementalDecoder::new(model, ForwardOptions::evaluation()).push(&row);
+                let last = IncrementalDecoder::new(model, ForwardOptions::evaluation()).append(&row);
                 assert_close(&format!("{set}: {case}, decoded"), &last, &forward[want].get(0).get(-1), 5e-5);
                 Ok(())
             };
@@ -213,8 +213,8 @@ fn edits_apply_in_order_and_are_saved_with_the_model() {
     assert_close("edited twice", &after.get(0).get(1), &vector, 1e-6);
 
     let saved = tempfile::tempdir().unwrap();
-    model::save_folder(&model, saved.path()).unwrap();
-    let mut loaded = load_folder(saved.path(), Device::Cpu).unwrap();
+    model::save_model(&model, saved.path()).unwrap();
+    let mut loaded = load_model(saved.path(), Device::Cpu).unwrap();
     assert_close("loaded", &senses(&loaded), &after, 0.0);
     // `with_edits` undoes only its own edits.
     let removed = loaded.with_edits(&[all(SenseOp::Scale(0.0))], |model| Ok(senses(model).get(0).abs().max())).unwrap();
@@ -246,7 +246,7 @@ fn sense_table_equals_the_sense_network() {
     for set in SETS {
         let Fixture { mut model, forward, cases } = fixture(set);
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join(model::SENSES_FILE);
+        let path = dir.path().join(model::SENSE_TABLE_FILE);
         let (ids, _) = inputs_and_targets(&forward["tokens"]);
         let case = &cases["generation"][1];
         let (prompt, want) = (ids_of(&case["prompt"]), ids_of(&case["new_tokens"]));
@@ -275,7 +275,7 @@ fn sense_table_equals_the_sense_network() {
         model.write_sense_table(&path, Kind::Float, &mut |_| ()).unwrap();
         model.use_sense_table(&path).unwrap();
         // A table of another model is an error.
-        let mut other = LanguageModel::initialise(model.config().clone(), 1, Device::Cpu).unwrap();
+        let mut other = LanguageModel::initialize(model.config().clone(), 1, Device::Cpu).unwrap();
         let error = other.use_sense_table(&path).unwrap_err().to_string();
         assert!(error.contains("holds the senses of other weights"), "{error}");
     }
@@ -291,12 +291,12 @@ fn contextualization_weights_can_be_scaled_while_decoding() {
         let factors: Vec<f32> = window.iter().map(|&id| if id == 5 { 0.25 } else { 1.0 }).collect();
         Tensor::from_slice(&factors).unsqueeze(1).repeat([1, num_senses])
     };
-    let scaled = IncrementalDecoder::new(&model, ForwardOptions::evaluation()).push_scaled(&ids, Some(&mut scale));
+    let scaled = IncrementalDecoder::new(&model, ForwardOptions::evaluation()).append_scaled(&ids, Some(&mut scale));
     model.edit(&[SenseEdit { token: 5, sense: SenseChoice::All, op: SenseOp::Scale(0.25) }]).unwrap();
     assert_close(
         "as an edit",
         &scaled,
-        &IncrementalDecoder::new(&model, ForwardOptions::evaluation()).push(&ids),
+        &IncrementalDecoder::new(&model, ForwardOptions::evaluation()).append(&ids),
         5e-5,
     );
 }
@@ -329,7 +329,7 @@ fn invalid_prompts_are_errors() {
     let error = |ids: &[i64]| generate(&model, ids, 1, Sampling::Greedy).unwrap_err().to_string();
     assert_eq!(error(&[]), "there are no tokens: give at least one");
     assert_eq!(error(&[0; 33]), "33 tokens are more than the model's context of 32 (n_positions): give fewer");
-    assert_eq!(error(&[1, 311]), "id 311 at place 1 is outside the model's vocabulary of 311 (0 to 310)");
+    assert_eq!(error(&[1, 311]), "id 311 at position 1 is outside the model's vocabulary of 311 (0 to 310)");
 }
 
 #[test]
@@ -337,8 +337,8 @@ fn saved_model_has_equal_tensors_and_config() {
     for set in SETS {
         let model = fixture(set).model;
         let saved = tempfile::tempdir().unwrap();
-        model::save_folder(&model, saved.path()).unwrap();
-        assert_eq!(load_folder(saved.path(), Device::Cpu).unwrap().config(), model.config());
+        model::save_model(&model, saved.path()).unwrap();
+        assert_eq!(load_model(saved.path(), Device::Cpu).unwrap().config(), model.config());
         let (before, after) = (fixture_dir(set).join(model::WEIGHTS_FILE), saved.path().join(model::WEIGHTS_FILE));
         assert_eq!(read_tensors(&before).unwrap(), read_tensors(&after).unwrap());
     }

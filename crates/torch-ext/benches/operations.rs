@@ -13,7 +13,7 @@
 //!
 //! libtorch's side is the reference of tests/operations.rs in the style of autocast. With bf16 it
 //! multiplies cast weights, and norms, softmax and loss are fp32. Attention is
-//! `scaled_dot_product_attention`, mix_senses is the reference kernels of the model (one product),
+//! `scaled_dot_product_attention`, weighted_sum_of_senses is the reference kernels of the model (one product),
 //! and AdamW is that of libtorch's C++ interface. The fused operations read bf16 copies of the
 //! weights. The fused AdamW updates these copies, so the row of AdamW includes that work.
 
@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use tch::nn::{self, OptimizerConfig};
 use tch::{Device, Kind, Tensor};
-use torch_ext::{AdamW, AdamWTensors, ProductWeight, ResidualBranch, UpdateGuard, clipped_adamw, forget_grad};
+use torch_ext::{AdamW, AdamWTensors, LayerOutput, MatmulWeight, UpdateGuard, clear_grad, clipped_adamw};
 
 /// The batch is 4 x 512 tokens of the micro model.
 const SEQUENCES: i64 = 4;
@@ -58,8 +58,8 @@ impl Inputs {
     }
 
     /// Returns a weight with the copy that the fused operations read.
-    fn weight(&self, i: usize) -> ProductWeight<'_> {
-        ProductWeight { master: &self.tensors[i], value: &self.copies[i] }
+    fn weight(&self, i: usize) -> MatmulWeight<'_> {
+        MatmulWeight { master: &self.tensors[i], operand: &self.copies[i] }
     }
 
     /// Casts a parameter to `kind` with a gradient, as autocast does.
@@ -67,9 +67,9 @@ impl Inputs {
         self.tensors[i].to_kind(self.kind)
     }
 
-    fn forget_grads(&self) {
+    fn clear_grads(&self) {
         for t in self.tensors.iter().filter(|t| is_float(t)) {
-            forget_grad(t).expect("a leaf has a gradient to forget");
+            clear_grad(t).expect("a leaf has a gradient to forget");
         }
     }
 }
@@ -172,7 +172,7 @@ const OPERATIONS: [Operation; 8] = [
         },
         fused: |i| {
             let [stream, branch, branch_bias, weight, bias] = &i.tensors[..] else { unreachable!() };
-            let branch = ResidualBranch { value: branch.shallow_clone(), bias: Some(branch_bias.shallow_clone()) };
+            let branch = LayerOutput { value: branch.shallow_clone(), bias: Some(branch_bias.shallow_clone()) };
             let outputs = torch_ext::add_layer_norm(stream, Some(&branch), weight, bias, 1e-5, 0.0, i.kind);
             let (sum, normed) = outputs.expect("the shapes fit");
             vec![sum, normed]
@@ -184,14 +184,14 @@ const OPERATIONS: [Operation; 8] = [
         },
     },
     Operation {
-        name: "mix_senses",
+        name: "weighted_sum_of_senses",
         inputs: |kind| {
             let (qk, senses) = (activation(&[TOKENS, 2 * WIDTH], kind), activation(&[NUM_WORDS, SENSES * WIDTH], kind));
             vec![qk, parameter(&[2 * WIDTH]), senses, parameter(&[SENSES * WIDTH]), indices(NUM_WORDS)]
         },
         fused: |i| {
             let [qk, qk_bias, senses, bias, place] = &i.tensors[..] else { unreachable!() };
-            single(torch_ext::mix_senses(qk, qk_bias, senses, bias, place, SEQUENCES, SENSES))
+            single(torch_ext::weighted_sum_of_senses(qk, qk_bias, senses, bias, place, SEQUENCES, SENSES))
         },
         libtorch: |i| {
             let channels = WIDTH / SENSES;
@@ -224,7 +224,7 @@ fn main() {
     // The program `backpack` also calls this, so memory is allocated as in training.
     torch_ext::keep_freed_memory();
     tch::manual_seed(1);
-    let kernels = torch_ext::describe().map_or_else(|error| error.to_string(), |d| d.kernels);
+    let kernels = torch_ext::build_info().map_or_else(|error| error.to_string(), |d| d.kernels);
     println!("{TOKENS} tokens of the micro model, {} threads, {kernels} kernels\n", tch::get_num_threads());
     println!("| operation | pass | type | fused ms | libtorch ms | ratio |\n|---|---|---|---|---|---|");
     for operation in OPERATIONS.iter().filter(|operation| is_selected(operation.name)) {
@@ -275,7 +275,7 @@ fn check_and_make_output_grads(operation: &Operation, inputs: &Inputs) -> Vec<Te
 /// Returns the seconds of the forward and the backward pass. The scalar from which autograd starts is
 /// computed between them and not timed. The backward pass includes one product with it.
 fn forward_and_backward(f: fn(&Inputs) -> Vec<Tensor>, inputs: &Inputs, output_grads: &[Tensor]) -> f64 {
-    inputs.forget_grads();
+    inputs.clear_grads();
     let (forward, results) = timed(|| f(inputs));
     let scalar = if results[0].dim() == 0 {
         results[0].shallow_clone() // a loss is a scalar
@@ -344,7 +344,7 @@ fn compare_adamw(kind: Kind) -> (f64, f64) {
         grads: &grads,
         exp_avgs: &exp_avgs,
         exp_avg_sqs: &exp_avg_sqs,
-        copies: &copies,
+        low_precision_copies: &copies,
         weight_decays: &weight_decays,
         updates: &Tensor::from(0f32),
     };

@@ -24,16 +24,16 @@ at::Tensor optional(TensorPtr tensor) { return tensor ? *tensor : at::Tensor(); 
 extern "C" {
 
 // One clipped AdamW update of n parameters in place, or no update (see ops.h). Entries of `copies`,
-// `loss_scale` and `veto` may be null.
+// `loss_scale` and `skip` may be null.
 char* bpx_clipped_adamw(TensorPtr const* params, TensorPtr const* grads, TensorPtr const* exp_avgs,
                         TensorPtr const* exp_avg_sqs, TensorPtr const* copies, double const* weight_decays, size_t n,
-                        TensorPtr updates, TensorPtr loss_scale, TensorPtr veto, double max_norm, double lr,
+                        TensorPtr updates, TensorPtr loss_scale, TensorPtr skip, double max_norm, double lr,
                         double beta1, double beta2, double eps, TensorPtr* norm, TensorPtr* overflow) {
   BPX_GUARD({
     const ops::Update out =
         ops::clipped_adamw(list(params, n), list(grads, n), list(exp_avgs, n), list(exp_avg_sqs, n), list(copies, n),
                            std::vector<double>(weight_decays, weight_decays + n), *updates, optional(loss_scale),
-                           optional(veto), max_norm, lr, beta1, beta2, eps);
+                           optional(skip), max_norm, lr, beta1, beta2, eps);
     *norm = new at::Tensor(out.norm);
     *overflow = new at::Tensor(out.overflow);
   })
@@ -44,10 +44,12 @@ char* bpx_linear_cross_entropy(TensorPtr hidden, TensorPtr master, TensorPtr val
   BPX_GUARD(*loss = new at::Tensor(ops::linear_cross_entropy(*hidden, {*master, *value}, *targets, chunk)))
 }
 
-char* bpx_tie(TensorPtr weight, TensorPtr* tied) { BPX_GUARD(*tied = new at::Tensor(ops::tie(*weight))) }
+char* bpx_share_gradient(TensorPtr weight, TensorPtr* shared) {
+  BPX_GUARD(*shared = new at::Tensor(ops::share_gradient(*weight)))
+}
 
-char* bpx_embedding(TensorPtr tied, TensorPtr ids, TensorPtr* rows) {
-  BPX_GUARD(*rows = new at::Tensor(ops::embedding(*tied, *ids)))
+char* bpx_embedding(TensorPtr shared, TensorPtr ids, TensorPtr* rows) {
+  BPX_GUARD(*rows = new at::Tensor(ops::embedding(*shared, *ids)))
 }
 
 char* bpx_linear(TensorPtr x, TensorPtr master, TensorPtr value, int transposed, TensorPtr* y) {
@@ -75,15 +77,15 @@ char* bpx_add_layer_norm(TensorPtr stream, TensorPtr branch, TensorPtr branch_bi
   })
 }
 
-char* bpx_mix_senses(TensorPtr qk, TensorPtr qk_bias, TensorPtr senses, TensorPtr senses_bias, TensorPtr place,
-                     int64_t sequences, int64_t num_senses, TensorPtr* y) {
+char* bpx_weighted_sum_of_senses(TensorPtr qk, TensorPtr qk_bias, TensorPtr senses, TensorPtr senses_bias,
+                                 TensorPtr place, int64_t sequences, int64_t num_senses, TensorPtr* y) {
   BPX_GUARD(*y = new at::Tensor(
-                ops::mix_senses(*qk, *qk_bias, *senses, *senses_bias, *place, sequences, num_senses)))
+                ops::weighted_sum_of_senses(*qk, *qk_bias, *senses, *senses_bias, *place, sequences, num_senses)))
 }
 
 // Drops the gradient of a parameter, so that the next backward pass stores its gradient instead of
 // adding to this one.
-char* bpx_forget_grad(TensorPtr parameter) { BPX_GUARD(parameter->mutable_grad().reset()) }
+char* bpx_clear_grad(TensorPtr parameter) { BPX_GUARD(parameter->mutable_grad().reset()) }
 
 // Writes a matrix product to `out`, with the implementation that the fused operations use.
 char* bpx_product(TensorPtr out, TensorPtr a, TensorPtr b) {
@@ -109,7 +111,7 @@ char* bpx_load_cuda() {
 
 // Describes libtorch in lines: version, vector extensions, oneDNN, MKL, and the kernels of this
 // crate.
-char* bpx_describe(char** text) {
+char* bpx_build_info(char** text) {
   BPX_GUARD({
     const std::string s = std::string(TORCH_VERSION) + "\n" + at::get_cpu_capability() + "\n" +
                           at::get_mkldnn_version() + "\n" + at::get_mkl_version() + "\n" + kernels().name;

@@ -1,4 +1,4 @@
-//! Clipping and AdamW.
+//! Gradient clipping and the AdamW update, in one operation.
 
 use std::ffi::c_char;
 
@@ -18,7 +18,7 @@ unsafe extern "C" {
         n: usize,
         updates: *mut C_tensor,
         loss_scale: *mut C_tensor,
-        veto: *mut C_tensor,
+        skip: *mut C_tensor,
         max_norm: f64,
         lr: f64,
         beta1: f64,
@@ -27,98 +27,95 @@ unsafe extern "C" {
         norm: *mut *mut C_tensor,
         overflow: *mut *mut C_tensor,
     ) -> *mut c_char;
-    fn bpx_forget_grad(parameter: *mut C_tensor) -> *mut c_char;
+    fn bpx_clear_grad(parameter: *mut C_tensor) -> *mut c_char;
 }
 
 /// The hyper-parameters of one AdamW update.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdamW {
-    /// Learning rate of this step.
+    /// Learning rate of this update.
     pub lr: f64,
     /// Decay rates of the first and second moment.
     pub betas: (f64, f64),
-    /// Added to the root of the second moment.
+    /// Added to the square root of the second moment.
     pub eps: f64,
-    /// Gradients are scaled to at most this global L2 norm; infinite for no clipping.
+    /// Maximum global L2 norm, to which gradients are clipped; infinite for no clipping.
     pub max_norm: f64,
 }
 
-/// What an update reads and writes; the lists run in parallel.
+/// The tensors that an update reads and writes. All lists have one entry per parameter.
 #[derive(Debug, Clone, Copy)]
 pub struct AdamWTensors<'a> {
-    /// fp32.
+    /// Parameters, fp32.
     pub parameters: &'a [Tensor],
-    /// fp32; left as they are on the CPU, scaled by the clip on a GPU.
+    /// Gradients, fp32. Clipping does not change them on the CPU, and scales them on a GPU.
     pub grads: &'a [Tensor],
     /// First moments, fp32.
     pub exp_avgs: &'a [Tensor],
     /// Second moments, fp32.
     pub exp_avg_sqs: &'a [Tensor],
-    /// bf16 copies of the parameters, where there are any: rewritten with them.
-    pub copies: &'a [Option<Tensor>],
-    /// Decoupled weight decay of each (multiplied by the learning rate).
+    /// bf16 copies of the parameters that have one. The update writes them, too.
+    pub low_precision_copies: &'a [Option<Tensor>],
+    /// Decoupled weight decay of each parameter, which the learning rate multiplies.
     pub weight_decays: &'a [f64],
-    /// Updates done, an fp32 scalar on the parameters' device: counts, for the bias correction.
+    /// Number of updates so far, for the bias correction: an fp32 scalar on the parameters' device.
+    /// The update increments it.
     pub updates: &'a Tensor,
 }
 
-/// What decides beside the gradients whether and how an update is made; scalars on the
-/// parameters' device, so that the host waits for none of them.
+/// The loss scale of an update, and whether to skip it. These are scalars on the parameters'
+/// device, so that the host does not wait for them.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct UpdateGuard<'a> {
-    /// What the loss was multiplied by before the backward pass, fp32.
+    /// Factor by which the loss was multiplied before the backward pass, fp32.
     pub loss_scale: Option<&'a Tensor>,
-    /// Whether to leave everything as it is, bool.
-    pub veto: Option<&'a Tensor>,
+    /// Whether to skip the update, bool.
+    pub skip: Option<&'a Tensor>,
 }
 
-/// What an update tells; scalars on the parameters' device.
+/// Results of an update, scalars on the parameters' device.
 #[derive(Debug)]
 pub struct UpdateStats {
     /// Global norm of the gradients before clipping, without the loss scale.
     pub grad_norm: Tensor,
-    /// Whether that is no finite number, bool: then nothing was changed.
+    /// Whether the norm is not finite, bool. If so, the update changed nothing.
     pub overflow: Tensor,
 }
 
-/// Clips the gradients by their global norm and updates the parameters by AdamW, both in
-/// one pass on the CPU. Where the norm is no finite number, or `conditions` veto it,
-/// parameters, moments, copies and the count of updates stay as they are, bit for bit.
+/// Clips the gradients by their global norm and updates the parameters by AdamW, in one pass over
+/// memory on the CPU. If the norm is not finite or `guard` skips the update, parameters, moments,
+/// copies and the number of updates keep all their bits.
 ///
 /// # Errors
-/// When lengths or shapes disagree.
-pub fn clipped_adamw(
-    lists: AdamWTensors<'_>,
-    conditions: UpdateGuard<'_>,
-    options: AdamW,
-) -> Result<UpdateStats, Error> {
-    let n = lists.parameters.len();
+/// The lengths of the lists or the shapes of their tensors differ.
+pub fn clipped_adamw(tensors: AdamWTensors<'_>, guard: UpdateGuard<'_>, options: AdamW) -> Result<UpdateStats, Error> {
+    let n = tensors.parameters.len();
     let lengths = [
-        lists.grads.len(),
-        lists.exp_avgs.len(),
-        lists.exp_avg_sqs.len(),
-        lists.copies.len(),
-        lists.weight_decays.len(),
+        tensors.grads.len(),
+        tensors.exp_avgs.len(),
+        tensors.exp_avg_sqs.len(),
+        tensors.low_precision_copies.len(),
+        tensors.weight_decays.len(),
     ];
     if lengths != [n; 5] {
-        return Err(Error(format!("clipped_adamw: {n} parameters, but lists of {lengths:?}")));
+        return Err(Error(format!("clipped_adamw: {n} parameters, but lists of lengths {lengths:?}")));
     }
-    let copies: Vec<_> = lists.copies.iter().map(|copy| handle_or_null(copy.as_ref())).collect();
+    let copies: Vec<_> = tensors.low_precision_copies.iter().map(|copy| handle_or_null(copy.as_ref())).collect();
     let (mut norm, mut overflow) = (std::ptr::null_mut(), std::ptr::null_mut());
-    // SAFETY: lists of n live handles each; the shim writes only through them, and on success
-    // stored two tensors that are now ours.
+    // SAFETY: lists of n live handles each. The shim writes only through them, and on success it
+    // has stored two tensors, which are now ours.
     unsafe {
         check(bpx_clipped_adamw(
-            handles(lists.parameters).as_ptr(),
-            handles(lists.grads).as_ptr(),
-            handles(lists.exp_avgs).as_ptr(),
-            handles(lists.exp_avg_sqs).as_ptr(),
+            handles(tensors.parameters).as_ptr(),
+            handles(tensors.grads).as_ptr(),
+            handles(tensors.exp_avgs).as_ptr(),
+            handles(tensors.exp_avg_sqs).as_ptr(),
             copies.as_ptr(),
-            lists.weight_decays.as_ptr(),
+            tensors.weight_decays.as_ptr(),
             n,
-            handle(lists.updates),
-            handle_or_null(conditions.loss_scale),
-            handle_or_null(conditions.veto),
+            handle(tensors.updates),
+            handle_or_null(guard.loss_scale),
+            handle_or_null(guard.skip),
             options.max_norm,
             options.lr,
             options.betas.0,
@@ -131,12 +128,12 @@ pub fn clipped_adamw(
     }
 }
 
-/// Leaves a parameter without a gradient, so that the next backward pass hands its own over
-/// instead of adding to zeros.
+/// Removes the gradient of a parameter, so that the next backward pass stores its gradient instead
+/// of adding to zeros.
 ///
 /// # Errors
-/// When libtorch refuses.
-pub fn forget_grad(parameter: &Tensor) -> Result<(), Error> {
+/// Returns an error if the libtorch call fails.
+pub fn clear_grad(parameter: &Tensor) -> Result<(), Error> {
     // SAFETY: a live handle.
-    check(unsafe { bpx_forget_grad(handle(parameter)) })
+    check(unsafe { bpx_clear_grad(handle(parameter)) })
 }

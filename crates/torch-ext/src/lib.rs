@@ -1,10 +1,13 @@
-//! What tch lacks, behind a small C++ shim over the same libtorch.
+//! Extensions of tch over the same libtorch, behind a small C++ shim: fused operations of a
+//! training step, AdamW with clipping, process groups, NCCL, and profiling.
 //!
-//! The only crate with `unsafe` code that touches tensors. Every function gives an `Err`
-//! with libtorch's own sentence instead of a C++ exception.
+//! This is the only crate whose `unsafe` code uses tensors. Every function returns an [`Error`]
+//! with the message of libtorch where C++ throws an exception. The C functions of the shim have the
+//! prefix `bpx_`, which stands for "backpack extension".
 #![allow(unsafe_code)]
 
 mod adamw;
+pub mod cuda_memory;
 pub mod distributed;
 mod error;
 mod mmap;
@@ -13,11 +16,11 @@ mod ops;
 pub mod profiler;
 mod runtime;
 
-pub use adamw::{AdamW, AdamWTensors, UpdateGuard, UpdateStats, clipped_adamw, forget_grad};
+pub use adamw::{AdamW, AdamWTensors, UpdateGuard, UpdateStats, clear_grad, clipped_adamw};
 pub use error::{Error, first_line, panic_text};
 pub use mmap::MappedFile;
 pub use ops::{
-    MOST_SENSES, ProductWeight, ResidualBranch, add_layer_norm, attention, embedding, linear, linear_cross_entropy,
-    mix_senses, mlp, product, tie,
+    LayerOutput, MAX_SENSES, MatmulWeight, add_layer_norm, attention, embedding, linear, linear_cross_entropy, mlp,
+    product, share_gradient, weighted_sum_of_senses,
 };
-pub use runtime::{BuildInfo, describe, exit_now, keep_freed_memory, load_cuda, set_cuda_device};
+pub use runtime::{BuildInfo, build_info, exit_now, keep_freed_memory, load_cuda, set_cuda_device};

@@ -1,4 +1,4 @@
-//! Files that are looked into without being read whole.
+//! Memory-mapped files.
 
 use std::fs::File;
 use std::io;
@@ -7,7 +7,7 @@ use std::path::Path;
 
 use memmap2::Mmap;
 
-/// A whole file, mapped for reading.
+/// A file that is mapped into memory for reading.
 #[derive(Debug)]
 pub struct MappedFile(Mmap);
 
@@ -15,12 +15,12 @@ impl MappedFile {
     /// Maps the file.
     ///
     /// # Errors
-    /// When it cannot be opened or mapped.
+    /// The file cannot be opened or mapped.
     pub fn open(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
-        // SAFETY: the map is private to this process and only read. Files that this project writes are written under
-        // another name and renamed, never changed in place; one that somebody cuts while it is mapped ends the process
-        // with SIGBUS, as for any reader.
+        // SAFETY: the map is only read. This project writes a file under another name and then
+        // renames it, and never changes it in place. If another program truncates a mapped file,
+        // SIGBUS ends the process, as it does for every reader of a mapped file.
         unsafe { Mmap::map(&file) }.map(MappedFile)
     }
 }

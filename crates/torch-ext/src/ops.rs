@@ -1,21 +1,21 @@
-//! The fused operations of a training step on a CPU. Each is differentiable once, and equal
-//! to the composition of libtorch's own operations that its test spells out.
+//! The fused operations of a training step on a CPU. Each can be differentiated once, and equals
+//! the composition of libtorch operations in its test.
 //!
-//! Activations are fp32 or bf16 and contiguous; rows are tokens, N = B T. Parameters are fp32
-//! and get fp32 gradients.
+//! Activations are contiguous and fp32 or bf16. Their rows are tokens: N = B T. Parameters are fp32
+//! and receive fp32 gradients.
 
 use tch::{Kind, Tensor};
 use torch_sys::C_tensor;
 
-use crate::error::{Error, check, handle, handle_or_null, made};
+use crate::error::{Error, check, handle, handle_or_null, new_tensor};
 
 use std::ffi::c_char;
 
 type T = *mut C_tensor;
 
 unsafe extern "C" {
-    fn bpx_tie(weight: T, tied: *mut T) -> *mut c_char;
-    fn bpx_embedding(tied: T, ids: T, rows: *mut T) -> *mut c_char;
+    fn bpx_share_gradient(weight: T, shared: *mut T) -> *mut c_char;
+    fn bpx_embedding(shared: T, ids: T, rows: *mut T) -> *mut c_char;
     fn bpx_linear(x: T, master: T, value: T, transposed: i32, y: *mut T) -> *mut c_char;
     fn bpx_mlp(x: T, fc: T, fc_value: T, fc_bias: T, proj: T, proj_value: T, y: *mut T) -> *mut c_char;
     fn bpx_attention(qkv: T, bias: T, sequences: i64, n_head: i64, scale: f64, dropout: f64, y: *mut T) -> *mut c_char;
@@ -31,12 +31,12 @@ unsafe extern "C" {
         sum: *mut T,
         normed: *mut T,
     ) -> *mut c_char;
-    fn bpx_mix_senses(
+    fn bpx_weighted_sum_of_senses(
         qk: T,
         qk_bias: T,
         senses: T,
         senses_bias: T,
-        place: T,
+        rows: T,
         sequences: i64,
         num_senses: i64,
         y: *mut T,
@@ -45,68 +45,72 @@ unsafe extern "C" {
     fn bpx_product(out: T, a: T, b: T) -> *mut c_char;
 }
 
-/// A weight matrix: the parameter, and what products read of it.
+/// A weight matrix of a matrix product.
 #[derive(Debug, Clone, Copy)]
-pub struct ProductWeight<'a> {
-    /// The fp32 parameter, which gets the gradient.
+pub struct MatmulWeight<'a> {
+    /// The fp32 parameter, which receives the gradient.
     pub master: &'a Tensor,
-    /// The parameter itself, or its copy in the activations' type.
-    pub value: &'a Tensor,
+    /// The tensor that products read: the parameter itself, or its copy in the type of the
+    /// activations.
+    pub operand: &'a Tensor,
 }
 
-/// A weight `[V, D]` for several uses in one pass, as its own rows ([`embedding`]) and as a
-/// factor: their gradients become one without a further `[V, D]`. It is the same memory; only
-/// gradients pass through what comes back.
+/// Prepares a weight `[V, D]` for several uses in one forward pass: lookups of rows by
+/// [`embedding`], and matrix products. The returned tensor shares the memory of the weight. Its
+/// gradient is the sum over all uses, without an additional `[V, D]` tensor per use.
 ///
 /// # Errors
-/// When it is no fp32 matrix on the CPU.
-pub fn tie(weight: &Tensor) -> Result<Tensor, Error> {
+/// The weight is not an fp32 matrix on the CPU.
+pub fn share_gradient(weight: &Tensor) -> Result<Tensor, Error> {
     // SAFETY: a live handle.
-    made(|tied| unsafe { bpx_tie(handle(weight), tied) })
+    new_tensor(|shared| unsafe { bpx_share_gradient(handle(weight), shared) })
 }
 
-/// Rows `ids [..]` (int64) of a weight that comes from [`tie`]: `[.., D]`.
+/// Looks up rows `ids [..]` (int64) of a weight that [`share_gradient`] returned: `[.., D]`.
 ///
 /// # Errors
-/// When the weight does not come from there, or there is no such row.
-pub fn embedding(tied: &Tensor, ids: &Tensor) -> Result<Tensor, Error> {
+/// The weight does not come from [`share_gradient`], or a row does not exist.
+pub fn embedding(shared: &Tensor, ids: &Tensor) -> Result<Tensor, Error> {
     // SAFETY: live handles.
-    made(|rows| unsafe { bpx_embedding(handle(tied), handle(ids), rows) })
+    new_tensor(|rows| unsafe { bpx_embedding(handle(shared), handle(ids), rows) })
 }
 
-/// `x [N, in]` times a weight stored `[in, out]`, or `[out, in]` where `transposed`.
+/// Multiplies `x [N, in]` by a weight stored as `[in, out]`, or as `[out, in]` if `transposed`.
 ///
 /// # Errors
-/// When shapes or types disagree.
-pub fn linear(x: &Tensor, weight: ProductWeight<'_>, transposed: bool) -> Result<Tensor, Error> {
+/// Shapes or types do not match.
+pub fn linear(x: &Tensor, weight: MatmulWeight<'_>, transposed: bool) -> Result<Tensor, Error> {
     // SAFETY: live handles.
-    made(|y| unsafe { bpx_linear(handle(x), handle(weight.master), handle(weight.value), transposed.into(), y) })
+    new_tensor(|y| unsafe {
+        bpx_linear(handle(x), handle(weight.master), handle(weight.operand), transposed.into(), y)
+    })
 }
 
-/// `gelu(x W1 + b1) W2` with the tanh approximation, both weights `[in, out]`; the second
-/// bias is left to whoever adds the result up.
+/// Returns `gelu(x W1 + b1) W2` with the tanh approximation; both weights are `[in, out]`. The
+/// caller adds the second bias.
 ///
 /// # Errors
-/// When shapes or types disagree.
-pub fn mlp(x: &Tensor, fc: ProductWeight<'_>, fc_bias: &Tensor, proj: ProductWeight<'_>) -> Result<Tensor, Error> {
+/// Shapes or types do not match.
+pub fn mlp(x: &Tensor, fc: MatmulWeight<'_>, fc_bias: &Tensor, proj: MatmulWeight<'_>) -> Result<Tensor, Error> {
     // SAFETY: live handles.
-    made(|y| unsafe {
+    new_tensor(|y| unsafe {
         bpx_mlp(
             handle(x),
             handle(fc.master),
-            handle(fc.value),
+            handle(fc.operand),
             handle(fc_bias),
             handle(proj.master),
-            handle(proj.value),
+            handle(proj.operand),
             y,
         )
     })
 }
 
-/// The causal attention of `qkv [N, 3 D] + bias`: `[N, D]`. Dropout falls on the weights.
+/// Returns the causal attention `[N, D]` of `qkv [N, 3 D] + bias`. Dropout applies to the attention
+/// weights.
 ///
 /// # Errors
-/// When shapes or types disagree.
+/// Shapes or types do not match.
 pub fn attention(
     qkv: &Tensor,
     bias: &Tensor,
@@ -116,25 +120,36 @@ pub fn attention(
     dropout: f64,
 ) -> Result<Tensor, Error> {
     // SAFETY: live handles.
-    made(|y| unsafe { bpx_attention(handle(qkv), handle(bias), sequences, n_head, scale, dropout, y) })
+    new_tensor(|y| unsafe { bpx_attention(handle(qkv), handle(bias), sequences, n_head, scale, dropout, y) })
 }
 
-/// What is added to a residual stream: a result `[N, D]`, and its bias where it has one.
+/// The output of a layer, `value + bias`. A fused operation that reads the output adds the bias, so
+/// that no separate operation does.
 #[derive(Debug)]
-pub struct ResidualBranch {
-    /// The result.
+pub struct LayerOutput {
+    /// The output without the bias, `[N, D]`.
     pub value: Tensor,
-    /// Added to it before dropout.
+    /// The bias `[D]`; `None` if `value` contains it.
     pub bias: Option<Tensor>,
 }
 
-/// `stream [N, D] + dropout(branch + bias)` in fp32, and its LayerNorm in `kind`.
+impl LayerOutput {
+    /// Returns `value + bias`, in the type of `value`.
+    pub fn into_tensor(self) -> Tensor {
+        match self.bias {
+            Some(bias) => &self.value + bias.to_kind(self.value.kind()),
+            None => self.value,
+        }
+    }
+}
+
+/// Returns the sum `stream [N, D] + dropout(output)` in fp32, and its LayerNorm in `kind`.
 ///
 /// # Errors
-/// When shapes or types disagree.
+/// Shapes or types do not match.
 pub fn add_layer_norm(
     stream: &Tensor,
-    branch: Option<&ResidualBranch>,
+    output: Option<&LayerOutput>,
     weight: &Tensor,
     bias: &Tensor,
     eps: f64,
@@ -142,12 +157,12 @@ pub fn add_layer_norm(
     kind: Kind,
 ) -> Result<(Tensor, Tensor), Error> {
     let (mut sum, mut normed) = (std::ptr::null_mut(), std::ptr::null_mut());
-    // SAFETY: live handles; on success the shim stored two tensors that are now ours.
+    // SAFETY: live handles. On success, the shim has stored two tensors, which are now ours.
     unsafe {
         check(bpx_add_layer_norm(
             handle(stream),
-            handle_or_null(branch.map(|b| &b.value)),
-            handle_or_null(branch.and_then(|b| b.bias.as_ref())),
+            handle_or_null(output.map(|output| &output.value)),
+            handle_or_null(output.and_then(|output| output.bias.as_ref())),
             handle(weight),
             handle(bias),
             eps,
@@ -160,33 +175,34 @@ pub fn add_layer_norm(
     }
 }
 
-/// Senses of a word that [`mix_senses`] takes at most.
-pub const MOST_SENSES: i64 = 256;
+/// Maximum number of senses per token in [`weighted_sum_of_senses`].
+pub const MAX_SENSES: i64 = 256;
 
-/// The Backpack's sum over the senses of earlier words, `[N, D]`.
+/// Returns the Backpack's weighted sum of the senses of earlier tokens, `[N, D]`.
 ///
-/// `qk [N, 2 D] + qk_bias` are the contextualisation's queries and keys; `senses [U, L D] +
-/// senses_bias` those of U distinct words; `place [N]` (int64) says which word each token is.
+/// `qk [N, 2 D] + qk_bias` are the queries and keys of the contextualization weights. `senses [U, L
+/// D]` plus `senses_bias` are the senses of U distinct tokens. `rows [N]` (int64) has the row in
+/// `senses` of each token.
 ///
 /// # Errors
-/// When shapes or types disagree, or there are more than [`MOST_SENSES`].
-pub fn mix_senses(
+/// Shapes or types do not match, or there are more than [`MAX_SENSES`] senses.
+pub fn weighted_sum_of_senses(
     qk: &Tensor,
     qk_bias: &Tensor,
     senses: &Tensor,
     senses_bias: &Tensor,
-    place: &Tensor,
+    rows: &Tensor,
     sequences: i64,
     num_senses: i64,
 ) -> Result<Tensor, Error> {
     // SAFETY: live handles.
-    made(|y| unsafe {
-        bpx_mix_senses(
+    new_tensor(|y| unsafe {
+        bpx_weighted_sum_of_senses(
             handle(qk),
             handle(qk_bias),
             handle(senses),
             handle(senses_bias),
-            handle(place),
+            handle(rows),
             sequences,
             num_senses,
             y,
@@ -194,26 +210,26 @@ pub fn mix_senses(
     })
 }
 
-/// Mean cross-entropy, an fp32 scalar, of the logits `hidden [N, D] x weight [V, D]^T`
-/// against `targets [N]` (int64), never holding more than `chunk` rows of logits.
+/// Returns the mean cross-entropy, an fp32 scalar, of the logits `hidden [N, D] x weight [V, D]^T`
+/// and the targets `[N]` (int64). At most `chunk` rows of logits exist at once.
 ///
-/// Products are in `hidden`'s type, softmax and loss in fp32. The gradients are made in the
-/// forward pass and handed over by the backward pass, once.
+/// Products are in the type of `hidden`; softmax and loss are in fp32. The forward pass also
+/// computes the gradients, and one backward pass returns them.
 ///
 /// # Errors
-/// When shapes disagree, a target is outside the vocabulary or memory runs out.
+/// Shapes do not match, a target is outside the vocabulary, or memory is exhausted.
 pub fn linear_cross_entropy(
     hidden: &Tensor,
-    weight: ProductWeight<'_>,
+    weight: MatmulWeight<'_>,
     targets: &Tensor,
     chunk: i64,
 ) -> Result<Tensor, Error> {
     // SAFETY: live handles.
-    made(|loss| unsafe {
+    new_tensor(|loss| unsafe {
         bpx_linear_cross_entropy(
             handle(hidden),
             handle(weight.master),
-            handle(weight.value),
+            handle(weight.operand),
             handle(targets),
             chunk,
             loss,
@@ -221,11 +237,12 @@ pub fn linear_cross_entropy(
     })
 }
 
-/// `a b` into `out`, all of one type, by the library that the fused operations use.
+/// Writes the matrix product `a b` to `out`, with the library that the fused operations use. All
+/// three have the same type.
 ///
 /// # Errors
-/// When shapes or types disagree.
+/// Shapes or types do not match.
 pub fn product(out: &Tensor, a: &Tensor, b: &Tensor) -> Result<(), Error> {
-    // SAFETY: live handles; the shim writes only through `out`.
+    // SAFETY: live handles. The shim writes only through `out`.
     check(unsafe { bpx_product(handle(out), handle(a), handle(b)) })
 }

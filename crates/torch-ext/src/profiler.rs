@@ -1,195 +1,227 @@
-//! What a step takes: its time by part, and its device's memory.
+//! The time of each section of a training step.
 //!
-//! One stop watch for the process, since the parts of a step lie in several crates. A lap
-//! gives the time since the last one to a part. In the forward pass the parts follow one
-//! another in the code; in the backward pass, which autograd walks by itself, [`mark`]s in
-//! the graph say where it is.
+//! A step consists of [`Section`]s, which follow one another. In code that runs forward,
+//! [`end_section`] ends one. In the backward pass, which autograd runs, a [`mark`] in the graph
+//! ends one.
+//!
+//! The timer is global state of the process. Its sections end in several crates, and libtorch calls
+//! the hooks of the marks from its own threads, with nothing but the number that the mark stored in
+//! the graph. A reference to a timer stored there would have to outlive every graph.
 
 use std::ffi::c_char;
+use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use tch::{Device, Tensor};
+use tch::Tensor;
 use torch_sys::C_tensor;
 
-use crate::error::{Error, check};
+use crate::error::{Error, check, handle, new_tensor};
 
 unsafe extern "C" {
     fn bpx_mark(
         x: *mut C_tensor,
-        reached: extern "C" fn(*const c_char, usize),
-        part: *const c_char,
-        length: usize,
+        reached: extern "C" fn(section: i64),
+        section: i64,
         out: *mut *mut C_tensor,
     ) -> *mut c_char;
-    fn bpx_synchronise() -> *mut c_char;
-    fn bpx_peak_gpu_memory(index: i64, bytes: *mut i64) -> *mut c_char;
-    fn bpx_gpu_memory(index: i64, free: *mut i64, total: *mut i64) -> *mut c_char;
+    fn bpx_synchronize() -> *mut c_char;
 }
 
-struct SectionTimer {
-    /// When the running lap began.
-    since: Option<Instant>,
-    /// Seconds by part, in order of first appearance.
-    parts: Vec<(&'static str, f64)>,
-    /// Each lap by itself, where they are asked for.
-    laps: Option<Vec<Lap>>,
+/// A section of a training step. It displays as the name that logs and reports print.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Section {
+    /// Waiting for a micro-batch and copying it to the device.
+    Data,
+    /// Token and position embeddings.
+    Embedding,
+    /// The GPT-2 body.
+    Body,
+    /// The sense vectors.
+    Senses,
+    /// The weighted sum of the senses.
+    Mixing,
+    /// The output head and the loss, with their gradients where one kernel computes both.
+    HeadAndLoss,
+    /// The backward pass of [`Section::HeadAndLoss`].
+    HeadAndLossBackward,
+    /// The backward pass of [`Section::Mixing`].
+    MixingBackward,
+    /// The backward pass of [`Section::Senses`].
+    SensesBackward,
+    /// The backward pass of [`Section::Body`].
+    BodyBackward,
+    /// The backward pass of [`Section::Embedding`].
+    EmbeddingBackward,
+    /// Clearing the gradients, averaging the loss, clipping and the AdamW update.
+    ClipAndOptimizer,
 }
 
-/// A stretch of a step.
+impl Section {
+    const ALL: [Section; 12] = [
+        Section::Data,
+        Section::Embedding,
+        Section::Body,
+        Section::Senses,
+        Section::Mixing,
+        Section::HeadAndLoss,
+        Section::HeadAndLossBackward,
+        Section::MixingBackward,
+        Section::SensesBackward,
+        Section::BodyBackward,
+        Section::EmbeddingBackward,
+        Section::ClipAndOptimizer,
+    ];
+
+    /// Returns the name that logs and reports print.
+    pub fn name(self) -> &'static str {
+        match self {
+            Section::Data => "data",
+            Section::Embedding => "embedding",
+            Section::Body => "body",
+            Section::Senses => "senses",
+            Section::Mixing => "mixing",
+            Section::HeadAndLoss => "head and loss",
+            Section::HeadAndLossBackward => "head and loss backward",
+            Section::MixingBackward => "mixing backward",
+            Section::SensesBackward => "senses backward",
+            Section::BodyBackward => "body backward",
+            Section::EmbeddingBackward => "embedding backward",
+            Section::ClipAndOptimizer => "clip and optimizer",
+        }
+    }
+}
+
+impl fmt::Display for Section {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// One execution of a section.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Lap {
-    /// Whose time it was.
-    pub part: &'static str,
-    /// When it began.
-    pub begun: Instant,
+pub struct SectionSpan {
+    /// The section.
+    pub section: Section,
+    /// When it started.
+    pub start: Instant,
     /// How long it took.
     pub seconds: f64,
 }
 
+struct SectionTimer {
+    /// When the current section started.
+    section_start: Option<Instant>,
+    /// Total seconds per section, in order of first appearance.
+    totals: Vec<(Section, f64)>,
+    /// Every execution of a section, if requested.
+    spans: Option<Vec<SectionSpan>>,
+}
+
 static RUNNING: AtomicBool = AtomicBool::new(false);
-static WATCH: Mutex<SectionTimer> = Mutex::new(SectionTimer { since: None, parts: Vec::new(), laps: None });
+static TIMER: Mutex<SectionTimer> = Mutex::new(SectionTimer { section_start: None, totals: Vec::new(), spans: None });
 
-fn watch() -> MutexGuard<'static, SectionTimer> {
-    // A panic elsewhere leaves whole numbers behind.
-    WATCH.lock().unwrap_or_else(PoisonError::into_inner)
+fn timer() -> MutexGuard<'static, SectionTimer> {
+    // A panic in another thread leaves the numbers valid.
+    TIMER.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Forgets what was measured and begins a lap.
+/// Discards all measurements and starts the timer.
 pub fn start() {
-    begin(None);
+    restart(None);
 }
 
-/// The same, and each lap is kept by itself for [`take_laps`].
-pub fn start_with_laps() {
-    begin(Some(Vec::new()));
+/// Discards all measurements and starts the timer, which also keeps each [`SectionSpan`] for
+/// [`take_spans`].
+pub fn start_with_spans() {
+    restart(Some(Vec::new()));
 }
 
-fn begin(laps: Option<Vec<Lap>>) {
-    *watch() = SectionTimer { since: Some(now()), parts: Vec::new(), laps };
+fn restart(spans: Option<Vec<SectionSpan>>) {
+    *timer() = SectionTimer { section_start: Some(now()), totals: Vec::new(), spans };
     RUNNING.store(true, Ordering::Relaxed);
 }
 
-/// Goes on after [`stop`]; the time between belongs to no part.
+/// Starts the timer again after [`stop`]. The time between the two calls counts for no section.
 pub fn resume() {
-    watch().since = Some(now());
+    timer().section_start = Some(now());
     RUNNING.store(true, Ordering::Relaxed);
 }
 
-/// Measures no more; what was measured stays.
+/// Stops the timer and keeps the measurements.
 pub fn stop() {
     RUNNING.store(false, Ordering::Relaxed);
 }
 
-/// Seconds by part since [`start`], in order of first appearance; forgets them.
-pub fn take() -> Vec<(String, f64)> {
-    std::mem::take(&mut watch().parts).into_iter().map(|(part, seconds)| (part.to_owned(), seconds)).collect()
+/// Returns and discards the seconds per section since [`start`], in order of first appearance.
+pub fn take_totals() -> Vec<(Section, f64)> {
+    std::mem::take(&mut timer().totals)
 }
 
-/// The laps since [`start_with_laps`], in order; forgets them.
-pub fn take_laps() -> Vec<Lap> {
-    watch().laps.take().unwrap_or_default()
+/// Returns and discards the executions of sections since [`start_with_spans`], in order.
+pub fn take_spans() -> Vec<SectionSpan> {
+    timer().spans.take().unwrap_or_default()
 }
 
-/// Gives the time since the last lap to `part`, a GPU's work included. Nothing, and at no
-/// cost, while the watch is stopped.
-pub fn lap(part: &'static str) {
+/// Ends `section`: adds to it the time since the end of the section before, including queued work
+/// of the GPU. Does nothing while the timer is stopped.
+pub fn end_section(section: Section) {
     if !RUNNING.load(Ordering::Relaxed) {
         return;
     }
     let now = now();
-    let mut watch = watch();
-    let begun = watch.since.replace(now).unwrap_or(now);
-    let seconds = now.duration_since(begun).as_secs_f64();
-    if let Some(laps) = &mut watch.laps {
-        laps.push(Lap { part, begun, seconds });
+    let mut timer = timer();
+    let start = timer.section_start.replace(now).unwrap_or(now);
+    let seconds = now.duration_since(start).as_secs_f64();
+    if let Some(spans) = &mut timer.spans {
+        spans.push(SectionSpan { section, start, seconds });
     }
-    match watch.parts.iter_mut().find(|(name, _)| *name == part) {
-        Some((_, sum)) => *sum += seconds,
-        None => watch.parts.push((part, seconds)),
+    match timer.totals.iter_mut().find(|(other, _)| *other == section) {
+        Some((_, total)) => *total += seconds,
+        None => timer.totals.push((section, seconds)),
     }
 }
 
-/// The clock once the device has done what was asked of it.
+/// Reads the clock after the device has finished its queued work.
 fn now() -> Instant {
-    // A device that cannot be waited for will say so itself, at the next thing asked of it.
-    let _ = synchronise();
+    // If the device has failed, the next operation on it reports the error.
+    let _ = synchronize();
     Instant::now()
 }
 
-/// A lap for `forward`, and `x` with a mark: when the backward pass comes to it, that is a
-/// lap for `backward`, the gradient of all that stands after `x`. The values and the
-/// gradient stay the same. While the watch is stopped: `x`, and nothing in the graph.
+/// Ends the section `forward` and returns `x` with a mark in the graph. The mark ends the section
+/// `backward` when the gradient of all later operations has been computed. Values and gradients do
+/// not change. While the timer is stopped, returns `x` without a mark.
 ///
 /// # Panics
-/// When libtorch refuses, as tch's own methods do.
-pub fn mark(x: &Tensor, forward: &'static str, backward: &'static str) -> Tensor {
+/// Panics if a libtorch call fails, as the methods of tch do.
+pub fn mark(x: &Tensor, forward: Section, backward: Section) -> Tensor {
     if !RUNNING.load(Ordering::Relaxed) {
         return x.shallow_clone();
     }
-    lap(forward);
+    end_section(forward);
     if !x.requires_grad() {
         return x.shallow_clone();
     }
-    let mut out = std::ptr::null_mut();
-    // SAFETY: a live handle and a name that lives as long as the process; on success the
-    // shim stored a tensor that is now ours.
-    unsafe {
-        let said = bpx_mark(x.as_ptr().cast_mut(), reached, backward.as_ptr().cast(), backward.len(), &mut out);
-        check(said).expect("libtorch makes a view");
-        Tensor::from_ptr(out)
+    // SAFETY: a live handle, and a function that lives as long as the process.
+    new_tensor(|out| unsafe { bpx_mark(handle(x), reached, backward as i64, out) }).expect("libtorch makes a view")
+}
+
+/// Called by the backward pass at a mark, with the section that ends there.
+extern "C" fn reached(section: i64) {
+    if let Some(section) = usize::try_from(section).ok().and_then(|index| Section::ALL.get(index)) {
+        end_section(*section);
     }
 }
 
-/// What the backward pass calls at a mark.
-extern "C" fn reached(part: *const c_char, length: usize) {
-    // SAFETY: the pointer and length of the `&'static str` that `mark` gave.
-    let part: &'static str =
-        unsafe { std::str::from_utf8_unchecked(std::slice::from_raw_parts(part.cast::<u8>(), length)) };
-    lap(part);
-}
-
-/// Waits until the GPU in use has done what was asked of it; returns at once without one.
+/// Waits until the current GPU has finished its queued work. Returns at once if there is no GPU.
 ///
 /// # Errors
-/// When the GPU has failed.
-pub fn synchronise() -> Result<(), Error> {
-    // SAFETY: takes nothing.
-    check(unsafe { bpx_synchronise() })
-}
-
-/// The most bytes that tensors have held at once on a GPU; `None` for the CPU.
-///
-/// # Errors
-/// When CUDA is not loaded.
-pub fn peak_device_memory(device: Device) -> Result<Option<u64>, Error> {
-    let Device::Cuda(index) = device else { return Ok(None) };
-    let mut bytes = 0;
-    // SAFETY: the shim writes one number.
-    check(unsafe { bpx_peak_gpu_memory(index as i64, &mut bytes) })?;
-    Ok(u64::try_from(bytes).ok())
-}
-
-/// A GPU's memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct DeviceMemory {
-    /// Bytes that no process has taken.
-    pub free: u64,
-    /// Bytes that there are.
-    pub total: u64,
-}
-
-/// The memory of a GPU; `None` for the CPU.
-///
-/// # Errors
-/// When CUDA is not loaded, or there is no such GPU.
-pub fn device_memory(device: Device) -> Result<Option<DeviceMemory>, Error> {
-    let Device::Cuda(index) = device else { return Ok(None) };
-    let (mut free, mut total) = (0, 0);
-    // SAFETY: the shim writes two numbers.
-    check(unsafe { bpx_gpu_memory(index as i64, &mut free, &mut total) })?;
-    Ok(Some(DeviceMemory { free: free as u64, total: total as u64 }))
+/// Returns an error if the GPU has failed.
+pub fn synchronize() -> Result<(), Error> {
+    // SAFETY: no arguments.
+    check(unsafe { bpx_synchronize() })
 }
 
 #[cfg(test)]
@@ -197,90 +229,94 @@ mod tests {
     use std::thread::sleep;
     use std::time::Duration;
 
-    use tch::Kind;
+    use tch::{Device, Kind};
 
+    use super::Section::{
+        Body, BodyBackward, ClipAndOptimizer, Data, Embedding, EmbeddingBackward, Mixing, MixingBackward, Senses,
+        SensesBackward,
+    };
     use super::*;
 
     fn leaf() -> Tensor {
         Tensor::ones([3], (Kind::Float, Device::Cpu)).set_requires_grad(true)
     }
 
-    /// One test, since there is one watch.
-    #[test]
-    fn laps_go_to_their_parts_in_order_and_change_nothing() {
-        // Stopped: the same tensor, nothing in the graph, nothing measured.
-        let x = leaf();
-        let same = mark(&x, "a", "b");
-        lap("c");
-        assert!(same.is_leaf() && same.data_ptr() == x.data_ptr());
-        assert_eq!(take(), []);
+    fn sections(totals: &[(Section, f64)]) -> Vec<Section> {
+        totals.iter().map(|(section, _)| *section).collect()
+    }
 
-        let begun = Instant::now();
+    /// A single test, because the timer is global.
+    #[test]
+    fn sections_are_timed_in_order_and_marks_change_no_values() {
+        // While stopped: the same tensor, no mark in the graph, no measurement.
+        let x = leaf();
+        let same = mark(&x, Embedding, EmbeddingBackward);
+        end_section(Data);
+        assert!(same.is_leaf() && same.data_ptr() == x.data_ptr());
+        assert_eq!(take_totals(), []);
+
+        let begin = Instant::now();
         start();
         sleep(Duration::from_millis(20));
-        let x = mark(&x, "one", "two backward");
+        let x = mark(&x, Embedding, BodyBackward);
         assert!(!x.is_leaf() && x.requires_grad());
         let squared = &x * &x;
         sleep(Duration::from_millis(40));
-        let squared = mark(&squared, "two", "three backward");
+        let squared = mark(&squared, Body, MixingBackward);
         let loss = (&squared * 3.0).sum(Kind::Float);
-        lap("three");
+        end_section(Mixing);
         sleep(Duration::from_millis(10));
         loss.backward();
-        lap("one backward");
+        end_section(EmbeddingBackward);
         sleep(Duration::from_millis(5));
-        lap("three");
-        let wall = begun.elapsed().as_secs_f64();
+        end_section(Mixing);
+        let wall = begin.elapsed().as_secs_f64();
         stop();
-        lap("late");
-        let parts = take();
-        let names: Vec<&str> = parts.iter().map(|(name, _)| name.as_str()).collect();
-        assert_eq!(names, ["one", "two", "three", "three backward", "two backward", "one backward"]);
-        let least = [0.020, 0.040, 0.005, 0.010, 0.0, 0.0];
-        for ((name, seconds), least) in parts.iter().zip(least) {
-            assert!(*seconds >= least, "{name}: {seconds}");
+        end_section(ClipAndOptimizer);
+        let totals = take_totals();
+        assert_eq!(sections(&totals), [Embedding, Body, Mixing, MixingBackward, BodyBackward, EmbeddingBackward]);
+        let minimum = [0.020, 0.040, 0.005, 0.010, 0.0, 0.0];
+        for ((section, seconds), minimum) in totals.iter().zip(minimum) {
+            assert!(*seconds >= minimum, "{section}: {seconds}");
         }
-        let sum: f64 = parts.iter().map(|(_, seconds)| seconds).sum();
+        let sum: f64 = totals.iter().map(|(_, seconds)| seconds).sum();
         assert!((0.075..=wall).contains(&sum), "{sum} of {wall}");
-        assert_eq!(take(), []);
+        assert_eq!(take_totals(), []);
 
         // d/dx 3 x^2 at 1.
         let leaf = leaf();
-        start_with_laps();
-        let marked = mark(&mark(&leaf, "a", "b"), "c", "d");
+        start_with_spans();
+        let marked = mark(&mark(&leaf, Embedding, EmbeddingBackward), Body, BodyBackward);
         (&marked * &marked * 3.0).sum(Kind::Float).backward();
         assert_eq!(Vec::<f32>::try_from(leaf.grad()).unwrap(), [6.0; 3]);
-        // What needs no gradient gets a lap and no mark.
-        let without = mark(&Tensor::zeros([2], (Kind::Float, Device::Cpu)), "e", "f");
+        // A tensor that needs no gradient ends a section and gets no mark.
+        let without = mark(&Tensor::zeros([2], (Kind::Float, Device::Cpu)), Senses, SensesBackward);
         assert!(!without.requires_grad());
-        let evaluated = tch::no_grad(|| mark(&leaf, "g", "h"));
+        let evaluated = tch::no_grad(|| mark(&leaf, Mixing, MixingBackward));
         assert_eq!(evaluated.data_ptr(), leaf.data_ptr());
         stop();
-        lap("between");
+        end_section(Data);
         resume();
-        lap("g");
+        end_section(Mixing);
         stop();
-        let names: Vec<String> = take().into_iter().map(|(name, _)| name).collect();
-        assert_eq!(names, ["a", "c", "d", "b", "e", "g"]);
-        let laps = take_laps();
-        let names: Vec<&str> = laps.iter().map(|lap| lap.part).collect();
-        assert_eq!(names, ["a", "c", "d", "b", "e", "g", "g"]);
-        assert!(laps.is_sorted_by_key(|lap| lap.begun) && take_laps().is_empty());
+        assert_eq!(sections(&take_totals()), [Embedding, Body, BodyBackward, EmbeddingBackward, Senses, Mixing]);
+        let spans = take_spans();
+        let of_spans: Vec<Section> = spans.iter().map(|span| span.section).collect();
+        assert_eq!(of_spans, [Embedding, Body, BodyBackward, EmbeddingBackward, Senses, Mixing, Mixing]);
+        assert!(spans.is_sorted_by_key(|span| span.start) && take_spans().is_empty());
     }
 
     #[test]
-    fn a_cpu_has_no_device_memory_and_is_never_waited_for() {
-        assert_eq!(peak_device_memory(Device::Cpu), Ok(None));
-        assert_eq!(device_memory(Device::Cpu), Ok(None));
-        assert_eq!(synchronise(), Ok(()));
-    }
-
-    #[test]
-    fn device_memory_without_a_device_is_an_error() {
-        if !tch::Cuda::is_available() {
-            peak_device_memory(Device::Cuda(0)).unwrap_err();
-            device_memory(Device::Cuda(0)).unwrap_err();
-            crate::set_cuda_device(0).unwrap_err();
+    fn numbers_and_names_of_sections_are_unique() {
+        for (i, section) in Section::ALL.iter().enumerate() {
+            assert_eq!(*section as usize, i);
+            assert!(Section::ALL[..i].iter().all(|other| other.name() != section.name()));
         }
+        assert_eq!(format!("{:<7}|", Section::Data), "data   |");
+    }
+
+    #[test]
+    fn synchronizing_a_cpu_does_nothing() {
+        assert_eq!(synchronize(), Ok(()));
     }
 }

@@ -1,22 +1,22 @@
-//! libtorch as a part of this process: its memory, its CUDA half, its description.
+//! Process-wide settings of libtorch: memory, CUDA libraries, and build information.
 
 use std::ffi::c_char;
 use std::io::Write;
 
-use crate::error::{Error, check, take};
+use crate::error::{Error, check, take_string};
 
 unsafe extern "C" {
     fn bpx_keep_freed_memory() -> i32;
     fn bpx_load_cuda() -> *mut c_char;
-    fn bpx_describe(text: *mut *mut c_char) -> *mut c_char;
+    fn bpx_build_info(text: *mut *mut c_char) -> *mut c_char;
     fn bpx_set_cuda_device(index: i64) -> *mut c_char;
     fn _exit(code: i32) -> !;
 }
 
-/// Keeps large freed blocks in the process instead of handing each back to the kernel: a
-/// training step frees and takes the same gigabytes over and over, and faulting them in
-/// again costs up to a third of it. Raises the resident memory to its peak. Gives whether
-/// malloc agreed (glibc does). Call it first, before threads start.
+/// Keeps large freed blocks in the process instead of returning them to the kernel. A training step
+/// frees and allocates the same gigabytes repeatedly, and page faults would take up to a third of
+/// its time. The resident memory stays at its peak. Returns whether malloc supports the settings
+/// (glibc does). Call it before threads start.
 pub fn keep_freed_memory() -> bool {
     // SAFETY: mallopt only changes thresholds of the allocator.
     unsafe { bpx_keep_freed_memory() == 1 }
@@ -25,55 +25,55 @@ pub fn keep_freed_memory() -> bool {
 /// Loads libtorch's CUDA libraries into this process, which links only the CPU ones.
 ///
 /// # Errors
-/// With the loader's sentence when `libtorch_cuda.so` or something it needs is missing.
+/// `libtorch_cuda.so` or one of its dependencies is missing; the message is that of the loader.
 pub fn load_cuda() -> Result<(), Error> {
-    // SAFETY: dlopen runs library constructors; libtorch's are made to be loaded this way.
+    // SAFETY: dlopen runs the constructors of the library. Those of libtorch support this.
     check(unsafe { bpx_load_cuda() })
 }
 
-/// Makes a GPU the one that this process uses where nothing else is said. Streams and NCCL
-/// go by it: set it before anything touches a GPU.
+/// Makes a GPU the default GPU of this process, which streams and NCCL use. Call it before any use
+/// of a GPU.
 ///
 /// # Errors
-/// When CUDA is not loaded, or there is no such GPU.
+/// CUDA is not loaded, or the GPU does not exist.
 pub fn set_cuda_device(index: usize) -> Result<(), Error> {
     // SAFETY: a number.
     check(unsafe { bpx_set_cuda_device(index as i64) })
 }
 
-/// Ends the process at once: no destructors run, so that nothing waits for ranks that are
-/// gone. What stdout and stderr still hold is written.
+/// Flushes stdout and ends the process at once. No destructors run, because some would wait for
+/// ranks that have stopped.
 pub fn exit_now(code: i32) -> ! {
     let _ = std::io::stdout().flush();
     // SAFETY: ends the process.
     unsafe { _exit(code) }
 }
 
-/// What libtorch says of itself.
+/// Versions and features of libtorch and of the kernels of this crate.
 #[derive(Debug, Clone)]
 pub struct BuildInfo {
-    /// libtorch's version, for instance `2.13.0`.
+    /// Version of libtorch, for example `2.13.0`.
     pub version: String,
-    /// The vector instructions its kernels use on this machine.
+    /// Vector instructions that the kernels of libtorch use on this machine.
     pub cpu_capability: String,
-    /// The matrix-product library for bf16 and convolutions.
+    /// Version of oneDNN, the library for bf16 matrix products.
     pub onednn: String,
-    /// The BLAS.
+    /// Version of MKL, the BLAS.
     pub mkl: String,
-    /// The instruction set of this crate's own kernels.
+    /// Instruction set of the kernels of this crate: `avx512`, `avx2` or `baseline`.
     pub kernels: String,
 }
 
-/// Asks libtorch for its version and what it was built with.
+/// Returns versions and features of libtorch.
 ///
 /// # Errors
-/// When libtorch throws.
-pub fn describe() -> Result<BuildInfo, Error> {
+/// Returns an error if the libtorch call fails.
+pub fn build_info() -> Result<BuildInfo, Error> {
     let mut text = std::ptr::null_mut();
-    // SAFETY: on success the shim stored a string that is now ours.
+    // SAFETY: on success, the shim has stored a string, which is now ours.
     let text = unsafe {
-        check(bpx_describe(&mut text))?;
-        take(text)
+        check(bpx_build_info(&mut text))?;
+        take_string(text)
     };
     let mut lines = text.lines().map(|line| line.trim().to_owned());
     let mut next = || lines.next().unwrap_or_default();
@@ -85,14 +85,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn libtorch_describes_itself() {
-        let description = describe().unwrap();
-        assert!(description.version.starts_with("2.13.0"));
-        assert!(["avx512", "avx2", "baseline"].contains(&description.kernels.as_str()));
+    fn build_info_has_version_and_instruction_set() {
+        let info = build_info().unwrap();
+        assert!(info.version.starts_with("2.13.0"));
+        assert!(["avx512", "avx2", "baseline"].contains(&info.kernels.as_str()));
     }
 
     #[test]
-    fn loading_cuda_works_or_says_what_is_missing() {
+    fn loading_cuda_succeeds_or_names_the_missing_library() {
         if let Err(error) = load_cuda() {
             assert!(error.to_string().contains(".so"), "{error}");
         }

@@ -11,7 +11,7 @@ fn update([p, g, m, v]: [&Tensor; 4], copy: Option<&Tensor>, step: u64, o: AdamW
         grads: &list(g),
         exp_avgs: &list(m),
         exp_avg_sqs: &list(v),
-        copies: &[copy.map(Tensor::shallow_clone)],
+        low_precision_copies: &[copy.map(Tensor::shallow_clone)],
         weight_decays: &[decay],
         updates: &Tensor::from((step - 1) as f32),
     };
@@ -76,11 +76,11 @@ fn skipped_update_changes_nothing_and_loss_scale_is_removed() {
                 grads: &[grad.copy()],
                 exp_avgs: &list(&m),
                 exp_avg_sqs: &list(&v),
-                copies: &[Some(copy.shallow_clone())],
+                low_precision_copies: &[Some(copy.shallow_clone())],
                 weight_decays: &[0.1],
                 updates: &updates,
             };
-            let guard = UpdateGuard { loss_scale: scale.as_ref(), veto: Some(&veto) };
+            let guard = UpdateGuard { loss_scale: scale.as_ref(), skip: Some(&veto) };
             let stats = clipped_adamw(lists, guard, AdamW { max_norm: 1.0, ..OPTIONS }).expect("the lists fit");
             let overflow = stats.overflow.int64_value(&[]) != 0;
             ([p, m, v, copy, updates], stats.grad_norm.double_value(&[]), overflow)
@@ -116,7 +116,7 @@ fn lists_of_different_lengths_are_an_error() {
         grads: &[],
         exp_avgs: &t,
         exp_avg_sqs: &t,
-        copies: &[None],
+        low_precision_copies: &[None],
         weight_decays: &[0.0],
         updates: &t[0],
     };

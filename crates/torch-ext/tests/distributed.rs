@@ -8,7 +8,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use tch::{Device, Kind, Tensor};
-use torch_ext::distributed::{Failure, ProcessGroup, ReduceOp, Reducer, Rendezvous, exit_now, failure};
+use torch_ext::distributed::{CollectiveFailure, ProcessGroup, ReduceOp, Reducer, Rendezvous, exit_now};
 
 const ROLE: &str = "BACKPACK_TEST_ROLE";
 const FLOAT: (Kind, Device) = (Kind::Float, Device::Cpu);
@@ -162,7 +162,7 @@ fn hanging_rank_is_detected_after_the_timeout() {
     let ranks = run("hang", 2);
     assert_eq!(ranks[0].code, Some(4), "TimedOut: {}", ranks[0].stderr);
     let (message, waited) = ranks[0].stderr.split_once('\n').unwrap();
-    assert!(message.starts_with("another rank did not answer (Timed out waiting 1500ms"), "{message}");
+    assert!(message.starts_with("another rank did not respond (Timed out waiting 1500ms"), "{message}");
     let waited: f64 = waited.parse().unwrap();
     assert!((1.4..3.0).contains(&waited), "{waited}");
 }
@@ -176,7 +176,7 @@ fn missing_ranks_are_named() {
     assert_eq!(
         first.stderr,
         format!(
-            "2 of 4 ranks joined at 127.0.0.1:{port} within 2 s; missing: 1, 3: look there for errors, and check that all were given this address and world size"
+            "2 of 4 ranks joined at 127.0.0.1:{port} within 2 s; missing: 1, 3: check their logs, and that all ranks have this address and world size"
         )
     );
     // Rank 2 reports the missing ranks or the loss of rank 0.
@@ -267,14 +267,14 @@ fn rank_process() {
     let device = if role == "nccl" { Device::Cuda(0) } else { Device::Cpu };
     let result = ProcessGroup::join(&rendezvous, device).and_then(|group| {
         run_role(&role, &group)?;
-        group.leave()
+        group.shutdown()
     });
     if let Err(error) = result {
         let text = error.to_string();
         eprintln!("{}", text.trim_start_matches("libtorch: "));
-        let code = match failure(&text) {
-            Failure::PeerGone if role.starts_with("endless") => 3,
-            Failure::TimedOut if role == "hang" => 4,
+        let code = match CollectiveFailure::from_message(&text) {
+            CollectiveFailure::PeerGone if role.starts_with("endless") => 3,
+            CollectiveFailure::TimedOut if role == "hang" => 4,
             _ => 1,
         };
         exit_now(code);
@@ -437,7 +437,7 @@ impl TiedModel {
     ) -> Result<(), torch_ext::Error> {
         for p in &self.parameters {
             if forget {
-                torch_ext::forget_grad(p)?;
+                torch_ext::clear_grad(p)?;
             } else if p.grad().defined() {
                 let _ = p.grad().zero_();
             }
@@ -523,7 +523,7 @@ fn tied(group: &ProcessGroup) -> Result<(), torch_ext::Error> {
     let wte = fresh();
     let reducer = Reducer::new(group, &["wte".to_owned()], &[wte.shallow_clone()], 1 << 20)?;
     for step in 0..4 {
-        torch_ext::forget_grad(&wte)?;
+        torch_ext::clear_grad(&wte)?;
         let mut expected = Tensor::zeros([20, 5], FLOAT);
         for micro_batch in 0..2 {
             reducer.before_forward(micro_batch == 1)?;
@@ -580,7 +580,11 @@ fn hang(group: &ProcessGroup) -> Result<(), torch_ext::Error> {
     let result = group.all_reduce(&Tensor::ones([10], FLOAT), ReduceOp::Sum);
     if let Err(error) = result {
         eprintln!("{error}\n{}", since.elapsed().as_secs_f64());
-        exit_now(if failure(&error.to_string()) == Failure::TimedOut { 4 } else { 1 });
+        exit_now(if CollectiveFailure::from_message(&error.to_string()) == CollectiveFailure::TimedOut {
+            4
+        } else {
+            1
+        });
     }
     Ok(())
 }

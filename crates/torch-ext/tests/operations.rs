@@ -4,8 +4,8 @@
 
 use tch::{Device, Kind, Tensor};
 use torch_ext::{
-    ProductWeight, ResidualBranch, add_layer_norm, attention, embedding, linear, linear_cross_entropy, mix_senses, mlp,
-    tie,
+    LayerOutput, MatmulWeight, add_layer_norm, attention, embedding, linear, linear_cross_entropy, mlp, share_gradient,
+    weighted_sum_of_senses,
 };
 
 fn random(shape: &[i64], scale: f64) -> Tensor {
@@ -67,9 +67,9 @@ fn compare(
 }
 
 /// Calls `f` with a weight whose value is a copy of `master` in the type of `x`.
-fn with_weight<R>(x: &Tensor, master: &Tensor, f: impl FnOnce(ProductWeight<'_>) -> R) -> R {
+fn with_weight<R>(x: &Tensor, master: &Tensor, f: impl FnOnce(MatmulWeight<'_>) -> R) -> R {
     let value = master.detach().to_kind(x.kind());
-    f(ProductWeight { master, value: &value })
+    f(MatmulWeight { master, operand: &value })
 }
 
 #[test]
@@ -112,7 +112,7 @@ fn mlp_with_odd_widths() {
 fn gelu_of_extreme_values_is_finite() {
     let x = Tensor::from_slice(&[-1e4f32, -100.0, -10.0, 0.0, 10.0, 1e4]).view([6, 1]).set_requires_grad(true);
     let one = Tensor::ones([1, 1], (Kind::Float, Device::Cpu)).set_requires_grad(true);
-    let w = ProductWeight { master: &one, value: &one };
+    let w = MatmulWeight { master: &one, operand: &one };
     let y = mlp(&x, w, &Tensor::zeros([1], (Kind::Float, Device::Cpu)), w).unwrap();
     y.sum(Kind::Float).backward();
     assert!(distance(&y.view([6]), &x.view([6]).gelu("tanh")) < 1e-6);
@@ -140,7 +140,7 @@ fn add_layer_norm_with_and_without_a_branch() {
             &[1],
             |i| reference(&(&i[0] + &i[1] + &i[2]), i),
             |i| {
-                let branch = ResidualBranch { value: i[1].shallow_clone(), bias: Some(i[2].shallow_clone()) };
+                let branch = LayerOutput { value: i[1].shallow_clone(), bias: Some(i[2].shallow_clone()) };
                 let (sum, h) = add_layer_norm(&i[0], Some(&branch), &i[3], &i[4], 1e-5, 0.0, i[1].kind()).unwrap();
                 Tensor::cat(&[sum, h.to_kind(Kind::Float)], 1)
             },
@@ -211,7 +211,7 @@ fn mix_senses_for_every_number_of_senses() {
         let words = (tokens + 1) / 2;
         let place = Tensor::arange(tokens, (Kind::Int64, Device::Cpu)).remainder(words);
         compare(
-            &format!("mix_senses of {num_senses} x {channels}, T = {length}"),
+            &format!("weighted_sum_of_senses of {num_senses} x {channels}, T = {length}"),
             &[
                 random(&[tokens, 2 * width], 1.5),
                 random(&[2 * width], 0.5),
@@ -221,7 +221,7 @@ fn mix_senses_for_every_number_of_senses() {
             ],
             &[0, 2],
             |i| mix_senses_by_definition(i, sequences, length, num_senses),
-            |i| mix_senses(&i[0], &i[1], &i[2], &i[3], &i[4], sequences, num_senses).unwrap(),
+            |i| weighted_sum_of_senses(&i[0], &i[1], &i[2], &i[3], &i[4], sequences, num_senses).unwrap(),
         );
     }
 }
@@ -259,11 +259,11 @@ fn tied_embedding_gets_the_sum_of_all_gradients() {
                 if head { hidden.matmul(&i[0].tr()).cross_entropy_for_logits(&i[1]) } else { hidden }
             },
             |i| {
-                let tied = tie(&i[0]).unwrap();
+                let tied = share_gradient(&i[0]).unwrap();
                 let rows = scale_rows(&embedding(&tied, &first).unwrap().view([6, width]), &i[1]);
                 let more = embedding(&tied, &i[1].get(0).unsqueeze(0)).unwrap();
                 let hidden = rows + more;
-                let weight = ProductWeight { master: &tied, value: &i[0].detach() };
+                let weight = MatmulWeight { master: &tied, operand: &i[0].detach() };
                 if head { linear_cross_entropy(&hidden, weight, &i[1], 4).unwrap() } else { hidden }
             },
         );
@@ -274,12 +274,12 @@ fn tied_embedding_gets_the_sum_of_all_gradients() {
 fn tied_weight_works_without_gradients() {
     let w = leaf(&random(&[5, 4], 1.0));
     let ids = Tensor::from_slice(&[1i64]);
-    assert!(embedding(&w, &ids).unwrap_err().to_string().contains("tie"));
-    let rows = tch::no_grad(|| embedding(&tie(&w).unwrap(), &ids)).unwrap();
+    assert!(embedding(&w, &ids).unwrap_err().to_string().contains("share_gradient"));
+    let rows = tch::no_grad(|| embedding(&share_gradient(&w).unwrap(), &ids)).unwrap();
     assert!(!rows.requires_grad() && rows == w.get(1).unsqueeze(0));
     // The gradients of two backward passes are summed.
     for _ in 0..2 {
-        embedding(&tie(&w).unwrap(), &ids).unwrap().sum(Kind::Float).backward();
+        embedding(&share_gradient(&w).unwrap(), &ids).unwrap().sum(Kind::Float).backward();
     }
     assert_eq!(w.grad().get(1), Tensor::from_slice(&[2f32; 4]));
     assert_eq!(w.grad().sum(Kind::Float).double_value(&[]), 8.0);
@@ -289,7 +289,7 @@ fn tied_weight_works_without_gradients() {
 fn linear_cross_entropy_is_equal_without_gradients() {
     let (h, w) = (random(&[10, 6], 1.0), leaf(&random(&[13, 6], 1.0)));
     let targets = Tensor::zeros([10], (Kind::Int64, Device::Cpu));
-    let weight = ProductWeight { master: &w, value: &w };
+    let weight = MatmulWeight { master: &w, operand: &w };
     let with = linear_cross_entropy(&h, weight, &targets, 4).unwrap();
     let without = tch::no_grad(|| linear_cross_entropy(&h, weight, &targets, 4)).unwrap();
     assert!(with.requires_grad() && !without.requires_grad());
@@ -302,14 +302,14 @@ fn nan_logit_makes_the_loss_nan() {
     let w = random(&[40, 3], 1.0);
     let _ = w.get(7).fill_(f64::NAN);
     let targets = Tensor::zeros([2], (Kind::Int64, Device::Cpu));
-    let loss = linear_cross_entropy(&h, ProductWeight { master: &w, value: &w }, &targets, 8).unwrap();
+    let loss = linear_cross_entropy(&h, MatmulWeight { master: &w, operand: &w }, &targets, 8).unwrap();
     assert!(loss.double_value(&[]).is_nan());
 }
 
 #[test]
 fn wrong_shapes_and_targets_are_errors_of_one_line() {
     let w = random(&[4, 3], 1.0);
-    let weight = ProductWeight { master: &w, value: &w };
+    let weight = MatmulWeight { master: &w, operand: &w };
     let zero = Tensor::from_slice(&[0i64]);
     let text = linear_cross_entropy(&random(&[2, 3], 1.0), weight, &zero, 8).unwrap_err().to_string();
     assert!(text.starts_with("libtorch: linear_cross_entropy wants") && !text.contains('\n'), "{text}");
@@ -320,7 +320,7 @@ fn wrong_shapes_and_targets_are_errors_of_one_line() {
     assert!(text.contains("is not 2 sequences"), "{text}");
     let (qk, senses) = (random(&[4, 8], 1.0), random(&[1, 8], 1.0));
     let place = Tensor::zeros([4], (Kind::Int64, Device::Cpu));
-    let error = mix_senses(&qk, &random(&[8], 1.0), &senses, &random(&[8], 1.0), &place, 1, 3).unwrap_err();
+    let error = weighted_sum_of_senses(&qk, &random(&[8], 1.0), &senses, &random(&[8], 1.0), &place, 1, 3).unwrap_err();
     assert!(error.to_string().contains("do not make 1 sequences with 3 senses"), "{error}");
 }
 
@@ -331,7 +331,7 @@ fn dropout_mask_is_equal_in_both_passes() {
     let zero = Tensor::zeros([rows, width], (Kind::Float, Device::Cpu));
     let branch = leaf(&zero.ones_like());
     let (w, b) = (leaf(&Tensor::ones([width], (Kind::Float, Device::Cpu))), leaf(&zero.get(0)));
-    let pending = ResidualBranch { value: branch.shallow_clone(), bias: None };
+    let pending = LayerOutput { value: branch.shallow_clone(), bias: None };
     let (sum, _) = add_layer_norm(&zero, Some(&pending), &w, &b, 1e-5, p, Kind::Float).unwrap();
     let kept = sum.gt(0.0).to_kind(Kind::Float).mean(Kind::Float).double_value(&[]);
     assert!((kept - (1.0 - p)).abs() < 0.03, "{kept}");
@@ -369,7 +369,7 @@ fn kernels_of_other_instruction_sets_agree() {
 /// `BACKPACK_CPU` selects an instruction set if the CPU supports it.
 #[test]
 fn named_kernels_are_selected() {
-    let kernels = torch_ext::describe().unwrap().kernels;
+    let kernels = torch_ext::build_info().unwrap().kernels;
     match std::env::var("BACKPACK_CPU").as_deref() {
         Ok("baseline") => assert_eq!(kernels, "baseline"),
         Ok("avx2") => assert!(["avx2", "baseline"].contains(&kernels.as_str()), "{kernels}"),

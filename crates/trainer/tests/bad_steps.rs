@@ -32,7 +32,8 @@ impl Run {
         };
         let forward_options = ForwardOptions { kind, dropout: 0.0, kernels, share_sense_dropout: false };
         let turn = GENERATOR.lock().unwrap();
-        let model = LanguageModel::initialise(config, 3, Device::Cpu).unwrap().prepare_for(forward_options);
+        let model =
+            LanguageModel::initialize(config, 3, Device::Cpu).unwrap().with_low_precision_copies(forward_options);
         drop(turn);
         let optimizer = Optimizer::new(OptimizerConfig { learning_rate: 3e-3, ..OptimizerConfig::default() }, &model);
         let step_guard = StepGuard::new(step_guard, kind == Kind::Half, Device::Cpu).unwrap();
@@ -64,7 +65,7 @@ impl Run {
     /// Returns the weights, their low-precision copies and the moments.
     fn tensors(&self) -> Vec<Tensor> {
         let parameters = self.context.model.parameters();
-        let copies = parameters.iter().filter_map(|(name, _)| parameters.copy_of(name));
+        let copies = parameters.iter().filter_map(|(name, _)| parameters.low_precision_copy(name));
         let weights = parameters.iter().map(|(_, tensor)| tensor.detach().copy());
         weights
             .chain(copies.map(|c| c.copy()))

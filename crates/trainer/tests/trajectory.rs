@@ -7,7 +7,7 @@
 
 use std::path::PathBuf;
 
-use model::{ForwardOptions, Kernels, load_folder, read_tensors};
+use model::{ForwardOptions, Kernels, load_model, read_tensors};
 use serde_json::Value;
 use tch::Device;
 use trainer::{
@@ -31,7 +31,7 @@ fn trajectory(set: &str, accumulation: i32, kernels: Kernels) {
         decay: Decay::Linear,
         min_learning_rate: 0.0,
     };
-    let model = load_folder(&folder, Device::Cpu).unwrap();
+    let model = load_model(&folder, Device::Cpu).unwrap();
     let config = OptimizerConfig {
         learning_rate: peak,
         betas: (0.9, 0.999),
@@ -99,7 +99,7 @@ fn twenty_steps_equal_pytorch_for_every_accumulation() {
 
 #[test]
 fn weight_decay_applies_only_to_linear_weights() {
-    let model = load_folder(&folder("inv_scale"), Device::Cpu).unwrap();
+    let model = load_model(&folder("inv_scale"), Device::Cpu).unwrap();
     let optimizer = Optimizer::new(OptimizerConfig::default(), &model);
     let [decayed, others] = optimizer.groups();
     // Three blocks with four linear layers each, four in the sense network, one for the

@@ -5,20 +5,20 @@ from transformers import GPT2Config
 
 
 class BackpackGPT2Config(GPT2Config):
-    """GPT-2's keys, which describe the body, and those of the sense network.
+    """The keys of GPT-2, which describe the transformer, and the keys of the sense network.
 
-    The defaults are the published Backpack-GPT2's.
+    The defaults are those of the published Backpack-GPT2.
 
     Args:
         num_senses: sense vectors per word; must divide `n_embd`.
         sense_intermediate_scale: hidden width of the last sense MLP, in multiples of `n_embd`.
-        sense_block_inner: hidden width of the sense block's MLP, `4 * n_embd` where None. The
-            published class has no such key and always takes that width.
-        num_edited_tokens: words whose senses are kept apart, as edited; the published class knows
-            no edits and would compute the network's.
+        sense_block_inner: hidden width of the MLP of the sense block; None is `4 * n_embd`. The
+            published class does not have this key and always uses that width.
+        num_edited_tokens: number of tokens with edited senses, which are stored separately. The
+            published class does not support edits and would ignore them.
     """
 
-    # Evaluation loops gather every output; a [B, L, T, T] tensor of each batch is not wanted.
+    # Evaluation loops collect all outputs; a [B, L, T, T] tensor per batch would be too large.
     keys_to_ignore_at_inference = ["contextualization", "hidden_states"]
 
     def __init__(
@@ -43,8 +43,8 @@ class BackpackGPT2Config(GPT2Config):
             **kwargs,
         )
         if self.n_embd % num_senses != 0:
-            raise ValueError(f"n_embd {self.n_embd} does not divide by num_senses {num_senses}")
+            raise ValueError(f"n_embd ({self.n_embd}) must be a multiple of num_senses ({num_senses})")
 
 
-# Makes `save_pretrained` put this file beside config.json.
+# Makes `save_pretrained` copy this file next to config.json.
 BackpackGPT2Config.register_for_auto_class()

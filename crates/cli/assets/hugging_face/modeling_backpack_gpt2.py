@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 """A Backpack language model (Hewitt et al., ACL 2023) for transformers 4.46 and later.
 
-Every word has L sense vectors that know nothing of their context. What is predicted at a
-position is the sum of the senses of the words so far, weighted by what a GPT-2 makes of the
-context:
+Every word has L context-independent sense vectors. The output at a position is the sum of the
+senses of the words so far, with weights that a GPT-2 computes from the context:
 
-    alpha = softmax(causal(q k^T / sqrt(D / L)))      q, k from the GPT-2 body    [B, L, T, T]
+    alpha = softmax(causal(q k^T / sqrt(D / L)))      q, k from the GPT-2         [B, L, T, T]
     output_t = sum over l and j <= t of alpha[l, t, j] * senses[j, l]             [B, T, D]
     logits = output wte^T                                                         [B, T, V]
 
-Shapes: B sequences, T positions, V words, D = n_embd, L senses, H heads. The attention is this
-file's own: some releases of transformers drop `scale_attn_by_inverse_layer_idx` from GPT-2's.
+Shapes: B sequences, T positions, V words, D = n_embd, L senses, H heads. This
+file implements the attention itself, because some releases of transformers ignore
+`scale_attn_by_inverse_layer_idx` in GPT-2.
 """
 
 from dataclasses import dataclass
@@ -26,38 +26,38 @@ from .configuration_backpack_gpt2 import BackpackGPT2Config
 
 @dataclass
 class BackpackGPT2ModelOutput(ModelOutput):
-    """The network without its head."""
+    """The output of the network without the head."""
 
     last_hidden_state: torch.Tensor | None = None  # [B, T, D], the weighted sum of senses
     contextualization: torch.Tensor | None = None  # [B, L, T, T], rows sum to 1
-    hidden_states: tuple[torch.Tensor, ...] | None = None  # the body's, n_layer + 1 of [B, T, D]
+    hidden_states: tuple[torch.Tensor, ...] | None = None  # of the GPT-2, n_layer + 1 of [B, T, D]
 
 
 @dataclass
 class BackpackGPT2LMHeadModelOutput(ModelOutput):
-    """With the head. `loss` is there where labels were given."""
+    """The output with the head. `loss` is set if labels are given."""
 
-    loss: torch.Tensor | None = None  # mean cross-entropy of each next token
+    loss: torch.Tensor | None = None  # mean cross-entropy of the next tokens
     logits: torch.Tensor | None = None  # [B, T, V]
     contextualization: torch.Tensor | None = None  # [B, L, T, T], rows sum to 1
-    hidden_states: tuple[torch.Tensor, ...] | None = None  # the body's, n_layer + 1 of [B, T, D]
+    hidden_states: tuple[torch.Tensor, ...] | None = None  # of the GPT-2, n_layer + 1 of [B, T, D]
 
 
 class Conv1D(nn.Module):
-    """y = x W + b, with W stored [in, out] as in GPT-2's checkpoints."""
+    """y = x W + b, with W stored as [in, out] like in the checkpoints of GPT-2."""
 
     def __init__(self, n_in, n_out, std):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(n_in, n_out))
         self.bias = nn.Parameter(torch.zeros(n_out))
-        self.std = std  # of the initial weights
+        self.std = std  # standard deviation of the initial weights
 
     def forward(self, x):
         return F.linear(x, self.weight.t(), self.bias)
 
 
 def residual_std(config):
-    """Initial deviation of what is added to a residual stream (and of the last sense MLP)."""
+    """Initial standard deviation of the weights of residual branches (and of the last sense MLP)."""
     return config.initializer_range / (2 * config.n_layer) ** 0.5
 
 
@@ -114,7 +114,8 @@ class GPT2Body(nn.Module):
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
 
     def forward(self, input_ids, position_ids, visible):
-        """All hidden states, as GPT-2 numbers them: the embeddings, each block but the last, `ln_f`."""
+        """Returns all hidden states in the order of GPT-2: the embeddings, the output of each block
+        but the last, the output of `ln_f`."""
         x = self.drop(self.wte(input_ids) + self.wpe(position_ids))
         states = [x]
         for block in self.h:
@@ -125,7 +126,7 @@ class GPT2Body(nn.Module):
 
 
 class SenseBlock(nn.Module):
-    """A block of the body without attention: what comes in stands where its output would."""
+    """A transformer block whose attention output is replaced by the argument `hidden`."""
 
     def __init__(self, config):
         super().__init__()
@@ -150,14 +151,14 @@ class SenseNetwork(nn.Module):
         self.final_mlp = MLP(config, config.sense_intermediate_scale * config.n_embd, config.num_senses * config.n_embd)
 
     def forward(self, embeddings):
-        """Word embeddings [B, T, D], without positions -> senses [B, L, T, D]."""
+        """Word embeddings [B, T, D] without positions -> senses [B, L, T, D]."""
         x = self.drop(embeddings)
         senses = self.final_mlp(self.block(self.ln(x), x))
         return senses.unflatten(-1, (self.num_senses, -1)).transpose(1, 2)
 
 
 class EditedSenses(nn.Module):
-    """Senses that stand in place of the network's, for E words of the vocabulary."""
+    """Senses of E tokens of the vocabulary that replace those of the network."""
 
     def __init__(self, config):
         super().__init__()
@@ -166,8 +167,8 @@ class EditedSenses(nn.Module):
         self.register_buffer("vectors", torch.zeros(shape))  # [E, L, D]
 
     def forward(self, input_ids, senses):
-        """Words [B, T] and their senses [B, L, T, D] -> the same, as edited."""
-        matches = input_ids[..., None] == self.tokens  # [B, T, E], one of E at most
+        """Token ids [B, T] and their senses [B, L, T, D] -> the edited senses [B, L, T, D]."""
+        matches = input_ids[..., None] == self.tokens  # [B, T, E], at most one match along E
         own = self.vectors[matches.long().argmax(-1)].transpose(1, 2)
         return torch.where(matches.any(-1)[:, None, :, None], own.to(senses.dtype), senses)
 
@@ -179,7 +180,7 @@ class SenseWeightNetwork(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, 2 * config.n_embd)
 
     def forward(self, hidden, visible):
-        """The body's output [B, T, D] -> weights [B, L, T, T]."""
+        """Output of the GPT-2 [B, T, D] -> contextualization weights [B, L, T, T]."""
         # [2, B, L, T, D / L]
         q, k = self.c_attn(hidden).unflatten(-1, (2, self.num_senses, -1)).permute(2, 0, 3, 1, 4)
         scores = (q @ k.transpose(2, 3)).float() * q.shape[-1] ** -0.5
@@ -195,7 +196,7 @@ class BackpackGPT2Model(nn.Module):
         self.sense_weight_net = SenseWeightNetwork(config)
         self.edited_senses = EditedSenses(config) if config.num_edited_tokens else None
 
-    # The names by which the published class knows the embeddings.
+    # The names of the embeddings in the published class.
     @property
     def word_embeddings(self):
         return self.gpt2_model.wte
@@ -205,12 +206,12 @@ class BackpackGPT2Model(nn.Module):
         return self.gpt2_model.wpe
 
     def senses(self, input_ids):
-        """The sense vectors of words [B, T], wherever they stand -> [B, L, T, D]."""
+        """Token ids [B, T] -> their sense vectors [B, L, T, D], which do not depend on positions."""
         senses = self.sense_network(self.word_embeddings(input_ids))
         return senses if self.edited_senses is None else self.edited_senses(input_ids, senses)
 
     def combine(self, contextualization, senses):
-        """Weights [B, L, T, T] and senses [B, L, T, D] -> their sum [B, T, D]."""
+        """Weights [B, L, T, T] and senses [B, L, T, D] -> the weighted sum [B, T, D]."""
         return torch.einsum("blts,blsd->btd", contextualization.to(senses.dtype), senses)
 
     def forward(self, input_ids, attention_mask=None, position_ids=None):
@@ -218,10 +219,10 @@ class BackpackGPT2Model(nn.Module):
         if length > self.config.n_positions:
             raise ValueError(f"{length} tokens are more than the model's context of {self.config.n_positions}")
         positions = torch.arange(length, device=input_ids.device)
-        # [B or 1, 1, T, T]: which positions (last axis) each one sees.
+        # [B or 1, 1, T, T]: the positions (last axis) that each position attends to.
         visible = (positions <= positions[:, None])[None, None]
         if attention_mask is not None:
-            # Padding sees itself, so that its softmax has something to sum; nothing else sees it.
+            # Padding attends to itself only, so that its softmax is defined.
             itself = positions == positions[:, None]
             visible = visible & attention_mask.bool()[:, None, None, :] | itself
             if position_ids is None:
@@ -238,20 +239,19 @@ class BackpackGPT2Model(nn.Module):
 
 
 class BackpackGPT2LMHeadModel(PreTrainedModel, GenerationMixin):
-    """The language model. Senses of words: `model.backpack.senses(input_ids)`.
+    """The language model. `model.backpack.senses(input_ids)` returns the senses of tokens.
 
-    Rows of the vocabulary past the tokenizer's (50,257 to 50,263 of the published size) take part
-    in `logits`, as in training. The `suppress_tokens` of generation_config.json keep `generate`
-    from choosing them.
+    `logits` includes the padding rows of the vocabulary (50,257 to 50,263 at the published size), as
+    in training. `suppress_tokens` in generation_config.json prevents `generate` from choosing them.
     """
 
     config_class = BackpackGPT2Config
     base_model_prefix = "backpack"
     main_input_name = "input_ids"
     _supports_sdpa = True
-    # Alias -> stored name for transformers 5; version 4 reads the keys alone.
+    # Alias -> stored name for transformers 5; version 4 uses only the keys.
     _tied_weights_keys = {"lm_head.weight": "backpack.gpt2_model.wte.weight"}
-    # What files made by the published class may hold besides: aliases and masks.
+    # Aliases and masks that files of the published class may contain.
     _keys_to_ignore_on_load_unexpected = [r"(word|position)_embeddings\.weight$", r"\.attn\.(masked_)?bias$"]
 
     def __init__(self, config):
@@ -295,14 +295,14 @@ class BackpackGPT2LMHeadModel(PreTrainedModel, GenerationMixin):
         output_hidden_states=None,
         return_dict=True,
     ):
-        """Logits, and the loss where `labels` are given.
+        """Returns the logits, and the loss if `labels` is given.
 
         Args:
-            input_ids: [B, T], at most n_positions.
-            attention_mask: [B, T], 0 at padding, which may stand on either side.
-            position_ids: [B, T], counted over what is not padding where None.
-            labels: [B, T], `input_ids` as a rule: the shift by one is made here. -100 counts nothing.
-            output_hidden_states: whether to give the body's hidden states.
+            input_ids: [B, T], with T at most n_positions.
+            attention_mask: [B, T], 0 at padding, which may be on either side.
+            position_ids: [B, T]; None counts the positions that are not padding.
+            labels: [B, T], usually `input_ids`; they are shifted by one here. -100 is ignored.
+            output_hidden_states: whether to return the hidden states of the GPT-2.
         """
         outputs = self.backpack(input_ids, attention_mask, position_ids)
         logits = self.lm_head(outputs.last_hidden_state)
@@ -311,30 +311,30 @@ class BackpackGPT2LMHeadModel(PreTrainedModel, GenerationMixin):
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten().to(logits.device))
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        answer = BackpackGPT2LMHeadModelOutput(
+        output = BackpackGPT2LMHeadModelOutput(
             loss=loss,
             logits=logits,
             contextualization=outputs.contextualization,
             hidden_states=outputs.hidden_states if output_hidden_states else None,
         )
-        return answer if return_dict else answer.to_tuple()
+        return output if return_dict else output.to_tuple()
 
     def run_with_custom_contextualization(self, input_ids, contextualization):
-        """Logits from given weights [B, L, T, T]: an intervention on what the body decided."""
+        """Returns the logits for given contextualization weights [B, L, T, T] (an intervention)."""
         hidden = self.backpack.combine(contextualization, self.backpack.senses(input_ids))
         return BackpackGPT2LMHeadModelOutput(logits=self.lm_head(hidden), contextualization=contextualization)
 
     def prepare_inputs_for_generation(self, input_ids, attention_mask=None, **_):
-        """The last n_positions tokens, whole: past the context the window slides.
+        """Returns the last n_positions tokens: longer texts are generated with a sliding window.
 
-        Nothing is cached between tokens. The cache classes and the name of the argument that holds
-        one (`past_key_values`, then `cache`) differ between releases of transformers, and once the
-        window slides every position changes, so that no cached key would still be right.
+        Keys and values are not cached between tokens. The cache classes and the name of their
+        argument (`past_key_values`, then `cache`) differ between releases of transformers. Once the
+        window slides, every position changes and cached keys are invalid.
         """
         window = slice(-self.config.n_positions, None)
         mask = None if attention_mask is None else attention_mask[:, window]
         return {"input_ids": input_ids[:, window], "attention_mask": mask}
 
 
-# Makes `save_pretrained` put this file beside the weights.
+# Makes `save_pretrained` copy this file next to the weights.
 BackpackGPT2LMHeadModel.register_for_auto_class("AutoModelForCausalLM")

@@ -1,4 +1,4 @@
-//! The arguments of every command that takes a run's configuration.
+//! Arguments of the commands that read a run's configuration.
 
 use std::path::PathBuf;
 
@@ -6,33 +6,36 @@ use anyhow::Result;
 use clap::Args;
 use trainer::Config;
 
+/// The configuration file and its overrides.
 #[derive(Debug, Args)]
 pub(crate) struct ConfigArgs {
-    /// The configuration; docs/config.md lists every key
+    /// Configuration file (TOML); docs/config.md describes every key
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
-    /// Override one key, read as the key's type; may be repeated
+    /// Override a key of the configuration, as in optimizer.learning_rate=1e-3; may be repeated
     #[arg(long = "set", value_name = "KEY.PATH=VALUE")]
     overrides: Vec<String>,
-    /// CPU threads of this process, for run.threads; 0 for the physical cores by the local ranks
+    /// CPU threads of this process, overrides run.threads; 0: all physical cores, shared among the
+    /// processes on this machine [default: run.threads]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
 }
 
 impl ConfigArgs {
-    /// The file with its overrides; a flag wins over `--set`.
+    /// Loads the configuration for a command that reads prepared data. `--threads` overrides
+    /// `--set run.threads`.
     pub(crate) fn load(self) -> Result<Config> {
-        let (file, overrides) = self.overridden();
+        let (file, overrides) = self.file_and_overrides();
         Config::load(&file, &overrides)
     }
 
-    /// The same for what reads no prepared data.
+    /// Loads the configuration for a command that needs no prepared data.
     pub(crate) fn load_without_data(self) -> Result<Config> {
-        let (file, overrides) = self.overridden();
+        let (file, overrides) = self.file_and_overrides();
         Config::load_without_data(&file, &overrides)
     }
 
-    fn overridden(mut self) -> (PathBuf, Vec<String>) {
+    fn file_and_overrides(mut self) -> (PathBuf, Vec<String>) {
         self.overrides.extend(self.threads.map(|n| format!("run.threads={n}")));
         (self.config, self.overrides)
     }

@@ -1,14 +1,15 @@
-//! The arguments of every command that says what computing costs.
+//! Arguments of the commands that report energy and cost.
 
 use clap::Args;
 use trainer::CostRates;
 
+/// Power and price of one process.
 #[derive(Debug, Args)]
 pub(crate) struct CostArgs {
-    /// Power that one process (a GPU with its share of the host) draws, in W: energy is told too
+    /// Power of one process (a GPU with its share of the machine) in watts; adds the energy in kWh
     #[arg(long, value_name = "W")]
     watts: Option<f64>,
-    /// Price of an hour of one process, in any currency: the price is told too
+    /// Price of one process per hour, in any currency; adds the cost
     #[arg(long, value_name = "PRICE")]
     price_per_hour: Option<f64>,
 }

@@ -1,4 +1,4 @@
-//! The arguments of every command that may be one of several processes.
+//! Arguments of the commands that can run as several processes.
 
 use std::sync::OnceLock;
 
@@ -6,38 +6,40 @@ use anyhow::Result;
 use clap::Args;
 use trainer::{World, WorldFlags};
 
-/// This process's rank among several; unset for one that is alone. Also the hook that
-/// reports panics reads it.
+/// Rank of this process; unset if the world size is 1. It is static because the panic hook prints
+/// it.
 static RANK: OnceLock<usize> = OnceLock::new();
 
+/// Rank, world size and address of rank 0. Launchers set them through environment variables.
 #[derive(Debug, Args)]
-#[command(next_help_heading = "One of several processes")]
+#[command(next_help_heading = "Distributed options (set by backpack launch, torchrun and srun)")]
 pub(crate) struct DistributedArgs {
-    /// Which of the run's processes this is, from 0 [default: RANK, else Slurm's]
+    /// Rank of this process, from 0 [default: $RANK or $SLURM_PROCID]
     #[arg(long, value_name = "N")]
     rank: Option<usize>,
-    /// How many processes the run has [default: WORLD_SIZE, else Slurm's, else 1]
+    /// Number of processes of the run [default: $WORLD_SIZE or Slurm's number of tasks, else 1]
     #[arg(long, value_name = "N")]
     world_size: Option<usize>,
-    /// Which of those on this host it is, from 0 [default: LOCAL_RANK, else Slurm's]
+    /// Rank of this process on its node, from 0 [default: $LOCAL_RANK or $SLURM_LOCALID]
     #[arg(long, value_name = "N")]
     local_rank: Option<usize>,
-    /// The host of rank 0 [default: MASTER_ADDR, else the first of Slurm's]
+    /// Host name or address of rank 0 [default: $MASTER_ADDR or the first node of the Slurm job]
     #[arg(long, value_name = "HOST")]
     master_addr: Option<String>,
-    /// A port of that host [default: MASTER_PORT, else one by Slurm's job number]
+    /// Port that rank 0 listens on [default: $MASTER_PORT or a port derived from the Slurm job id]
     #[arg(long, value_name = "PORT")]
     master_port: Option<u16>,
 }
 
 impl DistributedArgs {
-    /// Whether one of them is there.
+    /// Whether any of these flags was given.
     pub(crate) fn is_given(&self) -> bool {
         let numbers = [self.rank, self.world_size, self.local_rank];
         numbers.iter().any(Option::is_some) || self.master_addr.is_some() || self.master_port.is_some()
     }
 
-    /// Finds out who this process is; from here on its errors say so.
+    /// Determines rank and world size from the flags and the environment. From then on,
+    /// [`error_prefix`] contains the rank.
     pub(crate) fn detect(self) -> Result<World> {
         let flags = WorldFlags {
             rank: self.rank,
@@ -54,12 +56,12 @@ impl DistributedArgs {
     }
 }
 
-/// Whether other processes take part in what this one does.
-pub(crate) fn is_one_of_several() -> bool {
+/// Whether this process is one of several ranks.
+pub(crate) fn is_distributed() -> bool {
     RANK.get().is_some()
 }
 
-/// What stands before an error: `error: `, and in a world of several the rank.
+/// Prefix of error lines: `error: `, and `error: rank R: ` if there are several ranks.
 pub(crate) fn error_prefix() -> String {
     RANK.get().map_or("error: ".to_owned(), |rank| format!("error: rank {rank}: "))
 }

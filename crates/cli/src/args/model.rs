@@ -1,4 +1,4 @@
-//! The arguments of every command that computes with a model.
+//! Arguments of the commands that load a model.
 
 use std::num::ParseIntError;
 use std::path::{Path, PathBuf};
@@ -7,101 +7,124 @@ use std::str::FromStr;
 use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
 use evals::Tokenizer;
-use model::{LanguageModel, ModelConfig, SENSES_FILE};
+use model::{LanguageModel, ModelConfig, SENSE_TABLE_FILE};
 use trainer::LocalRanks;
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum DeviceName {
-    /// A GPU where one can be used, else the CPU.
+    /// A GPU if one is usable, otherwise the CPU
     Auto,
+    /// The CPU
     Cpu,
+    /// The GPU; an error if none is usable
     Cuda,
 }
 
+/// The model directory with its tokenizer, sense edits and device.
 #[derive(Debug, Args)]
 pub(crate) struct ModelArgs {
-    /// A model folder (config.json and model.safetensors) or a training checkpoint
+    /// Model directory (config.json and model.safetensors) or training checkpoint
     #[arg(long, value_name = "DIR")]
     pub(crate) model: PathBuf,
     #[command(flatten)]
     pub(crate) text: TextArgs,
     #[command(flatten)]
-    machine: DeviceArgs,
+    device: DeviceArgs,
 }
 
-/// How a model's words are found, and what is changed of their senses.
+/// The tokenizer and the sense edits.
 #[derive(Debug, Args)]
 pub(crate) struct TextArgs {
-    /// The tokenizer.json to use [default: the model folder's, then data/gpt2/tokenizer.json]
+    /// Tokenizer file [default: tokenizer.json of the model directory, else
+    /// data/gpt2/tokenizer.json]
     #[arg(long, value_name = "FILE")]
     pub(crate) tokenizer: Option<PathBuf>,
-    /// Edit senses first: a JSON file (docs/senses.md)
+    /// Apply the sense edits of this JSON file to the model; docs/senses.md describes the format
     #[arg(long, value_name = "FILE")]
     edit: Option<PathBuf>,
 }
 
 impl TextArgs {
-    /// The tokenizer of a model that came from `folder`.
-    fn tokenizer(&self, folder: &Path, config: &ModelConfig) -> Result<Tokenizer> {
-        Tokenizer::of_model(self.tokenizer.as_deref(), folder, config)
+    /// Opens the tokenizer of the model in `model_dir`.
+    fn tokenizer(&self, model_dir: &Path, config: &ModelConfig) -> Result<Tokenizer> {
+        Tokenizer::for_model(self.tokenizer.as_deref(), model_dir, config)
     }
 
-    /// Edits the model that came from `folder`, where that is asked for.
-    pub(crate) fn edit(&self, model: &mut LanguageModel, folder: &Path) -> Result<()> {
+    /// Applies the edits of `--edit`, if given, to the model of `model_dir`.
+    pub(crate) fn apply_edits(&self, model: &mut LanguageModel, model_dir: &Path) -> Result<()> {
         let Some(path) = &self.edit else { return Ok(()) };
-        let edits = evals::read_edits(path, || self.tokenizer(folder, model.config()))?;
-        model.edit(&edits).with_context(|| format!("the edits of {} do not fit the model", path.display()))
+        let edits = evals::read_edits(path, || self.tokenizer(model_dir, model.config()))?;
+        model.edit(&edits).with_context(|| format!("cannot apply the edits of {}", path.display()))
     }
 }
 
+/// The device and the number of CPU threads.
 #[derive(Debug, Args)]
 pub(crate) struct DeviceArgs {
-    /// Where to compute
+    /// Device to compute on
     #[arg(long, value_enum, default_value = "auto")]
     device: DeviceName,
-    /// CPU threads; 0 for the physical cores by the local ranks
+    /// CPU threads; 0: all physical cores, shared among the processes on this machine
     #[arg(long, value_name = "N", default_value_t = 0)]
     threads: usize,
 }
 
 impl ModelArgs {
-    /// Loads the model, edited where that is asked for; a checkpoint's files are checked against their hashes first.
+    /// Loads the model and applies `--edit`. The files of a checkpoint are first checked against
+    /// their hashes.
     pub(crate) fn load(&self) -> Result<LanguageModel> {
-        let mut model = self.machine.load(&self.model)?;
-        self.text.edit(&mut model, &self.model)?;
+        let mut model = self.device.load(&self.model)?;
+        self.text.apply_edits(&mut model, &self.model)?;
         Ok(model)
     }
 
-    /// The same, with senses from the folder's table where it has one.
+    /// Loads the model, which must be a Backpack, and applies `--edit`.
+    pub(crate) fn load_backpack(&self) -> Result<LanguageModel> {
+        let model = self.load()?;
+        ensure!(
+            model.backpack().is_some(),
+            "{} is a GPT-2, which has no senses: choose a Backpack",
+            self.model.display()
+        );
+        Ok(model)
+    }
+
+    /// Loads the model as [`ModelArgs::load`] does, but reads the senses from the sense table if
+    /// the model directory has one.
     pub(crate) fn load_with_sense_table(&self) -> Result<LanguageModel> {
-        let mut model = self.machine.load(&self.model)?;
-        let table = self.model.join(SENSES_FILE);
+        let mut model = self.device.load(&self.model)?;
+        let table = self.model.join(SENSE_TABLE_FILE);
         if table.is_file() {
             model.use_sense_table(&table)?;
         }
-        self.text.edit(&mut model, &self.model)?;
+        self.text.apply_edits(&mut model, &self.model)?;
         Ok(model)
     }
 
-    /// The tokenizer of the model that was loaded.
+    /// Opens the tokenizer of the loaded model.
     pub(crate) fn tokenizer(&self, model: &LanguageModel) -> Result<Tokenizer> {
         self.text.tokenizer(&self.model, model.config())
     }
 
-    /// The tokenizer to name ids by, where one is at hand.
+    /// Opens a tokenizer to display ids with, if there is a usable one.
     pub(crate) fn tokenizer_for_names(&self, model: &LanguageModel) -> Result<Option<Tokenizer>> {
-        // Of the project's it does not matter why it is of no use.
+        // An unusable default tokenizer is no reason to fail: ids are displayed instead.
         Ok(self.own_tokenizer()?.or_else(|| self.tokenizer(model).ok()))
     }
 
-    /// A tokenizer that is surely the model's, where there is one: ids may be another vocabulary's than the project's.
+    /// Opens the tokenizer of `--tokenizer` or of the model directory, if there is one. The default
+    /// tokenizer is not used, because the ids may belong to another vocabulary.
     pub(crate) fn own_tokenizer(&self) -> Result<Option<Tokenizer>> {
-        Tokenizer::own(self.text.tokenizer.as_deref(), &self.model).map(|path| Tokenizer::open(&path)).transpose()
+        Tokenizer::path_in_model(self.text.tokenizer.as_deref(), &self.model)
+            .map(|path| Tokenizer::open(&path))
+            .transpose()
     }
 }
 
 impl DeviceArgs {
-    pub(crate) fn load(&self, folder: &Path) -> Result<LanguageModel> {
+    /// Sets the threads, selects the device and loads the model of `model_dir`. The files of a
+    /// checkpoint are first checked against their hashes.
+    pub(crate) fn load(&self, model_dir: &Path) -> Result<LanguageModel> {
         let local = LocalRanks::from_environment()?;
         trainer::set_threads(self.threads, true, local)?;
         let device = match self.device {
@@ -110,31 +133,31 @@ impl DeviceArgs {
             DeviceName::Cuda => trainer::DeviceKind::Cuda,
         };
         let device = trainer::select_device(device, local)?;
-        trainer::verify_model(folder)?;
-        model::load_folder(folder, device)
+        trainer::verify_model(model_dir)?;
+        model::load_model(model_dir, device)
     }
 }
 
-/// A count from a command line.
+/// Parses a whole number of at least 1.
 ///
 /// # Errors
-/// When it is none, or 0.
+/// If the text is not a whole number, or 0.
 pub(crate) fn at_least_one<T: FromStr<Err = ParseIntError> + Default + PartialEq>(text: &str) -> Result<T> {
-    let count = text.parse().context("it is no whole number")?;
-    ensure!(count != T::default(), "it must be at least 1");
+    let count = text.parse().context("not a whole number")?;
+    ensure!(count != T::default(), "must be at least 1");
     Ok(count)
 }
 
-/// Ids from a command line: whole numbers with commas between them.
+/// Parses token ids separated by commas.
 ///
 /// # Errors
-/// Naming what is none.
+/// Names the part that is not a whole number.
 pub(crate) fn parse_ids(text: &str) -> Result<Vec<i64>> {
     if text.trim().is_empty() {
         return Ok(Vec::new());
     }
     let id = |word: &str| {
-        word.trim().parse().with_context(|| format!("\"{word}\" is no id: give whole numbers, as in 1,2,3"))
+        word.trim().parse().with_context(|| format!("\"{word}\" is not a token id: give whole numbers, as in 1,2,3"))
     };
     text.split(',').map(id).collect()
 }

@@ -1,3 +1,5 @@
+//! The command `bench`.
+
 use std::fmt::Write as _;
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -9,28 +11,31 @@ use trainer::{BenchOptions, BenchReport};
 
 use crate::args::config::ConfigArgs;
 use crate::args::distributed::DistributedArgs;
+use crate::output::format::{gigabytes, percent};
 
-/// Measure how fast a configuration trains on this machine
+/// Measure the training speed of a configuration on this machine
 ///
-/// The steps are those of train (forward, backward, clipping, AdamW) from fresh weights, at
-/// the constant rate optimizer.learning_rate; nothing is written, and no prepared data is
-/// needed. After the timed steps come those of --profile-steps, which tell the time by part.
+/// Runs the training steps of `train` (forward, backward, gradient clipping, AdamW) with new
+/// weights and the constant learning rate optimizer.learning_rate. Needs no prepared data and
+/// writes no files. The steps of --profile-steps follow the timed steps and measure the time by
+/// part.
+///
 /// Example: backpack bench --config configs/owt/micro.toml --set batch.tokens_per_step=2048
 #[derive(Debug, Args)]
 pub(crate) struct BenchCommand {
     #[command(flatten)]
     run: ConfigArgs,
-    /// Train on the rows tokens[r*T .. r*T+T+1] of this file in order, uint16 little-endian
-    /// [default: random ids by Zipf's law, the same every time]
+    /// File of token ids (uint16, little-endian); row r of a batch is tokens[r*T .. r*T+T+1], T
+    /// being data.sequence_length [default: random ids with a Zipf distribution and a fixed seed]
     #[arg(long, value_name = "F.bin")]
     tokens_file: Option<PathBuf>,
-    /// Timed steps
+    /// Number of timed steps
     #[arg(long, value_name = "N", default_value_t = 10)]
     steps: u64,
-    /// Steps before them; their losses are reported, their times are not
+    /// Number of steps before the timed ones; only their losses are reported
     #[arg(long, value_name = "N", default_value_t = 2)]
     warmup: u64,
-    /// Steps after them, in no other figure, whose time is told by part; 0 for none
+    /// Number of steps after the timed ones, which measure the time by part only; 0: none
     #[arg(long, value_name = "N", default_value_t = 2)]
     profile_steps: u64,
     /// Print one JSON object
@@ -41,44 +46,45 @@ pub(crate) struct BenchCommand {
 }
 
 impl BenchCommand {
+    /// Runs the steps and prints the report.
     pub(crate) fn run(self) -> Result<()> {
         let world = self.world.detect()?;
         let config = self.run.load_without_data()?;
-        let request = BenchOptions {
+        let options = BenchOptions {
             world,
             tokens_file: self.tokens_file,
             warmup: self.warmup,
             steps: self.steps,
             profile_steps: self.profile_steps,
         };
-        let speaks = request.world.rank == 0;
-        let report = trainer::bench(&config, &request, &mut |line| {
-            if speaks {
+        let is_first = options.world.rank == 0;
+        let report = trainer::bench(&config, &options, &mut |line| {
+            if is_first {
                 let _ = writeln!(io::stderr(), "{line}");
             }
         })?;
-        if !speaks {
+        if !is_first {
             return Ok(());
         }
-        let text = if self.json { serde_json::to_string(&report)? } else { table(&report) };
+        let text = if self.json { serde_json::to_string(&report)? } else { describe(&report) };
         writeln!(io::stdout().lock(), "{}", text.trim_end())?;
         Ok(())
     }
 }
 
-/// The report as a person reads it.
-fn table(report: &BenchReport) -> String {
+/// The report as text.
+fn describe(report: &BenchReport) -> String {
     let kernels = match report.kernels {
         Kernels::Reference => "reference",
         Kernels::Fused => "fused",
     };
     let mut text = format!(
-        "model        {} parameters, {:.1} MFLOP a token\n\
+        "model        {} parameters, {:.1} MFLOP per token\n\
          step         {} x {} sequences of {} (accumulation x micro-batch)\n\
-         machine      {}, {} threads, {} products at {:.0} GFLOP/s at most, {kernels} kernels\n\
+         machine      {}, {} threads, {} matrix products up to {:.0} GFLOP/s, {kernels} kernels\n\
          throughput   {:.0} tokens/s (median of {} steps; best {:.0})\n\
-         utilisation  {:.1}%\n\
-         memory       {:.2} GB resident at most\n",
+         MFU          {}%\n\
+         memory       {:.2} GB resident (peak)\n",
         report.parameters,
         report.flops_per_token / 1e6,
         report.accumulation,
@@ -91,14 +97,14 @@ fn table(report: &BenchReport) -> String {
         report.tokens_per_s,
         report.step_seconds.len(),
         report.tokens_per_s_best,
-        100.0 * report.mfu,
-        report.peak_memory_bytes as f64 / 1e9,
+        percent(report.mfu, 1),
+        gigabytes(report.peak_memory_bytes),
     );
     // Writing to a string cannot fail.
     if report.world_size > 1 {
         let _ = writeln!(
             text,
-            "processes    {}; the figures are rank 0's, throughput and peak those of all",
+            "processes    {}; throughput and peak are of all ranks, the rest is of rank 0",
             report.world_size
         );
     }
@@ -114,13 +120,13 @@ fn table(report: &BenchReport) -> String {
         );
     }
     if let Some(bytes) = report.peak_device_memory_bytes {
-        let _ = writeln!(text, "             {:.2} GB of tensors on the GPU at most", bytes as f64 / 1e9);
+        let _ = writeln!(text, "             {:.2} GB of tensors on the GPU (peak)", gigabytes(bytes));
     }
-    let all: f64 = report.seconds_by_part.iter().map(|(_, seconds)| seconds).sum();
+    let total: f64 = report.seconds_by_part.iter().map(|(_, seconds)| seconds).sum();
     let width = report.seconds_by_part.iter().map(|(part, _)| part.len()).max().unwrap_or_default();
     for (i, (part, seconds)) in report.seconds_by_part.iter().enumerate() {
         let heading = if i == 0 { "by part" } else { "" };
-        let _ = writeln!(text, "{heading:<12} {part:<width$} {seconds:8.4} s {:5.1}%", 100.0 * seconds / all);
+        let _ = writeln!(text, "{heading:<12} {part:<width$} {seconds:8.4} s {:>5}%", percent(seconds / total, 1));
     }
     text
 }

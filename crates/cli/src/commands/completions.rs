@@ -1,26 +1,29 @@
+//! The command `completions`.
+
 use std::io;
 
 use anyhow::Result;
-use clap::{Args, CommandFactory};
+use clap::{Args, Command};
 use clap_complete::{Shell, generate};
 
-use crate::Cli;
-
-/// Print the completions of a shell
+/// Print the completion script of a shell
+///
+/// The script goes to stdout.
 ///
 /// Example: backpack completions bash > ~/.local/share/bash-completion/completions/backpack
 #[derive(Debug, Args)]
 pub(crate) struct Completions {
-    /// The shell
+    /// Shell to complete in
     #[arg(value_enum, value_name = "SHELL")]
     shell: Shell,
 }
 
 impl Completions {
-    pub(crate) fn run(self) -> Result<()> {
-        // In one write: a reader that goes away is then an error and no panic.
+    /// Prints the completions of `program`.
+    pub(crate) fn run(self, program: &mut Command) -> Result<()> {
+        // `generate` panics if it cannot write, so it writes to memory.
         let mut script = Vec::new();
-        generate(self.shell, &mut Cli::command(), "backpack", &mut script);
+        generate(self.shell, program, "backpack", &mut script);
         Ok(io::Write::write_all(&mut io::stdout().lock(), &script)?)
     }
 }

@@ -1,3 +1,5 @@
+//! The command `doctor`.
+
 use std::io::{self, Write};
 use std::net::IpAddr;
 use std::path::Path;
@@ -6,23 +8,28 @@ use anyhow::Result;
 use clap::Args;
 use evals::Tokenizer;
 use tch::{Cuda, Device, Kind};
-use torch_ext::{distributed, nccl, profiler};
+use torch_ext::{cuda_memory, distributed, nccl};
 
-/// Show what this program runs on: libtorch, threads, devices, distributed backends, tokenizer
+use crate::output::format::gigabytes;
+
+/// Print the detected libtorch, CPU features, CUDA, distributed backends and tokenizer
+///
+/// Use it to check an installation, and include its output in a bug report.
 ///
 /// Example: backpack doctor
 #[derive(Debug, Args)]
 pub(crate) struct Doctor {}
 
 impl Doctor {
+    /// Prints what was detected.
     pub(crate) fn run(self) -> Result<()> {
         let threads = trainer::set_threads(0, true, trainer::LocalRanks::from_environment()?)?;
-        let torch = torch_ext::describe()?;
+        let torch = torch_ext::build_info()?;
         let mut out = io::stdout().lock();
-        writeln!(out, "backpack     {}", crate::VERSION)?;
+        writeln!(out, "backpack     {}", env!("BACKPACK_VERSION"))?;
         writeln!(out, "libtorch     {} from {}", torch.version, library("libtorch_cpu.so"))?;
         writeln!(out, "             {}; {}", torch.onednn, torch.mkl)?;
-        writeln!(out, "CPU          {threads}, {}, own kernels for {}", torch.cpu_capability, torch.kernels)?;
+        writeln!(out, "CPU          {threads}, {}, fused kernels for {}", torch.cpu_capability, torch.kernels)?;
         for (name, kind) in [("fp32", Kind::Float), ("bf16", Kind::BFloat16)] {
             writeln!(
                 out,
@@ -30,21 +37,21 @@ impl Doctor {
                 trainer::matmul_peak(kind, Device::Cpu)? / 1e9
             )?;
         }
-        for (head, rest) in [("CUDA", cuda()), ("driver", driver()), ("NCCL", vec![nccl()]), ("Gloo", gloo())] {
-            for (i, line) in rest.iter().enumerate() {
-                writeln!(out, "{:13}{line}", if i == 0 { head } else { "" })?;
+        for (heading, lines) in [("CUDA", cuda()), ("driver", driver()), ("NCCL", vec![nccl()]), ("Gloo", gloo())] {
+            for (i, line) in lines.iter().enumerate() {
+                writeln!(out, "{:13}{line}", if i == 0 { heading } else { "" })?;
             }
         }
         let path = Path::new(Tokenizer::DEFAULT);
         match Tokenizer::open(path) {
-            Ok(found) => writeln!(out, "tokenizer    {} with {} ids", path.display(), found.vocab_size())?,
-            Err(error) => writeln!(out, "tokenizer    none below this folder ({error:#})")?,
+            Ok(tokenizer) => writeln!(out, "tokenizer    {} with {} ids", path.display(), tokenizer.vocab_size())?,
+            Err(error) => writeln!(out, "tokenizer    not found in the working directory ({error:#})")?,
         }
         Ok(())
     }
 }
 
-/// libtorch's CUDA half, and the GPUs that it can use.
+/// The CUDA libraries of libtorch and the usable GPUs.
 fn cuda() -> Vec<String> {
     if let Err(error) = torch_ext::load_cuda() {
         return vec![format!("not loaded ({error}); `scripts/setup.sh --cuda` fetches it")];
@@ -53,9 +60,8 @@ fn cuda() -> Vec<String> {
     if !Cuda::is_available() {
         return vec![format!("libraries loaded from {from}, but no GPU or driver found")];
     }
-    let gigabytes = |bytes: u64| bytes as f64 / 1e9;
     let count = Cuda::device_count().max(0) as usize;
-    let gpus = (0..count).map(|index| match profiler::device_memory(Device::Cuda(index)) {
+    let gpus = (0..count).map(|index| match cuda_memory::device_memory(Device::Cuda(index)) {
         Ok(Some(memory)) => {
             format!("GPU {index}: {:.1} of {:.1} GB free", gigabytes(memory.free), gigabytes(memory.total))
         }
@@ -65,11 +71,11 @@ fn cuda() -> Vec<String> {
     [format!("{count} GPU(s), libraries from {from}")].into_iter().chain(gpus).collect()
 }
 
-/// NVIDIA's driver, and the GPUs of this machine, whether or not they can be used.
+/// The NVIDIA driver and all GPUs of this machine, usable or not.
 fn driver() -> Vec<String> {
     let version = std::fs::read_to_string("/proc/driver/nvidia/version").unwrap_or_default();
     let Some(version) = version.lines().next() else {
-        return vec!["no NVIDIA driver (/proc/driver/nvidia/version is not there)".to_owned()];
+        return vec!["no NVIDIA driver (/proc/driver/nvidia/version does not exist)".to_owned()];
     };
     let gpus = std::fs::read_dir("/proc/driver/nvidia/gpus").into_iter().flatten().flatten();
     let models = gpus.filter_map(|gpu| {
@@ -82,7 +88,7 @@ fn driver() -> Vec<String> {
     [version.split_whitespace().collect::<Vec<_>>().join(" ")].into_iter().chain(models).collect()
 }
 
-/// What several GPUs speak by.
+/// NCCL, the communication library for GPUs.
 fn nccl() -> String {
     match (nccl::plugin(), nccl::version()) {
         (Err(error), _) => error.to_string(),
@@ -91,32 +97,32 @@ fn nccl() -> String {
     }
 }
 
-/// What several processes speak by: where others would look for this machine.
+/// Gloo, the communication library for CPU processes: network interfaces and own address.
 fn gloo() -> Vec<String> {
     let host = distributed::host_name();
-    let own = distributed::own_address();
-    let stands_for = own.map_or("no address of its own".to_owned(), |address| address.to_string());
+    let own = distributed::local_address();
+    let resolved = own.map_or("no address".to_owned(), |address| address.to_string());
     let interfaces = match distributed::interfaces() {
         Ok(list) => list.iter().map(|(name, address)| format!("{name} {address}")).collect::<Vec<_>>().join(", "),
         Err(error) => error.to_string(),
     };
     let mut lines = vec![
-        "over the interface that leads to rank 0, unless distributed.interface names another".to_owned(),
+        "uses the network interface with the route to rank 0, or distributed.interface".to_owned(),
         format!("interfaces: {interfaces}"),
-        format!("host name {host} stands for {stands_for}"),
+        format!("host name {host} resolves to {resolved}"),
     ];
     if own.is_none_or(|address: IpAddr| address.is_loopback()) {
         lines.push(
-            "warning: where rank 0 is named so, runs on several machines need distributed.interface, or an address as MASTER_ADDR"
+            "warning: if rank 0 runs here, other machines cannot reach it by this name: set distributed.interface, or MASTER_ADDR to an address"
                 .to_owned(),
         );
     }
     lines
 }
 
-/// Where the loader found a library.
+/// Path from which the library was loaded.
 fn library(name: &str) -> String {
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
     let path = maps.lines().filter_map(|line| line.split_whitespace().last()).find(|path| path.ends_with(name));
-    path.unwrap_or("an unknown place").to_owned()
+    path.unwrap_or("an unknown path").to_owned()
 }

@@ -1,3 +1,5 @@
+//! The command `generate`.
+
 use std::io::{self, Write};
 
 use anyhow::{Result, ensure};
@@ -8,37 +10,43 @@ use serde_json::json;
 use crate::args::model::{ModelArgs, parse_ids};
 use crate::args::sampling::SamplingArgs;
 
-/// Continue a text
+/// Generate text that continues a prompt
+///
+/// Samples at temperature 1 unless flags say otherwise. Prints the prompt and its continuation;
+/// without a tokenizer, prints the new token ids. The prompt must fit into the model's context.
+/// Longer texts are generated with a sliding window of the last n_positions tokens.
 ///
 /// Example: backpack generate --model runs/quickstart-model --prompt "It is a truth" --max-new-tokens 50 --top-k 50
 #[derive(Debug, Args)]
 pub(crate) struct Generate {
     #[command(flatten)]
-    compute: ModelArgs,
-    /// The text to continue
+    model: ModelArgs,
+    /// Text to continue
     #[arg(long, value_name = "TEXT", required_unless_present = "prompt_ids", conflicts_with = "prompt_ids")]
     prompt: Option<String>,
-    /// The ids to continue; needs no tokenizer
+    /// Token ids to continue, separated by commas; needs no tokenizer
     #[arg(long, value_name = "1,2,3", allow_hyphen_values = true)]
     prompt_ids: Option<String>,
-    /// How many tokens to add
+    /// Number of tokens to generate
     #[arg(long, value_name = "N", default_value_t = 100)]
     max_new_tokens: usize,
     #[command(flatten)]
     sampling: SamplingArgs,
-    /// Always take the most probable token
+    /// Always choose the most probable token; ignores --temperature, --top-k and --top-p
     #[arg(long)]
     greedy: bool,
-    /// Print one JSON object: prompt_ids, new_ids, text (the whole, null without a tokenizer)
+    /// Print one JSON object: prompt_ids, new_ids, text (prompt and continuation; null without a
+    /// tokenizer)
     #[arg(long)]
     json: bool,
 }
 
 impl Generate {
+    /// Generates the tokens and prints them.
     pub(crate) fn run(self) -> Result<()> {
         let sampling = if self.greedy {
             if self.sampling.are_given() {
-                eprintln!("warning: --greedy leaves --temperature, --top-k and --top-p without effect");
+                eprintln!("warning: --greedy ignores --temperature, --top-k and --top-p");
             }
             Sampling::Greedy
         } else {
@@ -46,16 +54,16 @@ impl Generate {
         };
         sampling.validate()?;
         ensure!(self.prompt.as_deref() != Some(""), "the prompt is empty: give at least one word");
-        let model = self.compute.load_with_sense_table()?;
+        let model = self.model.load_with_sense_table()?;
         let (prompt_ids, tokenizer) = match (self.prompt, self.prompt_ids) {
             (Some(text), _) => {
-                let tokenizer = self.compute.tokenizer(&model)?;
+                let tokenizer = self.model.tokenizer(&model)?;
                 (tokenizer.encode(&text)?, Some(tokenizer))
             }
             (None, ids) => {
                 let ids = parse_ids(&ids.unwrap_or_default())?;
                 ensure!(!ids.is_empty(), "the prompt is empty: give at least one id");
-                (ids, self.compute.own_tokenizer()?)
+                (ids, self.model.own_tokenizer()?)
             }
         };
         let new_ids = model::generate(&model, &prompt_ids, self.max_new_tokens, sampling)?;

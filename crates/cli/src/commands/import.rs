@@ -1,32 +1,37 @@
+//! The command `import`.
+
 use std::io::{self, Write};
 use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
 
-use crate::output::atomic_dir::{AtomicDir, copy};
+use crate::output::atomic_dir::AtomicDir;
+use crate::output::files::copy;
 
-/// Make a model folder from a Hugging Face folder or the authors' .ckpt
+/// Convert a Hugging Face model or a checkpoint of the Backpack authors into a model directory
 ///
-/// Reads model.safetensors or pytorch_model.bin, in shards or not, of a Backpack or a GPT-2,
-/// and Lightning checkpoints of the Backpack authors' code. Pickles are read as data:
-/// nothing in them is run.
+/// Reads a Backpack or a GPT-2 from model.safetensors or pytorch_model.bin (also split into
+/// several files), and Lightning checkpoints (.ckpt) of the Backpack authors' code. Pickle files
+/// are parsed as data; no code in them is executed.
+///
 /// Example: backpack import --input backpack-gpt2 --output runs/backpack-gpt2
 #[derive(Debug, Args)]
 pub(crate) struct Import {
-    /// A Hugging Face folder, or a .ckpt file
+    /// Hugging Face model directory, or .ckpt file
     #[arg(long, value_name = "DIR|FILE")]
     input: PathBuf,
-    /// The folder to write; must not hold anything yet
+    /// Model directory to write; must be new or empty
     #[arg(long, value_name = "DIR")]
     output: PathBuf,
-    /// Attention heads of a .ckpt [default: its hyper_parameters', then the published size's]
+    /// Number of attention heads of a .ckpt [default: of the config.json next to it, of its
+    /// hyper_parameters, or of the published model of this width]
     #[arg(long, value_name = "N")]
     n_head: Option<i64>,
 }
 
-/// What is no weight and belongs to a model: its tokenizer, and how to generate with it.
-const COMPANIONS: [&str; 7] = [
+/// Files that are copied with the weights: the tokenizer and the generation settings.
+const TOKENIZER_FILES: [&str; 7] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -37,16 +42,17 @@ const COMPANIONS: [&str; 7] = [
 ];
 
 impl Import {
+    /// Writes the model directory and prints what was imported.
     pub(crate) fn run(self) -> Result<()> {
-        let output = AtomicDir::at(&self.output)?;
+        let output = AtomicDir::new(&self.output)?;
         let imported = model::import(&self.input, self.n_head)?;
         let mut copied = Vec::new();
-        output.fill(|folder| {
-            model::save_folder(&imported.model, folder)?;
-            for name in COMPANIONS {
+        output.fill(|directory| {
+            model::save_model(&imported.model, directory)?;
+            for name in TOKENIZER_FILES {
                 let from = self.input.join(name);
                 if from.is_file() {
-                    copy(&from, &folder.join(name))?;
+                    copy(&from, &directory.join(name))?;
                     copied.push(name);
                 }
             }

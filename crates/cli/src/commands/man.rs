@@ -1,32 +1,36 @@
+//! The command `man`.
+
 use std::fs;
 use std::io::{self, Write};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use clap::{Args, CommandFactory};
+use clap::{Args, Command};
 use clap_mangen::{Man as Page, generate_to};
 
-use crate::Cli;
-
-/// Write the manual pages, one a command, into a folder; without one, print backpack(1)
+/// Write the manual pages
+///
+/// With a directory, writes one page per command: backpack.1, backpack-train.1 and so on.
+/// Without one, prints backpack(1) to stdout.
 ///
 /// Example: backpack man ~/.local/share/man/man1
 #[derive(Debug, Args)]
 pub(crate) struct Man {
-    /// Where backpack.1, backpack-train.1 and so on go
+    /// Directory for the pages [default: print backpack(1)]
     #[arg(value_name = "DIR")]
-    folder: Option<PathBuf>,
+    directory: Option<PathBuf>,
 }
 
 impl Man {
-    pub(crate) fn run(self) -> Result<()> {
-        let Some(folder) = self.folder else {
+    /// Writes the manual pages of `program`.
+    pub(crate) fn run(self, program: Command) -> Result<()> {
+        let Some(directory) = self.directory else {
             let mut page = Vec::new();
-            Page::new(Cli::command()).render(&mut page)?;
+            Page::new(program).render(&mut page)?;
             return Ok(io::stdout().lock().write_all(&page)?);
         };
-        fs::create_dir_all(&folder).with_context(|| format!("{} cannot be made", folder.display()))?;
-        generate_to(Cli::command(), &folder)
-            .with_context(|| format!("no manual pages can be written in {}", folder.display()))
+        fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
+        generate_to(program, &directory)
+            .with_context(|| format!("cannot write manual pages in {}", directory.display()))
     }
 }

@@ -1,4 +1,4 @@
-//! One file a subcommand: its arguments and what it prints.
+//! The commands, one file or folder each: their arguments and what they print.
 
 pub(crate) mod bench;
 pub(crate) mod completions;

@@ -1,3 +1,5 @@
+//! The command `plan`.
+
 use std::io::{self, Write};
 use std::path::PathBuf;
 
@@ -8,28 +10,30 @@ use trainer::{PlanOptions, RunPlan, measured_throughput};
 use crate::args::config::ConfigArgs;
 use crate::args::cost::CostArgs;
 
-/// Say what a run will take: parameters, tokens, time, memory, disk; runs nothing
+/// Estimate a run's parameters, tokens, time, memory and disk without running it
 ///
-/// Needs no data; where data.path is there, its tokens give the epochs and what validation costs.
-/// Memory is an estimate (docs/watching.md says how good). Warns of settings that are likely mistakes.
+/// Needs no data. If data.path exists, its number of tokens gives the epochs and the cost of
+/// validation. The memory is an estimate; docs/watching.md says how accurate it is. Settings that
+/// are probably mistakes are reported as warnings.
+///
 /// Example: backpack plan --config configs/owt/small.toml --processes 4 --tokens-per-second 168000 --watts 400
 #[derive(Debug, Args)]
 pub(crate) struct PlanCommand {
     #[command(flatten)]
     config: ConfigArgs,
-    /// Training tokens of data that is not there
+    /// Number of training tokens, if the data is not on this machine [default: of data.path]
     #[arg(long, value_name = "N")]
     train_tokens: Option<u64>,
-    /// Processes of the run, one a GPU
+    /// Number of processes of the run, one per GPU
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
     processes: u64,
-    /// Tokens per second of all processes together: time and cost are told too
+    /// Tokens per second of all processes together; adds time and cost
     #[arg(long, value_name = "X", conflicts_with = "from_bench")]
     tokens_per_second: Option<f64>,
-    /// A report of `backpack bench --json`, whose rate is taken for each process
+    /// Take the tokens per second of each process from a report of `backpack bench --json`
     #[arg(long, value_name = "FILE")]
     from_bench: Option<PathBuf>,
-    /// Where checkpoints will go [default: runs/<run.name>]
+    /// Run directory, whose disk is checked for space [default: runs/<run.name>]
     #[arg(long, value_name = "DIR")]
     run_dir: Option<PathBuf>,
     #[command(flatten)]
@@ -40,18 +44,19 @@ pub(crate) struct PlanCommand {
 }
 
 impl PlanCommand {
+    /// Prints the estimate.
     pub(crate) fn run(self) -> Result<()> {
         let config = self.config.load_without_data()?;
         let measured = self.from_bench.map(|file| measured_throughput(&file, self.processes)).transpose()?;
-        let request = PlanOptions {
+        let options = PlanOptions {
             train_tokens: self.train_tokens,
             processes: self.processes,
             tokens_per_second: self.tokens_per_second.or(measured),
             rates: self.rates.into(),
             run_dir: self.run_dir.unwrap_or_else(|| PathBuf::from("runs").join(&config.run.name)),
         };
-        let forecast = RunPlan::new(&config, &request)?;
-        let text = if self.json { serde_json::to_string(&forecast)? } else { forecast.to_string() };
+        let plan = RunPlan::new(&config, &options)?;
+        let text = if self.json { serde_json::to_string(&plan)? } else { plan.to_string() };
         Ok(writeln!(io::stdout().lock(), "{text}")?)
     }
 }

@@ -1,3 +1,5 @@
+//! The command `prepare-data`.
+
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,52 +11,56 @@ use evals::Tokenizer;
 
 use crate::output::progress::TerminalProgress;
 
-/// What a kill costs at most.
-const COMMIT_EVERY: Duration = Duration::from_secs(5);
+/// Time between two commits, which is the work that a killed process loses at most.
+const COMMIT_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Tokenise text into shards
+/// Tokenize text files into token shards for training
 ///
-/// Reads .jsonl (plain, .gz, .zst), .parquet, .arrow, .txt, the original openwebtext.tar.xz,
-/// and jsonl from standard input (-); documents number from 0 over the inputs in their
-/// order. Killed and started again with the same arguments it goes on where it was (from
-/// standard input it cannot). Example: backpack prepare-data --input data/demo.jsonl --output runs/quickstart-data --val-fraction 0.05
+/// Reads .jsonl (plain, .gz or .zst), .parquet, .arrow, .txt, the original openwebtext.tar.xz, and
+/// JSONL from standard input (-). Documents are numbered from 0, over all inputs in the given
+/// order. If the process is killed, the same command resumes the work, except from standard input.
+///
+/// Example: backpack prepare-data --input data/demo.jsonl --output runs/quickstart-data --val-fraction 0.05
 #[derive(Debug, Args)]
 pub(crate) struct PrepareData {
-    /// Files, folders, quoted globs, or - for jsonl from standard input; may be repeated
+    /// Files, directories, quoted glob patterns, or - for JSONL from standard input; may be
+    /// repeated
     #[arg(long, required = true, num_args = 1.., value_name = "FILE|GLOB|DIR|-")]
     input: Vec<String>,
-    /// The folder to write; must not hold shards yet
+    /// Directory to write; must not contain shards of other inputs
     #[arg(long, value_name = "DIR")]
     output: PathBuf,
-    /// backpack: empty documents give nothing, <|endoftext|> in a text is the special token;
-    /// nanogpt: every document ends with it, one in a text is ordinary text
+    /// backpack: skip empty documents, and read <|endoftext|> in a text as the special token;
+    /// nanogpt: end every document with the special token, and read <|endoftext|> in a text as
+    /// ordinary text
     #[arg(long, default_value_t = Recipe::Backpack)]
     recipe: Recipe,
-    /// The tokenizer.json
+    /// Tokenizer file
     #[arg(long, value_name = "FILE", default_value = Tokenizer::DEFAULT)]
     tokenizer: PathBuf,
-    /// The key or column that holds the text
+    /// Key or column that contains the text
     #[arg(long, value_name = "NAME", default_value = "text")]
     text_column: String,
-    /// Share of the documents that goes to validation
+    /// Fraction of the documents in the validation split
     #[arg(long, value_name = "X", default_value_t = 0.0005, allow_negative_numbers = true)]
     val_fraction: f64,
-    /// Seeds the split and the order
+    /// Random seed of the validation split and of the document order
     #[arg(long, value_name = "N", default_value_t = 2357)]
     split_seed: u64,
-    /// Tokens of a shard
+    /// Tokens per shard
     #[arg(long, value_name = "N", default_value_t = 100_000_000)]
     shard_tokens: u64,
-    /// Leave out documents that cannot be used and the rest of files that cannot be read;
-    /// they are counted, and listed in the output's skipped.jsonl
+    /// Skip malformed documents, and the rest of files that cannot be read, instead of failing.
+    /// They are counted, and listed in skipped.jsonl of the output directory
     #[arg(long)]
     skip_bad_documents: bool,
-    /// Threads; 0 for all cores
+    /// Threads; 0: all cores
     #[arg(long, value_name = "N", default_value_t = 0)]
     threads: usize,
 }
 
 impl PrepareData {
+    /// Writes the shards and prints their counts.
     pub(crate) fn run(self) -> Result<()> {
         let options = PrepareOptions {
             inputs: self.input,
@@ -67,14 +73,14 @@ impl PrepareData {
             shard_tokens: self.shard_tokens,
             skip_bad_documents: self.skip_bad_documents,
             threads: self.threads,
-            commit_every: COMMIT_EVERY,
+            commit_every: COMMIT_INTERVAL,
         };
         if options.inputs.iter().any(|input| input == "-") {
-            eprintln!("reading standard input: if this is killed, it has to start over");
+            eprintln!("reading standard input: if this process is killed, it has to start over");
         }
-        let bar = TerminalProgress::new();
-        let prepared = data_prep::prepare(&options, &|event| bar.hear(event));
-        bar.finish();
+        let progress = TerminalProgress::new();
+        let prepared = data_prep::prepare(&options, &|event| progress.on_event(event));
+        progress.finish();
         let Prepared { manifest, already_complete } = prepared?;
         let mut out = io::stdout().lock();
         for (name, split) in [("train", &manifest.train), ("val", &manifest.val)] {
@@ -83,10 +89,10 @@ impl PrepareData {
         }
         if manifest.skipped_documents > 0 {
             let list = options.output.join("skipped.jsonl");
-            writeln!(out, "left out {}, listed in {}", manifest.skipped_documents, list.display())?;
+            writeln!(out, "skipped {} documents, listed in {}", manifest.skipped_documents, list.display())?;
         }
-        let what = if already_complete { "was there already, of the same inputs:" } else { "wrote " };
-        writeln!(out, "{what} {}", options.output.display())?;
+        let action = if already_complete { "already complete:" } else { "wrote" };
+        writeln!(out, "{action} {}", options.output.display())?;
         Ok(())
     }
 }

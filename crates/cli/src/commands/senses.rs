@@ -1,3 +1,5 @@
+//! The command `senses`.
+
 use std::io::{self, Write};
 
 use anyhow::Result;
@@ -8,33 +10,37 @@ use serde_json::{Value, json};
 use tch::Kind;
 
 use crate::args::model::{ModelArgs, at_least_one};
+use crate::output::format::percent;
 
-/// Look into a word's senses, or at what made a text's predictions
+/// Show the senses of a word, or the contributions of senses to predictions
 ///
-/// For WORD: what each of its senses raises and lowers, and with --text how that text uses it. With --compare: how
-/// alike the senses of two words are. With --text alone: which senses of which earlier words made the prediction at
-/// each position; they sum to the logit.
+/// With WORD: the words whose logits each sense raises and lowers most; with --text, also the mean
+/// weight of each sense in that text. With --compare: the cosines between the senses of two words.
+/// With --text alone: for each position, the senses of the words so far that contribute most to
+/// the logit of the predicted word. All contributions sum to the logit.
+///
 /// Example: backpack senses --model runs/quickstart-model time --top 5
 #[derive(Debug, Args)]
 pub(crate) struct SensesCommand {
     #[command(flatten)]
-    compute: ModelArgs,
-    /// A word that is one token with a space before it
+    model: ModelArgs,
+    /// Word; must be a single token with a leading space
     #[arg(required_unless_present_any = ["token", "compare", "text"], conflicts_with_all = ["token", "compare"])]
     word: Option<String>,
-    /// A token's id instead of a word; needs no tokenizer
+    /// Token id in place of WORD; needs no tokenizer
     #[arg(long, value_name = "ID", conflicts_with = "compare")]
     token: Option<i64>,
-    /// Two words to compare
+    /// Compare the senses of two words
     #[arg(long, num_args = 2, value_names = ["WORD", "WORD"], conflicts_with = "text")]
     compare: Option<Vec<String>>,
-    /// A text to look into
+    /// Text to analyze
     #[arg(long, value_name = "TEXT")]
     text: Option<String>,
-    /// With --text alone: explain this word at each position [default: the most probable]
+    /// With --text alone: explain the logit of this word at each position [default: the most
+    /// probable word]
     #[arg(long, value_name = "WORD", requires = "text", conflicts_with_all = ["word", "token"])]
     next: Option<String>,
-    /// Words or contributions to show
+    /// Number of words or contributions to show
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = at_least_one::<usize>)]
     top: usize,
     /// Print one JSON object
@@ -43,16 +49,17 @@ pub(crate) struct SensesCommand {
 }
 
 impl SensesCommand {
+    /// Computes the answer and prints it.
     pub(crate) fn run(self) -> Result<()> {
-        let model = self.compute.load_with_sense_table()?;
+        let model = self.model.load_with_sense_table()?;
         let needs_tokenizer = self.word.is_some() || self.text.is_some() || self.compare.is_some();
         let tokenizer = if needs_tokenizer {
-            Some(self.compute.tokenizer(&model)?)
+            Some(self.model.tokenizer(&model)?)
         } else {
-            self.compute.tokenizer_for_names(&model)?
+            self.model.tokenizer_for_names(&model)?
         };
         let tokenizer = tokenizer.as_ref();
-        let id_of = |word: &String| tokenizer.map_or(Ok(0), |tokenizer| tokenizer.word(word));
+        let id_of = |word: &String| tokenizer.map_or(Ok(0), |tokenizer| tokenizer.word_id(word));
         let compared = self.compare.iter().flatten().map(id_of).collect::<Result<Vec<i64>>>()?;
         let word = self.word.as_ref().map(id_of).transpose()?.or(self.token);
         let next = self.next.as_ref().map(id_of).transpose()?;
@@ -61,13 +68,13 @@ impl SensesCommand {
             _ => None,
         };
         let names = TokenNames(tokenizer);
-        let reading = ids.map(|ids| TextAnalysis::of(&model, &ids)).transpose()?;
+        let analysis = ids.map(|ids| TextAnalysis::new(&model, &ids)).transpose()?;
         let mut out = io::stdout().lock();
-        let answer = match (compared.as_slice(), word, &reading) {
+        let answer = match (compared.as_slice(), word, &analysis) {
             ([first, second], _, _) => compare(&model, [*first, *second], &names)?,
-            (_, Some(token), reading) => of_word(&model, token, reading.as_ref(), self.top, &names)?,
-            (_, None, Some(reading)) => explain(reading, next, self.top, &names)?,
-            (_, None, None) => unreachable!("clap asks for a word, two or a text"),
+            (_, Some(token), analysis) => describe_word(&model, token, analysis.as_ref(), self.top, &names)?,
+            (_, None, Some(analysis)) => explain(analysis, next, self.top, &names)?,
+            (_, None, None) => unreachable!("clap requires a word, two words or a text"),
         };
         if self.json {
             writeln!(out, "{answer}")?
@@ -78,33 +85,35 @@ impl SensesCommand {
     }
 }
 
-/// What ids are called.
+/// Displays tokens.
 struct TokenNames<'t>(Option<&'t Tokenizer>);
 
 impl TokenNames<'_> {
-    /// A token's text, spaces and all; its id where there is no tokenizer.
-    fn of(&self, id: i64) -> String {
+    /// The text of a token with its spaces, or its id if there is no tokenizer.
+    fn name(&self, id: i64) -> String {
         self.0.and_then(|tokenizer| tokenizer.decode(&[id]).ok()).unwrap_or_else(|| id.to_string())
     }
 
+    /// Tokens with their logits.
     fn scored(&self, words: &[ScoredToken]) -> Vec<Value> {
-        words.iter().map(|w| json!({ "token": w.id, "word": self.of(w.id), "logit": w.logit })).collect()
+        words.iter().map(|w| json!({ "token": w.id, "word": self.name(w.id), "logit": w.logit })).collect()
     }
 }
 
-fn of_word(
+/// The senses of a word, and their mean weights in the text.
+fn describe_word(
     model: &LanguageModel,
     token: i64,
     text: Option<&TextAnalysis<'_>>,
     top: usize,
     names: &TokenNames<'_>,
 ) -> Result<Value> {
-    let views = evals::senses_of(model, token, top)?;
+    let views = evals::sense_views(model, token, top)?;
     let usage = match text {
-        Some(reading) => Some(reading.usage(token).ok_or_else(|| {
+        Some(analysis) => Some(analysis.usage(token).ok_or_else(|| {
             anyhow::anyhow!(
-                "the text has no \"{}\" with a space before it: give a text that uses the word",
-                names.of(token).trim()
+                "the text does not contain \"{}\" with a leading space: give a text that uses the word",
+                names.name(token).trim()
             )
         })?),
         None => None,
@@ -121,55 +130,56 @@ fn of_word(
         }
         row
     };
-    Ok(json!({ "token": token, "word": names.of(token), "senses": views.iter().map(sense).collect::<Vec<_>>() }))
+    Ok(json!({ "token": token, "word": names.name(token), "senses": views.iter().map(sense).collect::<Vec<_>>() }))
 }
 
+/// The cosines between the senses of two tokens.
 fn compare(model: &LanguageModel, tokens: [i64; 2], names: &TokenNames<'_>) -> Result<Value> {
     let cosines = evals::sense_cosines(model, tokens[0], tokens[1])?;
-    let words = tokens.map(|token| names.of(token));
+    let words = tokens.map(|token| names.name(token));
     Ok(json!({ "tokens": tokens, "words": words, "cosines": cosines }))
 }
 
-/// Each position with the word it predicts and the largest contributions to that word's logit; `others` is the sum
-/// of the rest.
-fn explain(reading: &TextAnalysis<'_>, next: Option<i64>, top: usize, names: &TokenNames<'_>) -> Result<Value> {
+/// For each position the predicted word and the largest contributions to its logit; `rest` is the
+/// sum of the other contributions.
+fn explain(analysis: &TextAnalysis<'_>, next: Option<i64>, top: usize, names: &TokenNames<'_>) -> Result<Value> {
     let position = |position: usize| -> Result<Value> {
         let predicted = match next {
-            Some(id) => reading.candidate(position, id)?,
-            None => reading.next(position, 1)?[0],
+            Some(id) => analysis.candidate(position, id)?,
+            None => analysis.next_tokens(position, 1)?[0],
         };
-        let parts = reading.contributions(position, predicted.id)?;
+        let parts = analysis.contributions(position, predicted.id)?;
         let num_senses = parts.size()[1];
         let flat = parts.flatten(0, 1);
         let (_, order) = flat.abs().topk(top.min(flat.numel()) as i64, 0, true, true);
         let order: Vec<i64> = Vec::try_from(order)?;
-        let mut others = flat.sum(Kind::Double).double_value(&[]);
+        let mut rest = flat.sum(Kind::Double).double_value(&[]);
         let contributions: Vec<Value> = order
             .iter()
-            .map(|&place| {
-                let (from, sense) = (place / num_senses, place % num_senses);
-                let contribution = flat.double_value(&[place]);
-                others -= contribution;
-                let weight = reading.weights.double_value(&[sense, position as i64, from]);
-                let token = reading.ids[from as usize];
-                json!({ "position": from, "token": token, "word": names.of(token), "sense": sense,
+            .map(|&index| {
+                let (from, sense) = (index / num_senses, index % num_senses);
+                let contribution = flat.double_value(&[index]);
+                rest -= contribution;
+                let weight = analysis.weights.double_value(&[sense, position as i64, from]);
+                let token = analysis.ids[from as usize];
+                json!({ "position": from, "token": token, "word": names.name(token), "sense": sense,
                         "weight": weight, "contribution": contribution })
             })
             .collect();
         Ok(json!({
             "position": position,
-            "token": reading.ids[position],
-            "word": names.of(reading.ids[position]),
-            "next": { "token": predicted.id, "word": names.of(predicted.id), "logit": predicted.logit,
+            "token": analysis.ids[position],
+            "word": names.name(analysis.ids[position]),
+            "next": { "token": predicted.id, "word": names.name(predicted.id), "logit": predicted.logit,
                       "probability": predicted.probability },
             "contributions": contributions,
-            "rest": others,
+            "rest": rest,
         }))
     };
-    Ok(json!({ "positions": (0..reading.ids.len()).map(position).collect::<Result<Vec<_>>>()? }))
+    Ok(json!({ "positions": (0..analysis.ids.len()).map(position).collect::<Result<Vec<_>>>()? }))
 }
 
-/// The answer as a person reads it.
+/// Prints the answer as text.
 fn print(answer: &Value, out: &mut impl Write) -> io::Result<()> {
     let text = |value: &Value| value.as_str().unwrap_or_default().trim().to_owned();
     let number = |value: &Value| value.as_f64().unwrap_or_default();
@@ -180,11 +190,11 @@ fn print(answer: &Value, out: &mut impl Write) -> io::Result<()> {
             let next = &position["next"];
             writeln!(
                 out,
-                "{:>3} {}  ->  {} ({:.1}%), logit {:.2} =",
+                "{:>3} {}  ->  {} ({}%), logit {:.2} =",
                 number(&position["position"]),
                 text(&position["word"]),
                 text(&next["word"]),
-                100.0 * number(&next["probability"]),
+                percent(number(&next["probability"]), 1),
                 number(&next["logit"])
             )?;
             for part in list(&position["contributions"]) {
@@ -198,13 +208,13 @@ fn print(answer: &Value, out: &mut impl Write) -> io::Result<()> {
                     number(&part["weight"])
                 )?;
             }
-            writeln!(out, "      {:+.2}  all others", number(&position["rest"]))?;
+            writeln!(out, "      {:+.2}  rest", number(&position["rest"]))?;
         }
         return Ok(());
     }
     if let Some(rows) = answer["cosines"].as_array() {
         let pair = list(&answer["words"]);
-        writeln!(out, "cosines of the senses of {} (rows) and {} (columns)", text(&pair[0]), text(&pair[1]))?;
+        writeln!(out, "cosines between the senses of {} (rows) and {} (columns)", text(&pair[0]), text(&pair[1]))?;
         let columns: Vec<String> = (0..rows.len()).map(|column| format!("{column:>6}")).collect();
         writeln!(out, "     {}", columns.join(""))?;
         for (row, cosines) in rows.iter().enumerate() {

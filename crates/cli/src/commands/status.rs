@@ -1,3 +1,5 @@
+//! The command `status`.
+
 use std::io::{self, Write};
 use std::path::PathBuf;
 
@@ -7,15 +9,16 @@ use trainer::Status;
 
 use crate::args::cost::CostArgs;
 
-/// Say where a run is, when it is done, what it cost and whether it is healthy
+/// Show a run's progress, remaining time, cost and health
 ///
-/// Reads the run folder alone, while the run goes on or after it; changes nothing. Five lines:
-/// running, stopped, finished, failed or stale, with the time it still needs; its figures; its
-/// newest checkpoint, every file of it checked; its cost; its health.
+/// Reads the run directory and changes nothing, so it can be used during a run and after it.
+/// Prints five lines: the state (running, stopped, finished, failed or dead) with the remaining
+/// time; the latest metrics; the newest checkpoint, whose files are verified; the cost; the health.
+///
 /// Example: backpack status runs/quickstart --watts 65
 #[derive(Debug, Args)]
 pub(crate) struct StatusCommand {
-    /// The run folder
+    /// Run directory
     #[arg(value_name = "RUN_DIR")]
     run: PathBuf,
     #[command(flatten)]
@@ -26,6 +29,7 @@ pub(crate) struct StatusCommand {
 }
 
 impl StatusCommand {
+    /// Prints the status.
     pub(crate) fn run(self) -> Result<()> {
         let status = Status::read(&self.run, &self.rates.into())?;
         let text = if self.json { serde_json::to_string(&status)? } else { status.to_string() };

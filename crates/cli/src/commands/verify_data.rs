@@ -1,3 +1,5 @@
+//! The command `verify-data`.
+
 use std::io::{self, Write};
 use std::path::PathBuf;
 
@@ -6,31 +8,34 @@ use clap::Args;
 use data_prep::OpenWebTextRevision;
 use evals::Tokenizer;
 
-/// Check prepared shards against their manifest
+/// Verify token shards against their manifest
 ///
-/// Re-hashes every shard and checks every id and the counts; shows the most frequent tokens
-/// and how each split begins; knows OpenWebText's counts. Example: backpack verify-data runs/quickstart-data
+/// Checks the hash of every shard, every token id and all counts. Prints the most frequent tokens
+/// and the beginning of each split. Recognizes OpenWebText by its counts.
+///
+/// Example: backpack verify-data runs/quickstart-data
 #[derive(Debug, Args)]
 pub(crate) struct VerifyData {
-    /// A folder that prepare-data wrote
+    /// Directory written by prepare-data
     #[arg(value_name = "DIR")]
-    folder: PathBuf,
-    /// The tokenizer.json that the most frequent ids are shown with
+    directory: PathBuf,
+    /// Tokenizer file to display the most frequent tokens with; without one, ids are displayed
     #[arg(long, value_name = "FILE", default_value = Tokenizer::DEFAULT)]
     tokenizer: PathBuf,
 }
 
 impl VerifyData {
+    /// Verifies the shards and prints the report.
     pub(crate) fn run(self) -> Result<()> {
-        let report = data_prep::verify(&self.folder)?;
-        // Only a convenience here: ids are shown where there is none.
+        let report = data_prep::verify(&self.directory)?;
+        // Without a tokenizer, ids are displayed.
         let tokenizer = Tokenizer::open(&self.tokenizer).ok();
         let manifest = &report.manifest;
         let mut out = io::stdout().lock();
         for (name, split, found) in [("train", &manifest.train, &report.train), ("val", &manifest.val, &report.val)] {
             writeln!(
                 out,
-                "{name:<6} {} documents, {} tokens, {} ends of text, {} shard(s)",
+                "{name:<6} {} documents, {} tokens, {} end-of-text tokens, {} shard(s)",
                 split.documents,
                 split.tokens,
                 found.ends_of_text,
@@ -48,17 +53,19 @@ impl VerifyData {
                 Some(text) => format!("{text:?}"),
                 None => format!("{sample:?}"),
             };
-            writeln!(out, "       begins: {sample}")?;
+            writeln!(out, "       beginning: {sample}")?;
         }
         if let Some(which) = OpenWebTextRevision::recognize(manifest) {
-            let verdict = match which {
-                OpenWebTextRevision::First => "with the published counts of tokens",
-                OpenWebTextRevision::Later => "of the later revision, by its validation tokens",
-                OpenWebTextRevision::Neither => "by its documents, but its tokens are neither revision's",
+            let revision = match which {
+                OpenWebTextRevision::First => "with the published token counts",
+                OpenWebTextRevision::Later => "in the later revision (by its number of validation tokens)",
+                OpenWebTextRevision::Neither => {
+                    "by its number of documents, but the token counts are of neither known revision"
+                }
             };
-            writeln!(out, "this is OpenWebText {verdict}")?;
+            writeln!(out, "this is OpenWebText {revision}")?;
         }
-        writeln!(out, "{} is what its manifest says", self.folder.display())?;
+        writeln!(out, "{} agrees with its manifest", self.directory.display())?;
         Ok(())
     }
 }

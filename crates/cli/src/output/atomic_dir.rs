@@ -1,41 +1,43 @@
-//! Output folders that are complete or not there.
+//! Output directories that appear only when they are complete.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
-/// A folder to be made, which holds nothing yet.
+/// A new output directory. It is filled under a hidden name and then renamed.
 #[derive(Debug)]
 pub(crate) struct AtomicDir {
     path: PathBuf,
-    /// The hidden name under which it is filled.
+    /// The hidden path, in the same directory as `path`.
     partial: PathBuf,
 }
 
 impl AtomicDir {
-    /// Checks, before any work is done, that `path` can become a new folder; makes the one above it.
+    /// Checks, before the work starts, that the directory `path` can be created. Creates its
+    /// parent.
     ///
     /// # Errors
-    /// When something is there already, `path` has no name, or the folder above it takes nothing.
-    pub(crate) fn at(path: &Path) -> Result<Self> {
-        let occupied = fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some());
-        ensure!(!occupied && !path.is_file(), "{} already holds something: name another --output", path.display());
+    /// If `path` is a file, is a directory with contents, has no name (as `..`), or if its parent
+    /// cannot be written.
+    pub(crate) fn new(path: &Path) -> Result<Self> {
+        let has_contents = fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some());
+        ensure!(!has_contents && !path.is_file(), "--output {} already exists: choose another name", path.display());
         let name = path
             .file_name()
-            .with_context(|| format!("--output {} has no name of its own: name a new folder", path.display()))?;
+            .with_context(|| format!("--output {} has no directory name: choose a new directory", path.display()))?;
         let partial = path.with_file_name(format!(".{}.partial", name.to_string_lossy()));
-        fs::create_dir_all(&partial).with_context(|| format!("--output {} cannot be made", path.display()))?;
-        // Holds something where an earlier call was killed; filling clears it.
+        fs::create_dir_all(&partial).with_context(|| format!("cannot create --output {}", path.display()))?;
+        // Fails if a killed process has left files there; `fill` deletes them.
         let _ = fs::remove_dir(&partial);
         Ok(AtomicDir { path: path.to_owned(), partial })
     }
 
-    /// Fills the folder under its hidden name, waits for the disk, and renames it; leaves
-    /// nothing when that fails.
+    /// Calls `fill` with the hidden directory, syncs its files to disk and renames it. On failure
+    /// the hidden directory is deleted.
     ///
     /// # Errors
-    /// What `fill` says, or that the disk refuses.
+    /// If `fill` fails, or if the directory cannot be written.
     pub(crate) fn fill(&self, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
         let write = || -> Result<()> {
             if self.partial.exists() {
@@ -49,17 +51,8 @@ impl AtomicDir {
             fs::rename(&self.partial, &self.path)?;
             Ok(())
         };
-        write().with_context(|| format!("{} cannot be written", self.path.display())).inspect_err(|_| {
+        write().with_context(|| format!("cannot write {}", self.path.display())).inspect_err(|_| {
             let _ = fs::remove_dir_all(&self.partial);
         })
     }
-}
-
-/// The bytes alone: the copy is the user's, whatever the source's permissions.
-///
-/// # Errors
-/// Naming the file.
-pub(crate) fn copy(from: &Path, to: &Path) -> Result<()> {
-    let bytes = fs::read(from).with_context(|| format!("{} cannot be read", from.display()))?;
-    fs::write(to, bytes).with_context(|| format!("{} cannot be written", to.display()))
 }

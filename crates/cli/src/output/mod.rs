@@ -1,5 +1,7 @@
-//! Output that several commands share: atomic directories, progress bars, tables.
+//! Output that several commands share: files and directories, number formats, progress, tables.
 
 pub(crate) mod atomic_dir;
+pub(crate) mod files;
+pub(crate) mod format;
 pub(crate) mod progress;
 pub(crate) mod table;

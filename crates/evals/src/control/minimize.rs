@@ -1,67 +1,57 @@
-//! Nelder and Mead's simplex in one dimension: two points. By hand, because a crate of optimisers would bring a
-//! framework for these thirty lines.
+//! Minimization of a convex function of one variable by golden-section search.
 
 use std::ops::RangeInclusive;
 
-/// Beside the start, as a share of it: scipy's.
-const FIRST_STEP: f64 = 0.05;
-/// The points are this near each other at the end.
+/// The length of the last interval, which bounds the error of the result.
 const TOLERANCE: f64 = 1e-7;
-/// Steps: each one that does not halve the distance finds a better point.
-const MOST_STEPS: usize = 200;
+/// (sqrt(5) - 1) / 2: the factor by which each step shortens the interval.
+const GOLDEN_RATIO: f64 = 0.618_033_988_749_894_9;
 
-/// Where `function`, which falls to one valley in `range`, is lowest, from `start`, which is not 0, in it.
-pub(super) fn minimise(function: impl Fn(f64) -> f64, start: f64, range: RangeInclusive<f64>) -> f64 {
-    let within = |x: f64| x.clamp(*range.start(), *range.end());
-    let at = |x: f64| (x, function(x));
-    // A start at the upper end has its second point below it.
-    let beside = start * (1.0 + FIRST_STEP);
-    let beside = if range.contains(&beside) { beside } else { start * (1.0 - FIRST_STEP) };
-    let (mut best, mut worst) = (at(start), at(within(beside)));
-    for _ in 0..MOST_STEPS {
-        if worst.1 < best.1 {
-            std::mem::swap(&mut best, &mut worst);
-        }
-        if (worst.0 - best.0).abs() < TOLERANCE {
-            break;
-        }
-        let reach = best.0 - worst.0;
-        let reflected = at(within(best.0 + reach));
-        worst = if reflected.1 < best.1 {
-            let expanded = at(within(best.0 + 2.0 * reach));
-            if expanded.1 < reflected.1 { expanded } else { reflected }
-        } else if reflected.1 < worst.1 && reflected.0 != best.0 {
-            let outside = at(within(best.0 + 0.5 * reach));
-            if outside.1 <= reflected.1 { outside } else { reflected }
+/// Returns the point of `range` where a convex function is lowest. A minimum at an end of the
+/// range is returned exactly; a constant function returns the upper end.
+pub(super) fn minimize(function: impl Fn(f64) -> f64, range: RangeInclusive<f64>) -> f64 {
+    let evaluate = |x: f64| (x, function(x));
+    let (mut low, mut high) = (*range.start(), *range.end());
+    let lower = |low: f64, high: f64| evaluate(high - GOLDEN_RATIO * (high - low));
+    let upper = |low: f64, high: f64| evaluate(low + GOLDEN_RATIO * (high - low));
+    let (mut left, mut right) = (lower(low, high), upper(low, high));
+    while high - low > TOLERANCE {
+        if left.1 < right.1 {
+            (high, right) = (right.0, left);
+            left = lower(low, high);
         } else {
-            // With two points, to contract towards the best and to shrink are the same.
-            at(best.0 - 0.5 * reach)
-        };
+            (low, left) = (left.0, right);
+            right = upper(low, high);
+        }
     }
-    best.0
+    let inner = [*range.start(), 0.5 * (low + high)].map(evaluate);
+    inner.into_iter().fold(evaluate(*range.end()), |best, point| if point.1 < best.1 { point } else { best }).0
 }
 
 #[cfg(test)]
 mod tests {
-    use super::minimise;
+    use super::minimize;
 
     #[test]
-    fn known_functions_are_minimised() {
+    fn known_minima_are_found() {
         for lowest in [0.0, 0.013, 0.3, 0.97, 1.0] {
-            let found = minimise(|x| (x - lowest) * (x - lowest), 1.0, 0.0..=1.0);
-            assert!((found - lowest).abs() < 1e-4, "{found}, not {lowest}");
-            // With a corner, as |1 - f| has one.
-            let found = minimise(|x| (x - lowest).abs() + 0.1 * x, 1.0, 0.0..=1.0);
-            assert!((found - lowest).abs() < 1e-4, "{found}, not {lowest}");
+            let found = minimize(|x| (x - lowest) * (x - lowest), 0.0..=1.0);
+            assert!((found - lowest).abs() < 1e-6, "{found}, not {lowest}");
+            // A function with a corner, like |1 - f|.
+            let found = minimize(|x| (x - lowest).abs() + 0.1 * x, 0.0..=1.0);
+            assert!((found - lowest).abs() < 1e-6, "{found}, not {lowest}");
         }
-        // exp(3 x - 2) + exp(2 - 3 x) + 1 - x: its derivative 6 sinh(3 x - 2) is 1 at x = 2/3 + asinh(1/6) / 3.
-        let found = minimise(|x| (3.0 * x - 2.0).exp() + (2.0 - 3.0 * x).exp() + 1.0 - x, 1.0, 0.0..=1.0);
-        assert!((found - (2.0 / 3.0 + (1.0f64 / 6.0).asinh() / 3.0)).abs() < 1e-4, "{found}");
+        // exp(3 x - 2) + exp(2 - 3 x) + 1 - x: its derivative 6 sinh(3 x - 2) - 1 is 0 at
+        // x = 2/3 + asinh(1/6) / 3.
+        let found = minimize(|x| (3.0 * x - 2.0).exp() + (2.0 - 3.0 * x).exp() + 1.0 - x, 0.0..=1.0);
+        assert!((found - (2.0 / 3.0 + (1.0f64 / 6.0).asinh() / 3.0)).abs() < 1e-6, "{found}");
     }
 
     #[test]
-    fn what_lies_outside_is_found_at_the_end() {
-        assert!(minimise(|x| (x + 5.0) * (x + 5.0), 1.0, 0.0..=1.0) < 1e-6);
-        assert!((minimise(|x| (x - 5.0) * (x - 5.0), 1.0, 0.0..=1.0) - 1.0).abs() < 1e-6);
+    fn minima_at_the_ends_are_exact() {
+        for (lowest, end) in [(-5.0, 0.0), (0.0, 0.0), (1.0, 1.0), (5.0, 1.0)] {
+            assert_eq!(minimize(|x| (x - lowest) * (x - lowest), 0.0..=1.0), end);
+        }
+        assert_eq!(minimize(|_| 3.0, 0.0..=1.0), 1.0);
     }
 }

@@ -1,110 +1,117 @@
-//! A topic's multipliers over a text that grows: what is near its end counts more, and a sense whose prediction has
-//! come true is let go.
+//! The factors of the senses while a text is generated: a topic's multipliers, larger near the end
+//! of the text, and annealed to 1 once the words that a sense predicts have appeared.
 
 use anyhow::Result;
 use model::{Backpack, ForwardOptions, Kernels, LanguageModel};
 use tch::{Kind, Tensor};
 
-use super::topic::Multipliers;
+use super::topic::TopicMultipliers;
 use crate::senses::inspect::backpack_of;
 
-/// For one text: what each sense of each of its words is multiplied by before the next word is predicted. A word more
-/// costs as much as there are words, not their square: what the words so far have made come true is kept.
+/// The state of one steered text. It computes the factor of each sense of each word before the next
+/// word is predicted. The sums S are updated incrementally, so the cost of one more word is
+/// proportional to the length of the text.
 #[derive(Debug)]
-pub struct Steering<'m> {
+pub(super) struct Steering<'m> {
     backpack: &'m Backpack,
-    multipliers: &'m Multipliers,
+    multipliers: &'m TopicMultipliers,
     /// The text so far.
     ids: Vec<i64>,
-    /// Its words' senses `[T, L, D]` and embeddings `[T, D]`, fp32.
+    /// The senses of its words, `[T, L, D]` fp32.
     senses: Tensor,
+    /// The embeddings of its words, `[T, D]` fp32.
     embeddings: Tensor,
-    /// S, `[T, L]` in double precision: the sum over the words x of the text of relu(C(x_s)[l] . E[x]).
-    come_true: Tensor,
+    /// S, `[T, L]` fp64: the sum over the words x of the text of relu(C(x_s)[l] . E[x]).
+    realized: Tensor,
 }
 
-/// How many of the largest multipliers make c, by which S is weighed: the paper's.
-const CALM: f64 = 7.5;
+/// The coefficient c of S is the largest multiplier divided by this number (from the paper).
+const ANNEALING_DIVISOR: f64 = 7.5;
 
 impl<'m> Steering<'m> {
-    /// Of an empty text.
+    /// Creates the state of an empty text.
     ///
     /// # Errors
-    /// When the model is a GPT-2.
-    pub fn new(model: &'m LanguageModel, multipliers: &'m Multipliers) -> Result<Self> {
+    /// The model is a GPT-2.
+    pub(super) fn new(model: &'m LanguageModel, multipliers: &'m TopicMultipliers) -> Result<Self> {
         let (backpack, config, device) = (backpack_of(model)?, model.config(), model.device());
-        let none = |shape: &[i64], kind| Tensor::zeros(shape, (kind, device));
+        let empty = |shape: &[i64], kind| Tensor::zeros(shape, (kind, device));
         Ok(Steering {
             backpack,
             multipliers,
             ids: Vec::new(),
-            senses: none(&[0, config.num_senses, config.n_embd], Kind::Float),
-            embeddings: none(&[0, config.n_embd], Kind::Float),
-            come_true: none(&[0, config.num_senses], Kind::Double),
+            senses: empty(&[0, config.num_senses, config.n_embd], Kind::Float),
+            embeddings: empty(&[0, config.n_embd], Kind::Float),
+            realized: empty(&[0, config.num_senses], Kind::Double),
         })
     }
 
-    /// The factors `[T, L]` fp32 of the words `ids`, what the text now is: mostly the one of the call before and a few
-    /// words more, some of the first ones gone where it has outgrown the context. With the multiplier m of word and
-    /// sense, at position s: m a + (1 - a), a = sigmoid(6 - c S) (1 + s / 100), c = the largest multiplier / 7.5.
-    pub fn factors(&mut self, ids: &[i64]) -> Tensor {
+    /// Returns the factors `[T, L]` fp32 of the senses of the text `ids`.
+    ///
+    /// For the multiplier m of word and sense and the position s, the factor is m a + (1 - a),
+    /// where a = sigmoid(6 - c S) (1 + s / 100) and c = the largest multiplier / 7.5. `ids` is
+    /// usually the text of the previous call with a few words appended and, if it has outgrown the
+    /// context, with its first words removed. Only the difference is computed.
+    pub(super) fn factors(&mut self, ids: &[i64]) -> Tensor {
         tch::no_grad(|| {
-            // Nothing at all is a beginning of every text.
-            let gone = (0..self.ids.len()).find(|&gone| ids.starts_with(&self.ids[gone..])).unwrap_or(self.ids.len());
-            self.forget(gone as i64);
-            let new = ids[self.ids.len() - gone..].to_vec();
-            self.learn(&new);
+            // If no suffix of the old text is a prefix of the new one, all words are dropped.
+            let dropped = (0..self.ids.len()).find(|&n| ids.starts_with(&self.ids[n..])).unwrap_or(self.ids.len());
+            self.drop_oldest(dropped as i64);
+            self.append(&ids[self.ids.len() - dropped..]);
             self.ids = ids.to_vec();
             let device = self.senses.device();
-            let places = Tensor::arange(ids.len() as i64, (Kind::Double, device)).unsqueeze(1);
-            let released: Tensor = &self.come_true * (self.multipliers.largest() / CALM);
-            let annealing: Tensor = (-released + 6.0).sigmoid() * (places / 100.0 + 1.0);
-            let multipliers = self.multipliers.of(&Tensor::from_slice(ids).to_device(device)).to_kind(Kind::Double);
+            let positions = Tensor::arange(ids.len() as i64, (Kind::Double, device)).unsqueeze(1);
+            let realized: Tensor = &self.realized * (self.multipliers.largest() / ANNEALING_DIVISOR);
+            let annealing: Tensor = (-realized + 6.0).sigmoid() * (positions / 100.0 + 1.0);
+            let multipliers =
+                self.multipliers.of_tokens(&Tensor::from_slice(ids).to_device(device)).to_kind(Kind::Double);
             (multipliers * &annealing + 1.0 - annealing).to_kind(Kind::Float)
         })
     }
 
-    fn forget(&mut self, gone: i64) {
-        if gone == 0 {
+    /// Removes the first `count` words of the text.
+    fn drop_oldest(&mut self, count: i64) {
+        if count == 0 {
             return;
         }
-        let left = self.ids.len() as i64 - gone;
-        let rest = |kept: &Tensor| kept.narrow(0, gone, left);
-        self.come_true = rest(&self.come_true) - came_true(&rest(&self.senses), &self.embeddings.narrow(0, 0, gone));
+        let left = self.ids.len() as i64 - count;
+        let rest = |tensor: &Tensor| tensor.narrow(0, count, left);
+        self.realized = rest(&self.realized) - realized(&rest(&self.senses), &self.embeddings.narrow(0, 0, count));
         self.senses = rest(&self.senses);
         self.embeddings = rest(&self.embeddings);
     }
 
-    fn learn(&mut self, new: &[i64]) {
+    /// Adds words to the end of the text.
+    fn append(&mut self, new: &[i64]) {
         if new.is_empty() {
             return;
         }
         let ids = Tensor::from_slice(new).to_device(self.senses.device());
-        // By the definition: the fused path makes senses of sixty-four words at a time.
-        let pass = ForwardOptions { kernels: Kernels::Reference, ..ForwardOptions::evaluation() };
-        let senses = self.backpack.senses(&ids.unsqueeze(0), pass).squeeze_dim(0);
+        // The fused kernels compute the senses of 64 words at a time, more than are needed here.
+        let reference = ForwardOptions { kernels: Kernels::Reference, ..ForwardOptions::evaluation() };
+        let senses = self.backpack.senses(&ids.unsqueeze(0), reference).squeeze_dim(0);
         let embeddings = self.backpack.body().wte().index_select(0, &ids);
-        let before = &self.come_true + came_true(&self.senses, &embeddings);
+        let of_old_words = &self.realized + realized(&self.senses, &embeddings);
         self.embeddings = Tensor::cat(&[&self.embeddings, &embeddings], 0);
-        self.come_true = Tensor::cat(&[before, came_true(&senses, &self.embeddings)], 0);
+        self.realized = Tensor::cat(&[of_old_words, realized(&senses, &self.embeddings)], 0);
         self.senses = Tensor::cat(&[&self.senses, &senses], 0);
     }
 }
 
-/// The sum over `words [N, D]` of relu(`senses [T, L, D]` . word): `[T, L]` in double precision.
-fn came_true(senses: &Tensor, words: &Tensor) -> Tensor {
+/// Returns the sum over `words [N, D]` of relu(`senses [T, L, D]` . word): `[T, L]` fp64.
+fn realized(senses: &Tensor, words: &Tensor) -> Tensor {
     senses.matmul(&words.tr()).relu().sum_dim_intlist([2i64].as_slice(), false, Kind::Double)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::score_pairs;
-    use crate::control::tests::{fixture, senses_and_embedding};
+    use crate::control::score_topics;
+    use crate::testing::{fixture, senses_and_embeddings};
 
-    /// By explicit loops over the whole text.
-    fn oracle(model: &LanguageModel, multipliers: &Multipliers, ids: &[i64]) -> Vec<Vec<f64>> {
-        let (senses, embedding) = senses_and_embedding(model, ids);
+    /// Computes the factors with explicit loops over the whole text.
+    fn expected_factors(model: &LanguageModel, multipliers: &TopicMultipliers, ids: &[i64]) -> Vec<Vec<f64>> {
+        let (senses, embedding) = senses_and_embeddings(model, ids);
         let c = multipliers.largest() / 7.5;
         let factor = |s: usize, l: usize| {
             let dot = |id: i64| -> f64 { senses[s][l].iter().zip(&embedding[id as usize]).map(|(c, e)| c * e).sum() };
@@ -126,49 +133,50 @@ mod tests {
         }
     }
 
-    /// A prompt, then one word at a time, one of them twice; the window slides at last, by one and by all.
+    /// Appends a prompt, then single words, one of them twice; then moves the window by one word,
+    /// by several, and back to the start.
     #[test]
-    fn factors_are_those_of_explicit_loops_however_the_text_grew() {
+    fn incremental_factors_equal_explicit_loops() {
         for set in ["inv_scale", "one_sense"] {
             let model = fixture(set);
-            let scores = &score_pairs(&model, &[vec![5, 90, 17]], &mut |_| ()).unwrap()[0];
+            let scores = &score_topics(&model, &[vec![5, 90, 17]], &mut |_| ()).unwrap()[0];
             let multipliers = scores.multipliers(&model, 3).unwrap();
             let mut steering = Steering::new(&model, &multipliers).unwrap();
             let text = [7, 5, 90, 17, 5, 200, 31, 90, 12];
             for window in
                 [&text[..3], &text[..4], &text[..5], &text[..7], &text[1..8], &text[3..9], &text[..2], &text[..2]]
             {
-                assert_same(&steering.factors(window), &oracle(&model, &multipliers, window));
+                assert_same(&steering.factors(window), &expected_factors(&model, &multipliers, window));
             }
         }
     }
 
-    /// The formula by hand: a word whose senses meet nothing of the text is multiplied in full at the beginning.
+    /// Compares the first and the last factor of a text that repeats one word with the formula.
     #[test]
-    fn what_came_true_is_let_go() {
+    fn realized_senses_are_annealed() {
         let model = fixture("inv_scale");
-        let scores = &score_pairs(&model, &[vec![5]], &mut |_| ()).unwrap()[0];
+        let scores = &score_topics(&model, &[vec![5]], &mut |_| ()).unwrap()[0];
         let multipliers = scores.multipliers(&model, 2).unwrap();
         let mut steering = Steering::new(&model, &multipliers).unwrap();
         let ids = [8i64; 12];
         let first = steering.factors(&ids[..1]);
         let last = steering.factors(&ids);
-        let (senses, embedding) = senses_and_embedding(&model, &[8]);
+        let (senses, embedding) = senses_and_embeddings(&model, &[8]);
         for (l, sense) in senses[0].iter().enumerate() {
             let m = multipliers.of_pair(8, l as i64);
-            let true_once: f64 = sense.iter().zip(&embedding[8]).map(|(c, e)| c * e).sum::<f64>().max(0.0);
+            let realized_once: f64 = sense.iter().zip(&embedding[8]).map(|(c, e)| c * e).sum::<f64>().max(0.0);
             let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
-            let a = sigmoid(6.0 - 2.2 / 7.5 * true_once);
+            let a = sigmoid(6.0 - 2.2 / 7.5 * realized_once);
             assert!((first.double_value(&[0, l as i64]) - (m * a + 1.0 - a)).abs() < 1e-4);
-            let a = sigmoid(6.0 - 2.2 / 7.5 * 12.0 * true_once) * 1.11;
+            let a = sigmoid(6.0 - 2.2 / 7.5 * 12.0 * realized_once) * 1.11;
             assert!((last.double_value(&[11, l as i64]) - (m * a + 1.0 - a)).abs() < 1e-4);
         }
     }
 
     #[test]
-    fn strength_0_multiplies_by_1() {
+    fn factors_at_strength_0_are_1() {
         let model = fixture("inv_scale");
-        let scores = &score_pairs(&model, &[vec![5]], &mut |_| ()).unwrap()[0];
+        let scores = &score_topics(&model, &[vec![5]], &mut |_| ()).unwrap()[0];
         let multipliers = scores.multipliers(&model, 0).unwrap();
         let factors = Steering::new(&model, &multipliers).unwrap().factors(&[1, 2, 3]);
         assert!((factors - 1.0).abs().max().double_value(&[]) < 1e-6);

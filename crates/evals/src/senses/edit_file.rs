@@ -1,10 +1,10 @@
-//! Edits of senses as JSON: what `--edit` reads and the recipes of `control` write.
+//! The JSON format of sense edits, which `--edit` reads and the control recipes write:
 //!
 //! ```json
 //! {"edits": [{"word": "bank", "sense": 3, "op": "scale", "factor": 0.5}]}
 //! ```
 //!
-//! A bare list of `{token, sense, factor}` is one too.
+//! A plain list of edits, such as `{token, sense, factor}`, is accepted too.
 
 use std::fs;
 use std::path::Path;
@@ -21,15 +21,15 @@ use crate::tokenizer::Tokenizer;
 struct EditRow {
     token: Option<i64>,
     word: Option<String>,
-    sense: Sense,
+    sense: SenseField,
     op: Option<EditOp>,
     factor: Option<f64>,
     vector: Option<Vec<f32>>,
 }
 
 #[derive(Deserialize)]
-#[serde(untagged, expecting = "\"sense\" is neither a whole number nor \"all\"")]
-enum Sense {
+#[serde(untagged, expecting = "\"sense\" must be an integer or \"all\"")]
+enum SenseField {
     One(i64),
     All(All),
 }
@@ -49,76 +49,79 @@ enum EditOp {
     Replace,
 }
 
-/// Reads a file of edits; `tokenizer` is asked for where one names a word.
+/// Reads a file of edits. `tokenizer` is called if an edit has a `word`.
 ///
 /// # Errors
-/// Naming the file and the edit: no JSON, an unknown key, a word that is not one token.
+/// The file is not JSON, a key is unknown, or a word is not one token; the error names the file and
+/// the edit.
 pub fn read_edits(path: &Path, tokenizer: impl FnOnce() -> Result<Tokenizer>) -> Result<Vec<SenseEdit>> {
     let text = fs::read_to_string(path).with_context(|| format!("{} cannot be read", path.display()))?;
     let parse = || {
-        let value: Value = serde_json::from_str(&text).context("it is not JSON")?;
-        let names_words = rows_of(&value)?.iter().any(|row| row.get("word").is_some());
-        let tokenizer = if names_words { Some(tokenizer()?) } else { None };
+        let value: Value = serde_json::from_str(&text).context("the file is not JSON")?;
+        let has_words = rows(&value)?.iter().any(|row| row.get("word").is_some());
+        let tokenizer = if has_words { Some(tokenizer()?) } else { None };
         parse_edits(&value, tokenizer.as_ref())
     };
-    parse().with_context(|| format!("{} is not usable as edits", path.display()))
+    parse().with_context(|| format!("invalid edits in {}", path.display()))
 }
 
-/// The same from JSON that is at hand.
+/// Parses the JSON of edits.
 ///
 /// # Errors
-/// Naming the edit, counted from 1: an unknown key, a word that is not one token or without a tokenizer.
+/// A key is unknown, a word is not one token, or there is a word but no tokenizer; the error names
+/// the edit, counted from 1.
 pub fn parse_edits(value: &Value, tokenizer: Option<&Tokenizer>) -> Result<Vec<SenseEdit>> {
     let edit = |(number, row): (usize, &Value)| {
-        let parse = || edit_of(EditRow::deserialize(row)?, tokenizer);
+        let parse = || parse_row(EditRow::deserialize(row)?, tokenizer);
         parse().with_context(|| format!("edit {}", number + 1))
     };
-    rows_of(value)?.iter().enumerate().map(edit).collect()
+    rows(value)?.iter().enumerate().map(edit).collect()
 }
 
-fn rows_of(value: &Value) -> Result<&Vec<Value>> {
+/// Returns the list of edits in either format.
+fn rows(value: &Value) -> Result<&Vec<Value>> {
     if let Some(key) = value.as_object().and_then(|object| object.keys().find(|key| *key != "edits")) {
-        bail!("key {key} is unknown: it is {{\"edits\": [...]}}");
+        bail!("unknown key \"{key}\": the format is {{\"edits\": [...]}}");
     }
     let rows = value.get("edits").unwrap_or(value);
     rows.as_array()
-        .context("there is no list of edits: it is {\"edits\": [{\"token\": 5, \"sense\": 0, \"factor\": 2}]}")
+        .context("there is no list of edits: the format is {\"edits\": [{\"token\": 5, \"sense\": 0, \"factor\": 2}]}")
 }
 
-fn edit_of(row: EditRow, tokenizer: Option<&Tokenizer>) -> Result<SenseEdit> {
+fn parse_row(row: EditRow, tokenizer: Option<&Tokenizer>) -> Result<SenseEdit> {
     let token = match (row.token, row.word) {
         (Some(token), None) => token,
         (None, Some(word)) => {
-            tokenizer.context("it names a word, and there is no tokenizer: name the token")?.word(&word)?
+            tokenizer.context("there is no tokenizer for \"word\": give the \"token\"")?.word_id(&word)?
         }
-        _ => bail!("it names either a \"token\" (an id) or a \"word\""),
+        _ => bail!("give either a \"token\" (an id) or a \"word\""),
     };
     let sense = match row.sense {
-        Sense::One(sense) => SenseChoice::One(sense),
-        Sense::All(All::All) => SenseChoice::All,
+        SenseField::One(sense) => SenseChoice::One(sense),
+        SenseField::All(All::All) => SenseChoice::All,
     };
     let op = row.op.unwrap_or(EditOp::Scale);
     let takes_vector = matches!(op, EditOp::Add | EditOp::Replace);
-    ensure!(takes_vector || row.vector.is_none(), "a \"vector\" goes with \"add\" and \"replace\" alone");
-    ensure!(!matches!(op, EditOp::Zero) || row.factor.is_none(), "\"zero\" has no \"factor\"");
-    // The vector times the factor, where one is given.
+    ensure!(takes_vector || row.vector.is_none(), "only \"add\" and \"replace\" take a \"vector\"");
+    ensure!(!matches!(op, EditOp::Zero) || row.factor.is_none(), "\"zero\" takes no \"factor\"");
+    // `factor` is 1 by default.
     let vector = || -> Result<Vec<f32>> {
-        let vector = row.vector.context("\"add\" and \"replace\" want a \"vector\" of n_embd numbers")?;
+        let vector = row.vector.context("\"add\" and \"replace\" need a \"vector\" of n_embd numbers")?;
         let factor = row.factor.unwrap_or(1.0) as f32;
         Ok(vector.iter().map(|x| x * factor).collect())
     };
     let op = match op {
         EditOp::Zero => SenseOp::Scale(0.0),
-        EditOp::Scale => SenseOp::Scale(row.factor.context("\"scale\" wants a \"factor\"")?),
+        EditOp::Scale => SenseOp::Scale(row.factor.context("\"scale\" needs a \"factor\"")?),
         EditOp::Add => SenseOp::Add(vector()?),
         EditOp::Replace => SenseOp::Replace(vector()?),
     };
     Ok(SenseEdit { token, sense, op })
 }
 
-/// The JSON that gives these edits.
+/// Returns the JSON of edits.
 pub fn edits_json(edits: &[SenseEdit]) -> Value {
-    // As few digits as give the same fp32 again.
+    // The fewest digits from which the same fp32 number is read.
     let numbers = |vector: &[f32]| -> Vec<f64> {
         vector.iter().map(|x| x.to_string().parse().unwrap_or(f64::from(*x))).collect()
     };
@@ -149,10 +152,10 @@ mod tests {
     }
 
     #[test]
-    fn both_forms_are_read_and_written_ones_are_read_again() {
+    fn both_formats_are_read_and_written_edits_are_read_back() {
         let edit = |token, sense, op| SenseEdit { token, sense, op };
-        let bare = parse(r#"[{"token": 82, "sense": 3, "factor": 3.0}]"#).unwrap();
-        assert_eq!(bare, [edit(82, SenseChoice::One(3), SenseOp::Scale(3.0))]);
+        let plain_list = parse(r#"[{"token": 82, "sense": 3, "factor": 3.0}]"#).unwrap();
+        assert_eq!(plain_list, [edit(82, SenseChoice::One(3), SenseOp::Scale(3.0))]);
         let all = parse(
             r#"{"edits": [{"token": 1, "sense": "all", "op": "zero"},
                 {"token": 2, "sense": 0, "op": "add", "vector": [1, 2], "factor": -0.5},
@@ -170,25 +173,25 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_edit_is_named() {
+    fn errors_name_the_malformed_edit() {
         let error = |text: &str| format!("{:#}", parse(text).unwrap_err());
-        assert!(error(r#"{"edit": []}"#).starts_with("key edit is unknown"));
+        assert!(error(r#"{"edit": []}"#).starts_with("unknown key \"edit\""));
         assert!(error("3").starts_with("there is no list of edits"));
         let good = r#"{"token": 1, "sense": 0, "factor": 1}"#;
         let second = |row: &str| error(&format!("[{good}, {row}]"));
-        assert_eq!(second(r#"{"sense": 0, "factor": 1}"#), "edit 2: it names either a \"token\" (an id) or a \"word\"");
+        assert_eq!(second(r#"{"sense": 0, "factor": 1}"#), "edit 2: give either a \"token\" (an id) or a \"word\"");
         assert!(second(r#"{"token": 1, "sense": 0, "factr": 1}"#).starts_with("edit 2: unknown field `factr`"));
         assert_eq!(
             second(r#"{"token": 1, "sense": "some", "factor": 1}"#),
-            "edit 2: \"sense\" is neither a whole number nor \"all\""
+            "edit 2: \"sense\" must be an integer or \"all\""
         );
-        assert_eq!(second(r#"{"token": 1, "sense": 0}"#), "edit 2: \"scale\" wants a \"factor\"");
+        assert_eq!(second(r#"{"token": 1, "sense": 0}"#), "edit 2: \"scale\" needs a \"factor\"");
         assert!(second(r#"{"token": 1, "sense": 0, "op": "halve"}"#).contains("unknown variant `halve`"));
-        assert!(second(r#"{"token": 1, "sense": 0, "op": "add"}"#).contains("want a \"vector\""));
+        assert!(second(r#"{"token": 1, "sense": 0, "op": "add"}"#).contains("need a \"vector\""));
         assert!(
-            second(r#"{"token": 1, "sense": 0, "op": "zero", "factor": 2}"#).contains("\"zero\" has no \"factor\"")
+            second(r#"{"token": 1, "sense": 0, "op": "zero", "factor": 2}"#).contains("\"zero\" takes no \"factor\"")
         );
-        assert!(second(r#"{"token": 1, "sense": 0, "factor": 2, "vector": [1]}"#).contains("a \"vector\" goes with"));
+        assert!(second(r#"{"token": 1, "sense": 0, "factor": 2, "vector": [1]}"#).contains("take a \"vector\""));
         assert!(second(r#"{"word": "bank", "sense": 0, "factor": 2}"#).contains("there is no tokenizer"));
     }
 }

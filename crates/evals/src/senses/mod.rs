@@ -1,4 +1,4 @@
-//! Inspection of sense vectors, and sense edits as files.
+//! Inspection of sense vectors, and sense edits as JSON files.
 
 pub(crate) mod edit_file;
 pub(crate) mod inspect;

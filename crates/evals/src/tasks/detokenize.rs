@@ -1,10 +1,10 @@
-//! WikiText's text as people write it: lm-evaluation-harness's `wikitext_detokenizer`, rule by rule and
-//! in its order, mistakes included.
+//! Undoing the tokenization of WikiText. The rules and their order are those of
+//! `wikitext_detokenizer` in lm-evaluation-harness, including its mistakes.
 
 use crate::scoring::requests::is_white_space;
 
-/// A page without the blanks that WikiText's tokenisation put in.
-pub(crate) fn detokenise(page: &str) -> String {
+/// Removes the spaces that WikiText's tokenization inserted into a page.
+pub(crate) fn detokenize(page: &str) -> String {
     // Contractions.
     let mut text = digits_between_slashes(&page.replace("s '", "s'"));
     // Number separators, punctuation.
@@ -40,21 +40,23 @@ pub(crate) fn detokenise(page: &str) -> String {
     text
 }
 
-/// `re.sub(r"/' [0-9]/", r"/'[0-9]/", text)`: written as other languages delimit a pattern, it
-/// meets slashes alone, and puts the pattern's text where they are.
+/// Does what `re.sub(r"/' [0-9]/", r"/'[0-9]/", text)` does. The harness delimits this pattern with
+/// slashes, as other languages do. In Python they are part of the pattern, so it matches only
+/// between literal slashes and inserts the text of the pattern.
 fn digits_between_slashes(text: &str) -> String {
     let (mut out, mut rest) = (String::with_capacity(text.len()), text);
     while let Some(at) = rest.find("/' ") {
-        let is_met = matches!(rest.as_bytes()[at + 3..], [b'0'..=b'9', b'/', ..]);
-        let (instead, next) = if is_met { ("/'[0-9]/", at + 5) } else { ("/", at + 1) };
+        let is_match = matches!(rest.as_bytes()[at + 3..], [b'0'..=b'9', b'/', ..]);
+        let (replacement, next) = if is_match { ("/'[0-9]/", at + 5) } else { ("/", at + 1) };
         out.push_str(&rest[..at]);
-        out.push_str(instead);
+        out.push_str(replacement);
         rest = &rest[next..];
     }
     out + rest
 }
 
-/// Without white space inside each pair of marks: from one that opens to the next that closes.
+/// Removes the white space just inside each pair of marks, from an opening mark to the next closing
+/// mark.
 fn tighten(text: &str, open: char, close: char) -> String {
     let (mut out, mut rest) = (String::with_capacity(text.len()), text);
     while let Some((before, after)) = rest.split_once(open) {
@@ -72,9 +74,10 @@ fn tighten(text: &str, open: char, close: char) -> String {
 mod tests {
     use super::*;
 
-    /// What `lm_eval.tasks.wikitext.preprocess_wikitext.wikitext_detokenizer({"page": ...})` of 0.4.9 gives.
+    /// The expected texts are those of lm_eval 0.4.9:
+    /// `lm_eval.tasks.wikitext.preprocess_wikitext.wikitext_detokenizer({"page": ...})`.
     #[test]
-    fn each_rule_is_the_harness_s() {
+    fn rules_equal_those_of_the_harness() {
         for (page, want) in [
             (" = = Career = = \n", " == Career ==\n"),
             (
@@ -89,7 +92,7 @@ mod tests {
             ("= = = = deep = = = = 90 \u{b0} N N \n x", "==== deep ==== 90\u{b0}N N\nx"),
             ("()( )(\n a\u{a0})\u{1f}(\u{1f})", "()()(a)\u{1f}()"),
         ] {
-            assert_eq!(detokenise(page), want, "{page}");
+            assert_eq!(detokenize(page), want, "{page}");
         }
     }
 }

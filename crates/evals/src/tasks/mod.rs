@@ -1,4 +1,4 @@
-//! What a model can be measured on.
+//! The evaluation tasks: reading their data and measuring a model on it.
 
 pub(crate) mod blimp;
 pub(crate) mod detokenize;
@@ -17,33 +17,33 @@ use model::{ForwardOptions, ModelConfig};
 use serde::Serialize;
 
 use crate::scoring::requests::PromptTokenizer;
-use crate::scoring::{NO_NUMBERS, Scorer};
-use crate::tasks::blimp::{Blimp, MinimalPairs};
-use crate::tasks::lambada::{Lambada, Passages};
-use crate::tasks::similarity::{Similarity, WordLists};
-use crate::tasks::validation::{RankShard, Sequences, validate};
-use crate::tasks::wikitext::{Pages, Wikitext};
+use crate::scoring::{NOT_FINITE, Scorer};
+use crate::tasks::blimp::{BlimpResult, MinimalPairs};
+use crate::tasks::lambada::{LambadaResult, Passages};
+use crate::tasks::similarity::{SimilarityResult, WordLists};
+use crate::tasks::validation::{RankShard, ValidationOptions, validate};
+use crate::tasks::wikitext::{Pages, WikitextResult};
 
-/// The measurements there are.
+/// The name of an evaluation task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Task {
     /// Perplexity over the validation split of prepared shards.
     Val,
-    /// LAMBADA.
+    /// Last-word prediction on LAMBADA.
     Lambada,
-    /// WikiText.
+    /// Perplexity of WikiText.
     Wikitext,
-    /// BLiMP.
+    /// Grammatical judgments on BLiMP.
     Blimp,
-    /// Word similarity.
+    /// Agreement of vectors with human ratings of word similarity.
     Similarity,
 }
 
 impl Task {
-    /// All of them, in the order of the paper's table.
+    /// All tasks, in the order of the paper's table.
     pub const ALL: [Task; 5] = [Task::Val, Task::Lambada, Task::Wikitext, Task::Blimp, Task::Similarity];
 
-    /// What it is called on disk and in JSON.
+    /// Returns the name of the task in paths and in JSON.
     pub fn name(self) -> &'static str {
         match self {
             Task::Val => "val",
@@ -55,16 +55,16 @@ impl Task {
     }
 }
 
-/// How much of a task's data is measured on.
+/// How much of a task's data is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TaskSize {
-    /// The first so many sequences, passages, pages, or pairs of each file; 0 for all.
+    /// The number of sequences, passages, pages, or pairs per file, from the start; 0 means all.
     pub limit: u64,
-    /// Tokens of a sequence of [`Task::Val`].
+    /// Tokens per sequence of [`Task::Val`].
     pub sequence_length: usize,
 }
 
-/// A task's data, read and checked.
+/// The data of a task, read and checked.
 #[derive(Debug)]
 pub struct Benchmark {
     data: TaskData,
@@ -73,42 +73,42 @@ pub struct Benchmark {
 
 #[derive(Debug)]
 enum TaskData {
-    Val { split: TokenSplit, extent: TaskSize },
+    Val { split: TokenSplit, size: TaskSize },
     Lambada(Passages),
     Wikitext(Pages),
     Blimp(MinimalPairs),
     Similarity(WordLists),
 }
 
-/// Mean cross-entropy over a validation split.
+/// The result of [`Task::Val`]: the mean loss over a validation split.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Val {
-    /// In nats per token.
+pub struct ValResult {
+    /// The mean cross-entropy, in nats per token.
     pub loss: f64,
-    /// Its exponential.
+    /// The exponential of `loss`.
     pub perplexity: f64,
-    /// Tokens that were predicted.
+    /// The number of predicted tokens.
     pub tokens: u64,
 }
 
-/// What was measured.
+/// The result of a task. It serializes with the name of the task under `task`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "task", rename_all = "lowercase")]
 pub enum TaskReport {
-    /// Of [`Task::Val`].
-    Val(Val),
-    /// Of [`Task::Lambada`].
-    Lambada(Lambada),
-    /// Of [`Task::Wikitext`].
-    Wikitext(Wikitext),
-    /// Of [`Task::Blimp`].
-    Blimp(Blimp),
-    /// Of [`Task::Similarity`].
-    Similarity(Similarity),
+    /// The result of [`Task::Val`].
+    Val(ValResult),
+    /// The result of [`Task::Lambada`].
+    Lambada(LambadaResult),
+    /// The result of [`Task::Wikitext`].
+    Wikitext(WikitextResult),
+    /// The result of [`Task::Blimp`].
+    Blimp(BlimpResult),
+    /// The result of [`Task::Similarity`].
+    Similarity(SimilarityResult),
 }
 
 impl TaskReport {
-    /// What it is of.
+    /// Returns the task that was measured.
     pub fn task(&self) -> Task {
         match self {
             TaskReport::Val(_) => Task::Val,
@@ -121,31 +121,30 @@ impl TaskReport {
 }
 
 impl Benchmark {
-    /// Reads a task's data for a model. All but [`Task::Val`] need a framing.
+    /// Reads the data of a task for a model. Every task except [`Task::Val`] needs a tokenizer.
     ///
     /// # Errors
-    /// Naming the file, and the line where it has one, that is not the task's, or not this model's.
+    /// The data is not that of the task, or does not fit the model; the error names the file and
+    /// the line.
     pub fn open(
         task: Task,
         path: &Path,
-        extent: TaskSize,
+        size: TaskSize,
         config: &ModelConfig,
-        framing: Option<&PromptTokenizer>,
+        prompt_tokenizer: Option<&PromptTokenizer>,
     ) -> Result<Self> {
-        let most = if extent.limit == 0 { usize::MAX } else { usize::try_from(extent.limit)? };
-        let framing = || framing.context("texts need a tokenizer");
+        let limit = if size.limit == 0 { usize::MAX } else { usize::try_from(size.limit)? };
+        let prompt_tokenizer = || prompt_tokenizer.context("the task needs a tokenizer");
         let data = match task {
-            Task::Val => {
-                TaskData::Val { split: TokenSplit::open(path, Split::Val, config.vocab_size as usize)?, extent }
-            }
-            Task::Lambada => TaskData::Lambada(Passages::open(path, most, framing()?)?),
-            Task::Wikitext => TaskData::Wikitext(Pages::open(path, most, framing()?)?),
-            Task::Blimp => TaskData::Blimp(MinimalPairs::open(path, most, framing()?)?),
-            Task::Similarity => TaskData::Similarity(WordLists::open(path, most, framing()?.tokenizer())?),
+            Task::Val => TaskData::Val { split: TokenSplit::open(path, Split::Val, config.vocab_size as usize)?, size },
+            Task::Lambada => TaskData::Lambada(Passages::open(path, limit, prompt_tokenizer()?)?),
+            Task::Wikitext => TaskData::Wikitext(Pages::open(path, limit, prompt_tokenizer()?)?),
+            Task::Blimp => TaskData::Blimp(MinimalPairs::open(path, limit, prompt_tokenizer()?)?),
+            Task::Similarity => TaskData::Similarity(WordLists::open(path, limit, prompt_tokenizer()?.tokenizer())?),
         };
         let warning = match &data {
             TaskData::Val { split, .. } if !split.has_manifest() => {
-                Some(format!("{} has no manifest.json: nothing about the data could be checked", path.display()))
+                Some(format!("{} has no manifest.json: the data is not checked", path.display()))
             }
             TaskData::Lambada(passages) => passages.warning(),
             TaskData::Wikitext(pages) => pages.warning(),
@@ -154,18 +153,18 @@ impl Benchmark {
         Ok(Benchmark { data, warning })
     }
 
-    /// What a user should know of the data before the result.
+    /// Returns a warning about the data, to be shown before the result.
     pub fn warning(&self) -> Option<&str> {
         self.warning.as_deref()
     }
 
-    /// Measures the model of `scorer`, for which the data was opened.
+    /// Measures the model of `scorer`. The data must have been opened for this model.
     ///
     /// # Errors
-    /// When a shard holds a foreign id, libtorch refuses, or the model's answers are no numbers.
+    /// A token shard contains an id outside the vocabulary, or the model's outputs are not finite.
     pub fn measure(&self, scorer: &mut Scorer) -> Result<TaskReport> {
         Ok(match &self.data {
-            TaskData::Val { split, extent } => TaskReport::Val(measure_val(split, *extent, scorer)?),
+            TaskData::Val { split, size } => TaskReport::Val(measure_val(split, *size, scorer)?),
             TaskData::Lambada(passages) => TaskReport::Lambada(passages.measure(scorer)?),
             TaskData::Wikitext(pages) => TaskReport::Wikitext(pages.measure(scorer)?),
             TaskData::Blimp(pairs) => TaskReport::Blimp(pairs.measure(scorer)?),
@@ -174,17 +173,20 @@ impl Benchmark {
     }
 }
 
-fn measure_val(split: &TokenSplit, extent: TaskSize, scorer: &mut Scorer) -> Result<Val> {
-    let length = extent.sequence_length;
-    let batch = (scorer.batch_tokens / length).max(1) as u64;
-    let sequences = Sequences { length, most: extent.limit, batch, share: RankShard::WHOLE };
-    let tokens = length as u64;
-    let validated = validate(scorer.model, split, sequences, ForwardOptions::evaluation(), &mut |done, all| {
-        (scorer.progress)(done * tokens, all * tokens);
+fn measure_val(split: &TokenSplit, size: TaskSize, scorer: &mut Scorer) -> Result<ValResult> {
+    let options = ValidationOptions {
+        sequence_length: size.sequence_length,
+        max_sequences: size.limit,
+        batch_size: (scorer.batch_tokens / size.sequence_length).max(1) as u64,
+        shard: RankShard::WHOLE,
+    };
+    let tokens = size.sequence_length as u64;
+    let result = validate(scorer.model, split, options, ForwardOptions::evaluation(), &mut |done, total| {
+        (scorer.progress)(done * tokens, total * tokens);
         Ok(true)
     })?;
-    let Some(validated) = validated else { unreachable!("progress never ends it") };
-    let loss = validated.loss();
-    ensure!(loss.is_finite(), NO_NUMBERS);
-    Ok(Val { loss, perplexity: loss.exp(), tokens: validated.tokens })
+    let Some(result) = result else { unreachable!("the progress callback never stops the validation") };
+    let loss = result.loss();
+    ensure!(loss.is_finite(), NOT_FINITE);
+    Ok(ValResult { loss, perplexity: loss.exp(), tokens: result.tokens })
 }

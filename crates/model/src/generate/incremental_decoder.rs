@@ -1,6 +1,5 @@
-//! The model one token after another: what of the past stays the same is kept. The body
-//! keeps the keys and values of each block, the sense weights their keys, and the senses are
-//! kept by token, since they know nothing of their place.
+//! Decoding of one token after another, with caches: keys and values of the body, keys of the
+//! contextualization weights, and senses per token, which do not depend on the position.
 
 use std::collections::HashMap;
 
@@ -9,99 +8,102 @@ use tch::{Kind, Tensor};
 use crate::backpack::Backpack;
 use crate::gpt2::KvCache;
 use crate::language_model::{LanguageModel, Network};
-use crate::layers::ForwardOptions;
+use crate::ops::{ForwardOptions, Ops};
 
-/// What the weights of senses are multiplied by when a text's next token is predicted: given the ids of the window
-/// `[T]`, a factor for each position and sense, fp32 `[T, L]` on the model's device.
+/// A function that returns factors of the contextualization weights for the prediction of the next
+/// token: given the ids of the window `[T]`, one factor per position and sense, fp32 `[T, L]` on
+/// the device of the model.
 pub type SenseScale<'a> = dyn FnMut(&[i64]) -> Tensor + 'a;
 
-/// A sequence that grows by tokens and slides past the context.
+/// A sequence to which tokens are appended. It may become longer than the context.
 #[derive(Debug)]
 pub struct IncrementalDecoder<'m> {
     model: &'m LanguageModel,
-    pass: ForwardOptions,
+    ops: Ops,
     /// All tokens so far.
     ids: Vec<i64>,
-    body: KvCache,
-    /// `[1, L, T, D/L]`.
+    body_cache: KvCache,
+    /// Keys of the contextualization weights, `[1, L, T, D/L]`.
     sense_keys: Option<Tensor>,
-    senses: SenseCache,
+    sense_cache: SenseCache,
 }
 
 impl<'m> IncrementalDecoder<'m> {
-    /// An empty sequence.
-    pub fn new(model: &'m LanguageModel, pass: ForwardOptions) -> Self {
+    /// Creates an empty sequence.
+    pub fn new(model: &'m LanguageModel, options: ForwardOptions) -> Self {
         IncrementalDecoder {
             model,
-            pass,
+            ops: model.ops(options),
             ids: Vec::new(),
-            body: KvCache::default(),
+            body_cache: KvCache::default(),
             sense_keys: None,
-            senses: SenseCache::default(),
+            sense_cache: SenseCache::default(),
         }
     }
 
-    /// Appends at least one id; gives the logits `[V]` fp32 of what follows. Past the context
-    /// the last `n_positions` tokens count, positions from 0: all is computed anew for each
-    /// token then, save for the senses.
-    pub fn push(&mut self, new: &[i64]) -> Tensor {
-        self.push_scaled(new, None)
+    /// Appends at least one token and returns the logits `[V]` fp32 of the next one. If the
+    /// sequence is longer than the context, the model reads the last `n_positions` tokens, at
+    /// positions from 0. It then computes everything except the senses again for each token.
+    pub fn append(&mut self, new: &[i64]) -> Tensor {
+        self.append_scaled(new, None)
     }
 
-    /// The same with the weights of senses multiplied, of a Backpack.
-    pub fn push_scaled(&mut self, new: &[i64], mut scale: Option<&mut SenseScale<'_>>) -> Tensor {
+    /// Appends like [`IncrementalDecoder::append`]. For a Backpack, `scale` multiplies the
+    /// contextualization weights.
+    pub fn append_scaled(&mut self, new: &[i64], mut scale: Option<&mut SenseScale<'_>>) -> Tensor {
         if let [before @ .., last] = new
             && !before.is_empty()
             && !self.ids.is_empty()
         {
-            // What is kept takes one at a time.
-            before.iter().for_each(|id| drop(self.push(&[*id])));
-            return self.push_scaled(&[*last], scale);
+            // Caches that are not empty take one token at a time.
+            before.iter().for_each(|id| drop(self.append(&[*id])));
+            return self.append_scaled(&[*last], scale);
         }
         self.ids.extend(new);
         let context = self.model.config().n_positions as usize;
-        let window = if self.ids.len() > context {
-            self.body = KvCache::default();
+        let input = if self.ids.len() > context {
+            self.body_cache = KvCache::default();
             self.sense_keys = None;
             &self.ids[self.ids.len() - context..]
         } else {
             new
         };
-        let input = Tensor::from_slice(window).to_device(self.model.device());
+        let input = Tensor::from_slice(input).to_device(self.model.device());
         tch::no_grad(|| {
-            let hidden = match self.model.network() {
-                Network::Gpt2(body) => body.extend(&input, &mut self.body, self.pass).narrow(0, -1, 1),
+            let output = match self.model.network() {
+                Network::Gpt2(body) => body.decode_step(&input, &mut self.body_cache, self.ops).narrow(0, -1, 1),
                 Network::Backpack(backpack) => {
-                    let hidden = backpack.body().extend(&input, &mut self.body, self.pass);
-                    let mut weights = backpack.extend_weights(&hidden, &mut self.sense_keys, self.pass);
-                    let seen = &self.ids[self.ids.len().saturating_sub(context)..];
+                    let mut weights =
+                        backpack.decode_step(&input, &mut self.body_cache, &mut self.sense_keys, self.ops);
+                    let window = &self.ids[self.ids.len().saturating_sub(context)..];
                     if let Some(scale) = &mut scale {
-                        weights *= scale(seen).tr();
+                        weights *= scale(window).tr();
                     }
-                    self.senses.mix(backpack, seen, &weights, self.pass)
+                    self.sense_cache.weighted_sum(backpack, window, &weights, self.ops)
                 }
             };
-            self.model.head(&hidden, self.pass).view([-1])
+            self.model.output_head(&output, self.ops).view([-1])
         })
     }
 }
 
-/// Sense vectors of the tokens seen, each once.
+/// The senses of the tokens of a sequence, once per distinct token.
 #[derive(Debug, Default)]
 struct SenseCache {
+    /// The row in `senses` of each token.
     rows: HashMap<i64, i64>,
     /// `[rows, L D]`.
     senses: Option<Tensor>,
 }
 
-/// Tokens whose senses are kept: a long text forgets those of its beginning.
-const MOST_ROWS: usize = 4_096;
+/// Number of tokens whose senses are cached. If there are more, the cache starts again from empty.
+const MAX_ROWS: usize = 4_096;
 
 impl SenseCache {
-    /// The senses of `ids [T]` summed with `weights [L, T]`: `[1, D]`. The weights of a
-    /// token's places are added up first, so that no place has a copy of its senses.
-    fn mix(&mut self, backpack: &Backpack, ids: &[i64], weights: &Tensor, pass: ForwardOptions) -> Tensor {
-        if self.rows.len() > MOST_ROWS {
+    /// The sum of the senses of `ids [T]`, weighted by `weights [L, T]`: `[1, D]`. The weights of
+    /// the positions of a token are added first, so that its senses are not copied per position.
+    fn weighted_sum(&mut self, backpack: &Backpack, ids: &[i64], weights: &Tensor, ops: Ops) -> Tensor {
+        if self.rows.len() > MAX_ROWS {
             *self = SenseCache::default();
         }
         let mut missing: Vec<i64> = ids.iter().copied().filter(|id| !self.rows.contains_key(id)).collect();
@@ -112,18 +114,18 @@ impl SenseCache {
                 let row = self.rows.len() as i64;
                 self.rows.insert(*id, row);
             }
-            let new = backpack.word_senses(&Tensor::from_slice(&missing).to_device(weights.device()), pass);
+            let new = backpack.senses_of_tokens(&Tensor::from_slice(&missing).to_device(weights.device()), ops);
             self.senses = Some(match self.senses.take() {
                 Some(known) => Tensor::cat(&[known, new], 0),
                 None => new,
             });
         }
-        let Some(senses) = &self.senses else { unreachable!("a decoder is pushed at least one token") };
-        let places: Vec<i64> = ids.iter().map(|id| self.rows[id]).collect();
-        let places = Tensor::from_slice(&places).to_device(weights.device());
+        let Some(senses) = &self.senses else { unreachable!("at least one token is appended") };
+        let row_of_position: Vec<i64> = ids.iter().map(|id| self.rows[id]).collect();
+        let row_of_position = Tensor::from_slice(&row_of_position).to_device(weights.device());
         let (num_senses, rows) = (weights.size()[0], senses.size()[0]);
-        let by_token = Tensor::zeros([rows, num_senses], (Kind::Float, weights.device()));
-        let by_token = by_token.index_add(0, &places, &weights.tr());
-        by_token.to_kind(pass.kind).view([1, rows * num_senses]).matmul(&senses.view([rows * num_senses, -1]))
+        let row_weights = Tensor::zeros([rows, num_senses], (Kind::Float, weights.device()));
+        let row_weights = row_weights.index_add(0, &row_of_position, &weights.tr());
+        row_weights.to_kind(ops.kind()).view([1, rows * num_senses]).matmul(&senses.view([rows * num_senses, -1]))
     }
 }

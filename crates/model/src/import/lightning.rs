@@ -1,9 +1,9 @@
-//! The authors' checkpoints: PyTorch Lightning's pickle of a network built from
-//! flash-attn's blocks, for the Backpack and for its GPT-2 baseline.
+//! Import of the authors' checkpoints: PyTorch Lightning pickles of a Backpack or its GPT-2
+//! baseline, built from the blocks of flash-attn.
 //!
-//! flash-attn norms after each addition what the next layer reads: `norm1` of a block is
-//! GPT-2's `ln_2` of the same block, `norm2` is `ln_1` of the next one or `ln_f`, and
-//! `ln_0` is `ln_1` of the first.
+//! In flash-attn, a LayerNorm belongs to the addition before it. So `norm1` of a block is `ln_2` of
+//! the same block in GPT-2, `norm2` is `ln_1` of the next block or `ln_f`, and `ln_0` is `ln_1` of
+//! the first block.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::path::Path;
@@ -12,38 +12,38 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::config::{Architecture, GPT2_END_OF_TEXT, ModelConfig};
 use crate::import::pickle::{ObjectId, Pickle, Value};
+use crate::import::source::{ImportSource, ImportedWeights, embedding_names};
 use crate::import::torch_file::TorchFile;
-use crate::import::{ImportSource, ImportedWeights, embeddings};
 use crate::model_dir::CONFIG_FILE;
 
-/// Heads of the published sizes by width: micro, mini, small.
-const HEADS: [(i64, i64); 3] = [(384, 6), (640, 8), (768, 12)];
+/// Number of heads of the published sizes by width: micro, mini, small.
+const HEADS_BY_WIDTH: [(i64, i64); 3] = [(384, 6), (640, 8), (768, 12)];
 
-/// Values of the hyper-parameters that are looked at before giving up.
+/// Maximum number of hyper-parameter values that are searched.
 const MAX_HYPER_PARAMETERS: usize = 100_000;
 
+/// Reads the model of a checkpoint file.
 pub(super) fn read(path: &Path, n_head: Option<i64>) -> Result<ImportSource> {
     if path.extension().is_some_and(|extension| extension == "safetensors") {
-        bail!("it is one file of a Hugging Face folder: name the folder, which also holds config.json");
+        bail!("it is one file of a Hugging Face directory: give the directory, which also has config.json");
     }
     let mut file = TorchFile::open(path)?;
-    let StateDict { tensors, others } = state(&file)?;
+    let StateDict { tensors, skipped } = read_state_dict(&file)?;
     let shapes = Shapes { file: &file, tensors: &tensors };
-    let (config, mut notes) = infer(&shapes, n_head, beside(path)?)?;
-    if others > 0 {
-        notes.push(format!(
-            "left out {others} of state_dict's entries, which are not the model's (metrics keep counts there)"
-        ));
+    let (config, mut notes) = infer(&shapes, n_head, read_config_next_to(path)?)?;
+    if skipped > 0 {
+        notes
+            .push(format!("skipped {skipped} entries of state_dict that are not weights (metrics store counts there)"));
     }
     let mut weights = ImportedWeights::default();
     for (source, &id) in &tensors {
-        let Some(target) = TargetParameter::of(source, &config) else {
-            bail!("tensor model.{source} is not part of the authors' networks, so that this may be another model");
+        let Some(target) = TargetParameter::from_source(source, &config) else {
+            bail!("tensor model.{source} is not part of the authors' networks: this may be another model");
         };
         let full = format!("model.{source}");
         let mut tensor = file.load(&full, id)?;
         if target.transposed {
-            ensure!(tensor.dim() == 2, "tensor {full} has shape {:?}: two axes are wanted", tensor.size());
+            ensure!(tensor.dim() == 2, "tensor {full} has shape {:?}, not two axes", tensor.size());
             tensor = tensor.tr();
         }
         weights.insert(target.name, &full, &tensor)?;
@@ -51,50 +51,51 @@ pub(super) fn read(path: &Path, n_head: Option<i64>) -> Result<ImportSource> {
     Ok(ImportSource { config, weights, notes })
 }
 
-/// What a `config.json` in the file's folder says, where there is one.
-fn beside(path: &Path) -> Result<Option<ModelConfig>> {
+/// Reads the `config.json` in the directory of the checkpoint, if it exists.
+fn read_config_next_to(path: &Path) -> Result<Option<ModelConfig>> {
     let path = path.with_file_name(CONFIG_FILE);
     if !path.is_file() {
         return Ok(None);
     }
     let text = std::fs::read_to_string(&path).with_context(|| format!("{} cannot be read", path.display()))?;
     let config = ModelConfig::from_hugging_face(&text);
-    config.map(Some).with_context(|| format!("{}, beside the checkpoint, is not usable", path.display()))
+    config.map(Some).with_context(|| format!("{}, in the directory of the checkpoint, is not usable", path.display()))
 }
 
-/// The model's entries of a checkpoint's `state_dict`, without the prefix `model.`.
+/// The weights in the `state_dict` of a checkpoint.
 struct StateDict {
+    /// Tensors by name, without the prefix `model.`.
     tensors: BTreeMap<String, ObjectId>,
-    /// Entries of something else: metrics keep counts there.
-    others: usize,
+    /// Number of other entries, for example counts of metrics.
+    skipped: usize,
 }
 
-fn state(file: &TorchFile) -> Result<StateDict> {
+fn read_state_dict(file: &TorchFile) -> Result<StateDict> {
     let pickle = file.pickle();
     let root = pickle.root();
     let Some(state) = pickle.get(root, "state_dict") else {
         bail!(
-            "it holds {} without a state_dict: a Lightning checkpoint is wanted; the weights of a Hugging Face folder are imported by naming the folder",
+            "it contains {} without a state_dict, so it is not a Lightning checkpoint; to import a Hugging Face model, give its directory",
             pickle.describe(root)
         );
     };
     ensure!(matches!(pickle.value(state), Value::Dict(_)), "its state_dict is {}", pickle.describe(state));
     let mut tensors = BTreeMap::new();
-    let mut others = 0;
+    let mut skipped = 0;
     for (name, id) in pickle.entries(state) {
         match name.strip_prefix("model.") {
             Some(rest) => {
                 file.size(name, id)?;
                 tensors.insert(rest.to_owned(), id);
             }
-            None => others += 1,
+            None => skipped += 1,
         }
     }
-    ensure!(!tensors.is_empty(), "its state_dict has no entry that begins with \"model.\", as the authors' have");
-    Ok(StateDict { tensors, others })
+    ensure!(!tensors.is_empty(), "its state_dict has no entry that begins with \"model.\", as those of the authors do");
+    Ok(StateDict { tensors, skipped })
 }
 
-/// Shapes by the authors' names.
+/// The shapes of the tensors, by the authors' names.
 struct Shapes<'a> {
     file: &'a TorchFile,
     tensors: &'a BTreeMap<String, ObjectId>,
@@ -106,30 +107,32 @@ impl Shapes<'_> {
         let id = *self.tensors.get(name).with_context(|| format!("tensor {full} is missing"))?;
         let size = self.file.size(&full, id)?;
         let size = size.try_into().ok().filter(|size: &[i64; 2]| size.iter().all(|&n| n > 0));
-        size.with_context(|| format!("tensor {full} has shape {:?}: a matrix is wanted", self.file.size(&full, id)))
+        size.with_context(|| format!("tensor {full} has shape {:?}, not that of a matrix", self.file.size(&full, id)))
     }
 
-    /// Rows of `name` in multiples of `width`.
+    /// Returns the number of rows of `name` as a multiple of `width`.
     fn multiple(&self, name: &str, width: i64) -> Result<i64> {
         let [rows, _] = self.matrix(name)?;
-        ensure!(rows % width == 0, "tensor model.{name} has {rows} rows: a multiple of n_embd {width} is wanted");
+        ensure!(rows % width == 0, "tensor model.{name} has {rows} rows, not a multiple of n_embd ({width})");
         Ok(rows / width)
     }
 }
 
-/// Where the body's names begin.
-fn body(kind: Architecture) -> &'static str {
-    match kind {
+/// Returns the prefix of the authors' names of the body.
+fn body_prefix(architecture: Architecture) -> &'static str {
+    match architecture {
         Architecture::Backpack => "transformer.gpt2_model.",
         Architecture::Gpt2 => "transformer.",
     }
 }
 
-/// The configuration that the shapes tell, with what they do not taken from elsewhere.
-fn infer(shapes: &Shapes, n_head: Option<i64>, beside: Option<ModelConfig>) -> Result<(ModelConfig, Vec<String>)> {
-    let is_backpack = shapes.tensors.keys().any(|name| name.starts_with(body(Architecture::Backpack)));
-    let kind = if is_backpack { Architecture::Backpack } else { Architecture::Gpt2 };
-    let body = body(kind);
+/// Returns the configuration and notes. The shapes determine most keys. The other keys come from
+/// `n_head`, from `neighbor`, the configuration next to the checkpoint, from the hyper-parameters,
+/// or from the published runs.
+fn infer(shapes: &Shapes, n_head: Option<i64>, neighbor: Option<ModelConfig>) -> Result<(ModelConfig, Vec<String>)> {
+    let is_backpack = shapes.tensors.keys().any(|name| name.starts_with(body_prefix(Architecture::Backpack)));
+    let architecture = if is_backpack { Architecture::Backpack } else { Architecture::Gpt2 };
+    let body = body_prefix(architecture);
     let [vocab_size, n_embd] = shapes.matrix(&format!("{body}embeddings.word_embeddings.weight"))?;
     let [n_positions, _] = shapes.matrix(&format!("{body}embeddings.position_embeddings.weight"))?;
     let layers: BTreeSet<u64> = shapes
@@ -137,13 +140,13 @@ fn infer(shapes: &Shapes, n_head: Option<i64>, beside: Option<ModelConfig>) -> R
         .keys()
         .filter_map(|name| name.strip_prefix(body)?.strip_prefix("layers.")?.split('.').next()?.parse().ok())
         .collect();
-    // Numbers without gaps: a huge one claims no huge model.
-    if let Some((want, _)) = (0..).zip(&layers).find(|(want, have)| want != *have) {
-        bail!("layer {want} is missing: no tensor's name begins with model.{body}layers.{want}.");
+    // The numbers must have no gaps, so that a huge number does not create a huge model.
+    if let Some((expected, _)) = (0..).zip(&layers).find(|(expected, layer)| expected != *layer) {
+        bail!("layer {expected} is missing: no tensor has a name that begins with model.{body}layers.{expected}.");
     }
     let [n_inner, _] = shapes.matrix(&format!("{body}layers.0.mlp.fc1.weight"))?;
     let mut config = ModelConfig {
-        architecture: kind,
+        architecture,
         n_embd,
         n_layer: layers.len() as i64,
         n_inner: (n_inner != 4 * n_embd).then_some(n_inner),
@@ -160,47 +163,48 @@ fn infer(shapes: &Shapes, n_head: Option<i64>, beside: Option<ModelConfig>) -> R
         config.sense_block_inner = (width != 4 * n_embd).then_some(width);
     }
 
-    let hyper = HyperParameters::of(shapes.file.pickle());
+    let hyper = HyperParameters::new(shapes.file.pickle());
     let mut notes = Vec::new();
-    let table = HEADS.iter().find(|(width, _)| *width == n_embd).map(|&(_, heads)| heads);
-    let said = beside.as_ref().map(|c| (c.n_head, format!("from the {CONFIG_FILE} beside it")));
-    let own = || hyper.integer("n_head").map(|n| (n, "from its hyper_parameters".to_owned()));
-    let published = || table.map(|heads| (heads, format!("as the published size of n_embd {n_embd}")));
+    let published_heads = HEADS_BY_WIDTH.iter().find(|(width, _)| *width == n_embd).map(|&(_, heads)| heads);
+    let from_neighbor = neighbor.as_ref().map(|c| (c.n_head, format!("from the {CONFIG_FILE} in the same directory")));
+    let from_hyper_parameters = || hyper.integer("n_head").map(|n| (n, "from its hyper_parameters".to_owned()));
+    let from_width =
+        || published_heads.map(|heads| (heads, format!("that of the published size with n_embd {n_embd}")));
     config.n_head = match n_head {
         Some(given) => given,
         None => {
-            let (heads, from) = said.or_else(own).or_else(published).with_context(|| {
-                format!("its shapes do not tell n_head, its hyper_parameters do not say it readably, and n_embd {n_embd} is no published size: give it with --n-head")
+            let (heads, from) = from_neighbor.or_else(from_hyper_parameters).or_else(from_width).with_context(|| {
+                format!("n_head is unknown: the shapes do not determine it, hyper_parameters has no readable value, and n_embd {n_embd} is not a published size; give it with --n-head")
             })?;
             notes.push(format!("n_head {heads}, {from}"));
             heads
         }
     };
     let key = "scale_attn_by_inverse_layer_idx";
-    let said = beside.as_ref().map(|c| c.scale_attn_by_inverse_layer_idx);
-    config.scale_attn_by_inverse_layer_idx = said.or_else(|| hyper.flag(key)).unwrap_or_else(|| {
-        notes.push(format!("{key} true, as in the authors' runs: the file does not say it readably"));
+    let from_neighbor = neighbor.as_ref().map(|c| c.scale_attn_by_inverse_layer_idx);
+    config.scale_attn_by_inverse_layer_idx = from_neighbor.or_else(|| hyper.flag(key)).unwrap_or_else(|| {
+        notes.push(format!("{key} true, as in the authors' runs: the file has no readable value"));
         true
     });
-    if let Some(c) = beside {
+    if let Some(c) = neighbor {
         (config.dropout, config.layer_norm_epsilon) = (c.dropout, c.layer_norm_epsilon);
         config.end_of_text = c.end_of_text.or(config.end_of_text);
     } else {
         config.dropout = hyper.float("resid_pdrop").unwrap_or(config.dropout);
         config.layer_norm_epsilon = hyper.float("layer_norm_epsilon").unwrap_or(config.layer_norm_epsilon);
     }
-    config.validate().context("its shapes make no network")?;
+    config.validate().context("its shapes are not those of a valid network")?;
     Ok((config, notes))
 }
 
-/// A checkpoint's `hyper_parameters`, as far as they are plain containers: all entries of
-/// dictionaries, outer ones first.
+/// The entries of all dictionaries in the `hyper_parameters` of a checkpoint, outer ones first.
+/// Objects other than plain containers are skipped.
 struct HyperParameters<'a> {
     entries: Vec<(&'a str, &'a Value)>,
 }
 
 impl<'a> HyperParameters<'a> {
-    fn of(pickle: &'a Pickle) -> Self {
+    fn new(pickle: &'a Pickle) -> Self {
         let mut entries = Vec::new();
         let mut queue: VecDeque<ObjectId> = pickle.get(pickle.root(), "hyper_parameters").into_iter().collect();
         let mut seen = HashSet::new();
@@ -237,17 +241,19 @@ impl<'a> HyperParameters<'a> {
     }
 }
 
-/// The parameter that one of the authors' tensors is.
+/// The parameter that corresponds to a tensor of the authors.
 #[derive(Debug, PartialEq)]
 struct TargetParameter {
     name: String,
-    /// An `nn.Linear` `[out, in]` that `Conv1D` has as `[in, out]`.
+    /// Whether the tensor is an `nn.Linear` weight `[out, in]` and the parameter a `Conv1D` weight
+    /// `[in, out]`.
     transposed: bool,
 }
 
 impl TargetParameter {
-    fn of(source: &str, config: &ModelConfig) -> Option<TargetParameter> {
-        let (wte, wpe) = embeddings(config.architecture);
+    /// Returns the parameter for a name of the authors; `None` if the name is unknown.
+    fn from_source(source: &str, config: &ModelConfig) -> Option<TargetParameter> {
+        let (wte, wpe) = embedding_names(config.architecture);
         let tied = match source {
             "lm_head.weight" => Some(wte),
             _ => source.strip_prefix("transformer.").and_then(|rest| {
@@ -268,9 +274,9 @@ impl TargetParameter {
     }
 }
 
-/// The body's layers: Hugging Face's name, and whether it is a `Conv1D` there.
+/// Returns the Hugging Face name of a layer of the body, and whether it is a `Conv1D`.
 fn body_layer(layer: &str, config: &ModelConfig) -> Option<(String, bool)> {
-    let rest = layer.strip_prefix(body(config.architecture))?;
+    let rest = layer.strip_prefix(body_prefix(config.architecture))?;
     let prefix = config.body_prefix();
     if rest == "ln_0" {
         return Some((format!("{prefix}.h.0.ln_1"), false));
@@ -290,7 +296,8 @@ fn body_layer(layer: &str, config: &ModelConfig) -> Option<(String, bool)> {
     Some((format!("{prefix}.h.{index}.{name}"), conv1d))
 }
 
-/// The same for the layers of the senses.
+/// Returns the Hugging Face name of a layer of the sense network or of the contextualization
+/// weights, and whether it is a `Conv1D`.
 fn sense_layer(layer: &str) -> Option<(String, bool)> {
     let (name, conv1d) = match layer.strip_prefix("transformer.")? {
         "content_model.ln_0" => ("sense_network.ln", false),

@@ -1,5 +1,5 @@
-//! The zip archives that `torch.save` writes: entries stored as they are, zip64 where
-//! they are large. Nothing is decompressed, so that no entry is larger than the file.
+//! The zip archives that `torch.save` writes: uncompressed entries, with zip64 records for large
+//! ones. Nothing is decompressed, so that no entry is larger than the file.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -10,14 +10,14 @@ use anyhow::{Context, Result, bail, ensure};
 
 #[derive(Debug)]
 struct ZipEntry {
-    /// Where its local header begins.
+    /// Offset of the local header.
     header: u64,
     size: u64,
-    /// Check sum; 0 also where torch was told to compute none.
+    /// CRC-32 checksum; 0 if torch was configured not to compute it.
     crc: u32,
 }
 
-/// An open archive and its table of contents.
+/// An open archive and its directory of entries.
 #[derive(Debug)]
 pub(super) struct Archive {
     file: File,
@@ -25,54 +25,54 @@ pub(super) struct Archive {
     entries: BTreeMap<String, ZipEntry>,
 }
 
-/// Entries of all tensors of a large checkpoint take well under a megabyte.
-const MAX_DIRECTORY: u64 = 64 << 20;
-/// A 16-bit or 32-bit field whose value stands in a zip64 record.
+/// Maximum size of the directory in bytes. That of a large checkpoint has less than a megabyte.
+const MAX_DIRECTORY_BYTES: u64 = 64 << 20;
+/// Value of a 32-bit field whose actual value is in a zip64 record.
 const IN_ZIP64: u64 = 0xffff_ffff;
 
 impl Archive {
-    /// Reads the table of contents.
+    /// Opens an archive and reads its directory.
     ///
     /// # Errors
-    /// When it is no such archive, or damaged.
+    /// The file is not such an archive, or it is damaged.
     pub(super) fn open(path: &Path) -> Result<Self> {
         let file = File::open(path)?;
         let length = file.metadata()?.len();
         let mut archive = Archive { file, length, entries: BTreeMap::new() };
         let (offset, size) = archive.directory()?;
-        ensure!(size <= MAX_DIRECTORY, "its table of contents claims {size} bytes");
-        let directory = archive.read_at(offset, size).context("its table of contents is not there")?;
-        archive.entries = entries(&directory).context("its table of contents is broken")?;
-        // Entries that share their bytes could claim far more than the file has.
+        ensure!(size <= MAX_DIRECTORY_BYTES, "its directory claims {size} bytes");
+        let directory = archive.read_at(offset, size).context("its directory is missing")?;
+        archive.entries = parse_directory(&directory).context("its directory is invalid")?;
+        // Entries that overlap could claim far more bytes than the file has.
         let total = archive.entries.values().try_fold(0u64, |sum, entry| sum.checked_add(entry.size));
         ensure!(total.is_some_and(|total| total <= length), "its entries claim more bytes than the file's {length}");
         Ok(archive)
     }
 
-    /// Names of all entries.
+    /// Iterates over the names of all entries.
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
         self.entries.keys().map(String::as_str)
     }
 
-    /// Size of an entry, where there is one.
+    /// Returns the size of an entry; `None` if it does not exist.
     pub(super) fn size(&self, name: &str) -> Option<u64> {
         self.entries.get(name).map(|entry| entry.size)
     }
 
-    /// The bytes of an entry.
+    /// Reads the bytes of an entry.
     ///
     /// # Errors
-    /// When there is none, the file is cut short, or the check sum is wrong.
+    /// The entry does not exist, the file is truncated, or the checksum is wrong.
     pub(super) fn read(&mut self, name: &str) -> Result<Vec<u8>> {
         let entry = self.entries.get(name).with_context(|| format!("entry {name} is missing"))?;
         let (header, size, crc) = (entry.header, entry.size, entry.crc);
-        let broken = || format!("entry {name} is damaged or cut short");
+        let broken = || format!("entry {name} is damaged or truncated");
         let local = self.read_at(header, 30).with_context(broken)?;
         ensure!(local.starts_with(b"PK\x03\x04"), "{}", broken());
         let names = u64::from(u16_at(&local, 26)?) + u64::from(u16_at(&local, 28)?);
         let bytes = self.read_at(header + 30 + names, size).with_context(broken)?;
         if crc != 0 {
-            ensure!(crc32fast::hash(&bytes) == crc, "entry {name} is damaged: its check sum is wrong");
+            ensure!(crc32fast::hash(&bytes) == crc, "entry {name} is damaged: its checksum is wrong");
         }
         Ok(bytes)
     }
@@ -86,23 +86,23 @@ impl Archive {
         Ok(bytes)
     }
 
-    /// Place and size of the table of contents, from the record at the file's end.
+    /// Returns offset and size of the directory, from the record at the end of the file.
     fn directory(&mut self) -> Result<(u64, u64)> {
-        // The record has 22 bytes and a comment of at most 65,535.
+        // The record has 22 bytes and a comment of at most 65,535 bytes.
         let tail_size = self.length.min(22 + 65_535);
         let tail_start = self.length - tail_size;
         let tail = self.read_at(tail_start, tail_size)?;
-        let place = tail
+        let position = tail
             .windows(4)
             .rposition(|window| window == b"PK\x05\x06")
-            .context("its table of contents is missing: the file is cut short or no archive")?;
-        let record = &tail[place..];
+            .context("its directory is missing: the file is truncated or not an archive")?;
+        let record = &tail[position..];
         let (size, offset) = (u64::from(u32_at(record, 12)?), u64::from(u32_at(record, 16)?));
         if size != IN_ZIP64 && offset != IN_ZIP64 && u16_at(record, 10)? != u16::MAX {
             return Ok((offset, size));
         }
-        // The zip64 record is found through a locator of 20 bytes before this one.
-        let locator_at = (tail_start + place as u64).checked_sub(20).context("its zip64 locator is missing")?;
+        // A locator of 20 bytes before this record has the offset of the zip64 record.
+        let locator_at = (tail_start + position as u64).checked_sub(20).context("its zip64 locator is missing")?;
         let locator = self.read_at(locator_at, 20)?;
         ensure!(locator.starts_with(b"PK\x06\x07"), "its zip64 locator is missing");
         let record = self.read_at(u64_at(&locator, 8)?, 56)?;
@@ -111,7 +111,8 @@ impl Archive {
     }
 }
 
-fn entries(mut directory: &[u8]) -> Result<BTreeMap<String, ZipEntry>> {
+/// Parses the directory.
+fn parse_directory(mut directory: &[u8]) -> Result<BTreeMap<String, ZipEntry>> {
     let mut entries = BTreeMap::new();
     while directory.starts_with(b"PK\x01\x02") {
         let length = |at: usize| u16_at(directory, at).map(usize::from);
@@ -122,14 +123,14 @@ fn entries(mut directory: &[u8]) -> Result<BTreeMap<String, ZipEntry>> {
         let name_end = 46 + length(28)?;
         let extra_end = name_end + length(30)?;
         let end = extra_end + length(32)?;
-        let name = directory.get(46..name_end).context("a name is cut short")?;
+        let name = directory.get(46..name_end).context("a name is truncated")?;
         let name = std::str::from_utf8(name).context("a name is not UTF-8")?.to_owned();
-        let mut extra = directory.get(name_end..extra_end).context("an entry is cut short")?;
+        let mut extra = directory.get(name_end..extra_end).context("an entry is truncated")?;
         while extra.len() >= 4 {
             let (tag, length) = (u16_at(extra, 0)?, usize::from(u16_at(extra, 2)?));
-            let mut field = extra.get(4..4 + length).context("an extra field is cut short")?;
+            let mut field = extra.get(4..4 + length).context("an extra field is truncated")?;
             extra = &extra[4 + length..];
-            // Zip64: only the values that did not fit, in this order.
+            // Zip64: only the values that do not fit into their 32-bit fields, in this order.
             if tag == 1 {
                 for value in [&mut size, &mut packed, &mut header] {
                     if *value == IN_ZIP64 {
@@ -142,15 +143,15 @@ fn entries(mut directory: &[u8]) -> Result<BTreeMap<String, ZipEntry>> {
         ensure!(flags & 1 == 0, "entry {name} is encrypted");
         ensure!(method == 0 && packed == size, "entry {name} is compressed, which torch.save never does");
         if entries.insert(name.clone(), ZipEntry { header, size, crc }).is_some() {
-            bail!("entry {name} is there twice");
+            bail!("entry {name} appears twice");
         }
-        directory = directory.get(end..).context("an entry is cut short")?;
+        directory = directory.get(end..).context("an entry is truncated")?;
     }
     Ok(entries)
 }
 
 fn bytes_at<const N: usize>(bytes: &[u8], at: usize) -> Result<[u8; N]> {
-    Ok(bytes.get(at..at + N).context("a record is cut short")?.try_into()?)
+    Ok(bytes.get(at..at + N).context("a record is truncated")?.try_into()?)
 }
 
 fn u16_at(bytes: &[u8], at: usize) -> Result<u16> {

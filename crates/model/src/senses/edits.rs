@@ -1,5 +1,5 @@
-//! Edits of sense vectors: the word changes in every context, nothing else does. Embeddings and
-//! head stay untouched.
+//! Edits of sense vectors. An edit changes a token in every context and nothing else: embeddings
+//! and output head stay the same.
 
 use std::collections::BTreeMap;
 
@@ -9,57 +9,57 @@ use tch::{Device, Kind, Tensor};
 use crate::config::ModelConfig;
 use crate::tensor::is_finite;
 
-/// A change of one token's senses, wherever the token occurs.
+/// A change of senses of one token, in every context.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SenseEdit {
-    /// The token's id.
+    /// The id of the token.
     pub token: i64,
-    /// Which of its senses.
+    /// The senses that change.
     pub sense: SenseChoice,
-    /// What is done to each of them.
+    /// The change of each of these senses.
     pub op: SenseOp,
 }
 
-/// Which senses of a token.
+/// A choice of senses of a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SenseChoice {
-    /// This one, from 0.
+    /// One sense, numbered from 0.
     One(i64),
-    /// Every one.
+    /// All senses.
     All,
 }
 
-/// What is done to a sense vector `[D]`.
+/// A change of a sense vector `[D]`.
 #[derive(Debug, Clone, PartialEq)]
 pub enum SenseOp {
-    /// Multiplied: 0 removes it.
+    /// Multiplies the vector; 0 removes the sense.
     Scale(f64),
-    /// This vector, of length D, is added.
+    /// Adds this vector of length D.
     Add(Vec<f32>),
-    /// This vector, of length D, takes its place.
+    /// Replaces the vector by this vector of length D.
     Replace(Vec<f32>),
 }
 
-/// Names of the tensors by which an edited model says so in its folder: ids `[E]` int64, and all their senses
-/// `[E, L, D]`.
-pub(crate) const EDITED_TOKENS: &str = "backpack.edited_senses.tokens";
-pub(crate) const EDITED_VECTORS: &str = "backpack.edited_senses.vectors";
+/// Name of the tensor that holds the ids of the edited tokens in a model file, `[E]` int64.
+const EDITED_TOKENS: &str = "backpack.edited_senses.tokens";
+/// Name of the tensor that holds all senses of the edited tokens in a model file, `[E, L, D]`.
+const EDITED_VECTORS: &str = "backpack.edited_senses.vectors";
 
-/// The senses of edited tokens, which stand where the sense network's would.
+/// The senses of edited tokens, which replace those of the sense network.
 #[derive(Debug)]
-pub struct EditedSenses {
-    /// Their ids.
+pub(crate) struct EditedSenses {
+    /// The ids of the edited tokens.
     tokens: Vec<i64>,
-    /// All their senses `[E, L, D]` fp32.
+    /// All senses of the edited tokens, `[E, L, D]` fp32.
     vectors: Tensor,
-    /// The row of each id of the vocabulary, `[V]` int64; -1 for those that are not edited.
+    /// The row in `vectors` of each id of the vocabulary, `[V]` int64; -1 for tokens without edits.
     rows: Tensor,
 }
 
 impl EditedSenses {
-    /// The ids of edited tokens, and all their senses `[E, L, D]` fp32.
-    pub fn parts(&self) -> (&[i64], &Tensor) {
-        (&self.tokens, &self.vectors)
+    /// The ids of the edited tokens.
+    pub(crate) fn tokens(&self) -> &[i64] {
+        &self.tokens
     }
 
     pub(crate) fn shallow_clone(&self) -> Self {
@@ -79,10 +79,10 @@ impl EditedSenses {
         EditedSenses { tokens, vectors: vectors.shallow_clone(), rows }
     }
 
-    /// Takes them out of the tensors of a model's file, where they are there.
+    /// Removes the edited senses from the tensors of a model file; `None` if it has none.
     ///
     /// # Errors
-    /// Naming the tensor that is missing, of the wrong shape, or holds what no edit does.
+    /// Names the tensor that is missing, has the wrong shape, or holds an invalid value.
     pub(crate) fn take(
         config: &ModelConfig,
         tensors: &mut BTreeMap<String, Tensor>,
@@ -113,28 +113,28 @@ impl EditedSenses {
         Ok(Some(EditedSenses::new(ids, &vectors, config)))
     }
 
-    /// The tensors of a model's file.
+    /// Returns the tensors that a model file holds.
     pub(crate) fn tensors(&self) -> [(&'static str, Tensor); 2] {
         [(EDITED_TOKENS, Tensor::from_slice(&self.tokens)), (EDITED_VECTORS, self.vectors.shallow_clone())]
     }
 
-    /// Puts them where `words [U]` are edited ones: `senses [U, L D]`.
-    pub(crate) fn put(&self, words: &Tensor, senses: Tensor) -> Tensor {
-        let rows = self.rows.index_select(0, words);
-        let places = rows.ge(0).nonzero().squeeze_dim(1);
-        if places.size()[0] == 0 {
+    /// Replaces the senses of the edited tokens among tokens `[U]` in their senses `[U, L D]`.
+    pub(crate) fn apply(&self, tokens: &Tensor, senses: Tensor) -> Tensor {
+        let rows = self.rows.index_select(0, tokens);
+        let positions = rows.ge(0).nonzero().squeeze_dim(1);
+        if positions.size()[0] == 0 {
             return senses;
         }
-        let own = self.vectors.flatten(1, 2).index_select(0, &rows.index_select(0, &places));
-        senses.index_copy(0, &places, &own.to_kind(senses.kind()))
+        let edited = self.vectors.flatten(1, 2).index_select(0, &rows.index_select(0, &positions));
+        senses.index_copy(0, &positions, &edited.to_kind(senses.kind()))
     }
 
-    /// `edits` done in their order to what `senses` gives for token ids `[E]`: `[E, L, D]` fp32. Tokens that `before`
-    /// had edited stay so.
+    /// Applies `edits` in their order to the current senses, which `senses` returns as `[E, L, D]`
+    /// fp32 for token ids `[E]`. Tokens that `before` contains stay edited.
     ///
     /// # Errors
-    /// When an edit names a token or a sense that the model lacks, its vector has another length, or a sense
-    /// becomes infinite.
+    /// An edit has a token, sense or vector length that the model does not have, or a sense becomes
+    /// infinite.
     pub(crate) fn compile(
         config: &ModelConfig,
         edits: &[SenseEdit],
@@ -155,7 +155,7 @@ impl EditedSenses {
             senses(&Tensor::from_slice(&tokens).to_device(device)).copy()
         };
         for SenseEdit { token, sense, op } in edits {
-            let row = tokens.binary_search(token).unwrap_or_default() as i64; // it was put in above
+            let row = tokens.binary_search(token).unwrap_or_default() as i64; // inserted above
             let mut chosen = match sense {
                 SenseChoice::One(sense) => vectors.get(row).narrow(0, *sense, 1),
                 SenseChoice::All => vectors.get(row),
@@ -166,10 +166,7 @@ impl EditedSenses {
                 SenseOp::Replace(vector) => chosen.copy_(&Tensor::from_slice(vector).expand_as(&chosen)),
             }
         }
-        ensure!(
-            is_finite(&vectors),
-            "the edits together make a sense larger than a number can be: give smaller factors"
-        );
+        ensure!(is_finite(&vectors), "the edits together make a sense infinite: give smaller factors");
         Ok(EditedSenses::new(tokens, &vectors, config))
     }
 }

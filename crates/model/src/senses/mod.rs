@@ -1,3 +1,4 @@
-//! Sense edits, and the memory-mapped table of all sense vectors.
+//! Edits of sense vectors, and the memory-mapped table of all sense vectors.
 
 pub(crate) mod edits;
+pub(crate) mod table;

@@ -39,7 +39,7 @@ double norm_of(const std::vector<Tensor>& grads) {
 Update clipped_adamw(const std::vector<Tensor>& params, const std::vector<Tensor>& grads,
                      const std::vector<Tensor>& exp_avgs, const std::vector<Tensor>& exp_avg_sqs,
                      const std::vector<Tensor>& copies, const std::vector<double>& weight_decays,
-                     const Tensor& updates, const Tensor& loss_scale, const Tensor& veto, double max_norm, double lr,
+                     const Tensor& updates, const Tensor& loss_scale, const Tensor& skip, double max_norm, double lr,
                      double beta1, double beta2, double eps) {
   at::NoGradGuard no_grad;
   const size_t n = params.size();
@@ -55,7 +55,7 @@ Update clipped_adamw(const std::vector<Tensor>& params, const std::vector<Tensor
     const double norm = norm_of(grads) / scale;
     const bool overflow = !std::isfinite(norm);
     const Update out = {at::scalar_tensor(norm, at::kFloat), at::scalar_tensor(overflow, at::kBool)};
-    if (overflow || (veto.defined() && veto.item<bool>())) return out;
+    if (overflow || (skip.defined() && skip.item<bool>())) return out;
     Tensor(updates).add_(1);
     const double step = updates.item<double>();
     const double correction1 = 1 - std::pow(beta1, step), correction2 = 1 - std::pow(beta2, step);
@@ -84,10 +84,10 @@ Update clipped_adamw(const std::vector<Tensor>& params, const std::vector<Tensor
   Tensor norm = at::linalg_vector_norm(at::stack(at::_foreach_norm(grads, 2)));
   if (loss_scale.defined()) norm = norm / loss_scale;
   const Tensor overflow = norm.isfinite().logical_not();
-  const Tensor skip = (veto.defined() ? overflow.logical_or(veto) : overflow).to(at::kFloat);
+  const Tensor found_inf = (skip.defined() ? overflow.logical_or(skip) : overflow).to(at::kFloat);
   Tensor divisor = ((norm + 1e-6) / max_norm).clamp_min(1.0);
   if (loss_scale.defined()) divisor = divisor * loss_scale;
-  Tensor(updates).add_(1 - skip);
+  Tensor(updates).add_(1 - found_inf);
   for (size_t i = 0; i < n;) {
     // One call per sequence of parameters with equal weight decay.
     size_t j = i + 1;
@@ -95,7 +95,7 @@ Update clipped_adamw(const std::vector<Tensor>& params, const std::vector<Tensor
     const auto run = [&](const std::vector<Tensor>& v) { return std::vector<Tensor>(v.begin() + i, v.begin() + j); };
     at::_fused_adamw_(run(params), run(grads), run(exp_avgs), run(exp_avg_sqs), /*max_exp_avg_sqs=*/{},
                       std::vector<Tensor>(j - i, updates), lr, beta1, beta2, weight_decays[i], eps, /*amsgrad=*/false,
-                      /*maximize=*/false, /*grad_scale=*/divisor.to(at::kFloat), /*found_inf=*/skip);
+                      /*maximize=*/false, /*grad_scale=*/divisor.to(at::kFloat), found_inf);
     i = j;
   }
   for (size_t i = 0; i < n; i++)

@@ -1,4 +1,4 @@
-// The token embedding [V, D], which is tied to the output head: its rows are looked up, and the
+// The token embedding [V, D], which the output head shares: its rows are looked up, and the
 // whole matrix is a factor of a product. libtorch adds the gradients of the rows, dense or sparse,
 // to a new [V, D] tensor per use. Here they are added in place to the gradient of the head, when
 // all of them are known.
@@ -28,7 +28,7 @@ c10::intrusive_ptr<Rows> rows_of(AutogradContext& ctx) {
 }
 
 // The weight itself. Its backward pass runs after those of all its uses.
-struct Tie : Function<Tie> {
+struct SharedWeight : Function<SharedWeight> {
   static Tensor forward(AutogradContext* ctx, const Tensor& weight) {
     ctx->set_materialize_grads(false);
     ctx->saved_data[ROWS] = c10::IValue::make_capsule(c10::make_intrusive<Rows>());
@@ -64,11 +64,11 @@ struct Tie : Function<Tie> {
 };
 
 struct LookUp : Function<LookUp> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& tied, const Tensor& ids, const c10::IValue& rows) {
+  static Tensor forward(AutogradContext* ctx, const Tensor& shared, const Tensor& ids, const c10::IValue& rows) {
     ctx->set_materialize_grads(false);
     ctx->saved_data["ids"] = ids;
     ctx->saved_data[ROWS] = rows;
-    return at::embedding(tied, ids);
+    return at::embedding(shared, ids);
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
@@ -82,18 +82,18 @@ struct LookUp : Function<LookUp> {
 
 }  // namespace
 
-Tensor tie(const Tensor& weight) {
-  check_kind(weight, "tie's weight");
-  TORCH_CHECK(weight.dim() == 2 && weight.scalar_type() == at::kFloat, "tie: the weight must be an fp32 matrix, got ",
+Tensor share_gradient(const Tensor& weight) {
+  check_kind(weight, "share_gradient's weight");
+  TORCH_CHECK(weight.dim() == 2 && weight.scalar_type() == at::kFloat, "share_gradient: the weight must be an fp32 matrix, got ",
               weight.toString(), " ", weight.sizes());
-  return Tie::apply(weight);
+  return SharedWeight::apply(weight);
 }
 
-Tensor embedding(const Tensor& tied, const Tensor& ids) {
-  if (!at::GradMode::is_enabled() || !tied.requires_grad()) return at::embedding(tied, ids);
-  const auto node = dynamic_cast<CppNode<Tie>*>(tied.grad_fn().get());
-  TORCH_CHECK(node, "embedding: the weight does not come from tie");
-  return LookUp::apply(tied, ids.contiguous(), node->ctx_.saved_data[ROWS]);
+Tensor embedding(const Tensor& shared, const Tensor& ids) {
+  if (!at::GradMode::is_enabled() || !shared.requires_grad()) return at::embedding(shared, ids);
+  const auto node = dynamic_cast<CppNode<SharedWeight>*>(shared.grad_fn().get());
+  TORCH_CHECK(node, "embedding: the weight does not come from share_gradient");
+  return LookUp::apply(shared, ids.contiguous(), node->ctx_.saved_data[ROWS]);
 }
 
 }  // namespace ops

@@ -20,11 +20,11 @@ struct Weight {
   Tensor value;
 };
 
-// tie prepares an fp32 weight [V, D] for several uses in one forward pass. embedding returns its
+// share_gradient prepares an fp32 weight [V, D] for several uses in one forward pass. embedding returns its
 // rows `ids` [..] as [.., D]. The gradients of the rows are added in place to the gradient of the
 // other uses.
-Tensor tie(const Tensor& weight);
-Tensor embedding(const Tensor& tied, const Tensor& ids);
+Tensor share_gradient(const Tensor& weight);
+Tensor embedding(const Tensor& shared, const Tensor& ids);
 
 // Returns x W for a weight stored as [in, out], or x W^T for one stored as [out, in].
 Tensor linear(const Tensor& x, const Weight& weight, bool transposed);
@@ -47,8 +47,9 @@ Normed add_layer_norm(const Tensor& stream, const Tensor& branch, const Tensor& 
 // Returns the Backpack's sum over senses [N, D]. qk [N, 2 D] holds the queries and keys of the
 // contextualization, senses [U, L D] the senses of the distinct words; their biases are added
 // first. place [N] holds the row in `senses` of each token.
-Tensor mix_senses(const Tensor& qk, const Tensor& qk_bias, const Tensor& senses, const Tensor& senses_bias,
-                  const Tensor& place, int64_t sequences, int64_t num_senses);
+Tensor weighted_sum_of_senses(const Tensor& qk, const Tensor& qk_bias, const Tensor& senses,
+                              const Tensor& senses_bias, const Tensor& place, int64_t sequences,
+                              int64_t num_senses);
 
 // Returns the mean cross-entropy of the logits hidden [N, D] x weight [V, D]^T and the targets [N].
 // Computes `chunk` rows of logits at a time, and the gradients in the forward pass.
@@ -62,12 +63,12 @@ struct Update {
 
 // One AdamW update with gradients scaled by min(1, max_norm / norm) / loss_scale, where `norm` is
 // the global norm. `updates` (fp32 scalar) counts the updates for the bias correction. If the norm
-// is not finite or `veto` (bool scalar) is true, nothing is changed. `loss_scale` and `veto` may be
+// is not finite or `skip` (bool scalar) is true, nothing is changed. `loss_scale` and `skip` may be
 // undefined.
 Update clipped_adamw(const std::vector<Tensor>& params, const std::vector<Tensor>& grads,
                      const std::vector<Tensor>& exp_avgs, const std::vector<Tensor>& exp_avg_sqs,
                      const std::vector<Tensor>& copies, const std::vector<double>& weight_decays,
-                     const Tensor& updates, const Tensor& loss_scale, const Tensor& veto, double max_norm, double lr,
+                     const Tensor& updates, const Tensor& loss_scale, const Tensor& skip, double max_norm, double lr,
                      double beta1, double beta2, double eps);
 
 // Helpers that the implementations share.

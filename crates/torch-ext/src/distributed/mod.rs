@@ -1,25 +1,23 @@
-//! Several processes as one: PyTorch's own engine (`c10d`), without Python.
+//! Process groups and the gradient reducer of PyTorch (`c10d`), without Python.
 //!
-//! [`ProcessGroup::join`] meets the other ranks at a store that rank 0 serves, and connects
-//! every rank with every other: by Gloo for CPU tensors, and by NCCL for CUDA tensors.
-//! [`Reducer`] averages gradients over the ranks while the backward pass goes on, as
+//! [`ProcessGroup::join`] finds the other ranks through a store that rank 0 serves, and connects
+//! every rank with every other: with Gloo for CPU tensors and with NCCL for CUDA tensors.
+//! [`Reducer`] averages gradients over the ranks during the backward pass, as
 //! `DistributedDataParallel` does.
 //!
-//! Every rank has to make the same calls in the same order. A call that fails leaves the
-//! group broken for good: the process should say so and end ([`exit_now`]), and be started
-//! again with the others.
+//! All ranks must make the same calls in the same order. A failed call breaks the group
+//! permanently: the process should report the error and end ([`exit_now`]). All ranks can then be
+//! started again.
 
-mod failure;
 mod network;
 mod process_group;
 mod reducer;
 pub(crate) mod rendezvous;
 
-pub(crate) use failure::worded;
-pub use failure::{Failure, failure};
-pub use network::{host_name, interfaces, own_address};
+pub use network::{host_name, interfaces, local_address};
 pub use process_group::{ProcessGroup, ReduceOp};
 pub use reducer::{Reducer, ReducerStatistics};
 pub use rendezvous::Rendezvous;
 
+pub use crate::error::CollectiveFailure;
 pub use crate::runtime::{exit_now, set_cuda_device};

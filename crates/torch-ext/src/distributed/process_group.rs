@@ -1,4 +1,4 @@
-//! The group of all ranks, and its collective operations.
+//! The process group of all ranks, and its collective operations.
 
 use std::ffi::c_char;
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ use crate::distributed::rendezvous::{RawStore, Rendezvous, TcpStore, millis};
 use crate::error::{Error, c_string, check, handle, handles};
 use crate::nccl;
 
-/// The C++ side's group.
+/// The group in C++.
 #[repr(C)]
 pub(super) struct RawGroup {
     _opaque: [u8; 0],
@@ -46,175 +46,185 @@ unsafe extern "C" {
     fn bpx_group_all_gather(group: *mut RawGroup, input: *mut C_tensor, outputs: *const *mut C_tensor) -> *mut c_char;
 }
 
-/// How [`ProcessGroup::all_reduce`] puts the ranks' values together.
+/// How [`ProcessGroup::all_reduce`] combines the values of the ranks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReduceOp {
     /// The sum.
     Sum,
-    /// The sum divided by the number of ranks; of floating-point numbers only.
+    /// The sum divided by the number of ranks; for floating-point numbers only.
     Mean,
-    /// The largest.
+    /// The maximum.
     Max,
 }
 
-/// Most bytes that a broadcast sends at once: DistributedDataParallel's own figure.
-const BROADCAST_BYTES: usize = 250 << 20;
+/// Maximum number of bytes that a broadcast sends at once: the value of DistributedDataParallel.
+const MAX_BROADCAST_BYTES: usize = 250 << 20;
 
-/// All ranks, connected with one another: by Gloo for CPU tensors and, where the device is a
-/// GPU, by NCCL for tensors on it.
+/// The process group of all ranks. They are connected by Gloo for CPU tensors and, if the device is
+/// a GPU, by NCCL for tensors on it.
 ///
-/// Errors of its operations are for good: see the [module](crate::distributed).
+/// A failed operation breaks the group permanently: see the [module](crate::distributed).
 #[derive(Debug)]
 pub struct ProcessGroup {
     raw: NonNull<RawGroup>,
     rank: usize,
     world_size: usize,
-    /// Taking NCCL down waits for the other ranks: left alone unless they all [leave](Self::leave).
-    stays: bool,
-    /// Serves the others while rank 0 lives.
+    /// Whether to keep the group in memory on drop. The destructor of NCCL waits for the other
+    /// ranks, so it runs only after [`ProcessGroup::shutdown`].
+    keep_on_drop: bool,
+    /// Serves the other ranks while the group of rank 0 lives.
     _store: TcpStore,
 }
 
 impl Drop for ProcessGroup {
     fn drop(&mut self) {
-        if self.stays {
+        if self.keep_on_drop {
             return;
         }
         // SAFETY: made by bpx_group_new, freed once.
-        let said = check(unsafe { bpx_group_free(self.raw.as_ptr()) });
-        debug_assert!(said.is_ok(), "{said:?}");
+        let freed = check(unsafe { bpx_group_free(self.raw.as_ptr()) });
+        debug_assert!(freed.is_ok(), "{freed:?}");
     }
 }
 
 impl ProcessGroup {
-    /// Meets the other ranks; returns when all are connected.
+    /// Joins the process group, and returns when all ranks are connected.
     ///
     /// # Errors
-    /// When rank 0 cannot be reached, or its port is taken; when not all ranks come within
-    /// the time, saying which; for a network interface that is not there; and for a GPU
-    /// without what NCCL needs.
-    pub fn join(at: &Rendezvous<'_>, device: Device) -> Result<Self, Error> {
-        let begun = Instant::now();
-        // What NCCL's own threads say before they end the process is its only message.
+    /// Rank 0 cannot be reached, its port is in use, ranks are missing after the timeout (the
+    /// message names them), the network interface does not exist, or NCCL cannot be loaded for a
+    /// GPU.
+    pub fn join(rendezvous: &Rendezvous<'_>, device: Device) -> Result<Self, Error> {
+        let begin = Instant::now();
+        // Before threads of NCCL end the process, they log the only message about the error.
         // SAFETY: sets a number.
         unsafe { bpx_quiet(i32::from(!device.is_cuda())) }
-        // Looked for first: it is no use to wait for others without it.
+        // Checked first, because waiting for other ranks is useless without it.
         let plugin = if device.is_cuda() { Some(nccl_plugin()?) } else { None };
-        let store = TcpStore::open(at, begun)?;
+        let store = TcpStore::open(rendezvous, begin)?;
         let interfaces = c_string(&store.interfaces)?;
         let address = c_string(&store.address.to_string())?;
-        let (rank, size, timeout) = (at.rank as i32, at.world_size as i32, millis(at.timeout));
+        let (rank, size, timeout) = (rendezvous.rank as i32, rendezvous.world_size as i32, millis(rendezvous.timeout));
         let mut raw = std::ptr::null_mut();
-        // SAFETY: a live store, strings that outlive the call; on success the shim stored a
-        // group that is ours.
+        // SAFETY: a live store, and strings that outlive the call. On success, the shim has stored
+        // a group, which is now ours.
         check(unsafe {
             bpx_group_new(store.as_ptr(), rank, size, timeout, interfaces.as_ptr(), address.as_ptr(), &mut raw)
         })
         .map_err(|error| {
-            let by = if store.interfaces.is_empty() { store.address.to_string() } else { store.interfaces.clone() };
+            let network = if store.interfaces.is_empty() { store.address.to_string() } else { store.interfaces.clone() };
             Error(format!(
-                "rank {} on {} could not connect with the other ranks over {by}: {error}; check that the nodes reach one another there, or give another network interface (distributed.interface)",
-                at.rank,
+                "rank {} on {} could not connect with the other ranks over {network}: {error}; check that the nodes can reach one another there, or set another network interface (distributed.interface)",
+                rendezvous.rank,
                 host_name()
             ))
         })?;
         let Some(raw) = NonNull::new(raw) else { return Err(Error("libtorch made no process group".to_owned())) };
-        let mut group = ProcessGroup { raw, rank: at.rank, world_size: at.world_size, stays: false, _store: store };
+        let mut group = ProcessGroup {
+            raw,
+            rank: rendezvous.rank,
+            world_size: rendezvous.world_size,
+            keep_on_drop: false,
+            _store: store,
+        };
         if let Some(path) = plugin {
             let path = c_string(&path.to_string_lossy())?;
-            // SAFETY: a live group, a string that outlives the call.
+            // SAFETY: a live group, and a string that outlives the call.
             check(unsafe { bpx_group_add_nccl(group.as_ptr(), path.as_ptr(), timeout) })
-                .map_err(|error| Error(format!("NCCL cannot start on rank {}: {error}", at.rank)))?;
-            group.stays = true;
+                .map_err(|error| Error(format!("NCCL cannot start on rank {}: {error}", rendezvous.rank)))?;
+            group.keep_on_drop = true;
         }
         Ok(group)
     }
 
-    /// This process, below [`world_size`](Self::world_size).
+    /// The rank of this process, below [`world_size`](Self::world_size).
     pub fn rank(&self) -> usize {
         self.rank
     }
 
-    /// How many processes there are.
+    /// The number of processes.
     pub fn world_size(&self) -> usize {
         self.world_size
     }
 
-    /// How long an operation may wait for the other ranks from now on; at first as long as
-    /// joining might take.
+    /// Sets how long an operation may wait for the other ranks. The initial value is that of
+    /// [`Rendezvous::timeout`].
     ///
     /// # Errors
-    /// When libtorch refuses.
+    /// Returns an error if the libtorch call fails.
     pub fn set_timeout(&self, timeout: Duration) -> Result<(), Error> {
         // SAFETY: a live group.
         check(unsafe { bpx_group_set_timeout(self.as_ptr(), millis(timeout)) })
     }
 
-    /// Leaves in `tensor`, on every rank, what `op` makes of the ranks' tensors of one shape
-    /// and type. Returns when it is done on the CPU, and when it is queued on a GPU: later
-    /// operations there wait for it, the host does not.
+    /// Combines the tensors of the ranks, which have the same shape and type, and stores the result
+    /// in `tensor` on every rank. On the CPU, returns when the operation is complete. On a GPU,
+    /// returns when it is queued: later operations on the GPU wait for it, and the host does not.
     ///
     /// # Errors
-    /// When a rank is gone or does not answer in time, or libtorch refuses.
+    /// A rank has stopped or does not respond in time, or `op` does not support the type.
     pub fn all_reduce(&self, tensor: &Tensor, op: ReduceOp) -> Result<(), Error> {
         let integral = matches!(tensor.kind(), Kind::Uint8 | Kind::Int8 | Kind::Int16 | Kind::Int | Kind::Int64);
         if op == ReduceOp::Mean && integral {
-            return Err(Error(format!("the mean over ranks is of floating-point numbers, not {:?}", tensor.kind())));
+            return Err(Error(format!(
+                "cannot compute the mean over ranks of type {:?}: give floating-point numbers",
+                tensor.kind()
+            )));
         }
-        // c10d::ReduceOp's numbers.
+        // The numbers of c10d::ReduceOp.
         let op = match op {
             ReduceOp::Sum => 0,
             ReduceOp::Mean => 1,
             ReduceOp::Max => 4,
         };
-        // SAFETY: a live group and tensor.
+        // SAFETY: a live group, and a live tensor.
         check(unsafe { bpx_group_all_reduce(self.as_ptr(), handle(tensor), op) })
     }
 
-    /// Leaves `root`'s values in every rank's tensors, which have the same shapes and types in
-    /// the same order.
+    /// Copies the values of rank `root` to the tensors of all ranks, which have the same shapes and
+    /// types in the same order.
     ///
     /// # Errors
-    /// When a rank is gone or does not answer in time, or libtorch refuses.
+    /// A rank has stopped or does not respond in time.
     pub fn broadcast(&self, tensors: &[Tensor], root: usize) -> Result<(), Error> {
         if root >= self.world_size {
             return Err(Error(format!("rank {root} cannot broadcast to {} ranks", self.world_size)));
         }
         let raw = handles(tensors);
-        // SAFETY: a live group, live tensors.
-        check(unsafe { bpx_group_broadcast(self.as_ptr(), raw.as_ptr(), raw.len(), BROADCAST_BYTES, root as i32) })
+        // SAFETY: a live group, and live tensors.
+        check(unsafe { bpx_group_broadcast(self.as_ptr(), raw.as_ptr(), raw.len(), MAX_BROADCAST_BYTES, root as i32) })
     }
 
-    /// Returns when every rank has come here. Says nothing of what GPUs still have to do.
+    /// Returns when all ranks have called it. Does not wait for queued work of GPUs.
     ///
     /// # Errors
-    /// When a rank is gone or does not come in time.
+    /// A rank has stopped or does not call it in time.
     pub fn barrier(&self) -> Result<(), Error> {
         // SAFETY: a live group.
         check(unsafe { bpx_group_barrier(self.as_ptr()) })
     }
 
-    /// Ends the group in good order, on every rank, after all that was asked of it. Where
-    /// something failed, do not wait for the others: [`crate::exit_now`].
+    /// Shuts down the group on all ranks, after all earlier operations. After an error, call
+    /// [`crate::exit_now`] instead, which does not wait for the other ranks.
     ///
     /// # Errors
-    /// When a rank is gone or does not come in time.
-    pub fn leave(mut self) -> Result<(), Error> {
+    /// A rank has stopped or does not call it in time.
+    pub fn shutdown(mut self) -> Result<(), Error> {
         self.barrier()?;
         // SAFETY: a live group.
         check(unsafe { bpx_group_leave(self.as_ptr()) })?;
-        self.stays = false;
+        self.keep_on_drop = false;
         Ok(())
     }
 
-    /// The ranks' texts, by rank, on every rank.
+    /// Returns the texts of all ranks, ordered by rank, on every rank.
     ///
     /// # Errors
-    /// When a rank is gone or does not answer in time.
+    /// A rank has stopped or does not respond in time.
     pub fn all_gather_text(&self, text: &str) -> Result<Vec<String>, Error> {
         let lengths = self.all_gather(&Tensor::from_slice(&[text.len() as i64]))?;
         let lengths: Vec<usize> = lengths.iter().map(|length| length.int64_value(&[0]) as usize).collect();
-        // Gathered tensors are of one size.
+        // All gathered tensors must have the same size.
         let mut bytes = text.as_bytes().to_vec();
         bytes.resize(lengths.iter().copied().max().unwrap_or(0).max(1), 0);
         let texts = self.all_gather(&Tensor::from_slice(&bytes))?;
@@ -226,10 +236,10 @@ impl ProcessGroup {
         texts.iter().zip(&lengths).map(cut).collect()
     }
 
-    /// The ranks' CPU tensors, of one shape.
+    /// Returns the CPU tensors of all ranks, which have the same shape.
     fn all_gather(&self, input: &Tensor) -> Result<Vec<Tensor>, Error> {
         let outputs: Vec<Tensor> = (0..self.world_size).map(|_| input.zeros_like()).collect();
-        // SAFETY: a live group, as many live tensors as ranks.
+        // SAFETY: a live group, and one live tensor per rank.
         check(unsafe { bpx_group_all_gather(self.as_ptr(), handle(input), handles(&outputs).as_ptr()) })?;
         Ok(outputs)
     }
@@ -239,7 +249,7 @@ impl ProcessGroup {
     }
 }
 
-/// The plug-in, with CUDA loaded.
+/// Loads CUDA and returns the path of the NCCL plug-in.
 fn nccl_plugin() -> Result<PathBuf, Error> {
     let plugin = nccl::plugin()?;
     match crate::load_cuda() {

@@ -1,4 +1,4 @@
-//! Averaging gradients over the ranks while the backward pass goes on.
+//! The reducer, which averages gradients over the ranks during the backward pass.
 
 use std::collections::HashMap;
 use std::ffi::{CString, c_char, c_void};
@@ -8,9 +8,9 @@ use tch::Tensor;
 use torch_sys::C_tensor;
 
 use crate::distributed::process_group::{ProcessGroup, RawGroup};
-use crate::error::{Error, c_string, check, handle, handles, take};
+use crate::error::{Error, c_string, check, handle, handles, take_string};
 
-/// The C++ side's Reducer and Logger.
+/// The Reducer and its Logger in C++.
 #[repr(C)]
 struct RawReducer {
     _opaque: [u8; 0],
@@ -45,35 +45,36 @@ unsafe extern "C" {
     fn bpx_reducer_statistics(reducer: *mut RawReducer, out: *mut RawStatistics, buckets: *mut i64) -> *mut c_char;
 }
 
-/// Size of the first bucket to be reduced: small, so that communication starts early in the
-/// backward pass. DistributedDataParallel's own figure.
+/// Size of the first bucket. It is small, so that communication starts early in the backward pass:
+/// the value of DistributedDataParallel.
 const FIRST_BUCKET_BYTES: usize = 1 << 20;
 
-/// What a [`Reducer`] did and how long it took, averaged over the steps that libtorch times:
-/// the second to the eleventh, then each hundredth.
+/// Buckets and mean times of a [`Reducer`]. The times are means over the steps that libtorch
+/// measures: the second to the eleventh, then every hundredth.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ReducerStatistics {
     /// Bytes of gradients in each bucket, in the order in which they are reduced.
     pub bucket_bytes: Vec<usize>,
-    /// Whether the buckets follow the order in which gradients come: from the second step on.
+    /// Whether the buckets follow the order in which gradients become ready, which is so from the
+    /// second step on.
     pub rebuilt: bool,
-    /// The last step that is in the averages; 0 for none.
+    /// Number of the last step in the means; 0 for none.
     pub steps: u64,
-    /// The backward pass of the micro-batch that reduces.
+    /// Duration of the backward pass of the micro-batch that reduces.
     pub backward_seconds: f64,
-    /// From the first bucket's start to the last one's end.
+    /// Time from the start of the first bucket's reduction to the end of the last.
     pub communication_seconds: f64,
-    /// What of the communication ran while the backward pass did.
+    /// Duration of the communication that ran during the backward pass.
     pub overlap_seconds: f64,
 }
 
-/// The engine of PyTorch's `DistributedDataParallel`: gradients lie in buckets, each of which
-/// is averaged over all ranks as soon as the backward pass has filled it.
+/// The gradient reducer of PyTorch's `DistributedDataParallel`. Gradients are in buckets, and each
+/// bucket is averaged over all ranks as soon as the backward pass has filled it.
 ///
-/// A step is a number of passes, of which the last one reduces:
-/// `before_forward(reduces)`, forward, `before_backward(reduces)`, backward,
-/// `after_backward(reduces)`. Gradients are views of the buckets from the first reducing pass
-/// on; [`crate::forget_grad`] or zeroing them in place are both allowed between steps.
+/// A step has one or more micro-batches, and the last one reduces. The calls per micro-batch are
+/// `before_forward(reduces)`, forward pass, `before_backward(reduces)`, backward pass,
+/// `after_backward(reduces)`. From the first reduction on, gradients are views of the buckets.
+/// Between steps, they may be removed by [`crate::clear_grad`] or set to zero in place.
 #[derive(Debug)]
 pub struct Reducer {
     raw: NonNull<RawReducer>,
@@ -83,18 +84,18 @@ pub struct Reducer {
 impl Drop for Reducer {
     fn drop(&mut self) {
         // SAFETY: made by bpx_reducer_new, freed once.
-        let said = check(unsafe { bpx_reducer_free(self.raw.as_ptr()) });
-        debug_assert!(said.is_ok(), "{said:?}");
+        let freed = check(unsafe { bpx_reducer_free(self.raw.as_ptr()) });
+        debug_assert!(freed.is_ok(), "{freed:?}");
     }
 }
 
 impl Reducer {
-    /// For these parameters, in buckets of about `bucket_bytes`. Every rank calls it with the
-    /// same parameters in the same order.
+    /// Creates a reducer for these parameters, in buckets of about `bucket_bytes`. All ranks must
+    /// call it with the same parameters in the same order.
     ///
     /// # Errors
-    /// When a parameter is given twice, or the ranks' parameters differ: the latter on every
-    /// rank, with the parameter's name.
+    /// A parameter appears twice, or the parameters of the ranks differ. In the second case, all
+    /// ranks return an error that names the parameter.
     pub fn new(
         group: &ProcessGroup,
         names: &[String],
@@ -104,14 +105,14 @@ impl Reducer {
         if names.len() != parameters.len() {
             return Err(Error(format!("{} names for {} parameters", names.len(), parameters.len())));
         }
-        refuse_duplicates(names, parameters)?;
+        reject_duplicates(names, parameters)?;
         require_same_parameters(group, names, parameters)?;
         let c_names = names.iter().map(|name| c_string(name)).collect::<Result<Vec<CString>, Error>>()?;
         let c_names: Vec<*const c_char> = c_names.iter().map(|name| name.as_ptr()).collect();
         let first = FIRST_BUCKET_BYTES.min(bucket_bytes) as i64;
         let mut raw = std::ptr::null_mut();
-        // SAFETY: a live group, lists of n live tensors and strings; on success the shim
-        // stored a reducer that is ours.
+        // SAFETY: a live group, and lists of n live tensors and strings. On success, the shim has
+        // stored a reducer, which is now ours.
         check(unsafe {
             bpx_reducer_new(
                 group.as_ptr(),
@@ -127,20 +128,20 @@ impl Reducer {
         Ok(Reducer { raw, rank: group.rank() })
     }
 
-    /// Before each forward pass; `reduces` for the last one of a step.
+    /// Must be called before each forward pass. `reduces` is true for the last micro-batch of a
+    /// step. In one of these calls, the ranks agree on new buckets.
     ///
     /// # Errors
-    /// When the step before did not end, or a rank is gone or does not answer in time (once,
-    /// the ranks agree on new buckets here).
+    /// The step before is incomplete, or a rank has stopped or does not respond in time.
     pub fn before_forward(&self, reduces: bool) -> Result<(), Error> {
         // SAFETY: a live reducer.
         self.check(unsafe { bpx_reducer_before_forward(self.raw.as_ptr(), reduces.into()) })
     }
 
-    /// Between the forward and the backward pass.
+    /// Must be called between the forward and the backward pass.
     ///
     /// # Errors
-    /// When the step before did not end.
+    /// The step before is incomplete.
     pub fn before_backward(&self, reduces: bool) -> Result<(), Error> {
         if !reduces {
             return Ok(());
@@ -149,11 +150,11 @@ impl Reducer {
         self.check(unsafe { bpx_reducer_before_backward(self.raw.as_ptr()) })
     }
 
-    /// After the backward pass, whose own errors come first: it is where a rank that is gone
-    /// is noticed.
+    /// Must be called after the backward pass. If a rank has stopped, the backward pass itself
+    /// returns the error.
     ///
     /// # Errors
-    /// When parameters got no gradient, with their names.
+    /// Parameters received no gradient; the message names them.
     pub fn after_backward(&self, reduces: bool) -> Result<(), Error> {
         if !reduces {
             return Ok(());
@@ -162,17 +163,17 @@ impl Reducer {
         self.check(unsafe { bpx_reducer_after_backward(self.raw.as_ptr()) })
     }
 
-    /// What it did so far.
+    /// Returns the buckets and mean times so far.
     ///
     /// # Errors
-    /// When libtorch refuses.
+    /// Returns an error if the libtorch call fails.
     pub fn statistics(&self) -> Result<ReducerStatistics, Error> {
         let mut raw = RawStatistics::default();
         let mut bucket_bytes = Vec::new();
-        // Twice: the first call tells how many buckets there are.
+        // Twice, because the first call returns the number of buckets.
         for _ in 0..2 {
             bucket_bytes.resize(raw.bucket_count as usize, 0i64);
-            // SAFETY: a live reducer; the array has room for `bucket_count`.
+            // SAFETY: a live reducer, and an array of `bucket_count` numbers.
             check(unsafe { bpx_reducer_statistics(self.raw.as_ptr(), &mut raw, bucket_bytes.as_mut_ptr()) })?;
         }
         let seconds = |ns: i64| ns as f64 * 1e-9;
@@ -190,13 +191,13 @@ impl Reducer {
         if message.is_null() {
             return Ok(());
         }
-        Err(worded(&take(message), self.rank))
+        Err(explain_unused_parameters(&take_string(message), self.rank))
     }
 }
 
-/// The Reducer's paragraph on unused parameters, which speaks of Python and has the names in
-/// its last lines, as a sentence.
-fn worded(message: &str, rank: usize) -> Error {
+/// Rewrites the message of the Reducer about unused parameters, which refers to Python and has the
+/// names in its last lines.
+fn explain_unused_parameters(message: &str, rank: usize) -> Error {
     let unused = message.lines().find_map(|line| line.strip_prefix("Parameters which did not receive grad for rank "));
     match unused.and_then(|line| line.split_once(": ")) {
         Some((_, names)) => Error(format!(
@@ -207,10 +208,10 @@ fn worded(message: &str, rank: usize) -> Error {
     }
 }
 
-fn refuse_duplicates(names: &[String], parameters: &[Tensor]) -> Result<(), Error> {
+fn reject_duplicates(names: &[String], parameters: &[Tensor]) -> Result<(), Error> {
     let mut seen = HashMap::new();
     for (name, parameter) in names.iter().zip(parameters) {
-        // SAFETY: a live tensor; the pointer is only compared.
+        // SAFETY: a live tensor. The pointer is only compared.
         let identity = unsafe { bpx_tensor_identity(handle(parameter)) };
         if let Some(other) = seen.insert(identity, name) {
             return Err(Error(format!(
@@ -221,14 +222,14 @@ fn refuse_duplicates(names: &[String], parameters: &[Tensor]) -> Result<(), Erro
     Ok(())
 }
 
-/// Every rank sees every rank's list, so that all fail alike.
+/// Compares the lists of all ranks on every rank, so that all return the same error.
 fn require_same_parameters(group: &ProcessGroup, names: &[String], parameters: &[Tensor]) -> Result<(), Error> {
     let row = |(name, p): (&String, &Tensor)| format!("{name} {:?} {:?} {:?}", p.kind(), p.size(), p.stride());
     let rows: Vec<String> = names.iter().zip(parameters).map(row).collect();
     let all = group.all_gather_text(&rows.join("\n"))?;
     let Some(first) = all.first() else { return Ok(()) };
     let Some((rank, other)) = all.iter().enumerate().find(|(_, other)| *other != first) else { return Ok(()) };
-    // The first row that differs; the shorter list ends with none.
+    // Finds the first row that differs. The end of the shorter list counts as a row.
     let end = std::iter::once("no more parameters");
     let pairs = first.lines().chain(end.clone()).zip(other.lines().chain(end));
     let (here, there) = pairs.into_iter().find(|(a, b)| a != b).unwrap_or(("other names", "other names"));

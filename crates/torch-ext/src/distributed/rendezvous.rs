@@ -1,4 +1,4 @@
-//! Meeting at the store: who is there, and where each can be reached.
+//! The rendezvous: all ranks register in a store that rank 0 serves, with their addresses.
 
 use std::ffi::c_char;
 use std::net::IpAddr;
@@ -6,10 +6,10 @@ use std::os::fd::IntoRawFd;
 use std::ptr::NonNull;
 use std::time::{Duration, Instant};
 
-use crate::distributed::network::{self, host_name, seconds};
-use crate::error::{Error, c_string, check, take};
+use crate::distributed::network::{self, format_seconds, host_name};
+use crate::error::{Error, c_string, check, take_string};
 
-/// The C++ side's store.
+/// The store in C++.
 #[repr(C)]
 pub(super) struct RawStore {
     _opaque: [u8; 0],
@@ -30,31 +30,31 @@ unsafe extern "C" {
     fn bpx_store_free(store: *mut RawStore);
 }
 
-/// Where a process meets the others, and as whom.
+/// How a process joins the others.
 #[derive(Debug, Clone, Copy)]
 pub struct Rendezvous<'a> {
-    /// The machine of rank 0, by a name or address that every rank can use.
+    /// Host name or address of the machine of rank 0, which every rank can reach.
     pub host: &'a str,
-    /// The port that rank 0 serves the store at.
+    /// Port of the store of rank 0.
     pub port: u16,
-    /// This process, below `world_size`.
+    /// Rank of this process, below `world_size`.
     pub rank: usize,
-    /// How many processes there are.
+    /// Number of processes.
     pub world_size: usize,
-    /// How long to wait for the others.
+    /// How long to wait for the other ranks.
     pub timeout: Duration,
-    /// The network interface that Gloo uses, or several separated by commas. `None` for
-    /// GLOO_SOCKET_IFNAME, else the one that leads to rank 0.
+    /// Network interface that Gloo uses, or several separated by commas. `None`: the interfaces in
+    /// the variable GLOO_SOCKET_IFNAME, or else the interface that connects to rank 0.
     pub interface: Option<&'a str>,
-    /// Equal for the processes of one attempt, and for no others.
+    /// Name of this launch, which differs from that of all other launches.
     pub name: &'a str,
 }
 
-/// The store, and where this process can be reached.
+/// The store, and the address of this process.
 #[derive(Debug)]
 pub(super) struct TcpStore {
     raw: NonNull<RawStore>,
-    /// Comma-separated; empty for the address alone.
+    /// Network interfaces, separated by commas; empty to use only the address.
     pub(super) interfaces: String,
     /// The address of this process.
     pub(super) address: IpAddr,
@@ -68,35 +68,45 @@ impl Drop for TcpStore {
 }
 
 pub(super) fn millis(duration: Duration) -> i64 {
-    // c10d takes zero for "no limit".
+    // c10d interprets zero as "no limit".
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX).max(1)
 }
 
 impl TcpStore {
-    /// Waits until all ranks have met, and makes sure that each can reach the others.
-    pub(super) fn open(at: &Rendezvous<'_>, begun: Instant) -> Result<Self, Error> {
-        if at.rank >= at.world_size {
-            return Err(Error(format!("rank {} is not below the world size {}", at.rank, at.world_size)));
+    /// Waits until all ranks have registered, and checks that each can reach the others.
+    pub(super) fn open(rendezvous: &Rendezvous<'_>, begin: Instant) -> Result<Self, Error> {
+        if rendezvous.rank >= rendezvous.world_size {
+            return Err(Error(format!(
+                "rank {} is not below the world size {}",
+                rendezvous.rank, rendezvous.world_size
+            )));
         }
         let from_environment = std::env::var("GLOO_SOCKET_IFNAME").unwrap_or_default();
-        let interfaces = at.interface.filter(|name| !name.is_empty()).unwrap_or(&from_environment).to_owned();
+        let interfaces = rendezvous.interface.filter(|name| !name.is_empty()).unwrap_or(&from_environment).to_owned();
         require_interfaces(&interfaces)?;
-        let listener = match at.rank {
-            0 => network::listen(at.host, at.port)?.into_raw_fd(),
+        let listener = match rendezvous.rank {
+            0 => network::listen(rendezvous.host, rendezvous.port)?.into_raw_fd(),
             _ => -1,
         };
-        let route = network::reach(at.host, at.port, at.rank, begun, at.timeout)?;
-        let host = c_string(&route.to.ip().to_string())?;
-        let name = c_string(if at.name.is_empty() { "backpack" } else { at.name })?;
+        let route = network::connect(rendezvous.host, rendezvous.port, rendezvous.rank, begin, rendezvous.timeout)?;
+        let host = c_string(&route.remote.ip().to_string())?;
+        let name = c_string(if rendezvous.name.is_empty() { "backpack" } else { rendezvous.name })?;
         let mut raw = std::ptr::null_mut();
-        // SAFETY: strings that outlive the call; the socket's descriptor becomes the store's.
+        // SAFETY: strings that outlive the call. The store becomes the owner of the socket.
         check(unsafe {
-            bpx_store_open(host.as_ptr(), at.port, listener, millis(left(at, begun)), name.as_ptr(), &mut raw)
+            bpx_store_open(
+                host.as_ptr(),
+                rendezvous.port,
+                listener,
+                millis(remaining(rendezvous, begin)),
+                name.as_ptr(),
+                &mut raw,
+            )
         })
-        .map_err(|error| lost(at, &error))?;
+        .map_err(|error| lost(rendezvous, &error))?;
         let Some(raw) = NonNull::new(raw) else { return Err(Error("libtorch made no store".to_owned())) };
-        let store = TcpStore { raw, interfaces, address: route.from };
-        store.meet(at, begun)?;
+        let store = TcpStore { raw, interfaces, address: route.local };
+        store.register(rendezvous, begin)?;
         Ok(store)
     }
 
@@ -104,76 +114,77 @@ impl TcpStore {
         self.raw.as_ptr()
     }
 
-    fn meet(&self, at: &Rendezvous<'_>, begun: Instant) -> Result<(), Error> {
+    fn register(&self, rendezvous: &Rendezvous<'_>, begin: Instant) -> Result<(), Error> {
         let host = host_name();
-        // Named interfaces are the user's own choice.
+        // Interfaces that the user has chosen are not checked.
         let unreachable = self.interfaces.is_empty() && self.address.is_loopback();
         let text = c_string(&format!("{host} {unreachable}"))?;
-        let size = at.world_size as i64;
+        let size = rendezvous.world_size as i64;
         let mut members = std::ptr::null_mut();
-        // SAFETY: a live store, a string that outlives the call; on success the shim stored a
-        // string that is ours.
+        // SAFETY: a live store, and a string that outlives the call. On success, the shim has
+        // stored a string, which is now ours.
         let members = unsafe {
-            check(bpx_store_enter(self.as_ptr(), at.rank as i64, text.as_ptr())).map_err(|error| lost(at, &error))?;
-            check(bpx_store_members(self.as_ptr(), size, millis(left(at, begun)), &mut members))
-                .map_err(|error| self.not_all(at, &error))?;
-            take(members)
+            check(bpx_store_enter(self.as_ptr(), rendezvous.rank as i64, text.as_ptr()))
+                .map_err(|error| lost(rendezvous, &error))?;
+            check(bpx_store_members(self.as_ptr(), size, millis(remaining(rendezvous, begin)), &mut members))
+                .map_err(|error| self.missing_ranks(rendezvous, &error))?;
+            take_string(members)
         };
         let members: Vec<(&str, bool)> =
             members.lines().filter_map(|line| line.split_once(' ')).map(|(host, own)| (host, own == "true")).collect();
-        let elsewhere = members.iter().any(|(other, _)| *other != host);
-        let stuck = members.iter().enumerate().find(|(_, (_, unreachable))| *unreachable);
-        match stuck {
-            Some((rank, (on, _))) if elsewhere => Err(Error(format!(
-                "rank {rank} on {on} could be reached by processes of its own machine only ({} leads to a loopback address there): give the nodes' common network interface (distributed.interface), or the address of rank 0's machine as other nodes see it (MASTER_ADDR)",
-                at.host
+        let several_hosts = members.iter().any(|(other, _)| *other != host);
+        let local_only = members.iter().enumerate().find(|(_, (_, unreachable))| *unreachable);
+        match local_only {
+            Some((rank, (on, _))) if several_hosts => Err(Error(format!(
+                "rank {rank} on {on} can be reached only from its own machine ({} resolves to a loopback address there): set the common network interface of the nodes (distributed.interface), or an address of rank 0's machine that other nodes can reach (MASTER_ADDR)",
+                rendezvous.host
             ))),
             _ => Ok(()),
         }
     }
 
-    /// Who is missing, after the time is up.
-    fn not_all(&self, at: &Rendezvous<'_>, error: &Error) -> Error {
+    /// Returns an error that names the ranks that have not registered in time.
+    fn missing_ranks(&self, rendezvous: &Rendezvous<'_>, error: &Error) -> Error {
         let mut missing = std::ptr::null_mut();
-        // SAFETY: as above.
+        // SAFETY: a live store. On success, the shim has stored a string, which is now ours.
         let missing = unsafe {
-            match check(bpx_store_missing(self.as_ptr(), at.world_size as i64, &mut missing)) {
-                Ok(()) => take(missing),
-                Err(_) => return lost(at, error),
+            match check(bpx_store_missing(self.as_ptr(), rendezvous.world_size as i64, &mut missing)) {
+                Ok(()) => take_string(missing),
+                Err(_) => return lost(rendezvous, error),
             }
         };
         let missing: Vec<&str> = missing.split_whitespace().collect();
         let (shown, more) = missing.split_at(missing.len().min(8));
-        let joined = at.world_size - missing.len();
+        let joined = rendezvous.world_size - missing.len();
         Error(format!(
-            "{joined} of {} ranks joined at {}:{} within {}; missing: {}{}: look there for errors, and check that all were given this address and world size",
-            at.world_size,
-            at.host,
-            at.port,
-            seconds(at.timeout),
+            "{joined} of {} ranks joined at {}:{} within {}; missing: {}{}: check their logs, and that all ranks have this address and world size",
+            rendezvous.world_size,
+            rendezvous.host,
+            rendezvous.port,
+            format_seconds(rendezvous.timeout),
             shown.join(", "),
             if more.is_empty() { String::new() } else { format!(" and {} more", more.len()) }
         ))
     }
 }
 
-fn left(at: &Rendezvous<'_>, begun: Instant) -> Duration {
-    // A moment for what is only waiting for its turn.
-    at.timeout.saturating_sub(begun.elapsed()).max(Duration::from_millis(500))
+fn remaining(rendezvous: &Rendezvous<'_>, begin: Instant) -> Duration {
+    // A minimum, for operations that are about to complete.
+    rendezvous.timeout.saturating_sub(begin.elapsed()).max(Duration::from_millis(500))
 }
 
-/// The store, or the way to it, went away.
-fn lost(at: &Rendezvous<'_>, error: &Error) -> Error {
+/// Returns the error for a lost connection to the store.
+fn lost(rendezvous: &Rendezvous<'_>, error: &Error) -> Error {
     Error(format!(
-        "rank {} lost rank 0 at {}:{} while joining: rank 0 has ended, see its message ({error})",
-        at.rank, at.host, at.port
+        "rank {} lost rank 0 at {}:{} while joining: rank 0 has stopped; see its message ({error})",
+        rendezvous.rank, rendezvous.host, rendezvous.port
     ))
 }
 
 fn require_interfaces(names: &str) -> Result<(), Error> {
     let present = network::interfaces()?;
     for name in names.split(',').filter(|name| !name.is_empty()) {
-        if !present.iter().any(|(there, _)| there == name) {
+        if !present.iter().any(|(other, _)| other == name) {
             let present: Vec<&str> = present.iter().map(|(name, _)| name.as_str()).collect();
             return Err(Error(format!(
                 "{} has no network interface {name:?} with an address: it has {} (distributed.interface)",

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use model::{Kernels, LanguageModel, derive_seed};
 use serde::{Serialize, Serializer};
 use tch::Device;
-use torch_ext::profiler;
+use torch_ext::{cuda_memory, profiler};
 
 use crate::bench::synthetic_data::SyntheticRows;
 use crate::config::{Config, Precision};
@@ -141,7 +141,8 @@ pub fn bench(config: &Config, options: &BenchOptions, on_line: &mut dyn FnMut(&s
     }
     let collectives = Collectives::join(world, &config.distributed, device)?;
     let forward_options = config.forward_options();
-    let model = LanguageModel::initialise(config.model.clone(), config.run.seed, device)?.prepare_for(forward_options);
+    let model = LanguageModel::initialize(config.model.clone(), config.run.seed, device)?
+        .with_low_precision_copies(forward_options);
     let optimizer = Optimizer::new(config.optimizer.clone(), &model);
     let context = StepContext {
         step_guard: StepGuard::new(&config.step_guard, config.run.precision == Precision::Fp16, device)?,
@@ -157,7 +158,7 @@ pub fn bench(config: &Config, options: &BenchOptions, on_line: &mut dyn FnMut(&s
     for step in 0..num_steps {
         let started = Instant::now();
         let result = bench.step()?;
-        profiler::synchronise()?;
+        profiler::synchronize()?;
         let seconds = started.elapsed().as_secs_f64();
         let loss = result.loss.f_double_value(&[])?;
         ensure!(loss.is_finite(), "step {} has loss {loss}: lower optimizer.learning_rate", step + 1);
@@ -174,7 +175,7 @@ pub fn bench(config: &Config, options: &BenchOptions, on_line: &mut dyn FnMut(&s
         ));
     }
     let peak_memory_bytes = peak_resident_memory()?;
-    let peak_device_memory_bytes = profiler::peak_device_memory(device)?;
+    let peak_device_memory_bytes = cuda_memory::peak_device_memory(device)?;
     let seconds_by_part = bench.seconds_by_part(options.profile_steps)?;
     on_line("measuring matrix products");
     let communication = bench.context.grad_reducer.statistics()?.map(|s| Communication {
@@ -214,7 +215,7 @@ pub fn bench(config: &Config, options: &BenchOptions, on_line: &mut dyn FnMut(&s
         sequence_length: config.data.sequence_length,
         parameters: shape.num_parameters(),
         version: env!("CARGO_PKG_VERSION"),
-        libtorch: torch_ext::describe()?.version,
+        libtorch: torch_ext::build_info()?.version,
     })
 }
 
@@ -252,8 +253,8 @@ impl BenchRun<'_> {
             let _ = self.step()?;
         }
         profiler::stop();
-        let sums = profiler::take();
-        Ok(sums.into_iter().map(|(part, seconds)| (part, seconds / steps as f64)).collect())
+        let sums = profiler::take_totals();
+        Ok(sums.into_iter().map(|(part, seconds)| (part.to_string(), seconds / steps as f64)).collect())
     }
 }
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use data_prep::fs::{parent, sync_dir};
 use data_prep::hash::sha256_file;
-use model::{CONFIG_FILE, WEIGHTS_FILE, write_folder, write_tensors};
+use model::{CONFIG_FILE, WEIGHTS_FILE, write_model_dir, write_tensors};
 
 use crate::checkpoint::config::CheckpointConfig;
 use crate::checkpoint::retention::{RetentionCandidate, RetentionPolicy, to_delete};
@@ -164,7 +164,7 @@ impl CheckpointDir {
                 delete(&partial)?;
             }
             fs::create_dir(&partial)?;
-            write_folder(&snapshot.config, snapshot.weights(), &partial)?;
+            write_model_dir(&snapshot.config, snapshot.weights(), &partial)?;
             write_tensors(&partial.join(OPTIMIZER_FILE), snapshot.moments())?;
             for name in [WEIGHTS_FILE, CONFIG_FILE, OPTIMIZER_FILE] {
                 state.files.insert(name.to_owned(), sha256_file(&partial.join(name))?);

@@ -228,7 +228,7 @@ mod tests {
             n_positions: 4,
             ..ModelConfig::default()
         };
-        let model = LanguageModel::initialise(config, 1, Device::Cpu).unwrap();
+        let model = LanguageModel::initialize(config, 1, Device::Cpu).unwrap();
         let optimizer = Optimizer::new(OptimizerConfig::default(), &model);
         (model, optimizer)
     }
@@ -297,7 +297,7 @@ mod tests {
         for step in 1..=3 {
             verify(&scratch.path().join(format!("checkpoints/step-{step:08}"))).unwrap();
         }
-        let first = model::load_folder(&scratch.path().join("checkpoints/step-00000001"), Device::Cpu).unwrap();
+        let first = model::load_model(&scratch.path().join("checkpoints/step-00000001"), Device::Cpu).unwrap();
         assert!(first.parameters().iter().any(|(_, p)| p.abs().max().double_value(&[]) > 0.0));
         let log = fs::read_to_string(scratch.path().join("log.txt")).unwrap();
         assert_eq!(log.lines().filter(|line| line.starts_with("checkpoint  ")).count(), 3, "{log}");

@@ -94,7 +94,7 @@ pub fn verify_model(path: &Path) -> Result<()> {
 /// # Errors
 /// A file cannot be read or a tensor does not fit; the message names it.
 pub(crate) fn load(checkpoint: &Path, device: Device) -> Result<(LanguageModel, BTreeMap<String, Tensor>)> {
-    let model = model::load_folder(checkpoint, device)?;
+    let model = model::load_model(checkpoint, device)?;
     let moments = read_tensors(&checkpoint.join(OPTIMIZER_FILE))?;
     Ok((model, moments))
 }

@@ -83,7 +83,7 @@ impl TrainState {
             world_size: 1,
             versions: BTreeMap::from([
                 ("backpack".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
-                ("libtorch".to_owned(), torch_ext::describe()?.version),
+                ("libtorch".to_owned(), torch_ext::build_info()?.version),
             ]),
             config,
             files: BTreeMap::new(),

@@ -29,7 +29,7 @@ fn tiny() -> HostSnapshot {
         n_positions: 4,
         ..ModelConfig::default()
     };
-    let model = LanguageModel::initialise(config, 1, Device::Cpu).unwrap();
+    let model = LanguageModel::initialize(config, 1, Device::Cpu).unwrap();
     let optimizer = Optimizer::new(OptimizerConfig::default(), &model);
     let mut snapshot = HostSnapshot::allocate(&model, &optimizer).unwrap();
     snapshot.copy_from(&model, &optimizer).unwrap();

@@ -66,7 +66,7 @@ impl Collectives {
     /// exits early.
     pub(crate) fn shutdown(self) -> Result<()> {
         match self.group {
-            Some(group) => Ok(group.leave()?),
+            Some(group) => Ok(group.shutdown()?),
             None => Ok(()),
         }
     }

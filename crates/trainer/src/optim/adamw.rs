@@ -92,7 +92,7 @@ impl Optimizer {
         let zeros = || parameters.iter().map(|p| tch::no_grad(|| p.zeros_like())).collect();
         Optimizer {
             config,
-            low_precision_copies: names.iter().map(|name| model.parameters().copy_of(name)).collect(),
+            low_precision_copies: names.iter().map(|name| model.parameters().low_precision_copy(name)).collect(),
             exp_avgs: zeros(),
             exp_avg_sqs: zeros(),
             weight_decays,
@@ -114,7 +114,7 @@ impl Optimizer {
     /// them.
     pub fn zero_grad(&self) -> Result<()> {
         for parameter in &self.parameters {
-            torch_ext::forget_grad(parameter)?;
+            torch_ext::clear_grad(parameter)?;
         }
         Ok(())
     }
@@ -151,7 +151,7 @@ impl Optimizer {
             grads: &grads,
             exp_avgs: &self.exp_avgs,
             exp_avg_sqs: &self.exp_avg_sqs,
-            copies: &self.low_precision_copies,
+            low_precision_copies: &self.low_precision_copies,
             weight_decays: &self.weight_decays,
             updates: &self.updates,
         };

@@ -60,11 +60,11 @@ pub(crate) fn measure_matmul_peak(
             if repeat > 0 && !affordable(with_remaining, best) {
                 break;
             }
-            torch_ext::profiler::synchronise()?;
+            torch_ext::profiler::synchronize()?;
             let product_start = Instant::now();
             multiply(&a, &b, &out)
                 .with_context(|| format!("cannot multiply [{rows}, {inner}] x [{inner}, {columns}]"))?;
-            torch_ext::profiler::synchronise()?;
+            torch_ext::profiler::synchronize()?;
             best = best.max(flops(shape) / product_start.elapsed().as_secs_f64());
         }
     }

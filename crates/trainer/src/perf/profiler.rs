@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use serde_json::{Value, json};
-use torch_ext::profiler::{self, Lap};
+use torch_ext::profiler::{self, Section, SectionSpan};
 
 /// Steps before the profiled ones, which fill caches and memory pools.
 const SKIPPED_STEPS: u64 = 3;
@@ -53,7 +53,7 @@ impl Profiler {
             profiler::resume();
             active.step_start = Instant::now();
         } else if self.steps > 0 && self.session_steps == SKIPPED_STEPS {
-            profiler::start_with_laps();
+            profiler::start_with_spans();
             let now = Instant::now();
             self.active = Some(ActiveProfile { start: now, step_start: now, steps: Vec::new() });
         }
@@ -67,7 +67,7 @@ impl Profiler {
     /// Returns an error if the GPU reports a failure.
     pub(crate) fn end_step(&mut self, step: u64, run_ends: bool) -> Result<Option<Profile>> {
         let Some(active) = &mut self.active else { return Ok(None) };
-        profiler::synchronise()?;
+        profiler::synchronize()?;
         // Logging, validation and checkpoints are not part of a step.
         profiler::stop();
         active.steps.push((step, active.step_start, active.step_start.elapsed().as_secs_f64()));
@@ -75,20 +75,20 @@ impl Profiler {
         if !complete {
             return Ok(None);
         }
-        let (sums, laps) = (profiler::take(), profiler::take_laps());
+        let (sums, spans) = (profiler::take_totals(), profiler::take_spans());
         let profile = self
             .active
             .take()
-            .map(|active| Profile { lines: table(&sums, active.steps.len() as u64), trace: trace(&active, &laps) });
+            .map(|active| Profile { lines: table(&sums, active.steps.len() as u64), trace: trace(&active, &spans) });
         self.steps = 0;
         Ok(profile)
     }
 }
 
 /// Formats the mean seconds per step of each section, and its share of the total.
-fn table(sums: &[(String, f64)], steps: u64) -> Vec<String> {
+fn table(sums: &[(Section, f64)], steps: u64) -> Vec<String> {
     let total: f64 = sums.iter().map(|(_, seconds)| seconds).sum();
-    let width = sums.iter().map(|(part, _)| part.len()).max().unwrap_or_default();
+    let width = sums.iter().map(|(part, _)| part.name().len()).max().unwrap_or_default();
     let mut lines = vec![format!("profile     {steps} steps of {:.4} s, mean time per section", total / steps as f64)];
     lines.extend(sums.iter().map(|(part, seconds)| {
         let mut line = String::new();
@@ -106,7 +106,7 @@ fn table(sums: &[(String, f64)], steps: u64) -> Vec<String> {
 
 /// Returns a Chrome trace with complete events ("X") in microseconds: one row for the steps, one
 /// for their sections.
-fn trace(active: &ActiveProfile, laps: &[Lap]) -> String {
+fn trace(active: &ActiveProfile, spans: &[SectionSpan]) -> String {
     let event = |name: &str, row: u32, start: Instant, seconds: f64| {
         let offset = start.saturating_duration_since(active.start).as_secs_f64();
         json!({"name": name, "cat": "training", "ph": "X", "pid": 0, "tid": row, "ts": 1e6 * offset, "dur": 1e6 * seconds})
@@ -116,7 +116,7 @@ fn trace(active: &ActiveProfile, laps: &[Lap]) -> String {
     let mut events = vec![row(0, "steps"), row(1, "sections")];
     events
         .extend(active.steps.iter().map(|(step, start, seconds)| event(&format!("step {step}"), 0, *start, *seconds)));
-    events.extend(laps.iter().map(|lap| event(lap.part, 1, lap.begun, lap.seconds)));
+    events.extend(spans.iter().map(|span| event(span.section.name(), 1, span.start, span.seconds)));
     json!({"displayTimeUnit": "ms", "traceEvents": Value::Array(events)}).to_string()
 }
 
@@ -126,7 +126,7 @@ mod tests {
 
     #[test]
     fn sections_are_averaged_over_steps() {
-        let sums = [("body".to_owned(), 3.0), ("head and loss".to_owned(), 1.0)];
+        let sums = [(Section::Body, 3.0), (Section::HeadAndLoss, 1.0)];
         let lines = table(&sums, 2);
         assert_eq!(lines[0], "profile     2 steps of 2.0000 s, mean time per section");
         assert_eq!(lines[1], "            body            1.5000 s  75.0%");
@@ -137,8 +137,8 @@ mod tests {
         let start = Instant::now();
         let later = start + std::time::Duration::from_millis(2);
         let active = ActiveProfile { start, step_start: start, steps: vec![(7, start, 0.5)] };
-        let laps = [Lap { part: "body", begun: later, seconds: 0.25 }];
-        let trace: Value = serde_json::from_str(&trace(&active, &laps)).unwrap();
+        let spans = [SectionSpan { section: Section::Body, start: later, seconds: 0.25 }];
+        let trace: Value = serde_json::from_str(&trace(&active, &spans)).unwrap();
         let events = trace["traceEvents"].as_array().unwrap();
         assert_eq!((&events[2]["name"], &events[2]["dur"]), (&json!("step 7"), &json!(500_000.0)));
         assert_eq!(

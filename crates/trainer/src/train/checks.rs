@@ -39,7 +39,7 @@ pub(crate) fn settings_digest(config: &Config, world: &World, data: &DataSplits)
     const PER_MACHINE: [&str; 2] = ["run.threads", "run.pin_threads"];
     let mut settings = BTreeMap::from([
         ("the program's version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
-        ("the libtorch version".to_owned(), torch_ext::describe()?.version),
+        ("the libtorch version".to_owned(), torch_ext::build_info()?.version),
         ("the launch id".to_owned(), world.launch_id.clone()),
         ("the data's manifest".to_owned(), data.train.manifest_sha256().unwrap_or("none").to_owned()),
         ("the number of training tokens".to_owned(), data.train.num_tokens().to_string()),

@@ -6,7 +6,7 @@ use std::panic::{self, AssertUnwindSafe};
 use anyhow::{Result, anyhow};
 use model::{LanguageModel, derive_seed};
 use tch::{Device, Kind, Tensor};
-use torch_ext::profiler;
+use torch_ext::{cuda_memory, profiler};
 
 use crate::config::Config;
 use crate::data::batch::{BatchConfig, MicroBatchSize};
@@ -61,7 +61,7 @@ impl FitAttempt<'_> {
     /// weights nor moments.
     fn fits(&self, n: u64, accumulates: bool, reduces: bool) -> Result<bool> {
         let parameters = self.model.config().num_parameters();
-        let total = profiler::device_memory(self.device)?.map_or(0, |memory| memory.total);
+        let total = cuda_memory::device_memory(self.device)?.map_or(0, |memory| memory.total);
         // With several ranks, the buckets of the Reducer hold a second copy of the gradients.
         let reserved_bytes = (HEADROOM * total as f64) as i64 + if reduces { 4 * parameters } else { 0 };
         let fitted = within_memory(|| {
@@ -83,7 +83,7 @@ impl FitAttempt<'_> {
         let ids = ids.f_view([rows, length])?;
         tch::manual_seed(derive_seed(run.seed, &[i]) as i64);
         self.model.loss(&ids, &ids, self.config.forward_options())?.f_backward().map_err(torch_ext::Error::from)?;
-        Ok(profiler::synchronise()?)
+        Ok(profiler::synchronize()?)
     }
 }
 

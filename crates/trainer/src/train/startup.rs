@@ -144,7 +144,7 @@ fn load_start(
 fn allocate(config: &Config, message: StartMessage, device: Device) -> Result<Startup> {
     let StartMessage { model_config, state, has_moments } = message;
     let shape = ModelConfig::from_hugging_face(&model_config)?;
-    let (model, mut optimizer) = prepare(config, LanguageModel::initialise(shape, config.run.seed, device)?);
+    let (model, mut optimizer) = prepare(config, LanguageModel::initialize(shape, config.run.seed, device)?);
     if has_moments {
         optimizer.set_update_count(state.updates())?;
     }
@@ -153,7 +153,7 @@ fn allocate(config: &Config, message: StartMessage, device: Device) -> Result<St
 
 /// Returns a model that is ready for training, and its optimizer with zero moments.
 fn prepare(config: &Config, model: LanguageModel) -> (LanguageModel, Optimizer) {
-    let mut model = model.prepare_for(config.forward_options());
+    let mut model = model.with_low_precision_copies(config.forward_options());
     model.set_dropout(config.model.dropout);
     let optimizer = Optimizer::new(config.optimizer.clone(), &model);
     (model, optimizer)
@@ -162,7 +162,7 @@ fn prepare(config: &Config, model: LanguageModel) -> (LanguageModel, Optimizer) 
 /// Recomputes the low-precision copies of weights that were received from rank 0.
 fn update_low_precision_copies(model: &LanguageModel) -> Result<()> {
     for (name, weight) in model.parameters().iter() {
-        if let Some(mut copy) = model.parameters().copy_of(name) {
+        if let Some(mut copy) = model.parameters().low_precision_copy(name) {
             copy.f_copy_(&weight.detach())?;
         }
     }
@@ -232,14 +232,14 @@ fn initial_model(config: &Config, data: &DataSplits, device: Device) -> Result<L
         // enough for it.
         let gpt2 = (shape.vocab_size > GPT2_END_OF_TEXT).then_some(GPT2_END_OF_TEXT);
         shape.end_of_text = data.train.end_of_text().map(i64::from).or(gpt2);
-        LanguageModel::initialise(shape, config.run.seed, device)
+        LanguageModel::initialize(shape, config.run.seed, device)
     };
     let Some(path) = &config.checkpoint.init_from else { return new_model() };
     verify_model(path)?;
-    let given = model::load_folder(path, device)?;
+    let given = model::load_model(path, device)?;
     require_shape(config, path, given.config())?;
     ensure!(
-        given.backpack().is_none_or(|backpack| backpack.edited().is_none()),
+        given.edited_tokens().is_empty(),
         "checkpoint.init_from {} has edited senses, which training would lose: use the model before its edits",
         path.display()
     );
@@ -247,7 +247,7 @@ fn initial_model(config: &Config, data: &DataSplits, device: Device) -> Result<L
         return Ok(given);
     }
     let model = new_model()?;
-    let initialized = model::graft_body(&model, &given);
+    let initialized = model::init_from_gpt2(&model, &given);
     initialized.with_context(|| format!("the transformer cannot start from {}", path.display()))?;
     Ok(model)
 }

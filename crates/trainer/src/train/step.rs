@@ -3,7 +3,7 @@
 use anyhow::Result;
 use model::{ForwardOptions, LanguageModel};
 use tch::{Kind, Tensor};
-use torch_ext::profiler::lap;
+use torch_ext::profiler::{Section, end_section};
 
 use crate::distributed::collectives::Collectives;
 use crate::distributed::grad_reducer::GradReducer;
@@ -54,7 +54,7 @@ pub struct StepResult {
 /// may skip.
 ///
 /// All micro-batches have the same size, so that the mean of their losses is the mean of the batch.
-/// Each part of the step ends with a [`lap`] here or in the model.
+/// Each part of the step ends with a [`end_section`] here or in the model.
 ///
 /// # Errors
 /// A micro-batch cannot be read, or another rank has disconnected.
@@ -67,23 +67,23 @@ pub fn training_step(
     let accumulation = micro_batches.len();
     let mut loss = Tensor::zeros([], (Kind::Float, model.device()));
     optimizer.zero_grad()?;
-    lap("clip and optimiser");
+    end_section(Section::ClipAndOptimizer);
     for (i, micro_batch) in micro_batches.enumerate() {
         let MicroBatch { inputs, targets, dropout_seed } = micro_batch?;
-        lap("data");
+        end_section(Section::Data);
         if forward_options.dropout > 0.0 {
             tch::manual_seed(dropout_seed as i64);
         }
         let last = i + 1 == accumulation;
         grad_reducer.before_forward(last)?;
         let part = model.loss(&inputs, &targets, *forward_options)? / accumulation as f64;
-        lap("head and loss");
+        end_section(Section::HeadAndLoss);
         grad_reducer.before_backward(last)?;
         let scaled = step_guard.loss_scale().map(|scale| part.f_mul(scale)).transpose()?;
         // A disconnected rank is detected here; this error type has the message for it.
         scaled.as_ref().unwrap_or(&part).f_backward().map_err(torch_ext::Error::from)?;
         grad_reducer.after_backward(last, optimizer)?;
-        lap("embedding backward");
+        end_section(Section::EmbeddingBackward);
         loss += part.detach();
     }
     // All ranks now have the same gradients and loss, so they make the same decision.
@@ -91,6 +91,6 @@ pub fn training_step(
     let decision = step_guard.decide(&loss)?;
     let update = optimizer.update(learning_rate, step_guard.update_guard(&decision))?;
     step_guard.record(&decision, &update)?;
-    lap("clip and optimiser");
+    end_section(Section::ClipAndOptimizer);
     Ok(StepResult { loss, grad_norm: update.grad_norm, z_score: decision.z_score })
 }

@@ -1,7 +1,7 @@
 //! Validation during training.
 
 use anyhow::Result;
-use evals::{RankShard, Sequences};
+use evals::{RankShard, ValidationOptions};
 use model::ForwardOptions;
 
 use super::Trainer;
@@ -17,11 +17,11 @@ impl Trainer<'_> {
         let step = self.state.step;
         runtime.watchdog.progress(PHASE);
         log.heartbeat(step, PHASE);
-        let sequences = Sequences {
-            length: self.config.data.sequence_length,
-            most: self.config.validation.max_sequences,
-            batch: self.summary.layout.micro_batch,
-            share: RankShard { rank: collectives.rank(), of: collectives.size() },
+        let options = ValidationOptions {
+            sequence_length: self.config.data.sequence_length,
+            max_sequences: self.config.validation.max_sequences,
+            batch_size: self.summary.layout.micro_batch,
+            shard: RankShard { rank: collectives.rank(), world_size: collectives.size() },
         };
         let forward_options = ForwardOptions { dropout: 0.0, ..self.train.forward_options };
         let mut on_progress = |done: u64, all: u64| {
@@ -31,7 +31,7 @@ impl Trainer<'_> {
             Ok(is_last || !collectives.any([runtime.stop.requested()])?[0])
         };
         let result =
-            evals::validate(&self.train.model, &self.validation_data, sequences, forward_options, &mut on_progress)?;
+            evals::validate(&self.train.model, &self.validation_data, options, forward_options, &mut on_progress)?;
         let Some(own) = result else {
             self.log.info("validation  skipped: stop requested");
             return Ok(());

@@ -1,139 +1,158 @@
+//! The recipe `debias`.
+
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use charts::{Axis, AxisRange, Chart, Curve, LegendEntry, Panel, PanelRow, Style};
 use clap::Args;
 use evals::Tokenizer;
-use evals::control::{FitResult, GenderLogRatio, SenseTrial, bias, debias_edits, find_factor, leaning, project_out};
+use evals::control::{
+    DebiasFit, GenderLogRatio, SenseTrial, bias, debias_edits, find_factor, gender_log_ratio, project_out,
+};
 use model::LanguageModel;
 use serde_json::{Value, json};
 
-use super::report::{ControlReport, ReportArgs};
+use super::report::{ControlReport, ReportArgs, save_edits};
 use super::word_lists;
 use crate::args::model::ModelArgs;
 use crate::output::progress::LogProgress;
 use crate::output::table::Table;
 
-/// Make the next word after an occupation lean less to "he" or "she"
+/// Reduce gender bias in next-word predictions after occupation nouns
 ///
-/// Finds the sense of occupations that carries most of the bias, and the factor for it, on training prompts; reports
-/// the bias, the mean of the larger of p(he)/p(she) and p(she)/p(he), on other prompts, beside the sense removed and
-/// the direction E[she] - E[he] projected out of the occupations' embeddings.
+/// On training prompts, selects the sense of the occupations that causes most of the bias, and a
+/// factor for it. On test prompts, reports the bias of the original model, with the factor, with
+/// the sense removed, and with the direction E[she] - E[he] projected out of the embeddings of the
+/// occupations. The bias is the mean of max(p(he) / p(she), p(she) / p(he)).
+///
 /// Example: backpack control debias --model runs/quickstart-model --save-edit runs/debias.json
 #[derive(Debug, Args)]
 pub(super) struct Debias {
     #[command(flatten)]
-    compute: ModelArgs,
-    /// Occupations, one a line [default: 57 of the project's]
+    model: ModelArgs,
+    /// File of occupations, one per line [default: a built-in list of 57]
     #[arg(long, value_name = "FILE")]
     occupations: Option<PathBuf>,
-    /// Training prompts, one a line, with {} for the occupation [default: 8 of the project's]
+    /// File of training prompts, one per line, with {} in place of the occupation [default: a
+    /// built-in list of 8]
     #[arg(long, value_name = "FILE")]
     prompts: Option<PathBuf>,
-    /// Prompts to report on, the same way [default: 8 others of the project's]
+    /// File of test prompts, in the same format [default: another built-in list of 8]
     #[arg(long, value_name = "FILE")]
     test_prompts: Option<PathBuf>,
-    /// Write the found factor as edits of senses, for --edit of any command
+    /// Write the selected factor as sense edits, for --edit of other commands
     #[arg(long, value_name = "FILE")]
     save_edit: Option<PathBuf>,
     #[command(flatten)]
     report: ReportArgs,
 }
 
-/// Points of a curve over the factor.
-const CURVE_POINTS: u32 = 50;
+/// Number of intervals of a curve over the factor.
+const CURVE_INTERVALS: u32 = 50;
 
-/// The words that are one token, and how many were not.
+/// The occupations of the list.
 struct Occupations {
+    /// Those that are one token, with their ids.
     words: Vec<(String, i64)>,
+    /// Those that are several tokens.
     skipped: Vec<String>,
 }
 
-/// What became of the bias.
+/// The selected sense and factor, and the log ratios by occupation and prompt.
 struct DebiasResult {
-    found: FitResult,
-    /// Of each occupation, those of its prompts.
+    fit: DebiasFit,
+    /// Log ratios on the training prompts.
     training: Vec<Vec<GenderLogRatio>>,
+    /// Log ratios on the test prompts.
     test: Vec<Vec<GenderLogRatio>>,
-    /// The test prompts' under the baseline.
+    /// Log ratios on the test prompts after the projection.
     projected: Vec<Vec<GenderLogRatio>>,
 }
 
-/// Biases of some prompts.
+/// The biases on a set of prompts.
 struct Biases {
-    plain: f64,
-    found: f64,
+    original: f64,
+    /// With the selected factor.
+    fitted: f64,
+    /// With the sense removed.
     removed: f64,
+    /// After the projection; measured on the test prompts only.
     projected: Option<f64>,
 }
 
 impl Debias {
+    /// Fits the factor and writes the report.
     pub(super) fn run(self) -> Result<()> {
-        let folder = self.report.folder()?;
-        let listed = word_lists::lines_of(self.occupations.as_deref(), word_lists::OCCUPATIONS)?;
-        let for_training = templates(self.prompts.as_deref(), word_lists::TRAINING_PROMPTS)?;
-        let for_test = templates(self.test_prompts.as_deref(), word_lists::TEST_PROMPTS)?;
-        let model = super::load(&self.compute)?;
-        let tokenizer = self.compute.tokenizer(&model)?;
-        let pair = [word_lists::word("he", &tokenizer, &model)?, word_lists::word("she", &tokenizer, &model)?];
-        let occupations = Occupations::of(listed, &tokenizer, &model)?;
+        let output_dir = self.report.output_dir()?;
+        let listed = word_lists::read_lines(self.occupations.as_deref(), word_lists::OCCUPATIONS)?;
+        let training_prompts = templates(self.prompts.as_deref(), word_lists::TRAINING_PROMPTS)?;
+        let test_prompts = templates(self.test_prompts.as_deref(), word_lists::TEST_PROMPTS)?;
+        let model = self.model.load_backpack()?;
+        let tokenizer = self.model.tokenizer(&model)?;
+        let pair = [word_lists::word_id("he", &tokenizer, &model)?, word_lists::word_id("she", &tokenizer, &model)?];
+        let occupations = Occupations::new(listed, &tokenizer, &model)?;
 
-        let read = |model: &LanguageModel, templates: &[String], what: &str| {
+        let measure = |model: &LanguageModel, templates: &[String], stage: &str| {
             let mut progress = LogProgress::new();
-            let of_word = |(number, (word, id)): (usize, &(String, i64))| {
-                progress.say(|| format!("{what}: {number} of {} occupations", occupations.words.len()));
+            let measure_word = |(number, (word, id)): (usize, &(String, i64))| {
+                progress.log(|| format!("{stage}: {number} of {} occupations", occupations.words.len()));
                 let prompt = |template: &String| {
                     let text = template.replace("{}", word);
-                    leaning(model, &tokenizer.encode(&text)?, *id, pair).with_context(|| format!("prompt \"{text}\""))
+                    gender_log_ratio(model, &tokenizer.encode(&text)?, *id, pair)
+                        .with_context(|| format!("cannot evaluate the prompt \"{text}\""))
                 };
                 templates.iter().map(prompt).collect()
             };
-            occupations.words.iter().enumerate().map(of_word).collect::<Result<Vec<Vec<GenderLogRatio>>>>()
+            occupations.words.iter().enumerate().map(measure_word).collect::<Result<Vec<Vec<GenderLogRatio>>>>()
         };
         let ids: Vec<i64> = occupations.words.iter().map(|(_, id)| *id).collect();
-        let training = read(&model, &for_training, "training prompts")?;
-        let test = read(&model, &for_test, "test prompts")?;
+        let training = measure(&model, &training_prompts, "training prompts")?;
+        let test = measure(&model, &test_prompts, "test prompts")?;
         let baseline = project_out(&model, &ids, pair)?;
-        let projected = read(&baseline, &for_test, "test prompts after projection")?;
-        let found = find_factor(&training.concat())?;
+        let projected = measure(&baseline, &test_prompts, "test prompts after projection")?;
+        let fit = find_factor(&training.concat())?;
         if let Some(path) = &self.save_edit {
-            super::save_edits(&debias_edits(&ids, found.sense, found.factor), path)?;
+            save_edits(&debias_edits(&ids, fit.sense, fit.factor), path)?;
         }
-        let outcome = DebiasResult { found, training, test, projected };
+        let result = DebiasResult { fit, training, test, projected };
         let report = ControlReport {
-            json: outcome.json(&occupations),
-            tables: outcome.tables(&occupations),
-            chart: outcome.chart(),
+            json: result.json(&occupations),
+            tables: result.tables(&occupations),
+            chart: result.chart(),
             texts: Vec::new(),
         };
-        self.report.write(folder, &report)
+        self.report.write(output_dir, &report)
     }
 }
 
-/// Prompts with a place for the occupation.
+/// Reads the prompts, which contain ` {}` in place of the occupation.
 ///
 /// # Errors
-/// Naming the one that has none, or none that a word of one token could stand at.
-fn templates(file: Option<&Path>, shipped: &str) -> Result<Vec<String>> {
-    let templates = word_lists::lines_of(file, shipped)?;
+/// Names a prompt without `{}`, or without a space before it.
+fn templates(file: Option<&Path>, built_in: &str) -> Result<Vec<String>> {
+    let templates = word_lists::read_lines(file, built_in)?;
     for template in &templates {
         ensure!(
             template.contains("{}"),
-            "the prompt \"{template}\" has no {{}}: write {{}} where the occupation stands, as in \"My {{}} said that\""
+            "the prompt \"{template}\" has no {{}}: write {{}} in place of the occupation, as in \"My {{}} said that\""
         );
         ensure!(
             template.split("{}").count() == template.split(" {}").count(),
-            "the prompt \"{template}\" has no space before its {{}}: an occupation is one token with the space before it"
+            "the prompt \"{template}\" has no space before its {{}}: an occupation is one token with a leading space"
         );
     }
     Ok(templates)
 }
 
 impl Occupations {
-    fn of(listed: Vec<String>, tokenizer: &Tokenizer, model: &LanguageModel) -> Result<Self> {
+    /// Looks up the tokens of the words.
+    ///
+    /// # Errors
+    /// If none of the words is one token.
+    fn new(listed: Vec<String>, tokenizer: &Tokenizer, model: &LanguageModel) -> Result<Self> {
         let (mut words, mut skipped) = (Vec::new(), Vec::new());
         for word in listed {
-            match tokenizer.word(&word) {
+            match tokenizer.word_id(&word) {
                 Ok(id) => {
                     word_lists::check_token(&word, id, model)?;
                     words.push((word, id));
@@ -143,7 +162,7 @@ impl Occupations {
         }
         ensure!(
             !words.is_empty(),
-            "none of the {} occupations is one token, as senses belong to tokens: give others",
+            "none of the {} occupations is one token with a leading space: give other words",
             skipped.len()
         );
         Ok(Occupations { words, skipped })
@@ -152,10 +171,10 @@ impl Occupations {
 
 impl DebiasResult {
     fn biases(&self, prompts: &[GenderLogRatio], projected: Option<&[GenderLogRatio]>) -> Biases {
-        let (sense, factor) = (self.found.sense, self.found.factor);
-        let at = |factor| bias(prompts.iter().map(|leaning| leaning.scaled(sense, factor)));
-        let projected = projected.map(|prompts| bias(prompts.iter().map(|leaning| leaning.ratio)));
-        Biases { plain: at(1.0), found: at(factor), removed: at(0.0), projected }
+        let (sense, factor) = (self.fit.sense, self.fit.factor);
+        let at = |factor| bias(prompts.iter().map(|ratio| ratio.scaled(sense, factor)));
+        let projected = projected.map(|prompts| bias(prompts.iter().map(|ratio| ratio.log_ratio)));
+        Biases { original: at(1.0), fitted: at(factor), removed: at(0.0), projected }
     }
 
     fn training_biases(&self) -> Biases {
@@ -166,28 +185,28 @@ impl DebiasResult {
         self.biases(&self.test.concat(), Some(&self.projected.concat()))
     }
 
-    /// Of an occupation's test prompts: the geometric mean of p(he) / p(she), and the biases.
-    fn of_occupation(&self, number: usize) -> (f64, Biases) {
+    /// For the test prompts of one occupation: the geometric mean of p(he) / p(she), and the
+    /// biases.
+    fn occupation_biases(&self, number: usize) -> (f64, Biases) {
         let (test, projected) = (&self.test[number], &self.projected[number]);
-        let ratio = test.iter().map(|leaning| leaning.ratio).sum::<f64>() / test.len() as f64;
+        let ratio = test.iter().map(|ratio| ratio.log_ratio).sum::<f64>() / test.len() as f64;
         (ratio.exp(), self.biases(test, Some(projected)))
     }
 
     fn json(&self, occupations: &Occupations) -> Value {
-        let biases =
-            |b: &Biases| json!({ "plain": b.plain, "found": b.found, "removed": b.removed, "projected": b.projected });
+        let biases = |b: &Biases| json!({ "plain": b.original, "found": b.fitted, "removed": b.removed, "projected": b.projected });
         let occupation = |(number, (word, _)): (usize, &(String, i64))| {
-            let (ratio, b) = self.of_occupation(number);
+            let (ratio, b) = self.occupation_biases(number);
             json!({ "occupation": word, "he_by_she": ratio, "bias": biases(&b) })
         };
         let trial = |t: &SenseTrial| json!({ "sense": t.sense, "removed": t.removed, "best_factor": t.best_factor, "lowest": t.lowest });
         json!({
             "recipe": "debias",
-            "sense": self.found.sense,
-            "factor": self.found.factor,
+            "sense": self.fit.sense,
+            "factor": self.fit.factor,
             "training": biases(&self.training_biases()),
             "test": biases(&self.test_biases()),
-            "senses": self.found.trials.iter().map(trial).collect::<Vec<_>>(),
+            "senses": self.fit.trials.iter().map(trial).collect::<Vec<_>>(),
             "occupations": occupations.words.iter().enumerate().map(occupation).collect::<Vec<_>>(),
             "skipped": occupations.skipped,
         })
@@ -195,73 +214,80 @@ impl DebiasResult {
 
     fn tables(&self, occupations: &Occupations) -> String {
         let number = |x: f64| format!("{x:.3}");
-        let FitResult { sense, factor, .. } = self.found;
-        let found = format!("factor {factor:.3}");
+        let DebiasFit { sense, factor, .. } = self.fit;
+        let fitted = format!("factor {factor:.3}");
         let cells = |b: &Biases| {
-            [number(b.plain), number(b.found), number(b.removed), b.projected.map_or_else(String::new, number)]
+            [number(b.original), number(b.fitted), number(b.removed), b.projected.map_or_else(String::new, number)]
         };
-        let row = |table: &mut Table, name: &str, figures: Vec<String>| {
-            table.row([name.to_owned()].into_iter().chain(figures));
+        let add_row = |table: &mut Table, name: &str, numbers: Vec<String>| {
+            table.add_row([name.to_owned()].into_iter().chain(numbers));
         };
 
-        let mut whole = Table::of_figures(&["bias", "as it is", &found, "removed", "projected"]);
-        row(&mut whole, "training prompts", cells(&self.training_biases()).into());
-        row(&mut whole, "test prompts", cells(&self.test_biases()).into());
-        let mut senses = Table::of_figures(&["sense", "removed", "lowest", "at factor"]);
-        for t in &self.found.trials {
-            row(&mut senses, &t.sense.to_string(), vec![number(t.removed), number(t.lowest), number(t.best_factor)]);
+        let mut overall = Table::new(&["bias", "original", &fitted, "removed", "projected"], 1);
+        add_row(&mut overall, "training prompts", cells(&self.training_biases()).into());
+        add_row(&mut overall, "test prompts", cells(&self.test_biases()).into());
+        let mut senses = Table::new(&["sense", "removed", "lowest", "at factor"], 1);
+        for t in &self.fit.trials {
+            add_row(
+                &mut senses,
+                &t.sense.to_string(),
+                vec![number(t.removed), number(t.lowest), number(t.best_factor)],
+            );
         }
-        let mut words = Table::of_figures(&["occupation", "he/she", "as it is", &found, "removed", "projected"]);
+        let mut words = Table::new(&["occupation", "he/she", "original", &fitted, "removed", "projected"], 1);
         let mut all: Vec<_> =
-            occupations.words.iter().enumerate().map(|(i, (word, _))| (word, self.of_occupation(i))).collect();
+            occupations.words.iter().enumerate().map(|(i, (word, _))| (word, self.occupation_biases(i))).collect();
         all.sort_by(|a, b| b.1.0.total_cmp(&a.1.0));
         for (word, (ratio, biases)) in all {
-            row(&mut words, word, [number(ratio)].into_iter().chain(cells(&biases)).collect());
+            add_row(&mut words, word, [number(ratio)].into_iter().chain(cells(&biases)).collect());
         }
         let mut text = format!(
-            "Sense {sense} of {} occupations, multiplied by {factor:.3}.\n\n{whole}\n\
-             The bias of the training prompts by each sense alone.\n\n{senses}\n\
-             By occupation, on the test prompts.\n\n{words}",
+            "Sense {sense} of {} occupations, multiplied by {factor:.3}.\n\n{overall}\n\
+             Bias on the training prompts when only one sense is changed.\n\n{senses}\n\
+             Bias on the test prompts by occupation.\n\n{words}",
             occupations.words.len()
         );
         if !occupations.skipped.is_empty() {
             let (count, list) = (occupations.skipped.len(), occupations.skipped.join(", "));
-            text += &format!("\nSkipped, since they are not one token: {count} ({list}).\n");
+            text += &format!("\nSkipped, because they are not one token: {count} ({list}).\n");
         }
         text
     }
 
-    /// The bias over the factor, and what each sense can do.
+    /// The bias as a function of the factor, and the lowest bias of each sense.
     fn chart(&self) -> Chart {
-        let (sense, factor) = (self.found.sense, self.found.factor);
+        let (sense, factor) = (self.fit.sense, self.fit.factor);
         let curve = |prompts: &[Vec<GenderLogRatio>], style| {
             let prompts = prompts.concat();
-            let at = |factor: f64| (factor, bias(prompts.iter().map(|leaning| leaning.scaled(sense, factor))));
-            Curve { points: (0..=CURVE_POINTS).map(|i| at(f64::from(i) / f64::from(CURVE_POINTS))).collect(), style }
+            let at = |factor: f64| (factor, bias(prompts.iter().map(|ratio| ratio.scaled(sense, factor))));
+            Curve {
+                points: (0..=CURVE_INTERVALS).map(|i| at(f64::from(i) / f64::from(CURVE_INTERVALS))).collect(),
+                style,
+            }
         };
         let test = self.test_biases();
         let projected = test.projected.map(|bias| Curve { points: vec![(0.0, bias)], style: Style::HorizontalLine(0) });
         let curves = [
             curve(&self.training, Style::Faint(0)),
             curve(&self.test, Style::Line(1)),
-            Curve { points: vec![(factor, test.found)], style: Style::Markers(1) },
+            Curve { points: vec![(factor, test.fitted)], style: Style::Markers(1) },
         ];
         let ticks = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0].map(|x| (x, format!("{x}"))).to_vec();
         let by_factor = Panel {
-            title: format!("bias by the factor of sense {sense}"),
+            title: format!("bias by factor of sense {sense}"),
             x: Axis { label: "factor".to_owned(), min: 0.0, max: 1.0, ticks },
             curves: projected.into_iter().chain(curves).collect(),
             range: AxisRange::Fit,
         };
         let bars = Style::Bars { color: 2, index: 0, count: 1 };
-        let trials = &self.found.trials;
+        let trials = &self.fit.trials;
         let names: Vec<String> = trials.iter().map(|trial| trial.sense.to_string()).collect();
         let by_sense = Panel {
-            title: "lowest bias of the training prompts by each sense alone".to_owned(),
+            title: "lowest training bias when one sense is changed".to_owned(),
             x: Axis::from_names("sense", &names),
             curves: vec![
                 Curve { points: trials.iter().map(|t| (t.sense as f64, t.lowest)).collect(), style: bars },
-                Curve { points: vec![(0.0, self.training_biases().plain)], style: Style::HorizontalLine(1) },
+                Curve { points: vec![(0.0, self.training_biases().original)], style: Style::HorizontalLine(1) },
             ],
             range: AxisRange::FromZero,
         };
@@ -269,9 +295,9 @@ impl DebiasResult {
         let legend = vec![
             entry("training prompts", Style::Faint(0)),
             entry("test prompts", Style::Line(1)),
-            entry("test prompts at the found factor", Style::Markers(1)),
+            entry("test prompts at the selected factor", Style::Markers(1)),
             entry("test prompts after projection", Style::HorizontalLine(0)),
-            entry("training prompts as the model is", Style::HorizontalLine(1)),
+            entry("training prompts, original model", Style::HorizontalLine(1)),
         ];
         Chart { legend, rows: vec![PanelRow { height: 380, panels: vec![by_factor, by_sense] }] }
     }

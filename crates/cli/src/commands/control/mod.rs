@@ -1,4 +1,4 @@
-//! The paper's recipes of control, run end to end: what is asked for, what is said of it.
+//! The command `control`: the recipes of the paper (section 6), their arguments and reports.
 
 mod debias;
 mod edit;
@@ -6,18 +6,14 @@ mod report;
 mod topic;
 pub(crate) mod word_lists;
 
-use std::fs;
-use std::path::Path;
-
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
 use clap::{Args, Subcommand};
-use model::{LanguageModel, SenseEdit};
 
-use crate::args::model::ModelArgs;
-
-/// Control a Backpack through its senses, without training: a topic, a bias, a fact
+/// Control a Backpack's topic, bias or facts through its senses, without training
 ///
-/// The recipes of the paper (docs/control.md), each with its figures as a table, JSON and a plot.
+/// Runs the recipes of the paper. Each reports its results as tables, JSON and a plot;
+/// docs/control.md describes them.
+///
 /// Example: backpack control topic --model runs/quickstart-model --topic war --texts 20 --output runs/war
 #[derive(Debug, Args)]
 pub(crate) struct Control {
@@ -33,6 +29,7 @@ enum ControlCommand {
 }
 
 impl Control {
+    /// Runs the recipe.
     pub(crate) fn run(self) -> Result<()> {
         match self.recipe {
             ControlCommand::Topic(recipe) => recipe.run(),
@@ -40,26 +37,4 @@ impl Control {
             ControlCommand::Edit(recipe) => recipe.run(),
         }
     }
-}
-
-/// The model, which must have senses.
-fn load(compute: &ModelArgs) -> Result<LanguageModel> {
-    let model = compute.load()?;
-    ensure!(
-        model.backpack().is_some(),
-        "{} is a GPT-2, which has no senses to control: give a Backpack",
-        compute.model.display()
-    );
-    Ok(model)
-}
-
-/// Writes edits as `--edit` reads them.
-fn save_edits(edits: &[SenseEdit], path: &Path) -> Result<()> {
-    let write = || -> Result<()> {
-        if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent)?;
-        }
-        Ok(fs::write(path, format!("{}\n", evals::edits_json(edits)))?)
-    };
-    write().with_context(|| format!("{} cannot be written", path.display()))
 }

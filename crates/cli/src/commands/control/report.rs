@@ -1,20 +1,23 @@
-//! What a recipe leaves: figures on stdout, and all of it in a folder.
+//! The report of a recipe, on stdout and in a directory.
 
 use std::fs;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use charts::Chart;
 use clap::Args;
+use model::SenseEdit;
 use serde_json::Value;
 
-use crate::commands::export::hugging_face::write_json;
 use crate::output::atomic_dir::AtomicDir;
+use crate::output::files::write_json;
 
+/// Where the report goes.
 #[derive(Debug, Args)]
 pub(super) struct ReportArgs {
-    /// A new folder for table.md, report.json, plot.svg and plot.png, and texts.jsonl where texts are written
+    /// New directory for table.md, report.json, plot.svg and plot.png; topic also writes its texts
+    /// (texts.jsonl)
     #[arg(long, value_name = "DIR")]
     output: Option<PathBuf>,
     /// Print one JSON object instead of tables
@@ -22,56 +25,64 @@ pub(super) struct ReportArgs {
     json: bool,
 }
 
-/// The figures of a recipe.
+/// The results of a recipe.
 pub(super) struct ControlReport {
     pub(super) json: Value,
-    /// Markdown.
+    /// The tables in Markdown.
     pub(super) tables: String,
     pub(super) chart: Chart,
-    /// One object a line; none for recipes that write no texts.
+    /// The generated texts, one object per line; empty if the recipe generates none.
     pub(super) texts: Vec<Value>,
 }
 
 impl ReportArgs {
-    /// Refuses a folder that is taken before any work is done.
+    /// Checks, before the work starts, that the directory of `--output` can be created.
     ///
     /// # Errors
-    /// When `--output` holds something.
-    pub(super) fn folder(&self) -> Result<Option<AtomicDir>> {
-        self.output.as_deref().map(AtomicDir::at).transpose()
+    /// If it exists.
+    pub(super) fn output_dir(&self) -> Result<Option<AtomicDir>> {
+        self.output.as_deref().map(AtomicDir::new).transpose()
     }
 
-    pub(super) fn write(&self, folder: Option<AtomicDir>, report: &ControlReport) -> Result<()> {
-        // Shown first: a disk that refuses the folder does not take the result with it.
+    /// Prints the report and writes it to `output_dir`.
+    pub(super) fn write(&self, output_dir: Option<AtomicDir>, report: &ControlReport) -> Result<()> {
+        // Printed first, so that the result is not lost if the directory cannot be written.
         let mut out = io::stdout().lock();
         if self.json {
             writeln!(out, "{}", report.json)?
         } else {
             write!(out, "{}", report.tables)?
         }
-        if let Some(folder) = &folder {
-            folder.fill(|folder| {
-                fs::write(folder.join("table.md"), &report.tables)?;
-                write_json(folder, "report.json", &report.json)?;
+        if let Some(output_dir) = &output_dir {
+            output_dir.fill(|directory| {
+                fs::write(directory.join("table.md"), &report.tables)?;
+                write_json(directory, "report.json", &report.json)?;
                 if !report.texts.is_empty() {
                     let lines: Vec<String> = report.texts.iter().map(|text| format!("{text}\n")).collect();
-                    fs::write(folder.join("texts.jsonl"), lines.concat())?;
+                    fs::write(directory.join("texts.jsonl"), lines.concat())?;
                 }
-                report.chart.write(&folder.join("plot.svg"))?;
-                report.chart.write(&folder.join("plot.png"))
+                report.chart.write(&directory.join("plot.svg"))?;
+                report.chart.write(&directory.join("plot.png"))
             })?;
         }
         Ok(())
     }
 }
 
-/// A share in percent, as tables show it.
-pub(super) fn percent(share: f64) -> String {
-    format!("{:.1}", 100.0 * share)
+/// Maximum number of characters of each of `count` labels next to each other under a plot of full
+/// width.
+pub(super) fn max_label_characters(count: usize) -> usize {
+    // A character is about 8 pixels wide at the plot's font size.
+    (charts::WIDTH as usize / 8 / count.max(1)).max(8)
 }
 
-/// Characters of each of `count` names that stand side by side under a plot of its full width.
-pub(super) fn room_for_each(count: usize) -> usize {
-    // Some 8 pixels a character at the plot's size of letters.
-    (charts::WIDTH as usize / 8 / count.max(1)).max(8)
+/// Writes edits in the format of `--edit`.
+pub(super) fn save_edits(edits: &[SenseEdit], path: &Path) -> Result<()> {
+    let write = || -> Result<()> {
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent)?;
+        }
+        Ok(fs::write(path, format!("{}\n", evals::edits_json(edits)))?)
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))
 }

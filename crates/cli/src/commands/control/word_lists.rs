@@ -1,4 +1,4 @@
-//! Words and prompts: those that the project ships, which are in the program, and the user's.
+//! Lists of words and prompts: built-in lists and files of the user.
 
 use std::fs;
 use std::path::Path;
@@ -7,104 +7,108 @@ use anyhow::{Context, Result, bail, ensure};
 use evals::Tokenizer;
 use model::LanguageModel;
 
-macro_rules! shipped {
+macro_rules! built_in {
     ($path:literal) => {
         include_str!(concat!("../../../../../data/", $path))
     };
 }
 
-/// Topics by name.
+/// The built-in topics by name.
 const TOPICS: [(&str, &str); 6] = [
-    ("family", shipped!("topics/family.txt")),
-    ("law", shipped!("topics/law.txt")),
-    ("money", shipped!("topics/money.txt")),
-    ("music", shipped!("topics/music.txt")),
-    ("sport", shipped!("topics/sport.txt")),
-    ("war", shipped!("topics/war.txt")),
+    ("family", built_in!("topics/family.txt")),
+    ("law", built_in!("topics/law.txt")),
+    ("money", built_in!("topics/money.txt")),
+    ("music", built_in!("topics/music.txt")),
+    ("sport", built_in!("topics/sport.txt")),
+    ("war", built_in!("topics/war.txt")),
 ];
-pub(super) const OCCUPATIONS: &str = shipped!("debias/occupations.txt");
-pub(super) const TRAINING_PROMPTS: &str = shipped!("debias/train.txt");
-pub(super) const TEST_PROMPTS: &str = shipped!("debias/test.txt");
+/// The built-in occupations.
+pub(super) const OCCUPATIONS: &str = built_in!("debias/occupations.txt");
+/// The built-in training prompts.
+pub(super) const TRAINING_PROMPTS: &str = built_in!("debias/train.txt");
+/// The built-in test prompts.
+pub(super) const TEST_PROMPTS: &str = built_in!("debias/test.txt");
 
-/// The lines of a text that hold something, but those that begin with `#`.
+/// Returns the lines that are neither empty nor comments (`#`).
 pub(super) fn lines(text: &str) -> Vec<String> {
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
     lines.map(str::to_owned).collect()
 }
 
-/// The lines of a file, or of what is shipped in its place.
+/// Returns the lines of `file`, or of the built-in list if no file is given.
 ///
 /// # Errors
-/// When it cannot be read, or holds none.
-pub(super) fn lines_of(file: Option<&Path>, shipped: &str) -> Result<Vec<String>> {
-    let Some(path) = file else { return Ok(lines(shipped)) };
-    let text = fs::read_to_string(path).with_context(|| format!("{} cannot be read", path.display()))?;
+/// If the file cannot be read, or has no lines.
+pub(super) fn read_lines(file: Option<&Path>, built_in: &str) -> Result<Vec<String>> {
+    let Some(path) = file else { return Ok(lines(built_in)) };
+    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     let lines = lines(&text);
-    ensure!(!lines.is_empty(), "{} is empty: it takes one word or prompt a line", path.display());
+    ensure!(!lines.is_empty(), "{} is empty: write one word or prompt per line", path.display());
     Ok(lines)
 }
 
-/// The words of a topic that is shipped.
+/// Returns the words of a built-in topic.
 ///
 /// # Errors
-/// When there is none of this name, with those that there are.
+/// If there is no topic of this name; lists the names.
 pub(super) fn topic(name: &str) -> Result<Vec<String>> {
     let Some((_, words)) = TOPICS.iter().find(|(known, _)| *known == name) else {
         let names: Vec<&str> = TOPICS.iter().map(|(name, _)| *name).collect();
-        bail!("there is no topic \"{name}\": there are {}; name a file of words with --words", names.join(", "))
+        bail!("unknown topic \"{name}\": choose one of {}, or give a file of words with --words", names.join(", "))
     };
     Ok(lines(words))
 }
 
-/// Words by the first token of each, the paper's way: ids without doubles, and the words that are several tokens.
+/// Returns the first token of each word, as the paper does, without duplicates; and the words that
+/// have several tokens.
 ///
 /// # Errors
-/// Naming the word that the model's vocabulary lacks.
+/// Names a word that is outside the model's vocabulary.
 pub(super) fn first_tokens(
     words: &[String],
     tokenizer: &Tokenizer,
     model: &LanguageModel,
 ) -> Result<(Vec<i64>, Vec<String>)> {
-    let (mut ids, mut cut) = (Vec::new(), Vec::new());
+    let (mut ids, mut several_tokens) = (Vec::new(), Vec::new());
     for word in words {
         let tokens = tokenizer.encode(&format!(" {word}"))?;
         let first = *tokens.first().with_context(|| format!("\"{word}\" has no token"))?;
         check_token(word, first, model)?;
         if tokens.len() > 1 {
-            cut.push(word.clone());
+            several_tokens.push(word.clone());
         }
         if !ids.contains(&first) {
             ids.push(first);
         }
     }
-    Ok((ids, cut))
+    Ok((ids, several_tokens))
 }
 
-/// Refuses a word whose token the model lacks.
+/// Checks that a word's token is in the model's vocabulary.
 ///
 /// # Errors
-/// Naming it.
+/// Names the word.
 pub(super) fn check_token(word: &str, id: i64, model: &LanguageModel) -> Result<()> {
-    let num_tokens = model.config().num_tokens();
+    let num_tokens = model.config().tokenizer_vocab_size();
     ensure!(
         id < num_tokens,
-        "\"{word}\" is token {id}, outside the model's vocabulary of {num_tokens}: name its own tokenizer with --tokenizer"
+        "\"{word}\" is token {id}, outside the model's vocabulary of {num_tokens}: give the model's tokenizer with --tokenizer"
     );
     Ok(())
 }
 
-/// The id of a word that is one token of the model's.
+/// Returns the token id of a word that is a single token with a leading space.
 ///
 /// # Errors
-/// When it is several, or outside the vocabulary.
-pub(super) fn word(word: &str, tokenizer: &Tokenizer, model: &LanguageModel) -> Result<i64> {
-    let id = tokenizer.word(word)?;
+/// If the word has several tokens, or is outside the model's vocabulary.
+pub(super) fn word_id(word: &str, tokenizer: &Tokenizer, model: &LanguageModel) -> Result<i64> {
+    let id = tokenizer.word_id(word)?;
     check_token(word, id, model)?;
     Ok(id)
 }
 
-/// A token's text, spaces and all.
-pub(super) fn name(tokenizer: &Tokenizer, id: i64) -> String {
+/// Returns the text of a token, with its spaces.
+pub(super) fn token_text(tokenizer: &Tokenizer, id: i64) -> String {
     tokenizer.decode(&[id]).unwrap_or_else(|_| id.to_string())
 }
 
@@ -113,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_shipped_is_plain() {
+    fn built_in_lists_are_well_formed() {
         for (name, _) in TOPICS {
             let words = topic(name).unwrap();
             assert!(words.len() >= 30 && words.iter().all(|w| w.chars().all(|c| c.is_ascii_lowercase())), "{name}");

@@ -1,35 +1,35 @@
-//! Measurements as JSON and as Markdown.
+//! The results of `eval` as JSON and as Markdown.
 
 use std::path::PathBuf;
 
 use anyhow::Result;
-use evals::{Blimp, Similarity, Task, TaskReport};
+use evals::{BlimpResult, SimilarityResult, Task, TaskReport};
 use serde_json::{Map, Value, json};
 
-/// What was measured of one task.
+use crate::output::format::percent;
+use crate::output::table::Table;
+
+/// The result of one task.
 #[derive(Debug)]
 pub(crate) struct TaskMeasurement {
-    /// Where its data lies.
+    /// Path of the data.
     pub(crate) data: PathBuf,
     pub(crate) report: TaskReport,
 }
 
-/// All that a call measured.
+/// The results of one call.
 #[derive(Debug)]
 pub(crate) struct EvalResults {
     pub(crate) model: PathBuf,
-    /// How much of each task's data was taken; 0 for all.
+    /// The value of `--limit`; 0 if all data was used.
     pub(crate) limit: u64,
-    pub(crate) measured: Vec<TaskMeasurement>,
-    /// Tasks without data, and why they have none.
+    pub(crate) measurements: Vec<TaskMeasurement>,
+    /// Tasks without data, with the reason.
     pub(crate) skipped: Vec<(Task, String)>,
 }
 
 impl TaskMeasurement {
-    /// One object: the report, and what it is of.
-    ///
-    /// # Errors
-    /// When the report is no JSON.
+    /// One JSON object: the report, the path of the data, and the limit if there is one.
     pub(crate) fn json(&self, limit: u64) -> Result<Value> {
         let mut value = serde_json::to_value(&self.report)?;
         value["data"] = self.data.display().to_string().into();
@@ -41,14 +41,11 @@ impl TaskMeasurement {
 }
 
 impl EvalResults {
-    /// One object, with each task's by its name.
-    ///
-    /// # Errors
-    /// When a report is no JSON.
+    /// One JSON object with the results by task.
     pub(crate) fn json(&self) -> Result<Value> {
         let mut results = Map::new();
-        for measured in &self.measured {
-            results.insert(measured.report.task().name().to_owned(), measured.json(self.limit)?);
+        for measurement in &self.measurements {
+            results.insert(measurement.report.task().name().to_owned(), measurement.json(self.limit)?);
         }
         let skipped: Map<String, Value> =
             self.skipped.iter().map(|(task, why)| (task.name().to_owned(), why.as_str().into())).collect();
@@ -56,43 +53,45 @@ impl EvalResults {
         Ok(json!({ "task": "all", "model": model, "results": results, "skipped": skipped }))
     }
 
-    /// A table with the columns of the paper's, what each number is of, and the details of the tasks that have any.
+    /// A table with the columns of the paper, a summary per task, and the detail tables.
     pub(crate) fn markdown(&self) -> String {
         let mut cells = ["-"; 5].map(str::to_owned);
-        for measured in &self.measured {
-            match &measured.report {
+        for measurement in &self.measurements {
+            match &measurement.report {
                 TaskReport::Val(val) => cells[0] = format!("{:.2}", val.perplexity),
                 TaskReport::Lambada(lambada) => {
                     cells[1] = format!("{:.2}", lambada.perplexity);
-                    cells[2] = percent(lambada.accuracy);
+                    cells[2] = with_sign(lambada.accuracy);
                 }
                 TaskReport::Wikitext(wikitext) => cells[3] = format!("{:.2}", wikitext.word_perplexity),
-                TaskReport::Blimp(blimp) => cells[4] = percent(blimp.accuracy),
+                TaskReport::Blimp(blimp) => cells[4] = with_sign(blimp.accuracy),
                 TaskReport::Similarity(_) => {}
             }
         }
         let mut text = format!("# {}\n\n", self.model.display());
-        text += "| OpenWebText | LAMBADA perplexity | LAMBADA accuracy | WikiText | BLiMP |\n";
-        text += &format!("|---|---|---|---|---|\n| {} |\n\n", cells.join(" | "));
+        let columns = ["OpenWebText", "LAMBADA perplexity", "LAMBADA accuracy", "WikiText", "BLiMP"];
+        let mut table = Table::new(&columns, 0);
+        table.add_row(cells);
+        text += &format!("{table}\n");
         if self.limit > 0 {
-            text += &format!("**A quick look**, at the first {} of each task's data alone.\n\n", self.limit);
+            text += &format!("**Limited**: only the first {} items of each task's data were used.\n\n", self.limit);
         }
-        for TaskMeasurement { data, report } in &self.measured {
+        for TaskMeasurement { data, report } in &self.measurements {
             text += &format!("- {}: {} ({})\n", title(report.task()), summary(report), data.display());
         }
         for (task, why) in &self.skipped {
-            text += &format!("- {}: left out, {why}\n", title(*task));
+            text += &format!("- {}: skipped, {why}\n", title(*task));
         }
-        for measured in &self.measured {
-            if let Some(details) = details(&measured.report) {
-                text += &format!("\n## {}\n{details}", title(measured.report.task()));
+        for measurement in &self.measurements {
+            if let Some(details) = details(&measurement.report) {
+                text += &format!("\n## {}\n{details}", title(measurement.report.task()));
             }
         }
         text
     }
 }
 
-/// The column of a task; the validation split is meant to be OpenWebText's.
+/// The heading of a task. The validation split is assumed to be that of OpenWebText.
 fn title(task: Task) -> &'static str {
     match task {
         Task::Val => "OpenWebText",
@@ -103,16 +102,16 @@ fn title(task: Task) -> &'static str {
     }
 }
 
-/// What was found, in one line.
+/// The result in one line.
 pub(crate) fn summary(report: &TaskReport) -> String {
     match report {
         TaskReport::Val(val) => {
             format!("loss {:.4}, perplexity {:.3} over {} tokens", val.loss, val.perplexity, val.tokens)
         }
         TaskReport::Lambada(lambada) => format!(
-            "perplexity {:.3}, last word right in {} of {} passages",
+            "perplexity {:.3}, last word correct in {} of {} passages",
             lambada.perplexity,
-            percent(lambada.accuracy),
+            with_sign(lambada.accuracy),
             lambada.passages
         ),
         TaskReport::Wikitext(wikitext) => format!(
@@ -120,19 +119,19 @@ pub(crate) fn summary(report: &TaskReport) -> String {
             wikitext.word_perplexity, wikitext.byte_perplexity, wikitext.bits_per_byte, wikitext.pages
         ),
         TaskReport::Blimp(blimp) => format!(
-            "{} right, the mean of {} paradigms, {} pairs",
-            percent(blimp.accuracy),
+            "accuracy {}, the mean of {} paradigms, {} pairs",
+            with_sign(blimp.accuracy),
             blimp.paradigms.len(),
             blimp.pairs
         ),
         TaskReport::Similarity(similarity) => {
             let (pairs, kept) = similarity.lists.values().fold((0, 0), |(a, b), list| (a + list.pairs, b + list.kept));
-            format!("{kept} of {pairs} pairs are of words of one token each and were compared")
+            format!("{kept} of {pairs} pairs compared (those whose words are one token each)")
         }
     }
 }
 
-/// Tables behind a task's one number.
+/// The detail tables of a task, if it has any.
 pub(crate) fn details(report: &TaskReport) -> Option<String> {
     match report {
         TaskReport::Blimp(blimp) => Some(paradigms(blimp)),
@@ -141,17 +140,20 @@ pub(crate) fn details(report: &TaskReport) -> Option<String> {
     }
 }
 
-fn paradigms(blimp: &Blimp) -> String {
-    let rows = blimp.paradigms.iter().map(|(name, accuracy)| format!("| {name} | {} |\n", percent(*accuracy)));
-    format!("\n| paradigm | accuracy |\n|---|---|\n{}", rows.collect::<String>())
+/// Accuracy by paradigm.
+fn paradigms(blimp: &BlimpResult) -> String {
+    let mut table = Table::new(&["paradigm", "accuracy"], 1);
+    for (name, accuracy) in &blimp.paradigms {
+        table.add_row([name.clone(), with_sign(*accuracy)]);
+    }
+    format!("\n{table}")
 }
 
-/// Correlations by list; the senses' by themselves, a column each.
-fn correlations(similarity: &Similarity) -> String {
+/// Correlations by list; in a second table the correlations of each sense.
+fn correlations(similarity: &SimilarityResult) -> String {
     let number = |correlation: Option<f64>| correlation.map_or("-".to_owned(), |number| format!("{number:.3}"));
-    let mut text =
-        "\n| list | pairs | kept | embedding | min matched | max matched | min of all | max of all |\n".to_owned();
-    text += "|---|---|---|---|---|---|---|---|\n";
+    let columns = ["list", "pairs", "kept", "embedding", "min matched", "max matched", "min of all", "max of all"];
+    let mut table = Table::new(&columns, 1);
     for (name, list) in &similarity.lists {
         let senses = list.senses.as_ref();
         let variants = [
@@ -161,19 +163,22 @@ fn correlations(similarity: &Similarity) -> String {
             senses.and_then(|senses| senses.min_all),
             senses.and_then(|senses| senses.max_all),
         ];
-        text += &format!("| {name} | {} | {} | {} |\n", list.pairs, list.kept, variants.map(number).join(" | "));
+        let counts = [name.clone(), list.pairs.to_string(), list.kept.to_string()];
+        table.add_row(counts.into_iter().chain(variants.map(number)));
     }
     let num_senses = similarity.lists.values().filter_map(|list| list.senses.as_ref()).map(|s| s.by_sense.len()).max();
-    let Some(num_senses) = num_senses else { return text };
-    let heads: Vec<String> = (0..num_senses).map(|sense| sense.to_string()).collect();
-    text += &format!("\n| sense | {} |\n|---|{}\n", heads.join(" | "), "---|".repeat(num_senses));
+    let Some(num_senses) = num_senses else { return format!("\n{table}") };
+    let senses: Vec<String> = (0..num_senses).map(|sense| sense.to_string()).collect();
+    let mut sense_table =
+        Table::new(&["sense"].into_iter().chain(senses.iter().map(String::as_str)).collect::<Vec<_>>(), 1);
     for (name, list) in &similarity.lists {
         let by_sense = list.senses.iter().flat_map(|senses| &senses.by_sense).map(|&correlation| number(correlation));
-        text += &format!("| {name} | {} |\n", by_sense.collect::<Vec<_>>().join(" | "));
+        sense_table.add_row([name.clone()].into_iter().chain(by_sense));
     }
-    text
+    format!("\n{table}\n{sense_table}")
 }
 
-fn percent(share: f64) -> String {
-    format!("{:.2}%", 100.0 * share)
+/// A fraction in percent with two decimals and the sign.
+fn with_sign(fraction: f64) -> String {
+    percent(fraction, 2) + "%"
 }

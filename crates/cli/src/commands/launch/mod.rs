@@ -1,3 +1,5 @@
+//! The command `launch`: starts several ranks on this machine and supervises them.
+
 pub(crate) mod children;
 pub(crate) mod exit_status;
 pub(crate) mod parent_death;
@@ -17,78 +19,98 @@ use signal_hook::consts::{SIGCHLD, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 use trainer::Stop;
 
+use crate::commands::bench::BenchCommand;
 use crate::commands::launch::children::Children;
-use crate::commands::launch::exit_status::verdict;
-use crate::{Cli, Command};
+use crate::commands::launch::exit_status::summarize;
+use crate::commands::train::Train;
 
-/// Run train or bench as several processes on this machine, one a GPU or a share of its cores
+/// Run train or bench as several processes on this machine
 ///
-/// Each line of a process comes with its rank before it: [0] ... SIGINT, SIGTERM and SIGUSR1
-/// are handed on to all. When one fails, the others are ended, and its exit code (128 + the
-/// number of a signal) is the launcher's.
+/// Each process uses one GPU, or an equal share of the CPU cores. Every line of output is prefixed
+/// with the rank of its process, as in [0]. SIGINT, SIGTERM and SIGUSR1 are forwarded to all
+/// processes. If a process fails, the others are ended. The exit code is that of the processes,
+/// or of the first one that failed (128 + n after signal n).
+///
 /// Example: backpack launch --nproc 4 -- train --config configs/owt/small.toml
 #[derive(Debug, Args)]
 pub(crate) struct Launch {
-    /// How many processes
+    /// Number of processes
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     nproc: u16,
-    /// The port of the loopback where rank 0 listens [default: a free one]
+    /// Port of the loopback interface that rank 0 listens on [default: a free port]
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     port: Option<u16>,
-    /// The command with its arguments
+    /// Command to run, with its arguments
     #[arg(last = true, required = true, value_name = "train ...|bench ...")]
     command: Vec<OsString>,
 }
 
+/// The command line of a rank.
+#[derive(Debug, Parser)]
+#[command(name = "backpack", version = env!("BACKPACK_VERSION"), propagate_version = true)]
+enum RankCommand {
+    Train(Train),
+    Bench(BenchCommand),
+}
+
 impl Launch {
+    /// Runs the ranks and returns their common exit code.
     pub(crate) fn run(self, stop: &Stop) -> Result<ExitCode> {
-        self.check();
-        let signals = take_signals(stop)?;
-        let port = find_port(self.port)?;
-        let ends = Children::start(&self.command, self.nproc.into(), port)?.wait(&signals)?;
-        let (code, error) = verdict(&ends);
+        self.check_command();
+        let signals = receive_signals(stop)?;
+        let port = choose_port(self.port)?;
+        let exits = Children::start(&self.command, self.nproc.into(), port)?.wait(&signals)?;
+        let (code, error) = summarize(&exits);
         if let Some(error) = error {
             let _ = writeln!(io::stderr(), "error: {error}");
         }
         Ok(ExitCode::from(code))
     }
 
-    /// Ends the program here where every rank would, for wrong usage or to print its help.
-    fn check(&self) {
+    /// Exits here if every rank would exit at once: after wrong usage, or to print the help.
+    fn check_command(&self) {
+        if self.command.first().is_some_and(|name| name != "train" && name != "bench" && !is_flag(name)) {
+            wrong_usage("only train and bench can be launched");
+        }
         let program = [OsString::from("backpack")];
-        let parsed = Cli::try_parse_from(program.iter().chain(&self.command)).unwrap_or_else(|error| error.exit());
-        let world = match parsed.command {
-            Command::Train(train) => train.world,
-            Command::Bench(bench) => bench.world,
-            _ => wrong_usage("only train and bench can be launched"),
+        let parsed =
+            RankCommand::try_parse_from(program.iter().chain(&self.command)).unwrap_or_else(|error| error.exit());
+        let world = match parsed {
+            RankCommand::Train(train) => train.world,
+            RankCommand::Bench(bench) => bench.world,
         };
         if world.is_given() {
-            wrong_usage("launch itself gives each process its rank, world size, local rank and rank 0's address");
+            wrong_usage("launch sets the rank, the world size, the local rank and the address of rank 0 itself");
         }
     }
 }
 
-fn wrong_usage(what: &str) -> ! {
-    Cli::command().error(ErrorKind::InvalidValue, what).exit()
+fn is_flag(argument: &OsString) -> bool {
+    argument.as_encoded_bytes().starts_with(b"-")
 }
 
-/// The signals to hand on, and the ends of children, as they come. From here on they are
-/// this command's: one that came before ends the program.
-fn take_signals(stop: &Stop) -> Result<Receiver<i32>> {
-    let mut signals = Signals::new([SIGINT, SIGTERM, SIGUSR1, SIGCHLD]).context("no handlers for signals")?;
+fn wrong_usage(message: &str) -> ! {
+    RankCommand::command().error(ErrorKind::InvalidValue, message).exit()
+}
+
+/// Starts to receive the signals to forward, and SIGCHLD. A signal that came earlier ends the
+/// program.
+fn receive_signals(stop: &Stop) -> Result<Receiver<i32>> {
+    let mut signals =
+        Signals::new([SIGINT, SIGTERM, SIGUSR1, SIGCHLD]).context("cannot install the signal handlers")?;
     stop.uninstall();
-    let (send, receive) = mpsc::channel();
+    let (sender, receiver) = mpsc::channel();
     let thread = thread::Builder::new().name("signals".to_owned());
-    thread.spawn(move || signals.forever().try_for_each(|signal| send.send(signal)))?;
-    Ok(receive)
+    thread.spawn(move || signals.forever().try_for_each(|signal| sender.send(signal)))?;
+    Ok(receiver)
 }
 
-/// The port that was asked for, found free, or any that is.
-fn find_port(asked: Option<u16>) -> Result<u16> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, asked.unwrap_or(0)));
-    let listener = listener.with_context(|| match asked {
-        Some(port) => format!("port {port} of the loopback cannot be listened on: choose another --port"),
-        None => "no port of the loopback can be listened on".to_owned(),
+/// Returns the requested port if it is free, or any free port.
+fn choose_port(requested: Option<u16>) -> Result<u16> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, requested.unwrap_or(0)));
+    let listener = listener.with_context(|| match requested {
+        Some(port) => format!("cannot listen on port {port} of the loopback interface: choose another --port"),
+        None => "cannot listen on any port of the loopback interface".to_owned(),
     })?;
     Ok(listener.local_addr()?.port())
 }

@@ -1,27 +1,28 @@
-//! The bond between `backpack launch` and the processes that it starts.
+//! Ends a rank when its launcher ends.
 
 use std::env;
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 
-/// The variable that gives a rank the process id of its launcher.
-pub(crate) const LAUNCHER: &str = "BACKPACK_LAUNCHER";
+/// Environment variable that holds the process id of a rank's launcher.
+pub(crate) const LAUNCHER_PID: &str = "BACKPACK_LAUNCHER";
 
-/// Lets a rank end with its launcher, even when that is killed: the kernel sees to it.
+/// If `launch` started this process, makes the kernel kill it when the launcher ends for any
+/// reason.
 ///
 /// # Errors
-/// When the launcher is gone already.
-pub(crate) fn end_with_launcher() -> Result<()> {
-    let Ok(launcher) = env::var(LAUNCHER) else {
+/// If the launcher has already ended.
+pub(crate) fn exit_with_launcher() -> Result<()> {
+    let Ok(launcher) = env::var(LAUNCHER_PID) else {
         return Ok(());
     };
-    set_parent_process_death_signal(Some(Signal::KILL)).context("the launcher's death cannot be watched")?;
-    // It may have died before that line.
+    set_parent_process_death_signal(Some(Signal::KILL)).context("cannot set the parent death signal")?;
+    // The launcher may have ended before that call.
     let parent = getppid().map_or(0, |pid| pid.as_raw_nonzero().get());
     ensure!(
         launcher == parent.to_string(),
-        "{LAUNCHER} is {launcher}, but process {parent} started this one: the launcher is gone, or the variable was set by hand"
+        "{LAUNCHER_PID} is {launcher}, but the parent process is {parent}: the launcher has ended, or the variable was set by hand"
     );
     Ok(())
 }

@@ -1,29 +1,29 @@
-//! The names that a pickle may mention, and what each stands for here. Nothing is ever
-//! imported or called: a name is a key into this table or an inert label.
+//! The classes and functions that a pickle may refer to, and their meaning for the import. Nothing
+//! is imported or called: a name is either in this table, or an inert label.
 
 use anyhow::{Result, bail};
 use tch::Kind;
 
-/// A name that means something here.
+/// A supported class or function.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(in crate::import) enum Global {
-    /// `collections.OrderedDict`, which state dictionaries are.
+    /// `collections.OrderedDict`, the class of state dictionaries.
     OrderedDict,
-    /// `torch._utils._rebuild_tensor` and `_rebuild_tensor_v2`: a view of a storage.
+    /// `torch._utils._rebuild_tensor` and `_rebuild_tensor_v2`, which return a view of a storage.
     RebuildTensor,
-    /// `torch._utils._rebuild_parameter`: the tensor of a parameter.
+    /// `torch._utils._rebuild_parameter`, which returns the tensor of a parameter.
     RebuildParameter,
-    /// `torch.Size`: a tuple.
+    /// `torch.Size`, a tuple.
     Size,
-    /// `torch.FloatStorage` and its like: the type of a storage's values.
+    /// `torch.FloatStorage` and similar classes: the type of the values of a storage.
     Storage(Kind),
-    /// `torch.float32` and its like: named, never needed.
+    /// `torch.float32` and similar names, which no import needs.
     Dtype,
 }
 
-/// Modules whose functions reach outside the process or run code. A checkpoint has no use
-/// for them anywhere, so that a file that mentions one is refused whole.
-const FORBIDDEN: [&str; 15] = [
+/// Modules with functions that run code or access the system. No checkpoint needs them, so a file
+/// that refers to one is rejected.
+const FORBIDDEN_MODULES: [&str; 15] = [
     "os",
     "posix",
     "nt",
@@ -41,20 +41,20 @@ const FORBIDDEN: [&str; 15] = [
     "webbrowser",
 ];
 
-/// The same for functions of `builtins`.
+/// Functions of `builtins` that run code or access the system.
 const FORBIDDEN_BUILTINS: [&str; 7] = ["eval", "exec", "execfile", "compile", "__import__", "open", "input"];
 
-/// The meaning of `module.name`; `None` where it has none here and stays an inert label.
+/// Returns the meaning of `module.name`; `None` if it is not supported and stays an inert label.
 ///
 /// # Errors
-/// When the name runs code.
+/// The name refers to a function that runs code.
 pub(super) fn resolve(module: &str, name: &str) -> Result<Option<Global>> {
-    // Python 2's name, which protocol 2 still writes.
+    // The name in Python 2, which protocol 2 still writes.
     let module = if module == "__builtin__" { "builtins" } else { module };
     let root = module.split('.').next().unwrap_or_default();
-    if FORBIDDEN.contains(&root) || (module == "builtins" && FORBIDDEN_BUILTINS.contains(&name)) {
+    if FORBIDDEN_MODULES.contains(&root) || (module == "builtins" && FORBIDDEN_BUILTINS.contains(&name)) {
         bail!(
-            "it names {}, which runs code (nothing was run here): do not open this file with Python's pickle or torch.load, and get the weights elsewhere",
+            "it refers to {}, which runs code (nothing was executed): do not open this file with Python's pickle or torch.load, and get the weights from another source",
             label(module, name)
         );
     }
@@ -72,10 +72,9 @@ pub(super) fn resolve(module: &str, name: &str) -> Result<Option<Global>> {
     }))
 }
 
-/// `module.name`, short and printable whatever the file holds.
+/// Returns `module.name` in at most 80 printable characters.
 pub(super) fn label(module: &str, name: &str) -> String {
-    let shown: String = format!("{module}.{name}").escape_debug().take(80).collect();
-    shown
+    format!("{module}.{name}").escape_debug().take(80).collect()
 }
 
 fn storage_kind(name: &str) -> Option<Kind> {
@@ -103,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_that_run_code_are_refused_under_either_pythons_name() {
+    fn names_that_run_code_are_rejected_in_both_python_versions() {
         for (module, name) in [("os", "system"), ("posix", "system"), ("os.path", "join"), ("__builtin__", "eval")] {
             let error = resolve(module, name).unwrap_err().to_string();
             assert!(error.contains("which runs code"), "{error}");
@@ -112,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn names_without_a_meaning_stay_labels() {
+    fn unsupported_names_stay_labels() {
         for (module, name) in [("argparse", "Namespace"), ("torch", "load"), ("torch.storage", "_load_from_bytes")] {
             assert_eq!(resolve(module, name).unwrap(), None);
         }

@@ -1,11 +1,10 @@
-//! Python's pickle machine without its powers: a stack machine that builds values and calls
+//! The virtual machine of pickles: a stack machine that builds values and, unlike Python's, calls
 //! nothing.
 //!
-//! Covered is what `torch.save` writes: protocol 2, and protocols up to 5 for plain
-//! containers. A name outside the table of [`globals`] becomes a [`Value::Opaque`], and so
-//! does whatever is made with it. Each instruction adds at most one value, and a length is
-//! believed only as far as there are bytes, so that memory stays in proportion to the
-//! pickle's length.
+//! It supports what `torch.save` writes: protocol 2, and protocols up to 5 for plain containers. A
+//! name outside the table of [`globals`] becomes a [`Value::Opaque`], and so does every object that
+//! is built with it. Each instruction adds at most one value, and a length must not exceed the
+//! remaining bytes, so that memory is proportional to the length of the pickle.
 
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -13,29 +12,31 @@ use std::rc::Rc;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::globals::{self, Global};
-use super::{ObjectId, Storage, StorageView, Value};
+use super::value::{ObjectId, Storage, StorageView, Value};
 
-/// libtorch's own bound on dimensions.
+/// Maximum number of dimensions of a tensor in libtorch.
 const MAX_DIMENSIONS: usize = 64;
 
-/// The machine at work on one pickle.
+/// The state of the virtual machine.
 pub(super) struct PickleVm<'a> {
     bytes: &'a [u8],
-    at: usize,
+    /// Offset of the next byte.
+    position: usize,
     values: Vec<Value>,
     stack: Vec<ObjectId>,
-    /// Heights of the stack at the open marks.
+    /// Height of the stack at each open mark.
     marks: Vec<usize>,
     memo: HashMap<u32, ObjectId>,
     first_opaque: Option<Rc<str>>,
 }
 
 impl PickleVm<'_> {
-    /// All values, the whole's place among them, and the first name without a meaning.
+    /// Runs the machine. Returns all values, the index of the outermost value, and the first
+    /// unsupported name.
     pub(super) fn run(bytes: &[u8]) -> Result<(Vec<Value>, ObjectId, Option<Rc<str>>)> {
         let mut machine = PickleVm {
             bytes,
-            at: 0,
+            position: 0,
             values: Vec::new(),
             stack: Vec::new(),
             marks: Vec::new(),
@@ -43,8 +44,8 @@ impl PickleVm<'_> {
             first_opaque: None,
         };
         loop {
-            let at = machine.at;
-            let step = machine.step().with_context(|| format!("its pickle is refused at byte {at}"))?;
+            let position = machine.position;
+            let step = machine.step().with_context(|| format!("its pickle is rejected at byte {position}"))?;
             if let Some(root) = step {
                 return Ok((machine.values, root, machine.first_opaque));
             }
@@ -52,11 +53,11 @@ impl PickleVm<'_> {
     }
 
     fn take(&mut self, count: u64) -> Result<&[u8]> {
-        let left = self.bytes.len() - self.at;
-        ensure!(count <= left as u64, "it claims {count} bytes where {left} are left");
-        let start = self.at;
-        self.at += count as usize;
-        Ok(&self.bytes[start..self.at])
+        let remaining = self.bytes.len() - self.position;
+        ensure!(count <= remaining as u64, "it claims {count} bytes, but {remaining} remain");
+        let start = self.position;
+        self.position += count as usize;
+        Ok(&self.bytes[start..self.position])
     }
 
     fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
@@ -76,7 +77,7 @@ impl PickleVm<'_> {
     }
 
     fn add(&mut self, value: Value) -> Result<ObjectId> {
-        let id = ObjectId::try_from(self.values.len()).context("it holds too many values")?;
+        let id = ObjectId::try_from(self.values.len()).context("it has too many values")?;
         self.values.push(value);
         Ok(id)
     }
@@ -98,7 +99,7 @@ impl PickleVm<'_> {
     }
 
     fn pop_mark(&mut self) -> Result<Vec<ObjectId>> {
-        let mark = self.marks.pop().context("it has no mark to go back to")?;
+        let mark = self.marks.pop().context("it has no open mark")?;
         Ok(self.stack.split_off(mark))
     }
 
@@ -113,7 +114,7 @@ impl PickleVm<'_> {
     }
 
     fn text(&mut self, length: u64) -> Result<()> {
-        // Lone surrogates, which Python can write, have no text here.
+        // Python can write lone surrogates, which are not valid UTF-8.
         let text = String::from_utf8_lossy(self.take(length)?).into();
         self.push(Value::Text(text))
     }
@@ -123,16 +124,16 @@ impl PickleVm<'_> {
         self.push(Value::Other(what))
     }
 
-    /// Little-endian two's complement of any length.
+    /// An integer of any length in little-endian two's complement.
     fn long(&mut self, length: u64) -> Result<()> {
         let bytes = self.take(length)?;
         if bytes.len() > 8 {
-            return self.push(Value::Other("an integer beyond 64 bits"));
+            return self.push(Value::Other("an integer of more than 64 bits"));
         }
         let negative = bytes.last().is_some_and(|&b| b >= 0x80);
-        let mut whole = if negative { [0xff; 8] } else { [0; 8] };
-        whole[..bytes.len()].copy_from_slice(bytes);
-        self.push(Value::Int(i64::from_le_bytes(whole)))
+        let mut extended = if negative { [0xff; 8] } else { [0; 8] };
+        extended[..bytes.len()].copy_from_slice(bytes);
+        self.push(Value::Int(i64::from_le_bytes(extended)))
     }
 
     fn tuple(&mut self, length: usize) -> Result<()> {
@@ -148,7 +149,7 @@ impl PickleVm<'_> {
         match &mut self.values[list as usize] {
             Value::List(list) => list.extend(items),
             Value::Opaque(_) => {}
-            _ => bail!("it appends to what is no list"),
+            _ => bail!("it appends to a value that is not a list"),
         }
         Ok(())
     }
@@ -158,29 +159,29 @@ impl PickleVm<'_> {
         match &mut self.values[dict as usize] {
             Value::Dict(dict) => dict.extend(pairs),
             Value::Opaque(_) => {}
-            _ => bail!("it sets items of what is no dictionary"),
+            _ => bail!("it sets items of a value that is not a dictionary"),
         }
         Ok(())
     }
 
-    fn remember(&mut self, index: u32) -> Result<()> {
+    fn memoize(&mut self, index: u32) -> Result<()> {
         let id = self.top()?;
         self.memo.insert(index, id);
         Ok(())
     }
 
     fn recall(&mut self, index: u32) -> Result<()> {
-        let id = *self.memo.get(&index).with_context(|| format!("it asks for memo {index}, which was never put"))?;
+        let id = *self.memo.get(&index).with_context(|| format!("it reads memo {index}, which does not exist"))?;
         self.stack.push(id);
         Ok(())
     }
 
-    /// Bytes up to a line feed, as text.
+    /// The text up to the next line feed.
     fn line(&mut self) -> Result<String> {
-        let left = &self.bytes[self.at..];
-        let length = left.iter().position(|&b| b == b'\n').context("a name has no end")?;
-        let line = String::from_utf8_lossy(&left[..length]).into_owned();
-        self.at += length + 1;
+        let rest = &self.bytes[self.position..];
+        let length = rest.iter().position(|&b| b == b'\n').context("a name has no end")?;
+        let line = String::from_utf8_lossy(&rest[..length]).into_owned();
+        self.position += length + 1;
         Ok(line)
     }
 
@@ -196,7 +197,7 @@ impl PickleVm<'_> {
         self.push(value)
     }
 
-    /// `callable(*arguments)`, for the callables of the table; nothing is called.
+    /// Builds the result of `callable(*arguments)` for the callables of the table. Calls nothing.
     fn reduce(&mut self, callable: ObjectId, arguments: ObjectId) -> Result<()> {
         let global = match self.value(callable) {
             Value::Global(global) => *global,
@@ -204,7 +205,7 @@ impl PickleVm<'_> {
                 let name = name.clone();
                 return self.push(Value::Opaque(name));
             }
-            _ => bail!("it calls what is no function"),
+            _ => bail!("it calls a value that is not a function"),
         };
         let Value::Tuple(items) = self.value(arguments) else { bail!("it calls {global:?} without a tuple") };
         match (global, items.as_slice()) {
@@ -225,25 +226,25 @@ impl PickleVm<'_> {
         let storage = match self.value(storage) {
             Value::Storage(storage) => (**storage).clone(),
             Value::Opaque(name) => return Ok(Value::Opaque(name.clone())),
-            _ => bail!("a tensor is built from what is no storage"),
+            _ => bail!("a tensor is built from a value that is not a storage"),
         };
-        let Value::Int(offset) = *self.value(offset) else { bail!("a tensor's offset is no integer") };
+        let Value::Int(offset) = *self.value(offset) else { bail!("the offset of a tensor is not an integer") };
         let integers = |id: ObjectId| -> Result<Vec<i64>> {
-            let Value::Tuple(items) = self.value(id) else { bail!("a tensor's shape is no tuple") };
+            let Value::Tuple(items) = self.value(id) else { bail!("the shape of a tensor is not a tuple") };
             ensure!(items.len() <= MAX_DIMENSIONS, "a tensor has {} dimensions", items.len());
             let integer = |&id: &ObjectId| match *self.value(id) {
                 Value::Int(n) => Ok(n),
-                _ => bail!("a tensor's shape holds what is no integer"),
+                _ => bail!("the shape of a tensor contains a value that is not an integer"),
             };
             items.iter().map(integer).collect()
         };
         Ok(Value::Tensor(Box::new(StorageView { storage, offset, size: integers(size)?, stride: integers(stride)? })))
     }
 
-    /// `('storage', type, key, location, length)`: the one kind of reference that
-    /// `torch.save` writes. The location, a device, does not matter here.
+    /// Resolves `('storage', type, key, location, length)`, the only kind of persistent id that
+    /// `torch.save` writes. The location, a device, is ignored.
     fn persistent(&mut self, id: ObjectId) -> Result<()> {
-        let Value::Tuple(items) = self.value(id) else { bail!("a persistent id is no tuple") };
+        let Value::Tuple(items) = self.value(id) else { bail!("a persistent id is not a tuple") };
         let &[tag, kind, key, _location, length] = items.as_slice() else {
             bail!("a persistent id has {} parts, not the 5 of torch.save", items.len())
         };
@@ -254,21 +255,21 @@ impl PickleVm<'_> {
                 Value::Storage(Box::new(Storage { kind: *kind, key: key.clone(), length }))
             }
             (_, Value::Opaque(name), _, _) => Value::Opaque(name.clone()),
-            _ => bail!("a persistent id is not one of torch.save's"),
+            _ => bail!("a persistent id is not of the form that torch.save writes"),
         };
         self.push(storage)
     }
 
-    /// One instruction; gives the whole at the last one.
+    /// Executes one instruction. Returns the outermost value at the last instruction.
     fn step(&mut self) -> Result<Option<ObjectId>> {
         match self.byte()? {
             b'.' => return self.pop().map(Some),
-            // Protocol and frames: only framing.
+            // Protocol and frame headers have no effect.
             0x80 => drop(self.byte()?),
             0x95 => drop(self.u64()?),
             b'(' => self.marks.push(self.stack.len()),
             b'0' => {
-                // Python lets POP take back a mark.
+                // In Python, POP can remove a mark.
                 if self.marks.last() == Some(&self.stack.len()) {
                     self.marks.pop();
                 } else {
@@ -372,12 +373,12 @@ impl PickleVm<'_> {
             0x93 => {
                 let (name, module) = (self.pop()?, self.pop()?);
                 let (Value::Text(name), Value::Text(module)) = (self.value(name), self.value(module)) else {
-                    bail!("a name is no text");
+                    bail!("a name is not a text");
                 };
                 let (module, name) = (module.clone(), name.clone());
                 self.global(&module, &name)?;
             }
-            // A call, or the making of an object, which is the same to who calls nothing.
+            // A call, or the construction of an object, which this machine treats alike.
             b'R' | 0x81 => {
                 let (arguments, callable) = (self.pop()?, self.pop()?);
                 self.reduce(callable, arguments)?;
@@ -392,7 +393,7 @@ impl PickleVm<'_> {
                 let object = self.top()?;
                 ensure!(
                     matches!(self.value(object), Value::Dict(_) | Value::Tensor(_) | Value::Opaque(_)),
-                    "it sets attributes of what has none"
+                    "it sets attributes of a value that has none"
                 );
             }
             b'Q' => {
@@ -401,13 +402,13 @@ impl PickleVm<'_> {
             }
             b'q' => {
                 let index = self.byte()?;
-                self.remember(index.into())?;
+                self.memoize(index.into())?;
             }
             b'r' => {
                 let index = self.u32()?;
-                self.remember(index)?;
+                self.memoize(index)?;
             }
-            0x94 => self.remember(u32::try_from(self.memo.len())?)?,
+            0x94 => self.memoize(u32::try_from(self.memo.len())?)?,
             b'h' => {
                 let index = self.byte()?;
                 self.recall(index.into())?;

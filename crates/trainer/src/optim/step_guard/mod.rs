@@ -123,7 +123,7 @@ impl StepGuard {
 
     /// Returns the inputs with which the optimizer skips or scales the update.
     pub(crate) fn update_guard<'a>(&'a self, decision: &'a StepDecision) -> UpdateGuard<'a> {
-        UpdateGuard { loss_scale: self.loss_scale(), veto: Some(&decision.skip) }
+        UpdateGuard { loss_scale: self.loss_scale(), skip: Some(&decision.skip) }
     }
 
     /// Counts a step after its update.

@@ -39,7 +39,7 @@ Segments segments_of(const Tensor& place, int64_t words) {
   return s;
 }
 
-struct MixSenses : Function<MixSenses> {
+struct WeightedSumOfSenses : Function<WeightedSumOfSenses> {
   static Tensor forward(AutogradContext* ctx, const Tensor& qk, const Tensor& qk_bias, const Tensor& senses,
                         const Tensor& senses_bias, const Tensor& place, int64_t sequences, int64_t num_senses) {
     const int64_t tokens = qk.size(0), width = qk.size(1) / 2, length = tokens / sequences;
@@ -158,16 +158,17 @@ struct MixSenses : Function<MixSenses> {
 
 }  // namespace
 
-Tensor mix_senses(const Tensor& qk, const Tensor& qk_bias, const Tensor& senses, const Tensor& senses_bias,
-                  const Tensor& place, int64_t sequences, int64_t num_senses) {
-  check_kind(qk, "mix_senses' queries and keys");
-  check_kind(senses, "mix_senses' senses");
+Tensor weighted_sum_of_senses(const Tensor& qk, const Tensor& qk_bias, const Tensor& senses,
+                              const Tensor& senses_bias, const Tensor& place, int64_t sequences,
+                              int64_t num_senses) {
+  check_kind(qk, "weighted_sum_of_senses' queries and keys");
+  check_kind(senses, "weighted_sum_of_senses' senses");
   TORCH_CHECK(sequences > 0 && num_senses > 0 && num_senses <= 256 && qk.size(0) % sequences == 0 &&
                   qk.size(1) % (2 * num_senses) == 0 && senses.size(1) == qk.size(1) / 2 * num_senses &&
                   place.numel() == qk.size(0),
-              "mix_senses: qk ", qk.sizes(), ", senses ", senses.sizes(), " and places ", place.sizes(),
+              "weighted_sum_of_senses: qk ", qk.sizes(), ", senses ", senses.sizes(), " and places ", place.sizes(),
               " do not make ", sequences, " sequences with ", num_senses, " senses (at most 256)");
-  return MixSenses::apply(qk, qk_bias, senses, senses_bias, place.contiguous(), sequences, num_senses);
+  return WeightedSumOfSenses::apply(qk, qk_bias, senses, senses_bias, place.contiguous(), sequences, num_senses);
 }
 
 }  // namespace ops

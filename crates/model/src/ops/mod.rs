@@ -1,0 +1,393 @@
+//! The operations of the networks. This module alone chooses the implementation that computes them;
+//! the networks above it are written as equations.
+//!
+//! [`Implementation::choose`] makes the choice once per forward pass, from the device and the
+//! options. Each operation is a method of [`Ops`] with one `match`. To add an implementation, add a
+//! variant, choose it, and add an arm to the operations that it computes.
+//!
+//! Activations of B sequences of T positions are matrices `[B T, D]`, one row per token.
+
+mod options;
+
+use anyhow::Result;
+use tch::{Device, Kind, Reduction, Tensor};
+use torch_ext::profiler::{Section, mark};
+use torch_ext::{LayerOutput, MatmulWeight};
+
+use crate::layers::{LayerNorm, Linear, Mlp, Weight};
+
+pub use options::{ForwardOptions, Kernels};
+
+/// Number of rows of logits that exist at once in training: 512 x 50,264 bf16 take 51 MB. On two
+/// cores, 1,024 rows were up to 3% faster, because the gradient of the weight is summed once per
+/// chunk.
+pub const LOGIT_ROWS: i64 = 512;
+
+/// An implementation of the operations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Implementation {
+    /// The definition in operations of libtorch.
+    Reference,
+    /// Operations of libtorch for the layers, and the loss in chunks. The senses of each distinct
+    /// token are computed once if dropout permits.
+    Composite,
+    /// The fused CPU kernels of torch-ext for all layers, otherwise as `Composite`.
+    FusedCpu,
+}
+
+impl Implementation {
+    fn choose(device: Device, options: ForwardOptions) -> Self {
+        match (options.kernels, device, options.kind) {
+            (Kernels::Reference, _, _) => Implementation::Reference,
+            (Kernels::Fused, Device::Cpu, Kind::Float | Kind::BFloat16) => Implementation::FusedCpu,
+            (Kernels::Fused, _, _) => Implementation::Composite,
+        }
+    }
+}
+
+/// The operations of one forward pass.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ops {
+    implementation: Implementation,
+    options: ForwardOptions,
+}
+
+/// The senses of the tokens of a batch.
+#[derive(Debug)]
+pub(crate) struct TokenSenses {
+    /// The senses of U tokens, `[U, L D]`.
+    pub(crate) output: LayerOutput,
+    /// The row of `output` for each token of the batch, `[B T]` int64. `None`: the rows are the
+    /// tokens of the batch, U = B T.
+    pub(crate) rows: Option<Tensor>,
+}
+
+impl TokenSenses {
+    /// Returns the senses of the tokens of B sequences, `[B, T, L, D]`.
+    pub(crate) fn gather(self, sequences: i64, num_senses: i64) -> Tensor {
+        let senses = self.output.into_tensor();
+        let senses = match self.rows {
+            Some(rows) => senses.index_select(0, &rows),
+            None => senses,
+        };
+        let (tokens, width) = (senses.size()[0], senses.size()[1]);
+        senses.view([sequences, tokens / sequences, num_senses, width / num_senses])
+    }
+}
+
+impl Ops {
+    pub(crate) fn new(device: Device, options: ForwardOptions) -> Self {
+        Ops { implementation: Implementation::choose(device, options), options }
+    }
+
+    /// The type of matrix products.
+    pub(crate) fn kind(self) -> Kind {
+        self.options.kind
+    }
+
+    /// Whether the senses of each distinct token are computed once.
+    pub(crate) fn shares_senses(self) -> bool {
+        self.implementation != Implementation::Reference
+            && (self.options.dropout == 0.0 || self.options.share_sense_dropout)
+    }
+
+    /// Whether matrix products would convert the weights to bf16 on every call if the model kept no
+    /// copies.
+    pub(crate) fn reads_low_precision_copies(self) -> bool {
+        self.implementation == Implementation::FusedCpu && self.options.kind == Kind::BFloat16
+    }
+
+    /// Dropout.
+    pub(crate) fn dropout(self, x: Tensor) -> Tensor {
+        if self.options.dropout == 0.0 { x } else { x.dropout(self.options.dropout, true) }
+    }
+
+    /// Returns the embedding `[V, D]` for all its uses in one forward pass: [`Ops::embedding`] and
+    /// [`Ops::cross_entropy`]. The fused kernels add the gradients of these uses in place.
+    pub(crate) fn shared_embedding(self, wte: &Tensor) -> Tensor {
+        match self.implementation {
+            Implementation::Reference | Implementation::Composite => wte.shallow_clone(),
+            Implementation::FusedCpu => expect_torch(torch_ext::share_gradient(wte)),
+        }
+    }
+
+    /// Rows of the shared embedding `[V, D]`: ids `[..]` -> `[.., D]`.
+    pub(crate) fn embedding(self, wte: &Tensor, ids: &Tensor) -> Tensor {
+        match self.implementation {
+            Implementation::Reference | Implementation::Composite => Tensor::embedding(wte, ids, -1, false, false),
+            Implementation::FusedCpu => expect_torch(torch_ext::embedding(wte, ids)),
+        }
+    }
+
+    /// A linear layer: x W + b, `[N, in]` -> `[N, out]`.
+    pub(crate) fn linear(self, x: &Tensor, linear: &Linear) -> Tensor {
+        let kind = self.options.kind;
+        match self.implementation {
+            Implementation::Reference | Implementation::Composite => {
+                let weight = linear.weight.cast(kind);
+                let weight = if linear.transposed { weight } else { weight.tr() };
+                x.to_kind(kind).linear(&weight, Some(linear.bias.to_kind(kind)))
+            }
+            Implementation::FusedCpu => self.fused_product(x, linear) + linear.bias.to_kind(kind),
+        }
+    }
+
+    /// A linear layer whose output is added to the residual stream: `[N, in]` -> `[N, out]`.
+    pub(crate) fn linear_output(self, x: &Tensor, linear: &Linear) -> LayerOutput {
+        match self.implementation {
+            Implementation::Reference | Implementation::Composite => {
+                LayerOutput { value: self.linear(x, linear), bias: None }
+            }
+            Implementation::FusedCpu => {
+                LayerOutput { value: self.fused_product(x, linear), bias: Some(linear.bias.shallow_clone()) }
+            }
+        }
+    }
+
+    /// GELU(x W1 + b1) W2 + b2: `[N, in]` -> `[N, out]`.
+    pub(crate) fn mlp(self, x: &Tensor, mlp: &Mlp) -> LayerOutput {
+        let Mlp { c_fc, c_proj } = mlp;
+        match self.implementation {
+            Implementation::Reference | Implementation::Composite => {
+                let value = self.linear(&self.linear(x, c_fc).gelu("tanh"), c_proj);
+                LayerOutput { value, bias: None }
+            }
+            Implementation::FusedCpu => {
+                let kind = self.options.kind;
+                let x = x.to_kind(kind);
+                let value = c_fc.weight.with_operand(kind, |fc| {
+                    c_proj.weight.with_operand(kind, |proj| torch_ext::mlp(&x, fc, &c_fc.bias, proj))
+                });
+                LayerOutput { value: expect_torch(value), bias: Some(c_proj.bias.shallow_clone()) }
+            }
+        }
+    }
+
+    /// A linear layer whose output is split into `parts` (queries, keys, values) of H `heads`:
+    /// `[B T, D]` -> `[parts, B, H, T, D/H]`.
+    pub(crate) fn project_heads(self, x: &Tensor, linear: &Linear, parts: i64, heads: i64, sequences: i64) -> Tensor {
+        let (rows, d) = (x.size()[0], x.size()[1]);
+        let shape = [sequences, rows / sequences, parts, heads, d / heads];
+        self.linear(x, linear).view(shape).permute([2, 0, 3, 1, 4])
+    }
+
+    /// softmax(scale Q K^T) V: `[B, H, T, D/H]` each -> `[B T, D]`. libtorch uses its flash kernel
+    /// where it has one.
+    pub(crate) fn attend(self, query: &Tensor, key: &Tensor, value: &Tensor, causal: bool, scale: f64) -> Tensor {
+        let (mask, dropout) = (None::<Tensor>, self.options.dropout);
+        let attended = Tensor::scaled_dot_product_attention(query, key, value, mask, dropout, causal, scale, false);
+        attended.transpose(1, 2).flatten(2, 3).flatten(0, 1)
+    }
+
+    /// Causal attention in each of B sequences, from `c_attn`, which projects x to queries, keys
+    /// and values: `[B T, D]` -> `[B T, D]`.
+    pub(crate) fn causal_attention(
+        self,
+        x: &Tensor,
+        c_attn: &Linear,
+        heads: i64,
+        scale: f64,
+        sequences: i64,
+    ) -> Tensor {
+        match self.implementation {
+            Implementation::Reference | Implementation::Composite => {
+                let qkv = self.project_heads(x, c_attn, 3, heads, sequences);
+                self.attend(&qkv.get(0), &qkv.get(1), &qkv.get(2), true, scale)
+            }
+            Implementation::FusedCpu => {
+                let (qkv, dropout) = (self.fused_product(x, c_attn), self.options.dropout);
+                expect_torch(torch_ext::attention(&qkv, &c_attn.bias, sequences, heads, scale, dropout))
+            }
+        }
+    }
+
+    /// Adds a layer's output to the residual stream and normalizes the sum:
+    /// s = stream + dropout(output), LayerNorm(s). Both are `[N, D]`; s is fp32, and the second is
+    /// fp32 or of type `kind`.
+    pub(crate) fn add_layer_norm(
+        self,
+        stream: &Tensor,
+        output: Option<LayerOutput>,
+        norm: &LayerNorm,
+        kind: Kind,
+    ) -> (Tensor, Tensor) {
+        let (weight, bias) = (&norm.weight, &norm.bias);
+        match self.implementation {
+            Implementation::Reference | Implementation::Composite => {
+                let sum = match output {
+                    Some(output) => stream + self.dropout(output.into_tensor()),
+                    None => stream.shallow_clone(),
+                };
+                let normed = sum.layer_norm(weight.size(), Some(weight), Some(bias), norm.epsilon, false);
+                (sum, normed)
+            }
+            Implementation::FusedCpu => {
+                let dropout = self.options.dropout;
+                let output = output.as_ref();
+                expect_torch(torch_ext::add_layer_norm(stream, output, weight, bias, norm.epsilon, dropout, kind))
+            }
+        }
+    }
+
+    /// q k^T / sqrt(channels): `[B, L, R, D/L]` and `[B, L, S, D/L]` -> `[B, L, R, S]` fp32.
+    pub(crate) fn sense_scores(self, query: &Tensor, key: &Tensor) -> Tensor {
+        let channels = query.size()[3];
+        query.matmul(&key.transpose(2, 3)).to_kind(Kind::Float) * (channels as f64).powf(-0.5)
+    }
+
+    /// The contextualization weights alpha = softmax(q k^T / sqrt(channels)), causal, where
+    /// `c_attn` projects the hidden states `[B T, D]` to queries and keys of L senses: `[B, L, T,
+    /// T]` fp32. Each row is a distribution over the positions up to its own.
+    pub(crate) fn sense_weights(self, hidden: &Tensor, c_attn: &Linear, num_senses: i64, sequences: i64) -> Tensor {
+        let t = hidden.size()[0] / sequences;
+        let qk = self.project_heads(hidden, c_attn, 2, num_senses, sequences);
+        let scores = self.sense_scores(&qk.get(0), &qk.get(1));
+        let future = Tensor::ones([t, t], (Kind::Bool, hidden.device())).triu(1);
+        scores.masked_fill(&future, f64::NEG_INFINITY).softmax(-1, Kind::Float)
+    }
+
+    /// The sum of the senses weighted by alpha, for R positions: alpha `[B, L, R, T]` and senses
+    /// `[B, T, L, D]` -> `[B, R, D]`. It is one matrix product over pairs of position and sense, so
+    /// that the sums of single senses are never stored.
+    pub(crate) fn combine_senses(self, alpha: &Tensor, senses: &Tensor) -> Tensor {
+        let size = senses.size();
+        let (b, t, l, d) = (size[0], size[1], size[2], size[3]);
+        let rows = alpha.size()[2];
+        let alpha = alpha.to_kind(self.options.kind).permute([0, 2, 3, 1]).reshape([b, rows, t * l]);
+        alpha.matmul(&senses.reshape([b, t * l, d]))
+    }
+
+    /// The sum of the senses of the tokens up to each position, weighted by the contextualization
+    /// weights of [`Ops::sense_weights`]: `[B T, D]`.
+    ///
+    /// The implementation calls the two closures in its own order, which decides the order of the
+    /// dropout masks and of the backward pass. The fused kernels call `senses` first: the sense
+    /// network, which has a quarter of all parameters, then runs its backward pass after that of
+    /// the body, when the activations of the body are already freed.
+    pub(crate) fn weighted_sum_of_senses(
+        self,
+        senses: impl FnOnce() -> TokenSenses,
+        hidden: impl FnOnce() -> Tensor,
+        c_attn: &Linear,
+        num_senses: i64,
+        sequences: i64,
+    ) -> Tensor {
+        match self.implementation {
+            Implementation::FusedCpu if num_senses <= torch_ext::MAX_SENSES => {
+                let TokenSenses { output: LayerOutput { value: senses, bias }, rows } = senses();
+                let senses = mark(&senses, Section::Senses, Section::EmbeddingBackward);
+                let hidden = mark(&hidden(), Section::Body, Section::MixingBackward);
+                let rows = rows.unwrap_or_else(|| Tensor::arange(hidden.size()[0], (Kind::Int64, hidden.device())));
+                let bias = bias.unwrap_or_else(|| Tensor::zeros(senses.size()[1], (Kind::Float, senses.device())));
+                let qk = self.fused_product(&hidden, c_attn);
+                expect_torch(torch_ext::weighted_sum_of_senses(
+                    &qk,
+                    &c_attn.bias,
+                    &senses,
+                    &bias,
+                    &rows,
+                    sequences,
+                    num_senses,
+                ))
+            }
+            _ => {
+                let hidden = mark(&hidden(), Section::Body, Section::EmbeddingBackward);
+                let senses = senses().gather(sequences, num_senses);
+                let senses = mark(&senses, Section::Senses, Section::MixingBackward);
+                let alpha = self.sense_weights(&hidden, c_attn, num_senses, sequences);
+                self.combine_senses(&alpha, &senses).flatten(0, 1)
+            }
+        }
+    }
+
+    /// Logits of hidden states over the embedding `head` `[V, D]`: `[.., D]` -> `[.., V]` fp32.
+    pub(crate) fn logits(self, hidden: &Tensor, head: &Weight) -> Tensor {
+        let kind = self.options.kind;
+        let hidden = hidden.to_kind(kind);
+        match self.implementation {
+            Implementation::Reference | Implementation::Composite => {
+                hidden.linear::<Tensor>(&head.cast(kind), None).to_kind(Kind::Float)
+            }
+            Implementation::FusedCpu => {
+                let mut shape = hidden.size();
+                let width = shape.pop().unwrap_or_default();
+                let rows = hidden.reshape([-1, width]);
+                let logits = expect_torch(head.with_operand(kind, |head| torch_ext::linear(&rows, head, true)));
+                shape.push(logits.size()[1]);
+                logits.view(shape.as_slice()).to_kind(Kind::Float)
+            }
+        }
+    }
+
+    /// Mean cross-entropy of the logits of hidden states `[N, D]` and the targets `[N]`, an fp32
+    /// scalar. `wte` is the shared embedding, which receives the gradient of `head`.
+    ///
+    /// # Errors
+    /// Returns an error if a libtorch call fails, for example because memory is exhausted.
+    pub(crate) fn cross_entropy(
+        self,
+        hidden: &Tensor,
+        head: &Weight,
+        wte: &Tensor,
+        targets: &Tensor,
+    ) -> Result<Tensor> {
+        match self.implementation {
+            Implementation::Reference => {
+                let class_weights = None::<Tensor>;
+                let logits = self.logits(hidden, head);
+                Ok(logits.f_cross_entropy_loss(targets, class_weights, Reduction::Mean, -100, 0.0)?)
+            }
+            Implementation::Composite | Implementation::FusedCpu => {
+                let hidden = hidden.to_kind(self.options.kind);
+                Ok(head.with_operand(self.options.kind, |head| {
+                    let head = MatmulWeight { master: wte, ..head };
+                    torch_ext::linear_cross_entropy(&hidden, head, targets, LOGIT_ROWS)
+                })?)
+            }
+        }
+    }
+
+    /// x W by the fused kernels, without the bias: `[N, in]` -> `[N, out]`.
+    fn fused_product(self, x: &Tensor, linear: &Linear) -> Tensor {
+        let kind = self.options.kind;
+        expect_torch(
+            linear.weight.with_operand(kind, |weight| torch_ext::linear(&x.to_kind(kind), weight, linear.transposed)),
+        )
+    }
+}
+
+/// Returns the result of a fused operation, and panics on its error, as the methods of tch do. The
+/// networks choose the shapes, so that exhausted memory is the one error to expect.
+fn expect_torch<T>(result: Result<T, torch_ext::Error>) -> T {
+    result.unwrap_or_else(|error| panic!("{error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn device_and_options_decide_the_implementation() {
+        let choose = |kernels, device, kind| {
+            Implementation::choose(device, ForwardOptions { kernels, kind, ..ForwardOptions::evaluation() })
+        };
+        for kind in [Kind::Float, Kind::BFloat16, Kind::Half] {
+            assert_eq!(choose(Kernels::Reference, Device::Cpu, kind), Implementation::Reference);
+            assert_eq!(choose(Kernels::Reference, Device::Cuda(0), kind), Implementation::Reference);
+            assert_eq!(choose(Kernels::Fused, Device::Cuda(0), kind), Implementation::Composite);
+        }
+        assert_eq!(choose(Kernels::Fused, Device::Cpu, Kind::Float), Implementation::FusedCpu);
+        assert_eq!(choose(Kernels::Fused, Device::Cpu, Kind::BFloat16), Implementation::FusedCpu);
+        assert_eq!(choose(Kernels::Fused, Device::Cpu, Kind::Half), Implementation::Composite);
+    }
+
+    #[test]
+    fn senses_are_shared_unless_dropout_differs_per_position() {
+        let shares = |kernels, dropout, share_sense_dropout| {
+            let options = ForwardOptions { kernels, dropout, share_sense_dropout, ..ForwardOptions::evaluation() };
+            Ops::new(Device::Cpu, options).shares_senses()
+        };
+        assert!(shares(Kernels::Fused, 0.0, false) && shares(Kernels::Fused, 0.1, true));
+        assert!(!shares(Kernels::Fused, 0.1, false) && !shares(Kernels::Reference, 0.0, true));
+    }
+}
