@@ -161,7 +161,7 @@ mod tests {
         let _ = ahead.next_batch().unwrap();
         let error = ahead.next_batch().unwrap_err().to_string();
         assert_eq!(error, direct.read(4, 2).unwrap_err().to_string());
-        assert!(error.contains("holds id 60000 at token 43"), "{error}");
+        assert!(error.contains("contains id 60000 at token 43"), "{error}");
     }
 
     /// The thread drops what it owns when it ends, so its reference to the counter is gone.
