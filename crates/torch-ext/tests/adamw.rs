@@ -121,5 +121,5 @@ fn lists_of_different_lengths_are_an_error() {
         updates: &t[0],
     };
     let error = clipped_adamw(lists, UpdateGuard::default(), OPTIONS).unwrap_err();
-    assert!(error.to_string().contains("1 parameters, but lists of [0, 1, 1, 1, 1]"), "{error}");
+    assert!(error.to_string().contains("1 parameters, but lists of lengths [0, 1, 1, 1, 1]"), "{error}");
 }
