@@ -6,7 +6,8 @@
 #
 #   scripts/torture-data.sh [MEGABYTES] [KILLS]     default: 2000 20
 #
-# Takes some minutes and 4 GB of disk.
+# Takes some minutes and 4 GB of disk. Set BACKPACK_BINARY to test an existing binary; otherwise one
+# is built.
 
 # Functions are called by name through row_if.
 # shellcheck disable=SC2329
@@ -16,14 +17,14 @@ set -euo pipefail
 help_if_asked "${1:-}"
 megabytes=${1:-2000} kills=${2:-20}
 
-build_backpack
+use_backpack_binary
 make_work_folder
 failed=0
 row() { printf '%-44s %s\n' "$1" "$2"; case "$2" in LOST*) failed=1 ;; esac; }
 # row_if NAME OUTCOME LOST COMMAND...: prints OUTCOME if the command succeeds, else LOST.
 row_if() { if "${@:4}"; then row "$1" "$2"; else row "$1" "$3"; fi; }
 # An array and not a function, so that the process ID of a background job is the program's.
-prepare=("$backpack" prepare-data --input "$work/corpus" --val-fraction 0.01 --shard-tokens 20000000 --output)
+prepare=("$BACKPACK_BINARY" prepare-data --input "$work/corpus" --val-fraction 0.01 --shard-tokens 20000000 --output)
 # run_prepare ARGUMENT...: writes the output to $work/log and sets `code` to the exit code.
 run_prepare() { code=0; "${prepare[@]}" "$@" >"$work/log" 2>&1 || code=$?; }
 same() { diff -r "$work/whole" "$1" >/dev/null && echo "the same bytes" || echo "LOST: other bytes"; }
@@ -48,7 +49,7 @@ output=$(cat "$work"/whole/*.bin | wc -c)
 row "undisturbed" "$seconds s, $((output / 1000000)) MB of shards"
 row_if "peak memory (VmHWM)" "$((memory / 1000)) MB" "LOST: $((memory / 1000)) MB" [ "$memory" -lt 2000000 ]
 row_if "temporary file" "$((spool / 1000000)) MB" "LOST: $((spool / 1000000)) MB" [ "$spool" -le "$output" ]
-verify() { "$backpack" verify-data "$1" >/dev/null; }
+verify() { "$BACKPACK_BINARY" verify-data "$1" >/dev/null; }
 row_if "verify-data" "passes" "LOST" verify "$work/whole"
 
 # Killed repeatedly. A finished preparation is compared with the undisturbed one, then deleted, and

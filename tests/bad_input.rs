@@ -52,7 +52,7 @@ fn train_rejects_invalid_configurations() {
         ("schedule.warmup_steps=0", "schedule.warmup_steps is 0"),
         ("schedule.warmup_steps=13", "more than schedule.max_steps 12"),
         ("batch.tokens_per_step=100", "not a multiple of data.sequence_length 32: use 96 or 128"),
-        ("batch.micro_batch_size=3", "micro_batch 3 does not divide the 4 sequences"),
+        ("batch.micro_batch_size=3", "batch.micro_batch_size 3 does not divide the 4 sequences"),
         ("step_guard.initial_loss_scale=0", "step_guard.initial_loss_scale is 0"),
         ("model.num_senses=3", "must be a multiple of num_senses (3)"),
         ("data.sequence_length=64", "more than model.n_positions 32"),
@@ -78,7 +78,7 @@ fn train_rejects_invalid_configurations() {
     assert!(error.contains("is not of [model]'s shape"), "{error}");
     assert!(!scratch.path("run").join("checkpoints").exists());
     let error = backpack(&["train", "--config", "none.toml"]).error();
-    assert!(error.contains("the config file none.toml cannot be read"), "{error}");
+    assert!(error.contains("cannot read the configuration file none.toml"), "{error}");
 }
 
 #[test]

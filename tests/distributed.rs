@@ -191,7 +191,7 @@ fn resuming_two_ranks_is_bit_identical() {
     let parts = train(&scratch, "parts", 2, &[&dropout[..], &["--resume", "auto"]].concat(), 0);
     assert_eq!(weights(&scratch, "whole"), weights(&scratch, "parts"));
     assert_eq!(without_speeds(&whole), without_speeds(&parts));
-    // All ranks see that a run is finished.
+    // All ranks report that a run is finished.
     let mut again = Processes::start(&scratch, "whole", 2, |_| owned(&["--resume", "auto"]));
     assert_eq!(again.codes(MINUTE), [0, 0]);
     assert!(again.stderr(0).contains("this run is finished"), "{}", again.stderr(0));
@@ -322,7 +322,7 @@ fn an_error_of_rank_0_is_reported_by_all() {
     let mut processes = Processes::start(&scratch, "run", 2, |_| Vec::new());
     assert_eq!(processes.codes(MINUTE), [1, 1]);
     assert!(processes.error(0).contains("already holds checkpoints"), "{}", processes.error(0));
-    assert!(processes.error(1).contains("rank 0 failed: the run folder already holds checkpoints"));
+    assert!(processes.error(1).contains("rank 0 failed: the run directory already holds checkpoints"));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 // The commands of README.md and of the Markdown files in docs: blocks that are indented by four
-// spaces or fenced as `sh`. A comment before a block tells tests/documentation.rs not to run it,
-// and gives the reason: `<!-- not run here: needs a GPU -->`.
+// spaces or fenced as `sh`. tests/documentation.rs does not run a block after a comment with a
+// reason: `<!-- not run here: needs a GPU -->`.
 
 use std::fs;
 use std::path::{Path, PathBuf};

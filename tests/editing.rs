@@ -105,7 +105,7 @@ fn invalid_edits_are_rejected_with_their_position() {
     let out = scratch.path_str("out");
     let command = ["export", "--checkpoint", model, "--output", &out, "--edit", &edit, "--dtype"];
     let small = backpack(&[&command[..], &["fp16"]].concat()).error();
-    assert!(small.contains("a number too large for Half: export with --dtype fp32"), "{small}");
+    assert!(small.contains("has a number that is too large for Half: export with --dtype fp32"), "{small}");
     backpack(&[&command[..], &["fp32"]].concat()).expect(0);
     let missing = backpack(&["generate", "--model", model, "--prompt-ids", "1", "--edit", "none.json"]).error();
     assert!(missing.contains("none.json cannot be read"), "{missing}");

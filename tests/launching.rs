@@ -130,7 +130,10 @@ fn an_error_of_all_ranks_is_reported_by_each() {
     let finished = backpack(&["launch", "--nproc", "2", "--", "train", "--config", "missing.toml"]);
     let (stderr, error) = (finished.stderr.clone(), finished.error());
     for rank in [0, 1] {
-        assert!(stderr.contains(&format!("[{rank}] error: rank {rank}: the config file missing.toml")), "{stderr}");
+        assert!(
+            stderr.contains(&format!("[{rank}] error: rank {rank}: cannot read the configuration file missing.toml")),
+            "{stderr}"
+        );
     }
     let message = |rank| format!("error: rank {rank} of 2 exited with code 1");
     assert!(error == message(0) || error == message(1), "{error}");

@@ -253,6 +253,10 @@ impl Parsed {
                 continue;
             };
             let (word, name) = (ident.to_string(), name_at(trees, i + 1));
+            if word == "pub" && matches!(trees.get(i + 1), Some(TokenTree::Group(_))) {
+                i += 2; // The path of `pub(in PATH)` is not an import.
+                continue;
+            }
             // `impl` after `->`, `&` or `=` is a type.
             let starts_item = i == 0 || is_punct(trees.get(i - 1), ';') || !matches!(trees[i - 1], TokenTree::Punct(_));
             match (word.as_str(), name) {

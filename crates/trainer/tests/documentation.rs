@@ -7,13 +7,18 @@ use std::path::PathBuf;
 
 use trainer::Config;
 
-/// Returns the keys of the tables as `section.key`, with the default from the second column.
+/// Returns the keys in the tables of the sections as `section.key`, with the default from the
+/// second column.
 fn documented() -> BTreeMap<String, String> {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../docs/config.md");
     let (mut section, mut found) = (String::new(), BTreeMap::new());
     for line in std::fs::read_to_string(path).unwrap().lines() {
-        if let Some(name) = line.strip_prefix("## [") {
-            section = name.trim_end_matches(']').to_owned();
+        if let Some(heading) = line.strip_prefix("## ") {
+            section = heading.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or_default().to_owned();
+        }
+        // Other parts of the page have tables about several keys.
+        if section.is_empty() {
+            continue;
         }
         let mut cells = line.split('|').map(|cell| cell.trim().trim_matches('`').to_owned());
         if let (Some(""), Some(key), Some(default)) = (cells.next().as_deref(), cells.next(), cells.next())

@@ -108,7 +108,7 @@ impl ModelArgs {
 
     /// Opens a tokenizer to display ids with, if there is a usable one.
     pub(crate) fn tokenizer_for_names(&self, model: &LanguageModel) -> Result<Option<Tokenizer>> {
-        // An unusable default tokenizer is no reason to fail: ids are displayed instead.
+        // An unusable default tokenizer is not an error: ids are displayed instead.
         Ok(self.own_tokenizer()?.or_else(|| self.tokenizer(model).ok()))
     }
 

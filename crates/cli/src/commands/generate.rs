@@ -12,7 +12,7 @@ use crate::args::sampling::SamplingArgs;
 
 /// Generate text that continues a prompt
 ///
-/// Samples at temperature 1 unless flags say otherwise. Prints the prompt and its continuation;
+/// Samples at temperature 1 by default. Prints the prompt and its continuation;
 /// without a tokenizer, prints the new token ids. The prompt must fit into the model's context.
 /// Longer texts are generated with a sliding window of the last n_positions tokens.
 ///

@@ -13,7 +13,7 @@ use crate::args::cost::CostArgs;
 /// Estimate a run's parameters, tokens, time, memory and disk without running it
 ///
 /// Needs no data. If data.path exists, its number of tokens gives the epochs and the cost of
-/// validation. The memory is an estimate; docs/watching.md says how accurate it is. Settings that
+/// validation. The memory is an estimate; docs/watching.md describes its accuracy. Settings that
 /// are probably mistakes are reported as warnings.
 ///
 /// Example: backpack plan --config configs/owt/small.toml --processes 4 --tokens-per-second 168000 --watts 400

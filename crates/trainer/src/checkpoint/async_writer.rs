@@ -15,11 +15,11 @@ use crate::optim::adamw::Optimizer;
 /// The status of the pending save.
 #[derive(Debug)]
 pub(crate) enum WriterStatus {
-    /// There is none.
+    /// No save is pending.
     Idle,
-    /// It is being written.
+    /// The checkpoint is being written.
     Busy,
-    /// It is complete or failed. Returned once per save.
+    /// The save is complete or has failed. Returned once per save.
     Done(Result<FinishedSave>),
 }
 

@@ -89,7 +89,7 @@ impl CheckpointDir {
     /// lock may call it.
     ///
     /// # Errors
-    /// One cannot be deleted.
+    /// Returns an error if a checkpoint cannot be deleted.
     pub(crate) fn delete_partial(&self) -> Result<()> {
         let Ok(entries) = fs::read_dir(&self.path) else { return Ok(()) };
         for entry in entries.flatten() {
@@ -125,7 +125,7 @@ impl CheckpointDir {
     /// the same step under another path. Renames all for `None`. Returns the new paths.
     ///
     /// # Errors
-    /// One cannot be renamed.
+    /// Returns an error if a checkpoint cannot be renamed.
     pub(crate) fn archive(&self, from: Option<(u64, &Path)>) -> Result<Vec<PathBuf>> {
         let same = |a: &Path, b: &Path| a.canonicalize().ok().is_some_and(|a| Some(a) == b.canonicalize().ok());
         let mut archived = Vec::new();

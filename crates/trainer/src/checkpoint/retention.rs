@@ -22,8 +22,8 @@ pub(crate) struct RetentionPolicy {
 }
 
 /// Returns the steps of the checkpoints to delete, ascending. The newest checkpoint is never deleted.
-/// One that was saved by time is deleted once there is a newer one, unless it is among the best or at
-/// a multiple of `policy.every`.
+/// A checkpoint that was saved by time is deleted once there is a newer one, unless it is among the
+/// best or at a multiple of `policy.every`.
 pub(crate) fn to_delete(checkpoints: &[RetentionCandidate], policy: RetentionPolicy) -> Vec<u64> {
     let mut by_step = checkpoints.to_vec();
     by_step.sort_by_key(|c| std::cmp::Reverse(c.step));

@@ -314,7 +314,7 @@ mod tests {
 
     #[test]
     fn resolved_file_loads_to_the_same_configuration() {
-        let config = one("[data]\npath = 'owt'\n[batch]\nmicro_batch = 8").load(&[]).unwrap();
+        let config = one("[data]\npath = 'owt'\n[batch]\nmicro_batch_size = 8").load(&[]).unwrap();
         assert_eq!(one(&config.to_toml().unwrap()).load(&[]).unwrap(), config);
     }
 
@@ -331,13 +331,13 @@ mod tests {
         assert!(kind.contains("key model.n_embd is \"wide\", which is a string; it must be a whole number"), "{kind}");
         assert!(one("[model]\nn_embd = 1.5").error(&[]).contains("which is a number; it must be a whole number"));
         assert!(one("data = 3").error(&[]).contains("key data is 3, which is a whole number; it must be a section"));
-        assert!(one("[batch]\nmicro_batch = true").error(&[]).contains("a whole number or \"auto\""));
+        assert!(one("[batch]\nmicro_batch_size = true").error(&[]).contains("a whole number or \"auto\""));
         assert!(one("[optimizer]\nbetas = [0.9]").error(&[]).contains("must be a list of 2 numbers"));
         assert!(one("[data]\npath = \n").error(&[]).contains("is not valid TOML: line 2"));
         assert!(one("").error(&[]).contains("has no data.path"));
         let path = "[data]\npath='x'\n";
         assert!(one(&format!("{path}[schedule]\ndecay='sine'")).error(&[]).contains("sine"));
-        assert!(one(&format!("{path}[batch]\nmicro_batch='most'")).error(&[]).contains("most"));
+        assert!(one(&format!("{path}[batch]\nmicro_batch_size='most'")).error(&[]).contains("most"));
         assert!(one(path).error(&["optimizer.learning_rate=-1"]).contains("optimizer.learning_rate is -1"));
         assert!(one(path).error(&["run.seed=-1"]).contains("-1"));
         assert!(one(path).error(&["step_guard.spike_window=1"]).contains("step_guard.spike_window is 1"));

@@ -47,15 +47,15 @@ impl<'de> Deserialize<'de> for MicroBatchSize {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         #[derive(Deserialize)]
         #[serde(untagged)]
-        enum Value {
+        enum RawMicroBatchSize {
             Number(i64),
             Text(String),
         }
-        let found = match Value::deserialize(deserializer)? {
-            Value::Number(n @ 1..) => return Ok(MicroBatchSize::Sequences(n as u64)),
-            Value::Text(text) if text == "auto" => return Ok(MicroBatchSize::Auto),
-            Value::Number(n) => n.to_string(),
-            Value::Text(text) => format!("\"{text}\""),
+        let found = match RawMicroBatchSize::deserialize(deserializer)? {
+            RawMicroBatchSize::Number(n @ 1..) => return Ok(MicroBatchSize::Sequences(n as u64)),
+            RawMicroBatchSize::Text(text) if text == "auto" => return Ok(MicroBatchSize::Auto),
+            RawMicroBatchSize::Number(n) => n.to_string(),
+            RawMicroBatchSize::Text(text) => format!("\"{text}\""),
         };
         Err(serde::de::Error::custom(format!("it is {found}: it must be a whole number of at least 1 or \"auto\"")))
     }

@@ -61,7 +61,7 @@ impl Prefetch {
     /// micro-batch is not read yet.
     ///
     /// # Errors
-    /// This micro-batch could not be read, or the thread has ended.
+    /// Returns an error if this micro-batch could not be read, or if the thread has ended.
     pub(crate) fn next_batch(&mut self) -> Result<(Tensor, Tensor)> {
         match self.queue.as_ref().map(Receiver::recv) {
             Some(Ok(rows)) => model::inputs_and_targets(&rows?, self.sequence_length, self.device),
@@ -161,7 +161,7 @@ mod tests {
         let _ = ahead.next_batch().unwrap();
         let error = ahead.next_batch().unwrap_err().to_string();
         assert_eq!(error, direct.read(4, 2).unwrap_err().to_string());
-        assert!(error.contains("holds id 60000 at token 43"), "{error}");
+        assert!(error.contains("contains id 60000 at token 43"), "{error}");
     }
 
     /// The thread drops what it owns when it ends, so its reference to the counter is gone.

@@ -224,11 +224,11 @@ fn local_ranks(
     let has_launcher = environment.text("LOCAL_WORLD_SIZE").is_some() || step.is_some_and(|step| step.local.is_some());
     let (count, source, launcher_rank) = if has_launcher {
         let local = LocalRanks::read(environment, step)?;
-        (local.count, "the launcher (LOCAL_WORLD_SIZE or Slurm)", local.rank)
+        (local.count, "from the launcher", local.rank)
     } else {
         let own = environment.number("LOCAL_RANK")?;
         let count = if all_here { size } else { 1 };
-        (count, if all_here { "the loopback address of rank 0" } else { "the unset LOCAL_WORLD_SIZE" }, own)
+        (count, if all_here { "from the loopback address of rank 0" } else { "LOCAL_WORLD_SIZE is not set" }, own)
     };
     ensure!(
         count <= size,
@@ -242,7 +242,7 @@ fn local_ranks(
     })?;
     ensure!(
         own < count,
-        "the local rank is {own}, but there are {count} ranks on this host according to {source}: set LOCAL_WORLD_SIZE to the number of ranks on this host"
+        "the local rank is {own}, but the number of ranks on this host is {count} ({source}): set LOCAL_WORLD_SIZE to the number of ranks on this host"
     );
     Ok(LocalRanks { count, rank: Some(own) })
 }

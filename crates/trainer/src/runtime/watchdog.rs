@@ -207,7 +207,7 @@ mod tests {
     #[test]
     fn stalled_process_exits_with_124_and_suspended_time_does_not_count() {
         let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["--exact", "watchdog::tests::child", "--nocapture"]).env(CHILD, "1");
+        command.args(["--exact", "runtime::watchdog::tests::child", "--nocapture"]).env(CHILD, "1");
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
         assert!(lines.any(|line| line == "watching"));

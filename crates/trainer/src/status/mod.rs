@@ -132,6 +132,7 @@ impl Status {
         ))
     }
 
+    /// Computes the status from the contents of a run directory.
     fn from_observation(run_dir: &Path, config: &Config, observed: &RunObservation, rates: &CostRates) -> Self {
         let lines = &observed.lines;
         // A process that has just locked the directory has no session yet. It verifies the
@@ -196,6 +197,7 @@ impl Status {
         status
     }
 
+    /// Returns one sentence for each problem of the run.
     fn find_problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
         match self.activity {

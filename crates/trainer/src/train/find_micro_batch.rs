@@ -18,7 +18,7 @@ use crate::runtime::watchdog::Watchdog;
 /// buffers other than the copy of the gradients.
 const HEADROOM: f64 = 0.05;
 
-/// What an attempt needs.
+/// The inputs of an attempt.
 pub(crate) struct FitAttempt<'a> {
     pub(crate) config: &'a Config,
     pub(crate) model: &'a LanguageModel,

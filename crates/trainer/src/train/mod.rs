@@ -152,7 +152,7 @@ impl<'a> Trainer<'a> {
         Ok(Some(Trainer {
             skip_reporter: SkipReporter::new(state.step, &state.step_guard),
             timer: ThroughputTimer::start(state.step),
-            // The profile of rank 0 stands for all ranks.
+            // Only rank 0 is profiled.
             profiler: Profiler::new(if collectives.is_first() { options.profile } else { 0 }),
             config,
             summary,

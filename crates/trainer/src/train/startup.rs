@@ -23,7 +23,7 @@ use crate::optim::adamw::Optimizer;
 use crate::train::checks::require_shape;
 use crate::train::options::{Resume, TrainOptions};
 
-/// What a rank needs before the first step. Model, optimizer and state are equal on all ranks.
+/// The objects that a rank needs before the first step. Model, optimizer and state are equal on all ranks.
 pub(crate) struct Startup {
     pub(crate) model: LanguageModel,
     pub(crate) optimizer: Optimizer,
@@ -89,7 +89,7 @@ pub(crate) fn initialize(
 /// partial ones. Only the holder of the run directory's lock may call it.
 ///
 /// # Errors
-/// One cannot be renamed or deleted.
+/// Returns an error if a checkpoint cannot be renamed or deleted.
 pub(crate) fn archive_abandoned(
     checkpoints: &CheckpointDir,
     resumed_from: Option<&(u64, PathBuf)>,

@@ -21,7 +21,7 @@ pub struct MicroBatch {
     pub dropout_seed: u64,
 }
 
-/// What a training step reads and changes.
+/// The objects that a training step reads and changes.
 #[derive(Debug)]
 pub struct StepContext<'a> {
     /// The trained model.

@@ -52,9 +52,9 @@ const CURVE_INTERVALS: u32 = 50;
 
 /// The occupations of the list.
 struct Occupations {
-    /// Those that are one token, with their ids.
+    /// Occupations of one token, with their ids.
     words: Vec<(String, i64)>,
-    /// Those that are several tokens.
+    /// Occupations of several tokens.
     skipped: Vec<String>,
 }
 
@@ -72,9 +72,9 @@ struct DebiasResult {
 /// The biases on a set of prompts.
 struct Biases {
     original: f64,
-    /// With the selected factor.
+    /// The bias with the selected factor.
     fitted: f64,
-    /// With the sense removed.
+    /// The bias without the sense.
     removed: f64,
     /// After the projection; measured on the test prompts only.
     projected: Option<f64>,

@@ -190,9 +190,9 @@ impl Edit {
 
     /// The probabilities as bars, one group per prompt.
     fn chart(&self, compared: &[EditComparison]) -> Chart {
-        type Value = fn(&EditComparison) -> f64;
+        type Probability = fn(&EditComparison) -> f64;
         let (old, new) = (self.old.trim(), self.new.trim());
-        let bars: [(String, usize, Value); 4] = [
+        let bars: [(String, usize, Probability); 4] = [
             (format!("{old} before"), 5, |c| c.before.old.probability),
             (format!("{old} after"), 0, |c| c.after.old.probability),
             (format!("{new} before"), 4, |c| c.before.new.probability),

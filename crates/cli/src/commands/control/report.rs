@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::output::atomic_dir::AtomicDir;
 use crate::output::files::write_json;
 
-/// Where the report goes.
+/// Arguments for the output of the report.
 #[derive(Debug, Args)]
 pub(super) struct ReportArgs {
     /// New directory for table.md, report.json, plot.svg and plot.png; topic also writes its texts

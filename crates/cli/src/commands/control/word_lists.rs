@@ -50,7 +50,7 @@ pub(super) fn read_lines(file: Option<&Path>, built_in: &str) -> Result<Vec<Stri
 /// Returns the words of a built-in topic.
 ///
 /// # Errors
-/// If there is no topic of this name; lists the names.
+/// Returns an error that lists the names if there is no topic of this name.
 pub(super) fn topic(name: &str) -> Result<Vec<String>> {
     let Some((_, words)) = TOPICS.iter().find(|(known, _)| *known == name) else {
         let names: Vec<&str> = TOPICS.iter().map(|(name, _)| *name).collect();

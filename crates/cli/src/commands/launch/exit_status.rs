@@ -16,9 +16,9 @@ pub(crate) const TIMEOUT_AFTER_EXIT: Duration = Duration::from_secs(60);
 /// How a rank exited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ChildExit {
-    /// With an exit code.
+    /// The rank exited with this code.
     Code(u8),
-    /// By a signal.
+    /// A signal killed the rank.
     Signal(i32),
     /// Killed by the launcher, because it still ran after another rank had exited.
     Killed,

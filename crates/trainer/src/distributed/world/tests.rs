@@ -139,7 +139,11 @@ fn incomplete_and_contradicting_settings_are_refused() {
             &format!("{RANK} LOCAL_WORLD_SIZE=3 LOCAL_RANK=0"),
             "LOCAL_WORLD_SIZE is 3, but the world size is 2",
         ),
-        (none.clone(), &format!("{RANK} LOCAL_RANK=1"), "set LOCAL_WORLD_SIZE to the number of ranks on it"),
+        (
+            none.clone(),
+            &format!("{RANK} LOCAL_RANK=1"),
+            "the number of ranks on this host is 1 (LOCAL_WORLD_SIZE is not set)",
+        ),
         (
             none.clone(),
             "RANK=1 WORLD_SIZE=4 LOCAL_WORLD_SIZE=2 MASTER_ADDR=n MASTER_PORT=1",
@@ -151,7 +155,7 @@ fn incomplete_and_contradicting_settings_are_refused() {
         (
             WorldFlags { local_rank: Some(2), ..none.clone() },
             TASK,
-            "the local rank is 2, but there are 2 ranks on this host according to the launcher",
+            "the local rank is 2, but the number of ranks on this host is 2 (from the launcher)",
         ),
     ] {
         let error = read_with(&flags, pairs).unwrap_err();
