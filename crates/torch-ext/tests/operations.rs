@@ -312,7 +312,7 @@ fn wrong_shapes_and_targets_are_errors_of_one_line() {
     let weight = MatmulWeight { master: &w, operand: &w };
     let zero = Tensor::from_slice(&[0i64]);
     let text = linear_cross_entropy(&random(&[2, 3], 1.0), weight, &zero, 8).unwrap_err().to_string();
-    assert!(text.starts_with("libtorch: linear_cross_entropy wants") && !text.contains('\n'), "{text}");
+    assert!(text.starts_with("libtorch: linear_cross_entropy needs") && !text.contains('\n'), "{text}");
     let outside = Tensor::from_slice(&[0i64, 4]);
     let text = linear_cross_entropy(&random(&[2, 3], 1.0), weight, &outside, 8).unwrap_err().to_string();
     assert!(text.contains("target 4 at row 1 is outside the vocabulary of 4"), "{text}");
