@@ -179,7 +179,7 @@ fn attention_across_blocks() {
 }
 
 /// Computes the sum of the outputs of all senses by definition.
-fn mix_senses_by_definition(i: &[Tensor], sequences: i64, length: i64, num_senses: i64) -> Tensor {
+fn sum_of_senses_by_definition(i: &[Tensor], sequences: i64, length: i64, num_senses: i64) -> Tensor {
     let width = i[0].size()[1] / 2;
     let channels = width / num_senses;
     let qk = (&i[0] + &i[1]).view([sequences, length, 2, num_senses, channels]).permute([2, 0, 3, 1, 4]);
@@ -192,7 +192,7 @@ fn mix_senses_by_definition(i: &[Tensor], sequences: i64, length: i64, num_sense
 }
 
 #[test]
-fn mix_senses_for_every_number_of_senses() {
+fn weighted_sum_of_senses_for_every_number_of_senses() {
     let cases = [
         (1, 1, 1, 4),   // all sizes 1
         (2, 9, 1, 24),  // a vector holds 16 positions
@@ -220,7 +220,7 @@ fn mix_senses_for_every_number_of_senses() {
                 place,
             ],
             &[0, 2],
-            |i| mix_senses_by_definition(i, sequences, length, num_senses),
+            |i| sum_of_senses_by_definition(i, sequences, length, num_senses),
             |i| weighted_sum_of_senses(&i[0], &i[1], &i[2], &i[3], &i[4], sequences, num_senses).unwrap(),
         );
     }
