@@ -222,13 +222,13 @@ mod tests {
 
     #[test]
     fn tensors_round_trip_and_bytes_do_not_depend_on_order() {
-        let folder = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().unwrap();
         let tensors: Vec<(String, Tensor)> = [Kind::Float, Kind::BFloat16, Kind::Half, Kind::Int64]
             .iter()
             .map(|&kind| (format!("{kind:?}"), Tensor::randint(100, [3, 4], (Kind::Float, Device::Cpu)).to_kind(kind)))
             .collect();
         let write = |name: &str, reversed: bool| {
-            let path = folder.path().join(name);
+            let path = directory.path().join(name);
             let mut list: Vec<_> = tensors.iter().map(|(n, t)| (n.as_str(), t)).collect();
             if reversed {
                 list.reverse();
@@ -246,13 +246,13 @@ mod tests {
 
     #[test]
     fn files_are_written_in_place_and_a_full_disk_is_an_error() {
-        let folder = tempfile::tempdir().unwrap();
-        let (target, link) = (folder.path().join("target"), folder.path().join("link"));
+        let directory = tempfile::tempdir().unwrap();
+        let (target, link) = (directory.path().join("target"), directory.path().join("link"));
         std::os::unix::fs::symlink(&target, &link).unwrap();
         let t = Tensor::arange(6, (Kind::Float, Device::Cpu));
         write_tensors(&link, [("t", &t)]).unwrap();
         assert_eq!(read_tensors(&target).unwrap()["t"], t);
-        let new = File::create(folder.path().join("new")).unwrap();
+        let new = File::create(directory.path().join("new")).unwrap();
         assert_eq!(std::fs::metadata(&target).unwrap().permissions(), new.metadata().unwrap().permissions());
         let error = write_tensors(Path::new("/dev/full"), [("t", &t)]).unwrap_err();
         assert!(format!("{error:#}").contains("/dev/full cannot be written: No space left"), "{error:#}");
@@ -264,8 +264,8 @@ mod tests {
 
     #[test]
     fn transposed_views_round_trip() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("t");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("t");
         let t = Tensor::arange(6, (Kind::Float, Device::Cpu)).view([2, 3]).tr();
         write_tensors(&path, [("t", &t)]).unwrap();
         assert_eq!(read_tensors(&path).unwrap()["t"], t);

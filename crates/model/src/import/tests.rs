@@ -27,12 +27,12 @@ fn import_error(path: &Path) -> String {
 
 /// Creates a directory with the config.json of a fixture, after a change.
 fn dir_with_config(config: &str, change: impl FnOnce(&mut serde_json::Value)) -> tempfile::TempDir {
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     let text = fs::read_to_string(fixture(config).join(CONFIG_FILE)).unwrap();
     let mut json = serde_json::from_str(&text).unwrap();
     change(&mut json);
-    fs::write(folder.path().join(CONFIG_FILE), json.to_string()).unwrap();
-    folder
+    fs::write(directory.path().join(CONFIG_FILE), json.to_string()).unwrap();
+    directory
 }
 
 #[track_caller]
@@ -78,9 +78,9 @@ fn half_precision_shards_become_fp32() {
 fn safetensors_in_one_file_and_in_shards_are_imported() {
     let tensors: Vec<(String, Tensor)> =
         expected().into_iter().filter(|(name, _)| name.starts_with("backpack.")).collect();
-    let folder = dir_with_config("bin", |_| {});
+    let directory = dir_with_config("bin", |_| {});
     let write = |file: &str, of: &[(String, Tensor)]| {
-        write_tensors(&folder.path().join(file), of.iter().map(|(name, tensor)| (name.as_str(), tensor))).unwrap();
+        write_tensors(&directory.path().join(file), of.iter().map(|(name, tensor)| (name.as_str(), tensor))).unwrap();
     };
     let (first, second) = tensors.split_at(11);
     write("a.safetensors", first);
@@ -91,26 +91,26 @@ fn safetensors_in_one_file_and_in_shards_are_imported() {
     }
     let index = |map: &serde_json::Map<String, serde_json::Value>| {
         let text = serde_json::json!({ "weight_map": map }).to_string();
-        fs::write(folder.path().join("model.safetensors.index.json"), text).unwrap();
+        fs::write(directory.path().join("model.safetensors.index.json"), text).unwrap();
     };
     index(&map);
-    assert_same_tensors(&import(folder.path(), None).unwrap().model, |_, tensor| tensor.shallow_clone());
+    assert_same_tensors(&import(directory.path(), None).unwrap().model, |_, tensor| tensor.shallow_clone());
     // Errors of the index.
     map.insert("lm_head.weight".into(), "b.safetensors".into());
     index(&map);
-    assert!(import_error(folder.path()).contains("tensor lm_head.weight is not in b.safetensors"));
+    assert!(import_error(directory.path()).contains("tensor lm_head.weight is not in b.safetensors"));
     map.insert("lm_head.weight".into(), "../b.safetensors".into());
     index(&map);
-    assert!(import_error(folder.path()).contains("\"../b.safetensors\", which is not a file of this directory"));
+    assert!(import_error(directory.path()).contains("\"../b.safetensors\", which is not a file of this directory"));
     write("model.safetensors", &tensors);
-    assert_same_tensors(&import(folder.path(), None).unwrap().model, |_, tensor| tensor.shallow_clone());
+    assert_same_tensors(&import(directory.path(), None).unwrap().model, |_, tensor| tensor.shallow_clone());
 }
 
 /// A library that stores a tied weight once may use any of its names.
 #[test]
 fn tied_weights_may_have_any_name_and_copies_must_be_equal() {
-    let folder = dir_with_config("bin", |_| {});
-    let path = folder.path().join("model.safetensors");
+    let directory = dir_with_config("bin", |_| {});
+    let path = directory.path().join("model.safetensors");
     let mut tensors = expected();
     tensors.retain(|name, _| name.starts_with("backpack."));
     let wte = tensors.remove("backpack.gpt2_model.wte.weight").unwrap();
@@ -119,10 +119,10 @@ fn tied_weights_may_have_any_name_and_copies_must_be_equal() {
         write_tensors(&path, tensors.iter().map(|(name, tensor)| (name.as_str(), tensor))).unwrap();
     };
     write(&tensors);
-    assert_same_tensors(&import(folder.path(), None).unwrap().model, |_, tensor| tensor.shallow_clone());
+    assert_same_tensors(&import(directory.path(), None).unwrap().model, |_, tensor| tensor.shallow_clone());
     tensors.insert("backpack.word_embeddings.weight".into(), wte + 1e-6);
     write(&tensors);
-    let error = import_error(folder.path());
+    let error = import_error(directory.path());
     assert!(error.contains("tensors backpack.word_embeddings.weight and lm_head.weight differ"), "{error}");
 }
 
@@ -131,9 +131,9 @@ fn gpt2_is_imported_with_and_without_prefix() {
     let imported = import(&fixture("gpt2"), None).unwrap();
     assert_eq!(imported.model.config().architecture, Architecture::Gpt2);
     assert_logits(&imported.model, "gpt2_logits");
-    let folder = dir_with_config("gpt2", |_| {});
-    crate::save_model(&imported.model, folder.path()).unwrap();
-    assert_logits(&import(folder.path(), None).unwrap().model, "gpt2_logits");
+    let directory = dir_with_config("gpt2", |_| {});
+    crate::save_model(&imported.model, directory.path()).unwrap();
+    assert_logits(&import(directory.path(), None).unwrap().model, "gpt2_logits");
 }
 
 #[test]
@@ -177,17 +177,17 @@ fn pickles_with_code_are_rejected_by_name() {
         assert!(error.contains(want), "{name}: {error}");
     }
     // A file of weights must not contain other objects, even harmless ones.
-    let folder = dir_with_config("bin", |_| {});
-    fs::copy(fixture("lightning/plain.ckpt"), folder.path().join("pytorch_model.bin")).unwrap();
-    let error = import_error(folder.path());
+    let directory = dir_with_config("bin", |_| {});
+    fs::copy(fixture("lightning/plain.ckpt"), directory.path().join("pytorch_model.bin")).unwrap();
+    let error = import_error(directory.path());
     assert!(error.contains("it refers to pathlib.PosixPath, which was not executed"), "{error}");
 }
 
 #[test]
 fn mismatches_of_config_and_weights_are_named() {
-    let path = |folder: &tempfile::TempDir| {
-        fs::copy(fixture("bin/pytorch_model.bin"), folder.path().join("pytorch_model.bin")).unwrap();
-        import_error(folder.path())
+    let path = |directory: &tempfile::TempDir| {
+        fs::copy(fixture("bin/pytorch_model.bin"), directory.path().join("pytorch_model.bin")).unwrap();
+        import_error(directory.path())
     };
     let remove =
         |key: &'static str| move |json: &mut serde_json::Value| drop(json.as_object_mut().unwrap().remove(key));
@@ -213,13 +213,13 @@ fn mismatches_of_config_and_weights_are_named() {
 #[test]
 fn weights_that_are_not_finite_are_rejected_by_name() {
     for bad in [f64::NAN, f64::INFINITY] {
-        let folder = dir_with_config("bin", |_| {});
+        let directory = dir_with_config("bin", |_| {});
         let mut tensors = expected();
         tensors.retain(|name, _| name.starts_with("backpack."));
         let _ = tensors.get_mut("backpack.sense_network.ln.bias").unwrap().get(3).fill_(bad);
-        let path = folder.path().join("model.safetensors");
+        let path = directory.path().join("model.safetensors");
         write_tensors(&path, tensors.iter().map(|(name, tensor)| (name.as_str(), tensor))).unwrap();
-        let error = import_error(folder.path());
+        let error = import_error(directory.path());
         assert!(error.contains("tensor backpack.sense_network.ln.bias holds NaN or infinity"), "{error}");
     }
 }
@@ -255,8 +255,8 @@ fn read_entries(path: &Path) -> Vec<TestEntry> {
 fn invalid_archives_are_rejected() {
     let path = fixture("lightning/plain.ckpt");
     let entries = read_entries(&path);
-    let folder = tempfile::tempdir().unwrap();
-    let copy = folder.path().join("x.ckpt");
+    let directory = tempfile::tempdir().unwrap();
+    let copy = directory.path().join("x.ckpt");
     let error_with = |change: &dyn Fn(&mut Vec<TestEntry>)| {
         let mut entries = entries.clone();
         change(&mut entries);
@@ -326,7 +326,7 @@ fn hostile_pickles_are_errors() {
 /// No change of a file causes a panic or a crash.
 #[test]
 fn mutated_files_give_a_model_or_an_error() {
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     let mut state = 1u64;
     let mut random = |below: usize| {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -353,7 +353,7 @@ fn mutated_files_give_a_model_or_an_error() {
             }
         }
         // A new name each time, because overwriting a file waits for the disk.
-        let copy = folder.path().join(format!("{round}.ckpt"));
+        let copy = directory.path().join(format!("{round}.ckpt"));
         fs::write(&copy, if round % 2 == 0 { zip_from(&mutant) } else { bytes }).unwrap();
         accepted += usize::from(import(&copy, Some(2)).is_ok());
         fs::remove_file(&copy).unwrap();
