@@ -18,7 +18,8 @@ fn consecutive_bad_steps_end_the_run_with_the_last_good_weights() {
     let skipped = run.stderr.lines().filter(|line| line.starts_with("skipped     step ")).count();
     let error = run.error();
     assert!(
-        error.contains("the 4 steps up to step 6 ") && error.contains("(step_guard.max_consecutive_bad_steps is 4)"),
+        error.contains("4 consecutive bad steps up to step 6, ")
+            && error.contains("(step_guard.max_consecutive_bad_steps is 4)"),
         "{error}"
     );
     assert!(error.contains("resume with --resume auto from step 2, which has the weights from before"), "{error}");
