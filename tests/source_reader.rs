@@ -1,6 +1,10 @@
 //! A reader of Rust sources for tests/structure.rs: the imports and types of a file, without the
 //! code of tests. Sources are parsed into tokens and not compiled, so a name is resolved by the
 //! `use` declarations alone.
+//!
+//! Scopes are those of files: if several declarations of a file bind one name, each is an import, and
+//! paths that start with the name are resolved by the last one. A path in a `use` declaration that
+//! starts with a name of a later declaration is taken as the path of another crate.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -33,25 +37,41 @@ struct Parsed {
     children: BTreeSet<String>,
     /// Children that are declared under `#[cfg(test)]`.
     test_children: BTreeSet<String>,
-    /// Names that `use` declarations bind. A name from another crate has no path.
-    bindings: BTreeMap<String, Option<ModulePath>>,
-    /// Names among `bindings` that are only re-exported.
-    reexports: BTreeSet<String>,
+    /// Names that `use` declarations bind, with all their declarations in order.
+    bindings: BTreeMap<String, Vec<Binding>>,
     /// Modules of `use MODULE::*`.
     globs: Vec<ModulePath>,
     /// Paths in the code, outside of `use` declarations, as they are written.
     paths: Vec<(ModulePath, ModulePath)>,
     /// Names of structs, enums, unions, traits and type aliases.
     types: Vec<String>,
-    /// Names of all items.
+    /// Names of the items of the file's module. Items in functions, and methods, are not included.
     items: BTreeSet<String>,
     /// All identifiers outside of `use` declarations.
     words: BTreeSet<String>,
 }
 
+/// A name that a `use` declaration binds.
+struct Binding {
+    /// Path of the item. It is `None` for an item of another crate.
+    path: Option<ModulePath>,
+    /// Whether the name is re-exported.
+    is_public: bool,
+}
+
+/// The place of a group of tokens.
+#[derive(Clone, Copy, PartialEq)]
+enum Scope {
+    Module,
+    /// The body of an `impl` or a trait.
+    Impl,
+    /// The body of a function or of a type, or a group that is not a body.
+    Inner,
+}
+
 /// The import of an item of `to` by `from`, as indexes of sources of the same crate.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Import {
+pub(crate) struct ImportedPath {
     pub(crate) from: usize,
     pub(crate) to: usize,
     /// Name of the item. It is `*` for all items of a module.
@@ -92,16 +112,20 @@ impl Workspace {
     }
 
     /// Returns all imports between the files of each crate.
-    pub(crate) fn imports(&self) -> BTreeSet<Import> {
+    pub(crate) fn imports(&self) -> BTreeSet<ImportedPath> {
         let files = (0..self.sources.len()).filter(|i| !self.test_files.contains(i));
         files.flat_map(|from| self.imports_of(from)).collect()
     }
 
-    fn imports_of(&self, from: usize) -> Vec<Import> {
+    fn imports_of(&self, from: usize) -> Vec<ImportedPath> {
         let file = &self.parsed[from];
-        let used =
-            file.bindings.iter().filter(|(name, _)| !file.reexports.contains(*name) || file.words.contains(*name));
-        let bound = used.filter_map(|(_, path)| path.clone());
+        let declared = file.bindings.iter().flat_map(|(name, bindings)| bindings.iter().map(move |b| (name, b)));
+        // A re-export of an item below the file's module is not an import, if the file does not use it.
+        let is_reexport = |binding: &Binding| {
+            binding.is_public && binding.path.as_ref().is_some_and(|path| path.starts_with(&file.module))
+        };
+        let used = declared.filter(|(name, binding)| !is_reexport(binding) || file.words.contains(*name));
+        let bound = used.filter_map(|(_, binding)| binding.path.clone());
         // A module that is bound to a name is not an import by itself. The paths that start with the
         // name are imports.
         let bound =
@@ -110,12 +134,12 @@ impl Workspace {
         let mut imports = Vec::new();
         for path in bound.chain(written) {
             if let Some((to, item)) = self.resolve(from, &path, 0) {
-                imports.push(Import { from, to, item });
+                imports.push(ImportedPath { from, to, item });
             }
         }
         for glob in &file.globs {
             if let Some((to, _)) = self.resolve(from, glob, 0) {
-                imports.push(Import { from, to, item: "*".to_owned() });
+                imports.push(ImportedPath { from, to, item: "*".to_owned() });
             }
         }
         imports.retain(|import| import.to != from);
@@ -131,13 +155,9 @@ impl Workspace {
         let Some(item) = path.get(length) else { return Some((file, "*".to_owned())) };
         let parsed = &self.parsed[file];
         if depth < 16 {
-            match parsed.bindings.get(item) {
-                Some(Some(target)) => {
-                    let full = [target.as_slice(), &path[length + 1..]].concat();
-                    return self.resolve(from, &full, depth + 1);
-                }
-                Some(None) => return None,
-                None => (),
+            if let Some(binding) = parsed.binding(item) {
+                let full = [binding.path.as_deref()?, &path[length + 1..]].concat();
+                return self.resolve(from, &full, depth + 1);
             }
             let has_item = |glob: &&ModulePath| {
                 let target = self.modules.get(&(package.clone(), (*glob).clone()));
@@ -176,7 +196,7 @@ fn parse(source: &Source) -> Parsed {
     let module = file.module.clone();
     let trees: Vec<TokenTree> = tokens.into_iter().collect();
     file.find_children(&trees);
-    file.read(&trees, &module, false);
+    file.read(&trees, &module, Scope::Module);
     file
 }
 
@@ -234,8 +254,9 @@ impl Parsed {
         }
     }
 
-    /// Reads the tokens of a module, of the body of an `impl` or a trait, or of another group.
-    fn read(&mut self, trees: &[TokenTree], module: &[String], is_impl: bool) {
+    /// Reads the tokens of a group.
+    fn read(&mut self, trees: &[TokenTree], module: &[String], scope: Scope) {
+        let is_item_of_file = scope == Scope::Module && self.module == module;
         let (mut i, mut next_is_impl) = (0, false);
         while i < trees.len() {
             if let Some((end, _)) = skip_test_item(trees, i) {
@@ -246,7 +267,13 @@ impl Parsed {
                 if let TokenTree::Group(group) = &trees[i] {
                     let inner: Vec<TokenTree> = group.stream().into_iter().collect();
                     let is_body = is_brace(&trees[i]);
-                    self.read(&inner, module, is_body && next_is_impl);
+                    let is_macro_call = i > 0 && is_punct(trees.get(i - 1), '!');
+                    let inner_scope = match scope {
+                        _ if is_body && next_is_impl => Scope::Impl,
+                        Scope::Module if is_macro_call => Scope::Module,
+                        _ => Scope::Inner,
+                    };
+                    self.read(&inner, module, inner_scope);
                     next_is_impl &= !is_body;
                 }
                 i += 1;
@@ -270,20 +297,20 @@ impl Parsed {
                 ("mod", Some(name)) if trees.get(i + 2).is_some_and(is_brace) => {
                     let TokenTree::Group(body) = &trees[i + 2] else { unreachable!("a brace is a group") };
                     let inner: Vec<TokenTree> = body.stream().into_iter().collect();
-                    self.read(&inner, &[module, &[name]].concat(), false);
+                    self.read(&inner, &[module, &[name]].concat(), Scope::Module);
                     i += 3;
                     continue;
                 }
                 ("impl", _) if starts_item => next_is_impl = true,
-                ("type", Some(_)) if is_impl => (),
+                ("type", Some(_)) if scope == Scope::Impl => (),
                 ("union", Some(_)) if trees.get(i + 2).is_none_or(|tree| !is_brace(tree)) => (),
                 ("struct" | "enum" | "union" | "trait" | "type", Some(name)) => {
                     next_is_impl |= word == "trait";
                     self.types.push(name.clone());
-                    self.items.insert(name);
+                    self.items.extend(is_item_of_file.then_some(name));
                 }
-                ("fn" | "const" | "static", Some(name)) => drop(self.items.insert(name)),
-                ("macro_rules", _) => self.items.extend(name_at(trees, i + 2)),
+                ("fn" | "const" | "static", Some(name)) => self.items.extend(is_item_of_file.then_some(name)),
+                ("macro_rules", _) => self.items.extend(name_at(trees, i + 2).filter(|_| is_item_of_file)),
                 _ => (),
             }
             i = self.read_path(trees, i, module);
@@ -336,12 +363,15 @@ impl Parsed {
                 path.pop();
             }
             if let Some(name) = alias.or_else(|| path.last().cloned()) {
-                self.bindings.insert(name.clone(), self.absolute(module, &path));
-                if is_public {
-                    self.reexports.insert(name);
-                }
+                let binding = Binding { path: self.absolute(module, &path), is_public };
+                self.bindings.entry(name).or_default().push(binding);
             }
         }
+    }
+
+    /// Returns the last declaration of a name.
+    fn binding(&self, name: &str) -> Option<&Binding> {
+        self.bindings.get(name)?.last()
     }
 
     /// Returns a written path from the root of the crate. It is `None` for a path of another crate.
@@ -352,7 +382,7 @@ impl Parsed {
             "self" => module.to_vec(),
             "super" => module.split_last()?.1.to_vec(),
             child if self.children.contains(child) => [self.module.as_slice(), std::slice::from_ref(first)].concat(),
-            bound => self.bindings.get(bound)?.clone()?,
+            bound => self.binding(bound)?.path.clone()?,
         };
         while let Some((_, after)) = rest.split_first().filter(|(segment, _)| *segment == "super") {
             base.pop();

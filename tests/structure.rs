@@ -12,10 +12,8 @@ use std::collections::{BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use source_reader::{Import, Source, Workspace};
+use source_reader::{ImportedPath, Source, Workspace};
 
-/// Type names that more than one item may have, each with the reason.
-const SHARED_TYPE_NAMES: [(&str, &str); 0] = [];
 const MAX_SOURCE_LINES: usize = 500;
 /// Folders of `trainer` that may use the whole configuration.
 const CONFIG_USERS: [&str; 6] = ["train", "plan", "status", "bench", "config", "lib"];
@@ -49,7 +47,10 @@ fn sources() -> Vec<Source> {
         let (package, path) = path.strip_prefix("crates/")?.split_once("/src/")?;
         Some(Source { package: package.to_owned(), path: path.to_owned(), text })
     };
-    files.into_iter().filter_map(source).collect()
+    let sources: Vec<Source> = files.into_iter().filter_map(source).collect();
+    // With too few files, the rules would hold without checking anything.
+    assert!(sources.len() > 150, "{} files", sources.len());
+    sources
 }
 
 /// Returns the documents that users read.
@@ -71,12 +72,12 @@ fn example(files: &[(&str, &str)]) -> Workspace {
     Workspace::new(files.iter().map(source).collect())
 }
 
-// Import cycles.
+// ImportedPath cycles.
 
 /// Finds a shortest cycle through each file that is part of a cycle.
 fn import_cycles(workspace: &Workspace) -> Vec<String> {
     let mut targets: BTreeMap<usize, BTreeSet<usize>> = BTreeMap::new();
-    for Import { from, to, .. } in workspace.imports() {
+    for ImportedPath { from, to, .. } in workspace.imports() {
         targets.entry(from).or_default().insert(to);
     }
     let mut cycles = BTreeMap::new();
@@ -105,7 +106,9 @@ fn import_cycles(workspace: &Workspace) -> Vec<String> {
 
 #[test]
 fn sources_have_no_import_cycle() {
-    assert_none(&import_cycles(&Workspace::new(sources())));
+    let workspace = Workspace::new(sources());
+    assert!(workspace.imports().len() > 300, "{} imports", workspace.imports().len());
+    assert_none(&import_cycles(&workspace));
 }
 
 #[test]
@@ -130,6 +133,32 @@ fn imports_of_tests_and_reexports_are_no_cycle() {
     ]);
     assert_eq!(import_cycles(&workspace), [""; 0]);
     assert_eq!(workspace.imports().len(), 1);
+}
+
+#[test]
+fn every_declaration_of_a_name_is_an_import() {
+    let workspace = example(&[
+        ("x/lib.rs", "mod a; mod b; mod c;"),
+        ("x/a.rs", "fn f() { use crate::b::T as _; } fn g() { use crate::c::T as _; }"),
+        ("x/b.rs", "pub trait T {}"),
+        ("x/c.rs", "pub trait T {}"),
+    ]);
+    let targets: Vec<&str> = workspace.imports().iter().map(|i| workspace.sources[i.to].path.as_str()).collect();
+    assert_eq!(targets, ["b.rs", "c.rs"]);
+}
+
+/// `crate::a::new` comes from b.rs, although a method and a local function of a.rs have this name.
+#[test]
+fn methods_and_local_functions_are_no_items_of_a_module() {
+    let workspace = example(&[
+        ("x/lib.rs", "mod a; mod b; mod c;"),
+        ("x/a.rs", "pub use crate::b::*; struct A; impl A { fn new() {} } fn f() { fn new() {} }"),
+        ("x/b.rs", "pub fn new() {}"),
+        ("x/c.rs", "fn f() { crate::a::new() }"),
+    ]);
+    let imports = workspace.imports();
+    let import = imports.iter().find(|i| workspace.sources[i.from].path == "c.rs").unwrap();
+    assert_eq!((workspace.sources[import.to].path.as_str(), import.item.as_str()), ("b.rs", "new"));
 }
 
 // Order of the folders.
@@ -165,7 +194,7 @@ fn order_violations(workspace: &Workspace, order: &BTreeMap<String, Vec<String>>
     let missing: BTreeSet<String> =
         missing.map(|source| format!("{}: {} is not in its table", source.package, folder(&source.path))).collect();
     let mut violations: Vec<String> = missing.into_iter().collect();
-    for Import { from, to, item } in workspace.imports() {
+    for ImportedPath { from, to, item } in workspace.imports() {
         let (from, to) = (&workspace.sources[from], &workspace.sources[to]);
         if position(from) < position(to) && position(from).is_some() {
             violations
@@ -200,13 +229,14 @@ fn import_against_the_order_is_found() {
         ("x/high/mod.rs", "use crate::mid::Mid; pub struct High;"),
         ("x/mid/mod.rs", "pub struct Mid; mod part;"),
         ("x/mid/part.rs", "use super::super::high::High;"),
-        ("x/low.rs", "use crate::X; pub struct Low;"),
+        ("x/low.rs", "use crate::X; pub struct Low; pub(crate) use crate::high::High;"),
         ("x/new.rs", ""),
     ]);
     let expected = [
         "x: new is not in its table",
         "x: mid/part.rs imports High from high/mod.rs, which comes later",
         "x: low.rs imports X from lib.rs, which comes later",
+        "x: low.rs imports High from high/mod.rs, which comes later",
     ];
     assert_eq!(order_violations(&workspace, &order), expected);
 }
@@ -214,7 +244,7 @@ fn import_against_the_order_is_found() {
 // Users of the whole configuration.
 
 fn config_violations(workspace: &Workspace) -> Vec<String> {
-    let is_config = |import: &&Import| {
+    let is_config = |import: &&ImportedPath| {
         let (from, to) = (&workspace.sources[import.from], &workspace.sources[import.to]);
         let is_name = ["Config", "*"].contains(&import.item.as_str());
         from.package == "trainer"
@@ -250,8 +280,7 @@ fn shared_type_names(workspace: &Workspace) -> Vec<String> {
     for (name, path) in workspace.types() {
         files.entry(name).or_default().push(path);
     }
-    let is_allowed = |name: &str| SHARED_TYPE_NAMES.iter().any(|(allowed, _)| *allowed == name);
-    let shared = files.iter().filter(|(name, files)| files.len() > 1 && !is_allowed(name));
+    let shared = files.iter().filter(|(_, files)| files.len() > 1);
     shared.map(|(name, files)| format!("{name}: {}", files.join(", "))).collect()
 }
 
@@ -339,15 +368,22 @@ fn anchors(text: &str) -> BTreeSet<String> {
     headings.map(anchor).collect()
 }
 
-/// Returns the targets of links and images.
+/// Returns the targets of links, images and definitions of reference links. Lines that are indented
+/// by four spaces are code, so links in nested lists are not found.
 fn link_targets(text: &str) -> Vec<String> {
     let prose: String = prose(text).map(|line| format!("{line}\n")).collect();
-    // Every second part is between backticks.
-    let plain: String = prose.split('`').step_by(2).collect();
+    // Every second part of a paragraph is between backticks. Code spans do not cross paragraphs.
+    let plain: String = prose.split("\n\n").flat_map(|paragraph| paragraph.split('`').step_by(2)).collect();
+    let definition = |line: &&str| line.starts_with('[') && !line.starts_with("[^");
+    let definitions = prose.lines().filter(definition).filter_map(|line| Some(line.split_once("]: ")?.1));
     let inline = plain.split("](").skip(1).filter_map(|rest| rest.split(')').next());
     let html = ["href=\"", "src=\""].into_iter().flat_map(|start| plain.split(start).skip(1));
     let html = html.filter_map(|rest| rest.split('"').next());
-    inline.chain(html).map(|target| target.split(' ').next().unwrap_or_default().to_owned()).collect()
+    inline
+        .chain(html)
+        .chain(definitions)
+        .map(|target| target.split(' ').next().unwrap_or_default().to_owned())
+        .collect()
 }
 
 /// Resolves a relative path from the directory of a document.
@@ -393,12 +429,17 @@ fn links_of_documents_resolve() {
 
 #[test]
 fn broken_link_is_found() {
-    let readme = "# Title\n[a](docs/a.md#two-words) [b](docs/b.md) ![c](docs/c.svg) [d](https://x.org/y) [e](#title) [f](docs/)\n`[g](g.md)`\n    [h](h.md)\n";
+    let readme = "# Title\n[a](docs/a.md#two-words) [b](docs/b.md) ![c](docs/c.svg) [d](https://x.org/y) [e](#title) [f](docs/)\n`[g](g.md)`\n    [h](h.md)\n\nAn odd ` backtick.\n\n[i](i.md) and [j][k].\n\n[k]: k.md\n";
     let a = "## Two `words`!\n## Two words\n[back](../README.md#no-title) [here](#two-words-1) [b](b.md)\n```\n# no heading\n```\n";
     let documents = Files::from([("README.md", readme), ("docs/a.md", a)].map(|(p, t)| (p.to_owned(), t.to_owned())));
     let paths = ["README.md", "docs/a.md", "docs/c.svg"].map(str::to_owned).into();
-    let expected =
-        ["README.md links to docs/b.md", "docs/a.md links to ../README.md#no-title", "docs/a.md links to b.md"];
+    let expected = [
+        "README.md links to docs/b.md",
+        "README.md links to i.md",
+        "README.md links to k.md",
+        "docs/a.md links to ../README.md#no-title",
+        "docs/a.md links to b.md",
+    ];
     assert_eq!(broken_links(&documents, &paths), expected.map(|text| format!("{text}, which does not exist")));
 }
 
