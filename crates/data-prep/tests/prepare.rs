@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
+use data_prep::hash::hex;
 use data_prep::{
     Manifest, PrepareEvent, PrepareOptions, PrepareProgress, PrepareStage, Recipe, Split, SplitManifest, TokenSplit,
     prepare, verify,
@@ -38,29 +39,31 @@ fn sha256_of_shards(dir: &Path, split: &SplitManifest) -> String {
     for shard in &split.shards {
         hasher.update(fs::read(dir.join(&shard.name)).unwrap());
     }
-    hasher.finalize().iter().map(|b| format!("{b:02x}")).collect()
+    hex(&hasher.finalize())
 }
 
 fn lines(documents: &[&str]) -> String {
     documents.iter().map(|text| format!("{}\n", serde_json::json!({ "text": text }))).collect()
 }
 
-/// `../shared`, if it exists, contains corpora that may not be committed, and the hashes of their
-/// shards by the Python packages `datasets`, `tokenizers` and numpy.
+/// Compares the shards of corpora that may not be committed with those of the Python packages
+/// `datasets`, `tokenizers` and numpy. The environment variable `BACKPACK_TEST_CORPORA` is a
+/// directory with `corpus/NAME.parquet` for each corpus NAME, and `data-reference/NAME.RECIPE.json`
+/// with the number of documents and tokens and the SHA-256 of each split by Python. The test is
+/// skipped if the variable is not set.
 #[test]
 fn shards_equal_the_python_reference() {
-    let shared = root().join("../shared");
-    if !shared.is_dir() {
-        println!("skipped: {} does not exist", shared.display());
+    let Some(corpora) = std::env::var_os("BACKPACK_TEST_CORPORA").map(PathBuf::from) else {
+        println!("skipped: BACKPACK_TEST_CORPORA is not set");
         return;
-    }
+    };
     for (name, fraction, shard_tokens) in [("edge", 0.01, 1_000), ("sample5000", 0.0005, 2_000_000)] {
         for recipe in [Recipe::Backpack, Recipe::Nanogpt] {
-            let reference = shared.join(format!("data-reference/{name}.{recipe}.json"));
+            let reference = corpora.join(format!("data-reference/{name}.{recipe}.json"));
             let reference: serde_json::Value = serde_json::from_str(&fs::read_to_string(reference).unwrap()).unwrap();
             let dir = tempfile::tempdir().unwrap();
             let output = dir.path().join("out");
-            let corpus = shared.join(format!("corpus/{name}.parquet"));
+            let corpus = corpora.join(format!("corpus/{name}.parquet"));
             let options =
                 PrepareOptions { recipe, val_fraction: fraction, shard_tokens, ..options(&[&corpus], &output) };
             let manifest = prepare(&options, &|_| {}).unwrap().manifest;
@@ -348,7 +351,7 @@ fn finished_shards_are_not_written_again() {
     })
     .unwrap_err();
     let error = format!("{error:#}");
-    assert!(error.contains("cannot write") && error.contains("train-00004.bin"), "{error}");
+    assert!(error.contains(&format!("cannot write {}", blocked.display())), "{error}");
     fs::remove_dir(&blocked).unwrap();
     let first = partial.join("train-00000.bin");
     let written = fs::metadata(&first).unwrap().modified().unwrap();
