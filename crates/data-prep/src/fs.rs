@@ -18,7 +18,9 @@ pub enum Durability {
 /// directory, which is then renamed.
 ///
 /// # Errors
-/// The temporary file cannot be written, synced or renamed. The old file is then unchanged.
+/// The temporary file cannot be written, synced or renamed; it may then remain, and the old file is
+/// unchanged. Or the directory cannot be synced after the rename; a power failure may then restore
+/// the old file.
 pub fn write_atomic(path: &Path, bytes: impl AsRef<[u8]>, durability: Durability) -> io::Result<()> {
     let name = path.file_name().ok_or_else(|| io::Error::other("the path has no file name"))?;
     let temporary = path.with_file_name(format!(".{}.partial", name.to_string_lossy()));

@@ -3,7 +3,7 @@
 //!
 //! [`prepare()`] runs in two stages. The first stage reads documents (`sources`), tokenizes them in
 //! parallel (`tokenizer`), and appends their ids in source order to a temporary file. The second
-//! stage writes the ids in the permuted order of each split to shards (`shards`).
+//! stage writes the ids in the permuted order of each split to shards.
 //!
 //! Modules import only from modules earlier in this list: `hash` and `fs`, `tokenizer` and
 //! `sources`, `shards`, `config`, `prepare`.

@@ -20,7 +20,7 @@ use crate::prepare::existing_output::find_complete_output;
 use crate::prepare::journal::Commit;
 use crate::prepare::numpy_permutation::num_val_documents;
 use crate::prepare::options::PrepareOptions;
-use crate::prepare::progress::{PrepareEvent, Report};
+use crate::prepare::progress::{OnEvent, PrepareEvent};
 use crate::prepare::shard_stage::write_shards;
 use crate::prepare::spool::SpoolRange;
 use crate::prepare::staging_dir::{PrepareSpec, StagingDir};
@@ -42,13 +42,14 @@ pub struct Prepared {
 }
 
 /// Reads, tokenizes and splits text, and writes it to shards. Resumes the work of a killed process.
-/// Calls `report` after each batch of documents.
+/// Calls `report` after each batch of documents in the first stage, and after each 16 MiB and at
+/// the end of each shard in the second.
 ///
 /// # Errors
 /// An input is unusable (the error names the file and the position), or the output cannot be
-/// written. The output directory then does not exist; finished work is kept for the next call with
-/// the same options.
-pub fn prepare(options: &PrepareOptions, report: &(dyn Fn(PrepareEvent<'_>) + Sync)) -> Result<Prepared> {
+/// written. The output directory then does not exist or is unchanged. Finished work is kept for the
+/// next call with the same options, except from standard input and if the whole corpus is unusable.
+pub fn prepare(options: &PrepareOptions, report: &OnEvent<'_>) -> Result<Prepared> {
     options.validate()?;
     let threads = if options.threads == 0 { rayon::current_num_threads() } else { options.threads };
     let options = &PrepareOptions { threads, ..options.clone() };
@@ -101,7 +102,7 @@ fn run_stages(
     encoder: &Encoder,
     staging: &StagingDir,
     from: Commit,
-    report: &Report<'_>,
+    report: &OnEvent<'_>,
 ) -> Result<Manifest> {
     let end = tokenize(options, &spec.files, encoder, &staging.dir, from, report)?;
     let spooled = end.position.spooled;

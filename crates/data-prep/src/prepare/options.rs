@@ -7,8 +7,7 @@ use anyhow::{Result, ensure};
 
 use crate::tokenizer::recipe::Recipe;
 
-/// Largest accepted number of CPU threads: more than any machine has cores. libtorch crashes at
-/// some tens of thousands.
+/// Largest accepted number of CPU threads: more than any machine has cores.
 pub const MAX_THREADS: usize = 4_096;
 
 /// Inputs, output and settings of [`prepare()`](crate::prepare()).

@@ -36,4 +36,4 @@ pub enum PrepareEvent<'a> {
 }
 
 /// Receives the events of a preparation, from any of its threads.
-pub(crate) type Report<'a> = dyn Fn(PrepareEvent<'_>) + Sync + 'a;
+pub(crate) type OnEvent<'a> = dyn Fn(PrepareEvent<'_>) + Sync + 'a;

@@ -19,7 +19,7 @@ use crate::hash::hex;
 use crate::prepare::journal::{self, Journal};
 use crate::prepare::numpy_permutation::split_documents;
 use crate::prepare::options::PrepareOptions;
-use crate::prepare::progress::{PrepareEvent, PrepareProgress, PrepareStage, Report};
+use crate::prepare::progress::{OnEvent, PrepareEvent, PrepareProgress, PrepareStage};
 use crate::prepare::spool::Spool;
 use crate::prepare::staging_dir::SHARDS_FILE;
 use crate::shards::manifest::{Shard, SplitManifest};
@@ -52,7 +52,7 @@ impl ShardLayout {
 
 /// Progress of all writing threads.
 struct ShardProgress<'a> {
-    report: &'a Report<'a>,
+    report: &'a OnEvent<'a>,
     documents: AtomicU64,
     bytes: AtomicU64,
     total_bytes: u64,
@@ -82,7 +82,7 @@ pub(crate) fn write_shards(
     options: &PrepareOptions,
     dir: &Path,
     documents: u64,
-    report: &Report<'_>,
+    report: &OnEvent<'_>,
 ) -> Result<(SplitManifest, SplitManifest)> {
     // The permutation implements numpy's algorithm for 32-bit bounds.
     let documents =

@@ -11,7 +11,7 @@ use anyhow::{Result, bail};
 use crate::prepare::document_reader::{DocumentBatch, FileStart};
 use crate::prepare::journal::{Commit, SourcePosition};
 use crate::prepare::options::PrepareOptions;
-use crate::prepare::progress::{PrepareEvent, PrepareProgress, PrepareStage, Report};
+use crate::prepare::progress::{OnEvent, PrepareEvent, PrepareProgress, PrepareStage};
 use crate::prepare::spool::{SpoolRange, SpoolWriter};
 use crate::sources::SourceFile;
 use crate::tokenizer::EncodedDocuments;
@@ -34,7 +34,7 @@ pub(crate) struct CommitRequest {
 /// Appends batches to the spool, in source order.
 pub(crate) struct Spooler<'a> {
     options: &'a PrepareOptions,
-    report: &'a Report<'a>,
+    report: &'a OnEvent<'a>,
     spool: SpoolWriter,
     requests: SyncSender<CommitRequest>,
     /// Position after the last written batch, with the hashes that no commit contains yet.
@@ -57,7 +57,7 @@ impl<'a> Spooler<'a> {
         dir: &Path,
         from: Commit,
         requests: SyncSender<CommitRequest>,
-        report: &'a Report<'a>,
+        report: &'a OnEvent<'a>,
     ) -> Result<Self> {
         Ok(Spooler {
             options,

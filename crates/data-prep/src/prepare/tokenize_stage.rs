@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use crate::prepare::document_reader::{DocumentBatch, DocumentReader};
 use crate::prepare::journal::{Commit, Journal};
 use crate::prepare::options::PrepareOptions;
-use crate::prepare::progress::Report;
+use crate::prepare::progress::OnEvent;
 use crate::prepare::spooler::{CommitRequest, EncodedBatch, Spooler};
 use crate::prepare::staging_dir::COMMITS_FILE;
 use crate::sources::SourceFile;
@@ -33,7 +33,7 @@ pub(crate) fn tokenize(
     encoder: &Encoder,
     dir: &Path,
     from: Commit,
-    report: &Report<'_>,
+    report: &OnEvent<'_>,
 ) -> Result<Commit> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads).build()?;
     let resumed = Some(&from).filter(|commit| **commit != Commit::default());

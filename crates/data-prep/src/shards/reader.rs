@@ -16,7 +16,7 @@ const MAX_BYTES_CHECKED_AT_OPEN: u64 = 1 << 30;
 
 /// Shard of a split.
 struct SplitShard {
-    /// Position of its first token in the split.
+    /// Position of the shard's first token in the split.
     first: u64,
     shard: MappedShard,
 }
@@ -280,7 +280,7 @@ mod tests {
         fs::remove_file(&shard).unwrap();
         assert!(error(path, 100).contains("cannot open a shard that manifest.json lists"));
         fs::write(path.join(MANIFEST_FILE), "{").unwrap();
-        assert!(error(path, 100).contains("manifest.json"));
+        assert!(error(path, 100).contains("invalid manifest "));
         assert!(error(&path.join("none"), 100).contains("does not exist: create it with `backpack prepare-data"));
     }
 
