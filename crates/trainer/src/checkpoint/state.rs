@@ -32,7 +32,7 @@ pub struct TrainState {
     #[serde(default)]
     pub by_time: bool,
     /// Skipped steps, the loss scale and the window of recent losses.
-    #[serde(default)]
+    #[serde(rename = "stability", default)]
     pub step_guard: StepGuardState,
     /// SHA-256 of the resolved configuration as TOML.
     pub config_sha256: String,
@@ -171,8 +171,13 @@ pub(crate) fn check_resumable(saved: &TrainState, current: &TrainState) -> Resul
     const FIXED: [&str; 4] = ["run.seed", "data.sequence_length", "data.order", "batch.tokens_per_step"];
     for (key, before, value) in &changes {
         let shape = key.starts_with("model.") && key != "model.dropout";
+        let is_fixed = shape || FIXED.contains(&key.as_str());
         ensure!(
-            !shape && !FIXED.contains(&key.as_str()),
+            !is_fixed || !before.is_null(),
+            "{key} is {value}, but the checkpoint has no value for it: remove the key, or start a new run with checkpoint.init_from"
+        );
+        ensure!(
+            !is_fixed,
             "{key} is {value}, but the checkpoint was saved with {before}: keep {before}, or start a new run with checkpoint.init_from"
         );
     }
@@ -198,6 +203,24 @@ mod tests {
         assert!(TrainState::from_json(&changed).unwrap_err().to_string().contains("checksum"));
     }
 
+    /// The names in the file do not follow the names in the code.
+    #[test]
+    fn the_keys_of_the_file_are_fixed() {
+        let mut step_guard = StepGuardState::default();
+        step_guard.stats.scale_search_skips = 3;
+        step_guard.stats_before_streak = Some(step_guard.stats.clone());
+        let saved = TrainState { step_guard, ..state(&Config::example(), None, 10) };
+        let json: Value = serde_json::from_str(&saved.to_json().unwrap()).unwrap();
+        let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>().join(" ");
+        assert_eq!(
+            keys(&json),
+            "best_step best_val_loss by_time checksum config config_sha256 files format_version manifest_sha256 sequences stability step tokens train_tokens val_loss versions world_size"
+        );
+        let guard = &json["stability"];
+        assert_eq!(keys(guard), "bad_in_row before_row losses searched since_update skipped spikes");
+        assert_eq!(keys(&guard["before_row"]), "losses searched spikes");
+    }
+
     #[test]
     fn changed_data_and_fixed_keys_are_errors() {
         let mut config = Config::example();
@@ -209,8 +232,22 @@ mod tests {
         config.run.seed = 3;
         let message = error(&state(&config, None, 10));
         assert!(message.starts_with("run.seed is 3, but the checkpoint was saved with 1111"), "{message}");
+        let mut config = Config::example();
+        config.batch.tokens_per_step *= 2;
+        let message = error(&state(&config, None, 10));
+        assert!(
+            message.starts_with("batch.tokens_per_step is 1048576, but the checkpoint was saved with 524288"),
+            "{message}"
+        );
         let config = Config::example();
         assert!(error(&state(&config, Some("00"), 10)).contains("data differs from the checkpoint's"));
         assert!(error(&state(&config, None, 11)).contains("has 11 tokens and had 10"));
+        let mut older = saved.clone();
+        older.config["batch"].as_object_mut().unwrap().remove("tokens_per_step");
+        let message = check_resumable(&older, &saved).unwrap_err().to_string();
+        assert!(
+            message.starts_with("batch.tokens_per_step is 524288, but the checkpoint has no value for it"),
+            "{message}"
+        );
     }
 }

@@ -52,7 +52,7 @@ pub struct GuardStats {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub loss_scale: Option<LossScale>,
     /// Number of skipped steps whose only cause was a too large loss scale. 0 without fp16.
-    #[serde(skip_serializing_if = "is_zero")]
+    #[serde(rename = "searched", skip_serializing_if = "is_zero")]
     pub scale_search_skips: u64,
 }
 
