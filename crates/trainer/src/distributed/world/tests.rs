@@ -1,3 +1,5 @@
+//! Tests of reading rank, world size and address from flags and variables.
+
 use super::*;
 use crate::distributed::env::test_variables;
 
@@ -116,7 +118,7 @@ fn incomplete_and_contradicting_settings_are_refused() {
         (flags(2, 2), "", "--rank is 2, but --world-size is 2: ranks run from 0 to 1"),
         (flags(0, 0), "", "--world-size is 0"),
         (flags(0, 2), "", "rank 0 of 2 cannot determine the address of rank 0: MASTER_ADDR is not set"),
-        (flags(0, 2), TASK, "MASTER_ADDR is not set"),
+        (flags(0, 2), TASK, "MASTER_ADDR is not set: set it to the host of rank 0"),
         (none.clone(), "RANK=1", "RANK is 1, but WORLD_SIZE is not set"),
         (none.clone(), "WORLD_SIZE=2", "WORLD_SIZE is 2, but RANK is not set"),
         (none.clone(), "RANK=2 WORLD_SIZE=2", "RANK is 2, but WORLD_SIZE is 2: ranks run from 0 to 1"),
@@ -126,7 +128,7 @@ fn incomplete_and_contradicting_settings_are_refused() {
         (
             none.clone(),
             "RANK=1 WORLD_SIZE=2 MASTER_ADDR=n",
-            "rank 1 of 2 cannot determine the address of rank 0: MASTER_PORT is not set",
+            "rank 1 of 2 cannot determine the address of rank 0: MASTER_PORT is not set: set it to a free port",
         ),
         (
             none.clone(),
@@ -137,7 +139,7 @@ fn incomplete_and_contradicting_settings_are_refused() {
         (
             none.clone(),
             &format!("{RANK} LOCAL_WORLD_SIZE=3 LOCAL_RANK=0"),
-            "LOCAL_WORLD_SIZE is 3, but the world size is 2",
+            "LOCAL_WORLD_SIZE is 3, but the world size is 2: set LOCAL_WORLD_SIZE to the number of ranks on this host",
         ),
         (
             none.clone(),
@@ -150,12 +152,16 @@ fn incomplete_and_contradicting_settings_are_refused() {
             "2 ranks are on this host, but the local rank of this one is unknown: set LOCAL_RANK",
         ),
         (none.clone(), &format!("{TASK} RANK=0"), "WORLD_SIZE is not set"),
-        (none.clone(), &format!("{TASK} RANK=0 WORLD_SIZE=4"), "RANK is 0, but SLURM_PROCID is 3: unset RANK"),
+        (
+            none.clone(),
+            &format!("{TASK} RANK=0 WORLD_SIZE=4"),
+            "RANK is 0, but SLURM_PROCID is 3: unset RANK, or set it to SLURM_PROCID",
+        ),
         (none.clone(), &format!("{TASK} WORLD_SIZE=8"), "WORLD_SIZE is 8, but srun started 4 tasks"),
         (
             WorldFlags { local_rank: Some(2), ..none.clone() },
             TASK,
-            "the local rank is 2, but the number of ranks on this host is 2 (from the launcher)",
+            "the local rank is 2, but the number of ranks on this host is 2 (from the launcher): set LOCAL_WORLD_SIZE",
         ),
     ] {
         let error = read_with(&flags, pairs).unwrap_err();
