@@ -196,10 +196,7 @@ fn a_backpack_is_initialized_from_a_gpt2() {
     scratch.train("run", &["--set", &init, "--resume", "auto"]).expect(0);
     let narrow = ["--set", &init, "--set", "model.n_head=2"];
     let error = scratch.train("other", &narrow).error();
-    assert!(
-        error.contains("the transformer cannot start from") && error.contains("n_head is 2 here and 4 there"),
-        "{error}"
-    );
+    assert!(error.contains("the trunk cannot start from") && error.contains("n_head is 2 here and 4 there"), "{error}");
 }
 
 #[test]

@@ -202,6 +202,17 @@ impl Parameters {
         self.low_precision_copies.get(name).map(Tensor::shallow_clone)
     }
 
+    /// Recomputes the bf16 copies after the parameters have changed.
+    ///
+    /// # Errors
+    /// A copy has another shape than its parameter.
+    pub fn update_low_precision_copies(&self) -> Result<()> {
+        for (name, copy) in &self.low_precision_copies {
+            copy.shallow_clone().f_copy_(&self.by_name[name].detach())?;
+        }
+        Ok(())
+    }
+
     /// Iterates over names and parameters, sorted by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         self.by_name.iter().map(|(name, tensor)| (name.as_str(), tensor))

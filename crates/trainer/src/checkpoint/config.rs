@@ -11,16 +11,16 @@ use crate::checkpoint::retention::RetentionPolicy;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CheckpointConfig {
-    /// Steps between checkpoints; 0 saves only after the last step.
+    /// Steps between checkpoints. 0: only after the last step.
     pub every_steps: u64,
-    /// Minutes without a checkpoint after which one is saved that is deleted once the next one is
-    /// complete; 0 for never.
+    /// Minutes without a checkpoint after which an extra one is saved. It is deleted once the next
+    /// one is complete. 0: never.
     pub every_minutes: u64,
     /// Newest checkpoints kept, at least 1.
     pub keep_last: usize,
     /// Checkpoints with the lowest validation loss kept.
     pub keep_best: usize,
-    /// Checkpoints at multiples of this step are never deleted; 0 for none.
+    /// Checkpoints at multiples of this step are never deleted. 0: none.
     pub keep_every: u64,
     /// A model directory with the initial weights of a new run.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -95,51 +95,14 @@ impl<'a> CheckpointManager<'a> {
         self.report_failure(log);
     }
 
-    /// Copies weights and moments, after the pending save is done, and starts to write them. A
-    /// failure is a warning. Collective.
+    /// Copies weights and moments, after the pending save is done, and starts to write them.
+    /// Collective.
+    ///
+    /// [`CheckpointManager::poll`] or [`CheckpointManager::wait_for_save`] reports a failure.
     ///
     /// # Errors
     /// Another rank has disconnected.
     pub(crate) fn save(
-        &mut self,
-        model: &LanguageModel,
-        optimizer: &Optimizer,
-        state: &TrainState,
-        log: &mut RunLogger,
-    ) -> Result<()> {
-        self.start(model, optimizer, state, log)?;
-        self.report_failure(log);
-        Ok(())
-    }
-
-    /// Saves the last checkpoint of a run and waits until it is complete. Collective.
-    ///
-    /// # Errors
-    /// The checkpoint cannot be written; the error is returned on all ranks.
-    pub(crate) fn save_last(
-        &mut self,
-        model: &LanguageModel,
-        optimizer: &Optimizer,
-        state: &TrainState,
-        log: &mut RunLogger,
-    ) -> Result<()> {
-        self.start(model, optimizer, state, log)?;
-        self.wait_all(log)?;
-        self.collectives.try_all(self.failure.take().map_or(Ok(()), Err))
-    }
-
-    /// Waits for the pending save after an error that ends the run. Does not involve the other
-    /// ranks, which may have disconnected. Returns the error, and the one of the save if it failed.
-    pub(crate) fn finish(&mut self, error: anyhow::Error, log: &mut RunLogger) -> anyhow::Error {
-        self.watchdog.progress(WAITING);
-        while self.wait(self.collectives.poll_interval(), log) {}
-        match self.failure.take() {
-            Some(failure) => anyhow!("{error:#}; in addition, {failure:#}"),
-            None => error,
-        }
-    }
-
-    fn start(
         &mut self,
         model: &LanguageModel,
         optimizer: &Optimizer,
@@ -156,6 +119,26 @@ impl<'a> CheckpointManager<'a> {
         }
         self.last_save = Instant::now();
         Ok(())
+    }
+
+    /// Waits until the save that was started last is complete. Collective.
+    ///
+    /// # Errors
+    /// The checkpoint cannot be written; the error is returned on all ranks.
+    pub(crate) fn wait_for_save(&mut self, log: &mut RunLogger) -> Result<()> {
+        self.wait_all(log)?;
+        self.collectives.try_all(self.failure.take().map_or(Ok(()), Err))
+    }
+
+    /// Waits for the pending save after an error that ends the run. Does not involve the other
+    /// ranks, which may have disconnected. Returns the error, and the one of the save if it failed.
+    pub(crate) fn finish(&mut self, error: anyhow::Error, log: &mut RunLogger) -> anyhow::Error {
+        self.watchdog.progress(WAITING);
+        while self.wait(self.collectives.poll_interval(), log) {}
+        match self.failure.take() {
+            Some(failure) => anyhow!("{error:#}; in addition, {failure:#}"),
+            None => error,
+        }
     }
 
     /// Waits on all ranks for the pending save. The ranks meet once per poll interval, so that no
@@ -198,7 +181,9 @@ impl<'a> CheckpointManager<'a> {
     /// Logs the error of the last save, if there is one, as a warning.
     fn report_failure(&mut self, log: &mut RunLogger) {
         if let Some(error) = self.failure.take() {
-            log.info(&format!("warning     {error:#}; the run continues until the next checkpoint is due"));
+            log.info(&format!(
+                "warning     {error:#}; the run continues and saves again when the next checkpoint is due"
+            ));
         }
     }
 }
@@ -208,43 +193,22 @@ mod tests {
     use std::fs;
     use std::path::Path;
 
-    use model::ModelConfig;
-    use serde_json::Value;
     use tch::Device;
 
     use super::*;
+    use crate::checkpoint::testing::{state, tiny_model};
     use crate::checkpoint::verify;
     use crate::distributed::world::World;
     use crate::logging::run_dir::RunDir;
-    use crate::optim::adamw::OptimizerConfig;
-
-    fn tiny() -> (LanguageModel, Optimizer) {
-        let config = ModelConfig {
-            n_embd: 8,
-            n_head: 2,
-            n_layer: 1,
-            num_senses: 2,
-            vocab_size: 11,
-            n_positions: 4,
-            ..ModelConfig::default()
-        };
-        let model = LanguageModel::initialize(config, 1, Device::Cpu).unwrap();
-        let optimizer = Optimizer::new(OptimizerConfig::default(), &model);
-        (model, optimizer)
-    }
-
-    fn state(step: u64) -> TrainState {
-        TrainState { step, ..TrainState::new("", Value::Null, None, 10).unwrap() }
-    }
 
     fn logger(run_dir: &Path) -> RunLogger {
         RunLogger::open(RunDir::open(run_dir).unwrap()).unwrap()
     }
 
-    /// Saves at these steps, and returns the result of the last call: `save_last` of the last step
-    /// if `last`, otherwise `finish` after all steps.
+    /// Saves at these steps, and returns the result of the last call: `wait_for_save` after the last
+    /// step if `last`, otherwise `finish`.
     fn save_at(run_dir: &Path, steps: &[u64], last: bool) -> Result<()> {
-        let (model, optimizer) = tiny();
+        let (model, optimizer) = tiny_model();
         let config = CheckpointConfig { keep_last: 9, ..CheckpointConfig::default() };
         let collectives = Collectives::alone();
         let watchdog = Watchdog::start(&World::alone(), Duration::ZERO).unwrap();
@@ -254,10 +218,10 @@ mod tests {
         assert!(manager.is_due_by_time());
         let mut log = logger(run_dir);
         for &step in steps {
+            manager.save(&model, &optimizer, &state(step, None), &mut log)?;
             if last && Some(&step) == steps.last() {
-                return manager.save_last(&model, &optimizer, &state(step), &mut log);
+                return manager.wait_for_save(&mut log);
             }
-            manager.save(&model, &optimizer, &state(step), &mut log)?;
             // The copy is written, even if the weights change meanwhile.
             tch::no_grad(|| model.parameters().iter().for_each(|(_, p)| drop(p.shallow_clone().zero_())));
         }
@@ -268,7 +232,7 @@ mod tests {
 
     #[test]
     fn newest_step_is_that_of_an_existing_checkpoint() {
-        let (model, optimizer) = tiny();
+        let (model, optimizer) = tiny_model();
         let (config, collectives) = (CheckpointConfig::default(), Collectives::alone());
         let watchdog = Watchdog::start(&World::alone(), Duration::ZERO).unwrap();
         let newest = |run_dir: &Path, first_step: u64, save: Option<u64>| {
@@ -277,7 +241,7 @@ mod tests {
                 CheckpointManager::new(&config, dir, &collectives, &watchdog, &model, &optimizer, first_step).unwrap();
             let mut log = logger(run_dir);
             if let Some(step) = save {
-                manager.save(&model, &optimizer, &state(step), &mut log).unwrap();
+                manager.save(&model, &optimizer, &state(step, None), &mut log).unwrap();
             }
             manager.wait_for_newest_step(&mut log).unwrap()
         };

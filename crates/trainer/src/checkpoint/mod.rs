@@ -12,6 +12,8 @@ pub(crate) mod manager;
 pub(crate) mod retention;
 pub(crate) mod snapshot;
 pub(crate) mod state;
+#[cfg(test)]
+mod testing;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -30,7 +32,7 @@ const STATE_FILE: &str = "state.json";
 const OPTIMIZER_FILE: &str = "optimizer.safetensors";
 
 /// Returns whether a directory is a checkpoint, not only a model.
-pub(crate) fn is_checkpoint(path: &Path) -> bool {
+fn is_checkpoint(path: &Path) -> bool {
     path.join(STATE_FILE).is_file()
 }
 

@@ -4,9 +4,9 @@
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct RetentionCandidate {
     pub step: u64,
-    /// Validation loss at its step, if there was a validation.
+    /// Validation loss at the checkpoint's step, if there was a validation.
     pub val_loss: Option<f64>,
-    /// Whether it was saved because time had passed and not because its step was due.
+    /// Whether the checkpoint was saved because time had passed and not because its step was due.
     pub by_time: bool,
 }
 
@@ -17,7 +17,7 @@ pub(crate) struct RetentionPolicy {
     pub last: usize,
     /// Number of the checkpoints with the lowest validation loss.
     pub best: usize,
-    /// Checkpoints at multiples of this step are never deleted; 0 for none.
+    /// Checkpoints at multiples of this step are never deleted. 0: none.
     pub every: u64,
 }
 

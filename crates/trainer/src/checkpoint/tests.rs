@@ -3,34 +3,17 @@
 use std::fs;
 use std::path::Path;
 
-use model::{LanguageModel, ModelConfig, WEIGHTS_FILE};
-use serde_json::Value;
-use tch::Device;
+use model::WEIGHTS_FILE;
 
 use super::verify;
 use crate::checkpoint::checkpoint_dir::CheckpointDir;
 use crate::checkpoint::config::CheckpointConfig;
 use crate::checkpoint::retention::RetentionPolicy;
 use crate::checkpoint::snapshot::HostSnapshot;
-use crate::checkpoint::state::TrainState;
-use crate::optim::adamw::{Optimizer, OptimizerConfig};
+use crate::checkpoint::testing::{state, tiny_model};
 
-fn state(step: u64, val_loss: Option<f64>) -> TrainState {
-    TrainState { step, val_loss, ..TrainState::new("", Value::Null, None, 10).unwrap() }
-}
-
-fn tiny() -> HostSnapshot {
-    let config = ModelConfig {
-        n_embd: 8,
-        n_head: 2,
-        n_layer: 1,
-        num_senses: 2,
-        vocab_size: 11,
-        n_positions: 4,
-        ..ModelConfig::default()
-    };
-    let model = LanguageModel::initialize(config, 1, Device::Cpu).unwrap();
-    let optimizer = Optimizer::new(OptimizerConfig::default(), &model);
+fn tiny_snapshot() -> HostSnapshot {
+    let (model, optimizer) = tiny_model();
     let mut snapshot = HostSnapshot::allocate(&model, &optimizer).unwrap();
     snapshot.copy_from(&model, &optimizer).unwrap();
     snapshot
@@ -46,7 +29,7 @@ fn checkpoint_dir(run_dir: &Path) -> CheckpointDir {
 #[test]
 fn saving_applies_retention_and_the_newest_valid_checkpoint_is_found() {
     let scratch = tempfile::tempdir().unwrap();
-    let snapshot = tiny();
+    let snapshot = tiny_snapshot();
     let checkpoints = checkpoint_dir(scratch.path());
     for (step, loss) in [(10, 2.0), (20, 3.0), (30, 4.0), (40, 5.0)] {
         checkpoints.save(&snapshot, state(step, Some(loss))).unwrap();
@@ -67,7 +50,7 @@ fn saving_applies_retention_and_the_newest_valid_checkpoint_is_found() {
 #[test]
 fn partial_checkpoints_are_deleted_and_a_failed_save_changes_nothing() {
     let scratch = tempfile::tempdir().unwrap();
-    let snapshot = tiny();
+    let snapshot = tiny_snapshot();
     let checkpoints = checkpoint_dir(scratch.path());
     checkpoints.save(&snapshot, state(10, None)).unwrap();
     fs::create_dir(scratch.path().join("checkpoints/.step-00000020")).unwrap();
@@ -86,7 +69,7 @@ fn partial_checkpoints_are_deleted_and_a_failed_save_changes_nothing() {
 #[test]
 fn a_checkpoint_whose_replacement_was_killed_is_recovered() {
     let scratch = tempfile::tempdir().unwrap();
-    let (snapshot, checkpoints) = (tiny(), checkpoint_dir(scratch.path()));
+    let (snapshot, checkpoints) = (tiny_snapshot(), checkpoint_dir(scratch.path()));
     let path = checkpoints.save(&snapshot, state(10, Some(2.0))).unwrap().path;
     checkpoints.save(&snapshot, state(10, Some(3.0))).unwrap();
     assert_eq!(verify(&path).unwrap().val_loss, Some(3.0));
@@ -102,7 +85,7 @@ fn a_checkpoint_whose_replacement_was_killed_is_recovered() {
 #[test]
 fn checkpoints_of_an_abandoned_branch_are_archived() {
     let scratch = tempfile::tempdir().unwrap();
-    let (snapshot, checkpoints) = (tiny(), checkpoint_dir(scratch.path()));
+    let (snapshot, checkpoints) = (tiny_snapshot(), checkpoint_dir(scratch.path()));
     let checkpoints = CheckpointDir { policy: RetentionPolicy { last: 9, ..checkpoints.policy }, ..checkpoints };
     let save = |step| checkpoints.save(&snapshot, state(step, None)).unwrap().path;
     let [first, second, third] = [10, 20, 30].map(save);
@@ -121,7 +104,7 @@ fn checkpoints_of_an_abandoned_branch_are_archived() {
 #[test]
 fn the_same_weights_give_the_same_bytes() {
     let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let snapshot = tiny();
+    let snapshot = tiny_snapshot();
     let save = |run_dir: &Path, step| checkpoint_dir(run_dir).save(&snapshot, state(step, None)).unwrap().path;
     let (a, b) = (save(a.path(), 1), save(b.path(), 2));
     assert_eq!(fs::read(a.join(WEIGHTS_FILE)).unwrap(), fs::read(b.join(WEIGHTS_FILE)).unwrap());

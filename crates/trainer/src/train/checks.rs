@@ -13,7 +13,8 @@ use crate::distributed::world::World;
 use crate::train::options::TrainOptions;
 use crate::train::summary::RunSummary;
 
-/// Opens the data and checks that the batch divides. Rank 0 checks the initial weights too.
+/// Opens the data and checks that the batch divides. Rank 0 checks the initial weights too, and in
+/// a dry run every rank does.
 ///
 /// # Errors
 /// The data, the batch or the initial weights do not fit the configuration.
@@ -23,7 +24,7 @@ pub(crate) fn check_inputs(
     checkpoints: &CheckpointDir,
 ) -> Result<(DataSplits, RunSummary)> {
     let data = DataSplits::open(&config.data, config.model.vocab_size as usize, config.run.seed)?;
-    if options.world.rank == 0 {
+    if options.dry_run || options.world.rank == 0 {
         check_init_from(config, checkpoints)?;
     }
     let summary = RunSummary::new(config, &config.model, data.sequences_per_epoch, options.world.size as u64)?;
@@ -35,7 +36,7 @@ pub(crate) fn check_inputs(
 ///
 /// # Errors
 /// The version of libtorch cannot be read.
-pub(crate) fn settings_digest(config: &Config, world: &World, data: &DataSplits) -> Result<BTreeMap<String, String>> {
+pub(crate) fn shared_settings(config: &Config, world: &World, data: &DataSplits) -> Result<BTreeMap<String, String>> {
     const PER_MACHINE: [&str; 2] = ["run.threads", "run.pin_threads"];
     let mut settings = BTreeMap::from([
         ("the program's version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
@@ -70,7 +71,7 @@ fn check_init_from(config: &Config, checkpoints: &CheckpointDir) -> Result<()> {
 /// # Errors
 /// The shapes differ.
 pub(crate) fn require_shape(config: &Config, path: &Path, shape: &ModelConfig) -> Result<()> {
-    // The transformer of a Backpack may start from a GPT-2, whose shape may differ more. It is
+    // The trunk of a Backpack may start from a GPT-2, whose shape may differ more. It is
     // checked when the weights are copied.
     if (config.model.architecture, shape.architecture) == (Architecture::Backpack, Architecture::Gpt2) {
         return Ok(());

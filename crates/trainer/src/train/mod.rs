@@ -35,7 +35,7 @@ use crate::perf::matmul_peak::matmul_peak;
 use crate::perf::profiler::Profiler;
 use crate::runtime::signals::Stop;
 use crate::time::human_duration;
-use crate::train::checks::{check_inputs, settings_digest};
+use crate::train::checks::{check_inputs, shared_settings};
 use crate::train::find_micro_batch::{FitAttempt, find_micro_batch};
 use crate::train::options::{TrainOptions, TrainOutcome};
 use crate::train::runtime::Runtime;
@@ -66,11 +66,12 @@ pub fn train(config: &Config, options: &TrainOptions, stop: &Stop) -> Result<Tra
     let collectives = Collectives::join(&options.world, &config.distributed, runtime.device)?;
     runtime.watchdog.progress("opening the checkpoint");
     let (data, _) = collectives.try_all(checked)?;
-    collectives.require_equal("settings", &settings_digest(config, &options.world, &data)?)?;
+    collectives.require_equal("settings", &shared_settings(config, &options.world, &data)?)?;
     let outcome = match Trainer::start(config, options, &runtime, &collectives, data, checkpoints)? {
         Some(trainer) => trainer.run(options.stop_after)?,
         None => TrainOutcome::Finished,
     };
+    // The watchdog ends first, because shutdown waits for the slowest rank.
     drop(runtime);
     collectives.shutdown()?;
     Ok(outcome)
@@ -81,8 +82,7 @@ struct Trainer<'a> {
     config: &'a Config,
     summary: RunSummary,
     runtime: &'a Runtime<'a>,
-    collectives: &'a Collectives,
-    train: StepContext<'a>,
+    context: StepContext<'a>,
     state: TrainState,
     batches: Prefetch,
     validation_data: TokenSplit,
@@ -116,7 +116,7 @@ impl<'a> Trainer<'a> {
         let fitted = Config { batch, ..config.clone() };
         let summary = RunSummary::new(&fitted, model.config(), data.sequences_per_epoch, collectives.size())?;
         let [peak_flops] = collectives.sum([matmul_peak(config.run.precision.kind(), device)?])?;
-        // Only now, because a start that fails must not change existing checkpoints.
+        // As late as possible: a start that fails before this does not change existing checkpoints.
         let opened = if collectives.is_first() {
             archive_abandoned(&checkpoint_dir, startup.resumed_from.as_ref(), &mut log).and_then(|()| {
                 log_start(config, options, runtime, &data, &summary, peak_flops, &mut log);
@@ -141,7 +141,7 @@ impl<'a> Trainer<'a> {
             state.step,
         )?;
         let is_scaled = config.run.precision == Precision::Fp16;
-        let train = StepContext {
+        let context = StepContext {
             grad_reducer: GradReducer::new(collectives, &config.distributed, &optimizer)?,
             step_guard: StepGuard::from_state(&config.step_guard, is_scaled, device, &state.step_guard)?,
             forward_options: config.forward_options(),
@@ -157,8 +157,7 @@ impl<'a> Trainer<'a> {
             config,
             summary,
             runtime,
-            collectives,
-            train,
+            context,
             state,
             batches,
             validation_data: data.val,
@@ -213,7 +212,7 @@ impl<'a> Trainer<'a> {
             self.checkpoints.poll(&mut self.log);
             // If one rank must stop or save, all ranks do so after the same step.
             let [stop, is_due_by_time] =
-                self.collectives.any([self.stop_requested(), self.checkpoints.is_due_by_time()])?;
+                self.context.collectives.any([self.stop_requested(), self.checkpoints.is_due_by_time()])?;
             let is_stopping = (stop || is_stop_step(step)) && !is_last;
             let is_due_by_step = is_last || is_stopping || is_due(config.checkpoint.every_steps, step);
             if is_due_by_step || is_due_by_time {
@@ -231,21 +230,22 @@ impl<'a> Trainer<'a> {
         Ok(TrainOutcome::Finished)
     }
 
-    /// Runs the next step. Step k uses the sequences from k times the batch on, for any world size.
+    /// Runs the next step. Step k uses the sequences from number k x N on, with N sequences
+    /// per step, for any world size.
     fn step(&mut self, learning_rate: f64) -> Result<StepResult> {
         let Trainer { batches, runtime, .. } = self;
-        let (step, seed, rank) = (self.state.step, self.config.run.seed, self.collectives.rank());
+        let (step, seed, rank) = (self.state.step, self.config.run.seed, self.context.collectives.rank());
         runtime.watchdog.step(step + 1);
         let micro_batches = (0..self.summary.layout.accumulation as usize).map(|i| {
             runtime.watchdog.progress("computing a micro-batch");
             let (inputs, targets) = batches.next_batch()?;
             Ok(MicroBatch { inputs, targets, dropout_seed: derive_seed(seed, &[step, rank, i as u64]) })
         });
-        let result = training_step(&mut self.train, learning_rate, micro_batches)
+        let result = training_step(&mut self.context, learning_rate, micro_batches)
             .with_context(|| format!("step {} failed", step + 1))?;
         if self.timer.is_first_step(step) {
             // Only the first step may have to wait for a rank that starts slowly.
-            self.collectives.use_run_timeout()?;
+            self.context.collectives.use_run_timeout()?;
         }
         Ok(result)
     }

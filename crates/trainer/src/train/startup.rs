@@ -70,7 +70,6 @@ pub(crate) fn initialize(
     let message: Option<StartMessage> = serde_json::from_str(&message).context("invalid start message from rank 0")?;
     let Some(message) = message else { return Ok(None) };
     let has_moments = message.has_moments;
-    let is_first = loaded.is_some();
     let startup = loaded.map_or_else(|| allocate(config, message, device), Ok)?;
     let (model, optimizer) = (&startup.model, &startup.optimizer);
     let mut tensors: Vec<Tensor> = model.parameters().iter().map(|(_, tensor)| tensor.shallow_clone()).collect();
@@ -79,8 +78,8 @@ pub(crate) fn initialize(
     }
     collectives.broadcast(tensors)?;
     collectives.require_equal_tensors("weights at the start", model.parameters().iter())?;
-    if !is_first {
-        update_low_precision_copies(model)?;
+    if !collectives.is_first() {
+        model.parameters().update_low_precision_copies()?;
     }
     Ok(Some(startup))
 }
@@ -157,16 +156,6 @@ fn prepare(config: &Config, model: LanguageModel) -> (LanguageModel, Optimizer) 
     model.set_dropout(config.model.dropout);
     let optimizer = Optimizer::new(config.optimizer.clone(), &model);
     (model, optimizer)
-}
-
-/// Recomputes the low-precision copies of weights that were received from rank 0.
-fn update_low_precision_copies(model: &LanguageModel) -> Result<()> {
-    for (name, weight) in model.parameters().iter() {
-        if let Some(mut copy) = model.parameters().low_precision_copy(name) {
-            copy.f_copy_(&weight.detach())?;
-        }
-    }
-    Ok(())
 }
 
 /// Returns the checkpoint to resume from, verified. Appends a log line for each one that does not
@@ -248,6 +237,6 @@ fn initial_model(config: &Config, data: &DataSplits, device: Device) -> Result<L
     }
     let model = new_model()?;
     let initialized = model::init_from_gpt2(&model, &given);
-    initialized.with_context(|| format!("the transformer cannot start from {}", path.display()))?;
+    initialized.with_context(|| format!("the trunk cannot start from {}", path.display()))?;
     Ok(model)
 }

@@ -13,7 +13,7 @@ impl Trainer<'_> {
     /// Also checks that the weights are equal on all ranks.
     pub(super) fn validate(&mut self, is_last: bool) -> Result<()> {
         const PHASE: &str = "validating";
-        let (collectives, runtime, log) = (self.collectives, self.runtime, &mut self.log);
+        let (collectives, runtime, log) = (self.context.collectives, self.runtime, &mut self.log);
         let step = self.state.step;
         runtime.watchdog.progress(PHASE);
         log.heartbeat(step, PHASE);
@@ -23,7 +23,7 @@ impl Trainer<'_> {
             batch_size: self.summary.layout.micro_batch,
             shard: RankShard { rank: collectives.rank(), world_size: collectives.size() },
         };
-        let forward_options = ForwardOptions { dropout: 0.0, ..self.train.forward_options };
+        let forward_options = ForwardOptions { dropout: 0.0, ..self.context.forward_options };
         let mut on_progress = |done: u64, all: u64| {
             runtime.watchdog.progress(PHASE);
             log.heartbeat(step, PHASE);
@@ -31,7 +31,7 @@ impl Trainer<'_> {
             Ok(is_last || !collectives.any([runtime.stop.requested()])?[0])
         };
         let result =
-            evals::validate(&self.train.model, &self.validation_data, options, forward_options, &mut on_progress)?;
+            evals::validate(&self.context.model, &self.validation_data, options, forward_options, &mut on_progress)?;
         let Some(own) = result else {
             self.log.info("validation  skipped: stop requested");
             return Ok(());
@@ -40,7 +40,7 @@ impl Trainer<'_> {
         let loss = sum / sequences;
         // All ranks compute the weights from the same gradients. A difference is detected here,
         // before the weights are saved.
-        collectives.require_equal_tensors("weights", self.train.model.parameters().iter())?;
+        collectives.require_equal_tensors("weights", self.context.model.parameters().iter())?;
         self.state.val_loss = Some(loss);
         if self.state.best_val_loss.is_none_or(|best| loss < best) {
             (self.state.best_val_loss, self.state.best_step) = (Some(loss), Some(step));
