@@ -11,7 +11,7 @@ use crate::logging::tensorboard::EventWriter;
 use crate::perf::profiler::{Profile, TRACE_FILE};
 
 /// The name of the resolved configuration in a run directory.
-const CONFIG_FILE: &str = "config.toml";
+pub(crate) const CONFIG_FILE: &str = "config.toml";
 
 /// Writes all records of a run except its checkpoints. Rank 0 has one that writes; the other ranks
 /// have a disabled one.

@@ -15,6 +15,7 @@ use crate::checkpoint::{self, checkpoint_dir::CheckpointDir};
 use crate::config::Config;
 use crate::logging::metrics::{self, MetricLine};
 use crate::logging::run_dir::{is_held, taken_at};
+use crate::logging::run_logger::CONFIG_FILE;
 use crate::logging::sessions::{self, Session, SessionOutcome, unix_seconds};
 use crate::perf::cost::{CostRates, RunCost};
 use crate::status::health::{Health, Trend};
@@ -73,7 +74,8 @@ pub struct Status {
     pub activity: Activity,
     /// Current operation of the running process.
     pub phase: Option<String>,
-    /// Seconds since the last heartbeat of the running process.
+    /// Seconds since the last heartbeat of the running process. Before the first one: seconds since
+    /// it took the lock.
     pub silent_seconds: Option<f64>,
     /// Whether a process holds the lock but sends no heartbeat.
     pub stalled: bool,
@@ -115,8 +117,8 @@ impl Status {
     /// parsed.
     pub fn read(run_dir: &Path, rates: &CostRates) -> Result<Self> {
         rates.validate()?;
-        let file = run_dir.join("config.toml");
-        ensure!(file.is_file(), "{} is not a run directory: it has no config.toml", run_dir.display());
+        let file = run_dir.join(CONFIG_FILE);
+        ensure!(file.is_file(), "{} is not a run directory: it has no {CONFIG_FILE}", run_dir.display());
         let config = Config::load(&file, &[]).context("cannot read the configuration of the run")?;
         // The lock is read first, so that everything else is at least as new.
         let lock_held = is_held(run_dir);
@@ -218,7 +220,7 @@ impl Status {
             problems.push(format!("the loss rises ({before:.3} to {loss:.3})"));
         }
         if health.bad_steps > 0 {
-            problems.push(format!("{} bad steps (skipped or not finite)", health.bad_steps));
+            problems.push(format!("bad steps (skipped or not finite): {}", health.bad_steps));
         }
         if let (Some(now), Some(best)) = (health.tokens_per_s, health.best_tokens_per_s)
             && health.is_slow()
@@ -278,7 +280,7 @@ fn seconds_left(
             .filter_map(|line| Some(tokens as f64 / line.tokens_per_s?))
             .collect();
         let training = trained.iter().sum::<f64>() / trained.len().max(1) as f64 * done as f64;
-        // There are too few steps to estimate the overhead.
+        // The overhead of fewer than 20 steps is not estimated.
         if done < 20 || training <= 0.0 { 1.0 } else { (session.seconds / training).clamp(1.0, 10.0) }
     });
     Some(seconds_per_step * overhead * steps as f64)

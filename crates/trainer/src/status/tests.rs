@@ -1,3 +1,5 @@
+//! Tests of the status of running, finished, stalled and failed runs.
+
 use super::*;
 
 const NOW: f64 = 1_795_638_660.0;
@@ -115,7 +117,7 @@ fn problems_are_reported() {
     assert!(problem(&damaged).contains("step-40 is damaged (torn)"));
     let mut bad = observation(true, None);
     bad.lines[7].bad = true;
-    assert!(problem(&bad).contains("1 bad steps (skipped or not finite)"));
+    assert!(problem(&bad).contains("bad steps (skipped or not finite): 1"));
 }
 
 #[test]
