@@ -22,7 +22,8 @@ use crate::optim::adamw::Optimizer;
 use crate::optim::step_guard::StepGuard;
 use crate::perf::flops::flops_per_token;
 use crate::perf::matmul_peak::{BENCH_BUDGET, measure_matmul_peak, product};
-use crate::runtime::device::select_device;
+use crate::runtime::device::{device_type, select_device};
+use crate::runtime::memory::peak_resident_memory;
 use crate::runtime::threads::set_threads;
 use crate::stats::median;
 use crate::train::step::{MicroBatch, StepContext, StepResult, training_step};
@@ -207,7 +208,7 @@ pub fn bench(config: &Config, options: &BenchOptions, on_line: &mut dyn FnMut(&s
         precision: config.run.precision,
         kernels: config.run.kernels,
         threads: threads.count,
-        device: if device.is_cuda() { "cuda" } else { "cpu" },
+        device: device_type(device.is_cuda()),
         world_size,
         communication,
         micro_batch: layout.micro_batch,
@@ -255,27 +256,5 @@ impl BenchRun<'_> {
         profiler::stop();
         let sums = profiler::take_totals();
         Ok(sums.into_iter().map(|(part, seconds)| (part.to_string(), seconds / steps as f64)).collect())
-    }
-}
-
-/// Returns the peak resident memory of the process in bytes, as counted by the kernel.
-fn peak_resident_memory() -> Result<u64> {
-    let path = "/proc/self/status";
-    let status = std::fs::read_to_string(path).with_context(|| format!("{path} cannot be read"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
-    Ok(1024 * kib.with_context(|| format!("{path} has no VmHWM in kB"))?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn peak_memory_is_in_bytes() {
-        let before = peak_resident_memory().unwrap();
-        let block = vec![1u8; 64 << 20];
-        let after = peak_resident_memory().unwrap();
-        assert!(after >= block.len() as u64 && after >= before);
     }
 }

@@ -6,7 +6,7 @@ use crate::plan::RunPlan;
 use crate::time::human_duration;
 
 /// Converts bytes to gigabytes.
-fn gigabytes(bytes: u64) -> f64 {
+pub(super) fn gigabytes(bytes: u64) -> f64 {
     bytes as f64 / 1e9
 }
 

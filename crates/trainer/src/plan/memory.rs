@@ -1,5 +1,6 @@
 //! An estimate of the memory of a training step, from the tensors that each operation keeps for its
-//! backward pass. docs/speed.md and docs/gpu.md contain the sources of the counts.
+//! backward pass. docs/measurements/gpu-estimate.md contains the sources of the counts, and
+//! docs/measurements/memory-estimate.md compares the results with measurements.
 
 use model::{Architecture, Kernels, LOGIT_ROWS, ModelConfig};
 use serde::Serialize;

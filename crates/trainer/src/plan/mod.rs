@@ -17,7 +17,8 @@ use crate::data::batch::BatchLayout;
 use crate::perf::cost::{CostRates, RunCost};
 use crate::perf::flops::flops_per_token;
 use crate::plan::warnings::{Estimates, warnings};
-use crate::runtime::device::DeviceKind;
+use crate::runtime::device::{DeviceKind, device_type};
+use crate::runtime::memory::machine_memory;
 
 use memory::MemoryEstimate;
 
@@ -121,7 +122,7 @@ impl RunPlan {
     /// range.
     pub fn new(config: &Config, options: &PlanOptions) -> Result<Self> {
         let for_gpu = will_use_gpu(config.run.device);
-        let machine_memory = if for_gpu { None } else { machine_memory() };
+        let machine_memory = if for_gpu { None } else { machine_memory().ok() };
         let tokens = count_tokens(config, options)?;
         Self::with_machine(config, options, for_gpu, tokens, machine_memory, free_disk(&options.run_dir))
     }
@@ -191,7 +192,7 @@ impl RunPlan {
             validations,
             validation_share,
             processes: options.processes,
-            device: if for_gpu { "cuda" } else { "cpu" },
+            device: device_type(for_gpu),
             tokens_per_second: rate,
             seconds_per_step,
             seconds,
@@ -289,13 +290,6 @@ fn will_use_gpu(device: DeviceKind) -> bool {
         DeviceKind::Cuda => true,
         DeviceKind::Auto => torch_ext::load_cuda().is_ok() && tch::Cuda::is_available(),
     }
-}
-
-/// Returns the memory of this machine in bytes, from `/proc/meminfo`.
-fn machine_memory() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
-    Some(1_024 * line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()?)
 }
 
 /// Returns the free bytes on the file system of a directory, which need not exist yet.

@@ -1,3 +1,5 @@
+//! Tests of plans: the published run, small runs and warnings.
+
 use super::*;
 use model::Architecture;
 
@@ -31,7 +33,7 @@ fn plan_of_the_published_run_has_its_values() {
     assert!((plan.epochs.unwrap() - 5.80).abs() < 0.005);
     assert_eq!((plan.sequences_per_step, plan.micro_batch, plan.accumulation), (1_024, 16, 16));
     assert_eq!((plan.validations, plan.warnings.len()), (100, 0));
-    // docs/gpu.md estimates 3.6 days on four A100 at 15% of their peak.
+    // docs/gpu.md estimates 87 h (3.6 days) on four A100 at 15% of their peak.
     let days = plan.seconds.unwrap() / 86_400.0;
     assert!((3.6..3.7).contains(&days), "{days}");
     let cost = plan.cost.unwrap();

@@ -2,6 +2,7 @@
 
 use crate::config::Config;
 use crate::optim::adamw::OptimizerConfig;
+use crate::plan::display::gigabytes;
 
 /// Longest warm-up without a warning, as a fraction of the run. The published run has 5%.
 const LONG_WARMUP: f64 = 0.25;
@@ -94,15 +95,15 @@ pub(crate) fn warnings(config: &Config, estimates: &Estimates) -> Vec<String> {
     if let Some(total) = estimates.machine_memory.filter(|total| estimates.memory > *total) {
         warnings.push(format!(
             "the run needs {:.1} GB of memory on this machine, which has {:.1} GB: lower batch.micro_batch_size",
-            estimates.memory as f64 / 1e9,
-            total as f64 / 1e9
+            gigabytes(estimates.memory),
+            gigabytes(total)
         ));
     }
     if let Some(free) = estimates.free_disk.filter(|free| *free < estimates.disk) {
         warnings.push(format!(
             "checkpoints need {:.1} GB, but {:.1} GB are free on the file system of the run directory: free disk space, or keep fewer checkpoints",
-            estimates.disk as f64 / 1e9,
-            free as f64 / 1e9
+            gigabytes(estimates.disk),
+            gigabytes(free)
         ));
     }
     warnings

@@ -48,6 +48,11 @@ pub fn select_device(device: DeviceKind, local_ranks: LocalRanks) -> Result<tch:
     }
 }
 
+/// Returns the type of a device as text: `cuda` or `cpu`.
+pub(crate) fn device_type(is_cuda: bool) -> &'static str {
+    if is_cuda { "cuda" } else { "cpu" }
+}
+
 /// Returns the number of the GPU for this process, among the visible ones.
 fn select_gpu(local_ranks: LocalRanks, visible: usize) -> Result<usize> {
     match (local_ranks.count, local_ranks.rank, visible) {

@@ -48,6 +48,11 @@ impl TimeLimit {
         Self::starting_at(Instant::now(), limit, slurm_left)
     }
 
+    /// Returns whether there is a limit.
+    pub(crate) fn is_set(&self) -> bool {
+        self.end.is_some()
+    }
+
     fn starting_at(now: Instant, limit: Option<Duration>, slurm_left: Option<Duration>) -> Self {
         let limits = [limit.map(|left| (left, LimitSource::Flag)), slurm_left.map(|left| (left, LimitSource::Slurm))];
         let earlier = limits.into_iter().flatten().min_by_key(|(left, _)| *left);

@@ -8,7 +8,7 @@ use tch::Device;
 use crate::config::Config;
 use crate::distributed::world::World;
 use crate::logging::sessions::HardwareInfo;
-use crate::runtime::device::select_device;
+use crate::runtime::device::{device_type, select_device};
 use crate::runtime::signals::Stop;
 use crate::runtime::threads::{Threads, set_threads};
 use crate::runtime::time_limit::{TimeLimit, slurm_time_left};
@@ -34,7 +34,9 @@ impl<'a> Runtime<'a> {
         let time_limit = TimeLimit::new(options.time_limit, slurm_time_left());
         let threads = set_threads(config.run.threads, config.run.pin_threads, world.local)?;
         let device = select_device(config.run.device, world.local)?;
-        let watchdog = Watchdog::start(world, Duration::from_secs(config.run.watchdog_seconds))
+        // A dry run hashes the data only, which may take long. A timeout of 0 disables the watchdog.
+        let timeout = if options.dry_run { 0 } else { config.run.watchdog_seconds };
+        let watchdog = Watchdog::start(world, Duration::from_secs(timeout))
             .context("the watchdog thread cannot be started: check the limit on processes (ulimit -u)")?;
         Ok(Runtime { device, threads, time_limit, watchdog, stop })
     }
@@ -55,6 +57,6 @@ impl<'a> Runtime<'a> {
     }
 
     fn device_name(&self) -> &'static str {
-        if self.device.is_cuda() { "cuda" } else { "cpu" }
+        device_type(self.device.is_cuda())
     }
 }
