@@ -58,7 +58,7 @@ fn status_reports_stopped_running_killed_and_finished_runs() {
     let running = status();
     assert_eq!((running["activity"].as_str(), running["stalled"].as_bool()), (Some("running"), Some(false)));
     assert!(running["done_at"].as_f64().unwrap() > 0.0);
-    // `status` does not take the lock of the run directory: the run continues, and another `train`
+    // `status` does not keep the lock of the run directory: the run continues, and another `train`
     // fails.
     assert!(scratch.train("run", &["--resume", "auto"]).error().contains("is in use by another process"));
     signal(&child, "KILL");

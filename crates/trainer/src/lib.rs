@@ -1,5 +1,5 @@
 //! Training of language models: configuration, training loop, checkpoints, logs, and the commands
-//! that plan, watch and benchmark a run.
+//! that plan, monitor and benchmark a run.
 //!
 //! [`train()`] is the entry point. `train/mod.rs` shows the training loop and `train/step.rs` one
 //! step, in the order of execution. The other folders, from the bottom of the import graph to the

@@ -23,14 +23,14 @@ impl Default for BatchConfig {
 /// The size of a micro-batch in sequences.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MicroBatchSize {
-    /// The largest size that divides the rank's sequences of a step and, when training on a GPU,
-    /// fits into its memory; otherwise the largest such size of at most 8,192 tokens.
+    /// When training on a GPU: the largest divisor of the rank's sequences of a step that fits into
+    /// its memory. Otherwise: the largest such divisor of at most 8,192 tokens.
     Auto,
     /// A fixed number of sequences.
     Sequences(u64),
 }
 
-/// Maximum tokens of an automatic micro-batch: the small model's activations for these take about
+/// Maximum tokens of an automatic micro-batch that is not searched for: the small model's activations for these take about
 /// 9 GB in fp32.
 pub(crate) const MAX_AUTO_TOKENS: u64 = 8_192;
 

@@ -3,8 +3,8 @@
 use anyhow::Result;
 use data_prep::{SequenceOrder, TokenSplit};
 
-/// The training sequences in their order. Step k takes the sequences from k times the sequences per
-/// step, for any world size and micro-batch size.
+/// The training sequences in their order. Step k takes the sequences from number k x N on, with N
+/// sequences per step, for any world size and micro-batch size.
 #[derive(Debug)]
 pub(crate) struct BatchReader {
     split: TokenSplit,

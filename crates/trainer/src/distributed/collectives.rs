@@ -1,8 +1,8 @@
 //! Collective operations among the ranks of a run.
 //!
-//! Every method of [`Collectives`] that takes or returns values of ranks is collective: all ranks
-//! call it, in the same order. A run with one process has no process group, and the operations then
-//! return the values of this process.
+//! All methods of [`Collectives`] are collective (all ranks call them, in the same order) except
+//! `rank`, `size`, `is_first`, `group`, `poll_interval` and `use_run_timeout`. A run with one process
+//! has no process group, and the operations then return the values of this process.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -10,7 +10,7 @@ use crate::distributed::slurm::SlurmStep;
 pub struct LocalRanks {
     /// Number of processes of the run on this host.
     pub count: usize,
-    /// Rank of this process among them, from 0. `None` if the launcher does not provide it.
+    /// Rank of this process among the run's processes on this host, from 0. `None` if the launcher does not provide it.
     pub rank: Option<usize>,
 }
 
@@ -22,7 +22,7 @@ impl LocalRanks {
     /// `backpack launch`), or else those of Slurm's srun. Without either the process is alone.
     ///
     /// # Errors
-    /// Names the variable that is not a number or contradicts another one.
+    /// A variable is not a number or contradicts another one. The message names it.
     pub fn from_environment() -> Result<Self> {
         let environment = Environment::new(&env::process_variable);
         Self::read(&environment, SlurmStep::read(&environment, on_terminal())?.as_ref())
@@ -31,7 +31,7 @@ impl LocalRanks {
     /// Reads `environment`. `step` is the Slurm step of this process.
     ///
     /// # Errors
-    /// Names the variable that is not a number or contradicts another one.
+    /// A variable is not a number or contradicts another one. The message names it.
     pub(crate) fn read(environment: &Environment<'_>, step: Option<&SlurmStep>) -> Result<Self> {
         let slurm = step.and_then(|step| step.local);
         let (source, count) = match (environment.number("LOCAL_WORLD_SIZE")?, slurm) {

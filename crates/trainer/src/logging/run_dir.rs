@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 /// The name of the locked file.
 const LOCK_FILE: &str = ".lock";
 /// Attempts to take the lock: `backpack status` may hold it for a moment.
-const LOCK_RETRIES: u32 = 5;
+const LOCK_ATTEMPTS: u32 = 5;
 const LOCK_RETRY_DELAY: Duration = Duration::from_millis(50);
 
 /// Returns whether a process holds the run directory. Only processes on this machine are detected,
@@ -48,7 +48,7 @@ impl RunDir {
             .open(&lock_path)
             .with_context(|| format!("{} cannot be written", lock_path.display()))?;
         let mut locked = lock.try_lock();
-        for _ in 1..LOCK_RETRIES {
+        for _ in 1..LOCK_ATTEMPTS {
             if !matches!(locked, Err(TryLockError::WouldBlock)) {
                 break;
             }

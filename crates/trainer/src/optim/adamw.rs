@@ -68,8 +68,6 @@ pub struct Optimizer {
     /// Index of each parameter in the parameter table of the model, which is the order of a forward
     /// pass.
     param_order: Vec<usize>,
-    /// Number of parameters with weight decay.
-    num_decayed: usize,
     /// Number of updates for the bias correction, an fp32 scalar on the device. Skipped steps do
     /// not count.
     updates: Tensor,
@@ -85,7 +83,6 @@ impl Optimizer {
         let (decayed, others): (Vec<_>, Vec<_>) = specs.into_iter().enumerate().partition(|(_, spec)| spec.decay);
         let weight_decays =
             decayed.iter().map(|_| config.weight_decay).chain(others.iter().map(|_| 0.0)).collect::<Vec<f64>>();
-        let num_decayed = decayed.len();
         let (param_order, names): (Vec<usize>, Vec<String>) =
             decayed.into_iter().chain(others).map(|(position, spec)| (position, spec.name)).unzip();
         let parameters: Vec<Tensor> = names.iter().map(|name| model.parameters().get(name)).collect();
@@ -99,15 +96,8 @@ impl Optimizer {
             parameters,
             names,
             param_order,
-            num_decayed,
             updates: Tensor::zeros([] as [i64; 0], (Kind::Float, model.device())),
         }
-    }
-
-    /// Returns the names of the parameters with weight decay, and of those without.
-    pub fn groups(&self) -> [&[String]; 2] {
-        let (decayed, others) = self.names.split_at(self.num_decayed);
-        [decayed, others]
     }
 
     /// Deletes the gradients, so that the next backward pass stores new ones instead of adding to
@@ -198,5 +188,35 @@ impl Optimizer {
             }
         }
         self.set_update_count(updates)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use model::ModelConfig;
+
+    use super::*;
+
+    #[test]
+    fn weight_decay_applies_only_to_linear_weights() {
+        let config = ModelConfig {
+            n_embd: 8,
+            n_head: 2,
+            n_layer: 3,
+            num_senses: 4,
+            vocab_size: 11,
+            n_positions: 4,
+            ..ModelConfig::default()
+        };
+        let model = LanguageModel::initialize(config, 1, tch::Device::Cpu).unwrap();
+        let optimizer = Optimizer::new(OptimizerConfig::default(), &model);
+        let weight_decays = optimizer.names.iter().zip(&optimizer.weight_decays);
+        let (decayed, others): (Vec<_>, Vec<_>) = weight_decays.partition(|(_, decay)| **decay > 0.0);
+        // Three blocks with four linear layers each, four in the sense network, one for the
+        // contextualization weights.
+        assert_eq!(decayed.len(), 3 * 4 + 4 + 1);
+        let linear = ["c_attn.weight", "c_proj.weight", "c_fc.weight"];
+        assert!(decayed.iter().all(|(name, _)| linear.iter().any(|suffix| name.ends_with(suffix))));
+        assert_eq!(decayed.len() + others.len(), model.config().parameters().len());
     }
 }

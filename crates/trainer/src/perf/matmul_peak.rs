@@ -30,9 +30,6 @@ pub fn matmul_peak(kind: Kind, device: Device) -> Result<f64> {
 /// Products that would exceed `budget` are skipped: repetitions first, then the large products. The
 /// first product is always measured. `multiply(a, b, out)` writes a times b to `out`, as
 /// [`product`] does. The function does not use a random generator.
-///
-/// # Errors
-/// Returns an error if a libtorch call fails, for instance because memory is exhausted.
 pub(crate) fn measure_matmul_peak(
     kind: Kind,
     device: Device,

@@ -184,7 +184,7 @@ mod tests {
     fn invalid_inputs_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let error = plot(&[dir.path().to_owned()], &[], Path::new("out.svg")).unwrap_err().to_string();
-        assert!(error.contains(metrics::METRICS_FILE), "{error}");
+        assert!(error.contains(metrics::METRICS_FILE) && error.contains("a run directory?"), "{error}");
         let error = plot(&[run(dir.path())], &[], Path::new("out.gif")).unwrap_err().to_string();
         assert!(error.starts_with("out.gif ends neither in .svg nor in .png"), "{error}");
         for wrong in ["GPT-2", "GPT-2=x", "=3", "a=inf"] {

@@ -114,7 +114,7 @@ fn within_memory(work: impl FnOnce() -> Result<()>) -> Result<bool> {
 ///
 /// # Errors
 /// `fits` fails.
-pub(crate) fn largest_that_fits(all: u64, mut fits: impl FnMut(u64) -> Result<bool>) -> Result<Option<u64>> {
+fn largest_that_fits(all: u64, mut fits: impl FnMut(u64) -> Result<bool>) -> Result<Option<u64>> {
     let divisors: Vec<u64> = (1..=all).filter(|n| all.is_multiple_of(*n)).collect();
     // Indices: `good` - 1 is the largest known to fit, `bad` the smallest known not to fit.
     let (mut good, mut bad) = (0, divisors.len());

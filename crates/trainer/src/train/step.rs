@@ -54,7 +54,7 @@ pub struct StepResult {
 /// may skip.
 ///
 /// All micro-batches have the same size, so that the mean of their losses is the mean of the batch.
-/// Each part of the step ends with a [`end_section`] here or in the model.
+/// Each part of the step ends with a call of [`end_section`] here or in the model.
 ///
 /// # Errors
 /// A micro-batch cannot be read, or another rank has disconnected.

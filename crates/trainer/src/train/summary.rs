@@ -10,7 +10,6 @@ use crate::data::DataSplits;
 use crate::data::batch::BatchLayout;
 use crate::logging::run_logger::RunLogger;
 use crate::perf::flops::flops_per_token;
-use crate::runtime::time_limit::TimeLimit;
 use crate::train::options::TrainOptions;
 use crate::train::runtime::Runtime;
 
@@ -18,17 +17,17 @@ use crate::train::runtime::Runtime;
 #[derive(Debug, Clone)]
 pub(crate) struct RunSummary {
     /// Trained parameters.
-    pub(crate) parameters: i64,
+    parameters: i64,
     /// Training FLOPs per token.
     pub(crate) flops_per_token: f64,
     /// The division of a step into micro-batches.
     pub(crate) layout: BatchLayout,
     /// Tokens of the whole run.
-    pub(crate) tokens: u64,
+    tokens: u64,
     /// Sequences per epoch.
-    pub(crate) sequences_per_epoch: u64,
+    sequences_per_epoch: u64,
     /// Epochs of the whole run.
-    pub(crate) epochs: f64,
+    epochs: f64,
     max_steps: u64,
     sequence_length: u64,
 }
@@ -93,8 +92,8 @@ pub(crate) fn log_start(
     if options.world.size > 1 {
         log.info(&format!("processes   {}, rank 0 on {}", options.world.size, options.world.host));
     }
-    if runtime.time_limit != TimeLimit::new(None, None) {
-        log.info(&format!("time        {}: the run stops with a checkpoint before", runtime.time_limit));
+    if runtime.time_limit.is_set() {
+        log.info(&format!("time        {}; the run saves a checkpoint and stops before its end", runtime.time_limit));
     }
 }
 

@@ -114,8 +114,7 @@ impl StepGuard {
         }
         let max_bad_steps = self.config.max_consecutive_bad_steps;
         if max_bad_steps > 0 {
-            // The host may read the counts only later. Until then no step is trained after the last
-            // allowed bad one.
+            // The host may read the counts later. Until then all steps are skipped.
             skip = skip.f_logical_or(&self.consecutive_bad_steps.f_ge(max_bad_steps as f64)?)?;
         }
         Ok(StepDecision { finite, spike, z_score, skip })

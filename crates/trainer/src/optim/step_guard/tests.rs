@@ -1,3 +1,5 @@
+//! Tests of skipped steps, loss spikes and the loss scale.
+
 use super::*;
 
 fn config(spike_window: usize, skip_spikes: bool) -> StepGuardConfig {
