@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::support::{CommandOutput, Scratch, backpack, fixture, write_model_of_words};
+use crate::support::{CommandOutput, Scratch, backpack, file_names, fixture, write_model_of_words};
 
 fn number(value: &Value) -> f64 {
     value.as_f64().unwrap()
@@ -14,13 +14,6 @@ fn number(value: &Value) -> f64 {
 /// Runs a recipe on one thread, because other tests run at the same time.
 fn control(recipe: &str, model: &str, more: &[&str]) -> CommandOutput {
     backpack(&[&["control", recipe, "--model", model, "--threads", "1"], more].concat())
-}
-
-fn file_names(folder: &Path) -> Vec<String> {
-    let mut names: Vec<String> =
-        fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-    names.sort();
-    names
 }
 
 /// A placeholder word of the small model's vocabulary: `waf` is 5.
@@ -218,10 +211,10 @@ fn control_rejects_bad_inputs() {
         ),
         "{long}"
     );
-    assert!(error(&["topic", "--topic", "war", "--prompt", ""]).contains("cannot use --prompt: "));
+    assert!(error(&["topic", "--topic", "war", "--prompt", ""]).contains("cannot use --prompt: there are no tokens"));
     fs::create_dir(scratch.path("full")).unwrap();
     file("full/file", "");
-    assert!(error(&["topic", "--topic", "war", "--output", &scratch.path_str("full")]).contains("already exists"));
+    assert!(error(&["topic", "--topic", "war", "--output", &scratch.path_str("full")]).contains("full is not empty"));
 
     let no_braces = file("prompts.txt", "My {} said\nThe doctor said\n");
     let refused = error(&["debias", "--prompts", &no_braces]);

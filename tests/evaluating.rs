@@ -142,7 +142,7 @@ fn all_tasks_write_json_and_a_table() {
     );
     // An existing directory is not overwritten, and a failed evaluation writes none.
     let error = eval(&model, "all", &tasks, &["--output", &output]).error();
-    assert!(error.contains("already exists"), "{error}");
+    assert!(error.contains(" is not empty: choose a new directory"), "{error}");
     fs::write(scratch.path("tasks/similarity/bad.csv"), "a,b,c\n").unwrap();
     let second = scratch.path_str("second");
     let error = eval(&model, "all", &tasks, &["--output", &second]).error();

@@ -5,17 +5,10 @@ use std::path::{Path, PathBuf};
 
 use model::read_tensors;
 
-use crate::support::{Scratch, backpack, fixture as model_fixture, root};
+use crate::support::{Scratch, backpack, file_names, fixture as model_fixture, root};
 
 fn fixture(name: &str) -> String {
     root().join("tests/fixtures/import").join(name).to_str().unwrap().to_owned()
-}
-
-fn file_names(folder: &Path) -> Vec<String> {
-    let mut names: Vec<String> =
-        fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
-    names.sort();
-    names
 }
 
 #[test]
@@ -43,7 +36,7 @@ fn imported_models_match_torch_and_export_identical_bytes() {
         let difference = (logits - want.get(0)).abs().max().double_value(&[]);
         assert!(difference < 1e-5, "{input}: {difference}");
         // An existing directory is not overwritten.
-        assert!(backpack(&arguments).error().contains("already exists"));
+        assert!(backpack(&arguments).error().contains(" is not empty: choose a new directory"));
         let exported = scratch.path(&format!("e{i}"));
         backpack(&["export", "--checkpoint", &output, "--output", exported.to_str().unwrap()]).expect(0);
         let bytes = |folder: &Path| fs::read(folder.join("model.safetensors")).unwrap();

@@ -150,7 +150,7 @@ fn an_export_equals_its_checkpoint_and_needs_no_tokenizer() {
     ] {
         assert!(card.contains(part), "{part}: {card}");
     }
-    assert!(backpack(&export).error().contains("already exists"));
+    assert!(backpack(&export).error().contains(" is not empty: choose a new directory"));
     let run = scratch.path_str("run");
     let error = backpack(&["export", "--checkpoint", &run, "--output", &scratch.path_str("e2")]).error();
     assert!(error.contains("is a run directory"), "{error}");

@@ -38,6 +38,14 @@ pub(crate) fn write_model_of_words(folder: &Path) {
     model::save_model(&model, folder).unwrap();
 }
 
+/// The names of the files in a directory, sorted.
+pub(crate) fn file_names(directory: &Path) -> Vec<String> {
+    let entries = fs::read_dir(directory).unwrap();
+    let mut names: Vec<String> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
 /// A temporary directory that is deleted when the value is dropped.
 pub(crate) struct Scratch {
     folder: TempDir,

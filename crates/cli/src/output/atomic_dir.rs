@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use data_prep::fs::{parent, sync_dir};
 
 /// A new output directory. It is filled under a hidden name and then renamed.
 #[derive(Debug)]
@@ -22,7 +23,8 @@ impl AtomicDir {
     /// cannot be written.
     pub(crate) fn new(path: &Path) -> Result<Self> {
         let has_contents = fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some());
-        ensure!(!has_contents && !path.is_file(), "--output {} already exists: choose another name", path.display());
+        ensure!(!has_contents, "--output {} is not empty: choose a new directory", path.display());
+        ensure!(!path.is_file(), "--output {} is a file: choose a new directory", path.display());
         let name = path
             .file_name()
             .with_context(|| format!("--output {} has no directory name: choose a new directory", path.display()))?;
@@ -33,8 +35,8 @@ impl AtomicDir {
         Ok(AtomicDir { path: path.to_owned(), partial })
     }
 
-    /// Calls `fill` with the hidden directory, syncs its files to disk and renames it. On failure
-    /// the hidden directory is deleted.
+    /// Calls `fill` with the hidden directory, syncs the directory and its files to disk, and
+    /// renames it. On failure the hidden directory is deleted.
     ///
     /// # Errors
     /// If `fill` fails, or if the directory cannot be written.
@@ -48,8 +50,9 @@ impl AtomicDir {
             for entry in fs::read_dir(&self.partial)? {
                 File::open(entry?.path())?.sync_all()?;
             }
+            sync_dir(&self.partial)?;
             fs::rename(&self.partial, &self.path)?;
-            Ok(())
+            Ok(sync_dir(&parent(&self.path))?)
         };
         write().with_context(|| format!("cannot write {}", self.path.display())).inspect_err(|_| {
             let _ = fs::remove_dir_all(&self.partial);
