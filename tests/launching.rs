@@ -106,12 +106,14 @@ fn wrong_usage_is_reported_once() {
         (&["--nproc", "2", "--", "doctor"], "only train and bench can be launched"),
         (&["--nproc", "2", "--", "launch", "--nproc", "2", "--", "train", "--config", "x"], "only train and bench"),
         (&["--nproc", "2", "--", "train", "--bogus"], "unexpected argument '--bogus'"),
-        (&["--nproc", "2", "--", "train", "--config", "x", "--rank", "1"], "launch sets the rank"),
+        (&["--nproc", "2", "--", "train", "--config", "x", "--rank", "1"], "launch sets the rank, the world size"),
     ] {
         let finished = backpack(&[&["launch"], arguments].concat()).expect(2);
         assert_eq!(finished.stderr.matches(message).count(), 1, "{arguments:?}: {}", finished.stderr);
     }
     assert!(backpack(&["launch", "--nproc", "2", "--", "train", "--help"]).expect(0).stdout.contains("--stop-after"));
+    let help = backpack(&["launch", "--nproc", "2", "--", "--help"]).expect(0).stdout;
+    assert!(help.starts_with("Commands that can be launched\n"), "{help}");
 }
 
 #[test]

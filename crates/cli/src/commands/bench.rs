@@ -25,8 +25,9 @@ use crate::output::format::{gigabytes, percent};
 pub(crate) struct BenchCommand {
     #[command(flatten)]
     run: ConfigArgs,
-    /// File of token ids (uint16, little-endian); row r of a batch is tokens[r*T .. r*T+T+1], T
-    /// being data.sequence_length [default: random ids with a Zipf distribution and a fixed seed]
+    /// File of token ids (uint16, little-endian), read in order and again from its start: row r is
+    /// tokens[r*T .. r*T+T+1], T being data.sequence_length [default: random ids with a Zipf
+    /// distribution and a fixed seed]
     #[arg(long, value_name = "F.bin")]
     tokens_file: Option<PathBuf>,
     /// Number of timed steps

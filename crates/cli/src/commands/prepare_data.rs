@@ -27,7 +27,8 @@ pub(crate) struct PrepareData {
     /// repeated
     #[arg(long, required = true, num_args = 1.., value_name = "FILE|GLOB|DIR|-")]
     input: Vec<String>,
-    /// Directory to write; must not contain shards of other inputs
+    /// Directory to write; must be new or empty, unless it is the complete output of the same
+    /// inputs and options
     #[arg(long, value_name = "DIR")]
     output: PathBuf,
     /// backpack: skip empty documents, and read <|endoftext|> in a text as the special token;

@@ -1,9 +1,9 @@
 //! The command `launch`: starts several ranks on this machine and supervises them.
 
-pub(crate) mod children;
-pub(crate) mod exit_status;
+mod children;
+mod exit_status;
 pub(crate) mod parent_death;
-pub(crate) mod prefix_output;
+mod prefix_output;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -45,9 +45,11 @@ pub(crate) struct Launch {
     command: Vec<OsString>,
 }
 
-/// The command line of a rank.
+// The command line of a rank. clap would print a comment with three slashes as the description of
+// the program.
 #[derive(Debug, Parser)]
-#[command(name = "backpack", version = env!("BACKPACK_VERSION"), propagate_version = true)]
+#[command(name = "backpack", about = "Commands that can be launched", disable_help_subcommand = true)]
+#[command(version = env!("BACKPACK_VERSION"), propagate_version = true)]
 enum RankCommand {
     Train(Train),
     Bench(BenchCommand),
