@@ -96,6 +96,11 @@ impl Tokenizer {
         self.0.decode(&ids, false).map_err(|e| anyhow!("the ids cannot be decoded: {e}"))
     }
 
+    /// Returns the text of one token, with its spaces, or its id if it cannot be decoded.
+    pub fn token_text(&self, id: i64) -> String {
+        self.decode(&[id]).unwrap_or_else(|_| id.to_string())
+    }
+
     /// Returns the id of a word with a leading space. Only words of one token have senses.
     ///
     /// # Errors

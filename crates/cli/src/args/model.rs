@@ -151,7 +151,7 @@ pub(crate) fn at_least_one<T: FromStr<Err = ParseIntError> + Default + PartialEq
 /// Parses token ids separated by commas.
 ///
 /// # Errors
-/// Names the part that is not a whole number.
+/// If a part is not a whole number; the error names it.
 pub(crate) fn parse_ids(text: &str) -> Result<Vec<i64>> {
     if text.trim().is_empty() {
         return Ok(Vec::new());

@@ -91,7 +91,7 @@ struct TokenNames<'t>(Option<&'t Tokenizer>);
 impl TokenNames<'_> {
     /// The text of a token with its spaces, or its id if there is no tokenizer.
     fn name(&self, id: i64) -> String {
-        self.0.and_then(|tokenizer| tokenizer.decode(&[id]).ok()).unwrap_or_else(|| id.to_string())
+        self.0.map_or_else(|| id.to_string(), |tokenizer| tokenizer.token_text(id))
     }
 
     /// Tokens with their logits.

@@ -17,7 +17,7 @@ use crate::senses::inspect::backpack_of;
 pub struct GenderLogRatio {
     /// ln(p(first) / p(second)) of the unedited model.
     pub log_ratio: f64,
-    /// The part of it that each sense of the occupation contributes.
+    /// The contribution of each sense of the occupation to `log_ratio`.
     pub by_sense: Vec<f64>,
 }
 

@@ -2,7 +2,7 @@
 
 use std::ops::RangeInclusive;
 
-/// The length of the last interval, which bounds the error of the result.
+/// The maximum length of the last interval.
 const TOLERANCE: f64 = 1e-7;
 /// (sqrt(5) - 1) / 2: the factor by which each step shortens the interval.
 const GOLDEN_RATIO: f64 = 0.618_033_988_749_894_9;
@@ -24,8 +24,8 @@ pub(super) fn minimize(function: impl Fn(f64) -> f64, range: RangeInclusive<f64>
             right = upper(low, high);
         }
     }
-    let inner = [*range.start(), 0.5 * (low + high)].map(evaluate);
-    inner.into_iter().fold(evaluate(*range.end()), |best, point| if point.1 < best.1 { point } else { best }).0
+    let candidates = [*range.start(), 0.5 * (low + high)].map(evaluate);
+    candidates.into_iter().fold(evaluate(*range.end()), |best, point| if point.1 < best.1 { point } else { best }).0
 }
 
 #[cfg(test)]

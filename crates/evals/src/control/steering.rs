@@ -17,9 +17,9 @@ pub(super) struct Steering<'m> {
     multipliers: &'m TopicMultipliers,
     /// The text so far.
     ids: Vec<i64>,
-    /// The senses of its words, `[T, L, D]` fp32.
+    /// The senses of the words of the text, `[T, L, D]` fp32.
     senses: Tensor,
-    /// The embeddings of its words, `[T, D]` fp32.
+    /// The embeddings of the words of the text, `[T, D]` fp32.
     embeddings: Tensor,
     /// S, `[T, L]` fp64: the sum over the words x of the text of relu(C(x_s)[l] . E[x]).
     realized: Tensor,

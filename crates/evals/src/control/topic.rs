@@ -111,9 +111,6 @@ impl TopicScores {
     }
 
     /// Returns the `top` pairs of word and sense with the highest scores, in descending order.
-    ///
-    /// # Errors
-    /// A libtorch call fails.
     pub fn highest(&self, top: usize) -> Result<Vec<(i64, i64)>> {
         let (flat, num_senses) = (self.scores.view([-1]), self.scores.size()[1]);
         let (_, indices) = flat.topk((top as i64).min(flat.size()[0]), 0, true, true);

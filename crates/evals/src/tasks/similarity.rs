@@ -61,9 +61,9 @@ pub struct ListCorrelations {
 pub struct SenseCorrelations {
     /// The cosine of sense l of one word and sense l of the other, for each l.
     pub by_sense: Vec<Option<f64>>,
-    /// The minimum of these L cosines.
+    /// The minimum over all l of the cosine of sense l of one word and sense l of the other.
     pub min_matched: Option<f64>,
-    /// The maximum of these L cosines.
+    /// The maximum over all l of the cosine of sense l of one word and sense l of the other.
     pub max_matched: Option<f64>,
     /// The minimum of the cosines of all L x L pairs of senses.
     pub min_all: Option<f64>,

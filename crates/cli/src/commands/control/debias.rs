@@ -74,9 +74,9 @@ struct Biases {
     original: f64,
     /// The bias with the selected factor.
     fitted: f64,
-    /// The bias without the sense.
+    /// The bias with the sense removed (factor 0).
     removed: f64,
-    /// After the projection; measured on the test prompts only.
+    /// The bias of the model with projected embeddings; `None` for the training prompts.
     projected: Option<f64>,
 }
 
@@ -128,7 +128,8 @@ impl Debias {
 /// Reads the prompts, which contain ` {}` in place of the occupation.
 ///
 /// # Errors
-/// Names a prompt without `{}`, or without a space before it.
+/// If the file cannot be read or has no lines, or if a prompt has no `{}` or no space before it.
+/// The error names the file or the prompt.
 fn templates(file: Option<&Path>, built_in: &str) -> Result<Vec<String>> {
     let templates = word_lists::read_lines(file, built_in)?;
     for template in &templates {

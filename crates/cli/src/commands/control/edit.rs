@@ -128,7 +128,7 @@ impl Edit {
 
     fn json(&self, compared: &[EditComparison], senses: &[(SenseLogits, SenseLogits)], tokenizer: &Tokenizer) -> Value {
         let next = |next: &NextToken| {
-            let top = |c: &CandidateToken| json!({ "token": c.id, "word": word_lists::token_text(tokenizer, c.id), "probability": c.probability });
+            let top = |c: &CandidateToken| json!({ "token": c.id, "word": tokenizer.token_text(c.id), "probability": c.probability });
             json!({ "old": next.old.probability, "new": next.new.probability,
                     "top": next.top.iter().map(top).collect::<Vec<_>>() })
         };
@@ -160,9 +160,8 @@ impl Edit {
         let mut probabilities = Table::new(&columns, 1);
         let mut words = Table::new(&["prompt", "before", "after"], 3);
         let list = |next: &NextToken| {
-            let word = |c: &CandidateToken| {
-                format!("{} {}", word_lists::token_text(tokenizer, c.id).trim(), percent(c.probability, 1))
-            };
+            let word =
+                |c: &CandidateToken| format!("{} {}", tokenizer.token_text(c.id).trim(), percent(c.probability, 1));
             next.top.iter().map(word).collect::<Vec<_>>().join(", ")
         };
         for EditComparison { prompt, before, after, largest_change, .. } in compared {

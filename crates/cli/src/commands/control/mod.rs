@@ -4,7 +4,7 @@ mod debias;
 mod edit;
 mod report;
 mod topic;
-pub(crate) mod word_lists;
+mod word_lists;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};

@@ -39,7 +39,7 @@ impl ReportArgs {
     /// Checks, before the work starts, that the directory of `--output` can be created.
     ///
     /// # Errors
-    /// If it exists.
+    /// If the directory is not empty, is a file, or cannot be created.
     pub(super) fn output_dir(&self) -> Result<Option<AtomicDir>> {
         self.output.as_deref().map(AtomicDir::new).transpose()
     }

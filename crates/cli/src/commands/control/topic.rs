@@ -225,7 +225,7 @@ impl Topic {
     ) -> Result<Value> {
         let topic = |(own, (topic, scores)): (usize, (&SteeredTexts, &TopicScores))| -> Result<Value> {
             let pairs = scores.highest(REPORTED_PAIRS)?;
-            let pair = |&(id, sense): &(i64, i64)| json!({ "token": id, "word": word_lists::token_text(tokenizer, id), "sense": sense, "score": scores.score(id, sense) });
+            let pair = |&(id, sense): &(i64, i64)| json!({ "token": id, "word": tokenizer.token_text(id), "sense": sense, "score": scores.score(id, sense) });
             let result = |r: &TopicResult| {
                 let all = steered.iter().zip(&r.rates).map(|(topic, rate)| (topic.name.clone(), json!(rate)));
                 json!({ "strength": r.strength, "success": r.on_topic, "words_per_100_tokens": r.rates[own],
@@ -234,7 +234,7 @@ impl Topic {
             };
             Ok(json!({
                 "topic": topic.name,
-                "words": topic.ids.iter().map(|&id| word_lists::token_text(tokenizer, id)).collect::<Vec<_>>(),
+                "words": topic.ids.iter().map(|&id| tokenizer.token_text(id)).collect::<Vec<_>>(),
                 "first_token_only": topic.first_token_only,
                 "thresholds": scores.thresholds(),
                 "highest": pairs.iter().map(pair).collect::<Vec<_>>(),
@@ -251,7 +251,7 @@ impl Topic {
 /// own texts, whose mean probabilities are `baseline`.
 fn topic_of_text(model: &LanguageModel, tokenizer: &Tokenizer, text: &str, baseline: &[f64]) -> Result<SteeredTexts> {
     let is_word = |id: i64| {
-        let name = word_lists::token_text(tokenizer, id);
+        let name = tokenizer.token_text(id);
         let word = name.trim();
         // Only words of letters, and only their tokens with a leading space.
         word.chars().count() > 2

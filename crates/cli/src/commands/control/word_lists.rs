@@ -50,7 +50,7 @@ pub(super) fn read_lines(file: Option<&Path>, built_in: &str) -> Result<Vec<Stri
 /// Returns the words of a built-in topic.
 ///
 /// # Errors
-/// Returns an error that lists the names if there is no topic of this name.
+/// If there is no topic of this name; the error lists the names.
 pub(super) fn topic(name: &str) -> Result<Vec<String>> {
     let Some((_, words)) = TOPICS.iter().find(|(known, _)| *known == name) else {
         let names: Vec<&str> = TOPICS.iter().map(|(name, _)| *name).collect();
@@ -63,7 +63,8 @@ pub(super) fn topic(name: &str) -> Result<Vec<String>> {
 /// have several tokens.
 ///
 /// # Errors
-/// Names a word that is outside the model's vocabulary.
+/// If a word has no token, or its first token is outside the model's vocabulary; the error names
+/// the word.
 pub(super) fn first_tokens(
     words: &[String],
     tokenizer: &Tokenizer,
@@ -87,7 +88,7 @@ pub(super) fn first_tokens(
 /// Checks that a word's token is in the model's vocabulary.
 ///
 /// # Errors
-/// Names the word.
+/// If the token is outside the vocabulary; the error names the word.
 pub(super) fn check_token(word: &str, id: i64, model: &LanguageModel) -> Result<()> {
     let num_tokens = model.config().tokenizer_vocab_size();
     ensure!(
@@ -105,11 +106,6 @@ pub(super) fn word_id(word: &str, tokenizer: &Tokenizer, model: &LanguageModel) 
     let id = tokenizer.word_id(word)?;
     check_token(word, id, model)?;
     Ok(id)
-}
-
-/// Returns the text of a token, with its spaces.
-pub(super) fn token_text(tokenizer: &Tokenizer, id: i64) -> String {
-    tokenizer.decode(&[id]).unwrap_or_else(|_| id.to_string())
 }
 
 #[cfg(test)]

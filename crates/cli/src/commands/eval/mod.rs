@@ -1,7 +1,7 @@
 //! The command `eval`: its arguments, and the order of measuring and printing.
 
-pub(crate) mod data_args;
-pub(crate) mod results;
+mod data_args;
+mod results;
 
 use std::fs;
 use std::io::{self, Write};

@@ -1,7 +1,7 @@
 //! The command `export`: writes a model in the format of Hugging Face transformers.
 
-pub(crate) mod hugging_face;
-pub(crate) mod model_card;
+mod hugging_face;
+mod model_card;
 
 use std::fs;
 use std::io::{self, Write};
