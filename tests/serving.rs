@@ -15,12 +15,12 @@ use crate::signals::signal;
 use crate::support::{Scratch, backpack, command, fixture};
 
 /// A running server. It is killed when the value is dropped.
-struct Server {
+struct ExplorerProcess {
     process: Child,
     address: String,
 }
 
-impl Drop for Server {
+impl Drop for ExplorerProcess {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
@@ -52,14 +52,14 @@ impl HttpResponse {
     }
 }
 
-impl Server {
+impl ExplorerProcess {
     fn start(arguments: &[&str]) -> Self {
         let all = [&["serve", "--port", "0", "--threads", "1"], arguments].concat();
         let mut process = command(&all).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(process.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
         let address = line.trim().trim_end_matches('/').split_once("http://").map(|(_, address)| address.to_owned());
-        Server { process, address: address.unwrap_or_else(|| panic!("no address in \"{line}\"")) }
+        ExplorerProcess { process, address: address.unwrap_or_else(|| panic!("no address in \"{line}\"")) }
     }
 
     fn connect(&self) -> TcpStream {
@@ -126,9 +126,9 @@ fn small_model() -> (TempDir, LanguageModel) {
     (folder, model)
 }
 
-fn serve_small() -> (TempDir, LanguageModel, Server) {
+fn serve_small() -> (TempDir, LanguageModel, ExplorerProcess) {
     let (folder, model) = small_model();
-    let server = Server::start(&["--model", folder.path().to_str().unwrap()]);
+    let server = ExplorerProcess::start(&["--model", folder.path().to_str().unwrap()]);
     (folder, model, server)
 }
 
@@ -406,7 +406,7 @@ fn serve_reports_bad_arguments_at_the_start() {
     let (folder, _model, server) = serve_small();
     let port = server.address.rsplit(':').next().unwrap();
     let taken = backpack(&["serve", "--model", folder.path().to_str().unwrap(), "--port", port]).error();
-    assert!(taken.contains("cannot listen on 127.0.0.1:"), "{taken}");
+    assert!(taken.contains(&format!("cannot listen on 127.0.0.1:{port}: choose another --port")), "{taken}");
 }
 
 /// Serves edits and a sense table, and warns on stderr about a public address.
@@ -419,7 +419,7 @@ fn edits_sense_tables_and_other_addresses_are_served() {
     let folder = folder.path().to_str().unwrap();
     let edit = edit.to_str().unwrap();
     backpack(&["export", "--checkpoint", folder, "--output", &export, "--senses"]).expect(0);
-    let mut server = Server::start(&["--model", &export, "--edit", edit, "--host", "0.0.0.0"]);
+    let mut server = ExplorerProcess::start(&["--model", &export, "--edit", edit, "--host", "0.0.0.0"]);
     let mut address = server.address.clone();
     assert!(address.starts_with("0.0.0.0:"));
     address.replace_range(.."0.0.0.0".len(), "127.0.0.1");
