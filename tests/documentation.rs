@@ -8,7 +8,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use documented::{Block, blocks};
+use documented::{CodeBlock, blocks};
 
 /// The repository root.
 fn root() -> PathBuf {
@@ -64,7 +64,7 @@ fn sandbox() -> tempfile::TempDir {
 }
 
 /// Runs a block with bash; every command must succeed.
-fn run(block: &Block, directory: &Path) {
+fn run(block: &CodeBlock, directory: &Path) {
     let path = format!("{}:{}", directory.join("bin").display(), std::env::var("PATH").unwrap());
     let mut shell = Command::new("bash");
     shell.args(["-euo", "pipefail", "-c", &block.text]).current_dir(directory).env("PATH", path);

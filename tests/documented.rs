@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// A block with at least one command.
-pub(crate) struct Block {
+pub(crate) struct CodeBlock {
     /// Path of the file, relative to the repository root.
     pub(crate) file: PathBuf,
     /// Number of the first line, from 1.
@@ -35,13 +35,13 @@ pub(crate) fn files(root: &Path, directories: &[&str]) -> Vec<PathBuf> {
 }
 
 /// All blocks of README.md and of the Markdown files of these directories.
-pub(crate) fn blocks(root: &Path, directories: &[&str]) -> Vec<Block> {
+pub(crate) fn blocks(root: &Path, directories: &[&str]) -> Vec<CodeBlock> {
     files(root, directories).iter().flat_map(|file| blocks_of_file(file, root)).collect()
 }
 
-fn blocks_of_file(file: &Path, root: &Path) -> Vec<Block> {
+fn blocks_of_file(file: &Path, root: &Path) -> Vec<CodeBlock> {
     let text = fs::read_to_string(file).unwrap();
-    let (mut blocks, mut not_run, mut fence): (Vec<Block>, Option<String>, Option<bool>) = (Vec::new(), None, None);
+    let (mut blocks, mut not_run, mut fence): (Vec<CodeBlock>, Option<String>, Option<bool>) = (Vec::new(), None, None);
     let mut current: Option<(usize, String)> = None;
     let mut finish = |current: &mut Option<(usize, String)>, not_run: &mut Option<String>| {
         let Some((line, text)) = current.take() else { return };
@@ -53,7 +53,7 @@ fn blocks_of_file(file: &Path, root: &Path) -> Vec<Block> {
             .sum();
         if COMMANDS.iter().any(|command| first.get(assignments..).unwrap_or_default().starts_with(command)) {
             let file = file.strip_prefix(root).unwrap().to_owned();
-            blocks.push(Block { file, line, not_run: not_run.clone(), text });
+            blocks.push(CodeBlock { file, line, not_run: not_run.clone(), text });
         }
         *not_run = None;
     };
