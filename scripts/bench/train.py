@@ -15,7 +15,15 @@ from pathlib import Path
 import training_section
 from section import machine, write_section
 
-# The PyTorch side takes 4 x 512 tokens per step and the same learning rate.
+# The PyTorch side of a comparison is a program of the user in the directory of --peers. It is not
+# part of this repository; docs/benchmarks.md lists the versions of the model that it implements. It
+# runs with the environment variable TH, the number of threads, in two ways. CONFIG is `micro` or
+# `small`, and VERSION is `Baseline.version`.
+#   time CONFIG STEPS VERSION   times STEPS steps and prints, after `JSON `, an object with the
+#                               tokens per second in `res.VERSION.tok_s`
+#   rss CONFIG VERSION STEPS    takes STEPS steps and prints the peak memory: `peak NUMBER GiB`
+PROGRAM = "bench_torch.py"
+# The same number of tokens per step (4 x 512) and learning rate as PROGRAM.
 THREADS = 2
 SETTINGS = {
     "run.threads": THREADS,
@@ -35,7 +43,7 @@ class Baseline:
     """A PyTorch version of the model, and the `backpack` variant that it is compared with."""
 
     name: str  # printed into the document
-    argument: str  # the name that bench_torch.py takes
+    version: str  # the name of the version in PROGRAM
     ours: str
     raised: bool = False  # with malloc's thresholds raised
 
@@ -43,7 +51,6 @@ class Baseline:
         return {**(RAISED if self.raised else {}), "TH": str(THREADS)}
 
 
-# The arguments are the names that the program in --peers gives its variants.
 BASELINES = [
     Baseline("published code, fp32", "a_pyvene", "bf16 fused"),
     Baseline("SDPA, fp32", "b_ref", "fp32 fused"),
@@ -92,23 +99,23 @@ class Bench:
 
     def theirs(self, baseline: Baseline, config: str, mode: str, *arguments) -> str:
         """Runs the PyTorch program and returns its standard output."""
-        command = [self.python, self.peers / "bench_torch.py", mode, config, *map(str, arguments)]
+        command = [self.python, self.peers / PROGRAM, mode, config, *map(str, arguments)]
         return run(command, PYTHONDONTWRITEBYTECODE="1", **baseline.environment())
 
     def tokens_per_s(self, baseline: Baseline, config: str, steps: int) -> float:
-        out = self.theirs(baseline, config, "time", steps, baseline.argument)
+        out = self.theirs(baseline, config, "time", steps, baseline.version)
         line = next(line for line in out.splitlines() if line.startswith("JSON "))
-        rate = json.loads(line.removeprefix("JSON "))["res"][baseline.argument]["tok_s"]
+        rate = json.loads(line.removeprefix("JSON "))["res"][baseline.version]["tok_s"]
         log(f"  PyTorch, {baseline.name}: {rate:.0f} tokens/s")
         return rate
 
     def memory_bytes(self, baseline: Baseline, config: str) -> float:
         # A compiled variant compiles in its first step. From the third step on, all steps are alike.
-        steps = 3 if "compile" in baseline.argument else 2
-        out = self.theirs(baseline, config, "rss", baseline.argument, steps)
+        steps = 3 if "compile" in baseline.version else 2
+        out = self.theirs(baseline, config, "rss", baseline.version, steps)
         found = re.search(r"peak ([\d.]+) GiB", out)
         if not found:
-            sys.exit(f"bench-train: bench_torch.py rss printed no peak:\n{out[-2000:]}")
+            sys.exit(f"bench-train: {PROGRAM} rss printed no peak:\n{out[-2000:]}")
         return float(found[1]) * 2**30
 
 
@@ -186,8 +193,8 @@ def arguments() -> argparse.Namespace:
     given = parser.parse_args()
     if given.rounds < 1 or given.steps < 1:
         parser.error("--rounds and --steps must be at least 1")
-    if given.peers and not (given.peers / "bench_torch.py").is_file():
-        parser.error(f"--peers: {given.peers} has no file bench_torch.py")
+    if given.peers and not (given.peers / PROGRAM).is_file():
+        parser.error(f"--peers: {given.peers} has no file {PROGRAM}")
     return given
 
 
