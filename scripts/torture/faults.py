@@ -1,5 +1,5 @@
-"""The faults, one function per fault. A test returns None if the run survived the fault, or a text
-that says what was lost. It raises Skipped if the fault cannot be tried on this machine."""
+"""The faults, one function per fault. A function returns None if the run survived the fault, or a
+description of what was lost. It raises Skipped if the fault cannot be tried on this machine."""
 
 import os
 import random
