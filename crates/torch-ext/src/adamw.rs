@@ -24,7 +24,7 @@ unsafe extern "C" {
         beta1: f64,
         beta2: f64,
         eps: f64,
-        norm: *mut *mut C_tensor,
+        grad_norm: *mut *mut C_tensor,
         overflow: *mut *mut C_tensor,
     ) -> *mut c_char;
     fn bpx_clear_grad(parameter: *mut C_tensor) -> *mut c_char;
@@ -101,7 +101,7 @@ pub fn clipped_adamw(tensors: AdamWTensors<'_>, guard: UpdateGuard<'_>, options:
         return Err(Error(format!("clipped_adamw: {n} parameters, but lists of lengths {lengths:?}")));
     }
     let copies: Vec<_> = tensors.low_precision_copies.iter().map(|copy| handle_or_null(copy.as_ref())).collect();
-    let (mut norm, mut overflow) = (std::ptr::null_mut(), std::ptr::null_mut());
+    let (mut grad_norm, mut overflow) = (std::ptr::null_mut(), std::ptr::null_mut());
     // SAFETY: lists of n live handles each. The shim writes only through them, and on success it
     // has stored two tensors, which are now ours.
     unsafe {
@@ -121,10 +121,10 @@ pub fn clipped_adamw(tensors: AdamWTensors<'_>, guard: UpdateGuard<'_>, options:
             options.betas.0,
             options.betas.1,
             options.eps,
-            &mut norm,
+            &mut grad_norm,
             &mut overflow,
         ))?;
-        Ok(UpdateStats { grad_norm: Tensor::from_ptr(norm), overflow: Tensor::from_ptr(overflow) })
+        Ok(UpdateStats { grad_norm: Tensor::from_ptr(grad_norm), overflow: Tensor::from_ptr(overflow) })
     }
 }
 

@@ -281,15 +281,15 @@ fn invalid_archives_are_rejected() {
     assert!(error.contains("appears twice"), "{error}");
     // Two entries with the same bytes.
     let mut bytes = zip_from(&[("x/a".into(), vec![0; 1000]), ("x/b".into(), vec![0; 1000])]);
-    let place = bytes.windows(4).rposition(|w| w == b"PK\x01\x02").unwrap() + 42;
-    bytes[place..place + 4].fill(0);
-    bytes[place - 22..place - 14].copy_from_slice(&[0xd0, 7, 0, 0, 0xd0, 7, 0, 0]);
+    let offset = bytes.windows(4).rposition(|w| w == b"PK\x01\x02").unwrap() + 42;
+    bytes[offset..offset + 4].fill(0);
+    bytes[offset - 22..offset - 14].copy_from_slice(&[0xd0, 7, 0, 0, 0xd0, 7, 0, 0]);
     fs::write(&copy, &bytes).unwrap();
     assert!(import_error(&copy).contains("its entries claim more bytes than"), "{}", import_error(&copy));
     // The checksum detects one flipped bit of a weight.
     let mut bytes = fs::read(&path).unwrap();
-    let place = bytes.windows(6).position(|w| w == b"data/0").unwrap() + 200;
-    bytes[place] ^= 1;
+    let offset = bytes.windows(6).position(|w| w == b"data/0").unwrap() + 200;
+    bytes[offset] ^= 1;
     fs::write(&copy, &bytes).unwrap();
     assert!(import_error(&copy).contains("its checksum is wrong"), "{}", import_error(&copy));
     bytes.truncate(bytes.len() / 2);
