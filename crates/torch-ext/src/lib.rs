@@ -17,7 +17,7 @@ pub mod profiler;
 mod runtime;
 
 pub use adamw::{AdamW, AdamWTensors, UpdateGuard, UpdateStats, clear_grad, clipped_adamw};
-pub use error::{Error, first_line, panic_text};
+pub use error::{Error, panic_text};
 pub use mmap::MappedFile;
 pub use ops::{
     LayerOutput, MAX_SENSES, MatmulWeight, add_layer_norm, attention, embedding, linear, linear_cross_entropy, mlp,
