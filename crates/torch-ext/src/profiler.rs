@@ -59,7 +59,8 @@ pub enum Section {
 }
 
 impl Section {
-    const ALL: [Section; 12] = [
+    /// All sections, each at the index of its number.
+    const ALL: [Section; Section::ClipAndOptimizer as usize + 1] = [
         Section::Data,
         Section::Embedding,
         Section::Body,
@@ -210,7 +211,9 @@ pub fn mark(x: &Tensor, forward: Section, backward: Section) -> Tensor {
 
 /// Called by the backward pass at a mark, with the section that ends there.
 extern "C" fn reached(section: i64) {
-    if let Some(section) = usize::try_from(section).ok().and_then(|index| Section::ALL.get(index)) {
+    let known = usize::try_from(section).ok().and_then(|index| Section::ALL.get(index));
+    debug_assert!(known.is_some(), "no section has the number {section}");
+    if let Some(section) = known {
         end_section(*section);
     }
 }
