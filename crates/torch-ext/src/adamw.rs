@@ -30,7 +30,7 @@ unsafe extern "C" {
     fn bpx_clear_grad(parameter: *mut C_tensor) -> *mut c_char;
 }
 
-/// The hyper-parameters of one AdamW update.
+/// The hyperparameters of one AdamW update.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdamW {
     /// Learning rate of this update.
@@ -82,9 +82,10 @@ pub struct UpdateStats {
     pub overflow: Tensor,
 }
 
-/// Clips the gradients by their global norm and updates the parameters by AdamW, in one pass over
-/// memory on the CPU. If the norm is not finite or `guard` skips the update, parameters, moments,
-/// copies and the number of updates keep all their bits.
+/// Clips the gradients by their global norm and updates the parameters by AdamW. On the CPU, one
+/// pass over the gradients computes the norm, and a second pass over all tensors does the rest. If
+/// the norm is not finite or `guard` skips the update, parameters, moments, copies and the number of
+/// updates keep all their bits.
 ///
 /// # Errors
 /// The lengths of the lists or the shapes of their tensors differ.
@@ -129,10 +130,10 @@ pub fn clipped_adamw(tensors: AdamWTensors<'_>, guard: UpdateGuard<'_>, options:
 }
 
 /// Removes the gradient of a parameter, so that the next backward pass stores its gradient instead
-/// of adding to zeros.
+/// of adding to the old one.
 ///
 /// # Errors
-/// Returns an error if the libtorch call fails.
+/// Returns an error if libtorch throws an exception; no cause is known.
 pub fn clear_grad(parameter: &Tensor) -> Result<(), Error> {
     // SAFETY: a live handle.
     check(unsafe { bpx_clear_grad(handle(parameter)) })

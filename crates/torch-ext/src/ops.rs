@@ -2,7 +2,7 @@
 //! the composition of libtorch operations in its test.
 //!
 //! Activations are contiguous and fp32 or bf16. Their rows are tokens: N = B T. Parameters are fp32
-//! and receive fp32 gradients.
+//! and receive fp32 gradients. [`linear_cross_entropy`] also runs on a GPU, and in fp16.
 
 use tch::{Kind, Tensor};
 use torch_sys::C_tensor;
@@ -180,9 +180,9 @@ pub const MAX_SENSES: i64 = 256;
 
 /// Returns the Backpack's weighted sum of the senses of earlier tokens, `[N, D]`.
 ///
-/// `qk [N, 2 D] + qk_bias` are the queries and keys of the contextualization weights. `senses [U, L
-/// D]` plus `senses_bias` are the senses of U distinct tokens. `rows [N]` (int64) has the row in
-/// `senses` of each token.
+/// `qk [N, 2 D] + qk_bias` are the queries and keys of the contextualization weights.
+/// `senses [U, L D] + senses_bias` are the senses of U distinct tokens. `rows [N]` (int64) has the
+/// row in `senses` of each token.
 ///
 /// # Errors
 /// Shapes or types do not match, or there are more than [`MAX_SENSES`] senses.

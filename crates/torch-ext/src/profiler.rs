@@ -105,9 +105,9 @@ impl fmt::Display for Section {
 pub struct SectionSpan {
     /// The section.
     pub section: Section,
-    /// When it started.
+    /// When the execution started.
     pub start: Instant,
-    /// How long it took.
+    /// Duration of the execution in seconds.
     pub seconds: f64,
 }
 

@@ -151,7 +151,7 @@ impl ProcessGroup {
     /// [`Rendezvous::timeout`].
     ///
     /// # Errors
-    /// Returns an error if the libtorch call fails.
+    /// A backend of the group does not support timeouts. Gloo and NCCL do.
     pub fn set_timeout(&self, timeout: Duration) -> Result<(), Error> {
         // SAFETY: a live group.
         check(unsafe { bpx_group_set_timeout(self.as_ptr(), millis(timeout)) })
