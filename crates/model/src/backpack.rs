@@ -108,7 +108,7 @@ impl Backpack {
     /// of matrix products.
     pub fn senses(&self, ids: &Tensor, options: ForwardOptions) -> Tensor {
         let ops = Ops::new(self.device(), options);
-        self.batch_senses(&ops.shared_embedding(self.body.wte()), ids, ops).gather(ids.size()[0], self.num_senses)
+        self.batch_senses(&ops.shared_embedding(self.body.wte()), ids, ops).gather(self.num_senses, ids.size()[0])
     }
 
     /// Sense vectors of tokens `[U]` -> `[U, L D]`, in the type of matrix products.
@@ -128,9 +128,16 @@ impl Backpack {
     }
 
     /// Outputs of B sequences: ids `[B, T]` int64 -> `[B T, D]`, with the shared embedding `wte`
-    /// `[V, D]` of the forward pass.
+    /// `[V, D]` of the forward pass. [`Ops::weighted_sum_of_senses`] ends the profiler's sections
+    /// of the trunk and of the senses.
     pub(crate) fn outputs(&self, wte: &Tensor, ids: &Tensor, ops: Ops) -> Tensor {
-        let senses = || self.batch_senses(wte, ids, ops);
+        let senses = || {
+            // The order in which the gradients of `wte` are added decides their last bits. Without
+            // the fused sum, and with edits, those of the senses are first added to one another.
+            let is_separate = !ops.fuses_sum_of_senses(self.num_senses) || self.edited.is_some();
+            let own = is_separate.then(|| ops.shared_embedding(self.body.wte()));
+            self.batch_senses(own.as_ref().unwrap_or(wte), ids, ops)
+        };
         let hidden = || self.body.hidden_states(wte, ids, ops);
         let outputs = ops.weighted_sum_of_senses(senses, hidden, &self.c_attn, self.num_senses, ids.size()[0]);
         mark(&outputs, Section::Mixing, Section::HeadAndLossBackward)

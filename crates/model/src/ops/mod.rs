@@ -64,7 +64,7 @@ pub(crate) struct TokenSenses {
 
 impl TokenSenses {
     /// Returns the senses of the tokens of B sequences, `[B, T, L, D]`.
-    pub(crate) fn gather(self, sequences: i64, num_senses: i64) -> Tensor {
+    pub(crate) fn gather(self, num_senses: i64, sequences: i64) -> Tensor {
         let senses = self.output.into_tensor();
         let senses = match self.rows {
             Some(rows) => senses.index_select(0, &rows),
@@ -94,7 +94,19 @@ impl Ops {
     /// Whether matrix products would convert the weights to bf16 on every call if the model kept no
     /// copies.
     pub(crate) fn reads_low_precision_copies(self) -> bool {
-        self.implementation == Implementation::FusedCpu && self.options.kind == Kind::BFloat16
+        match self.implementation {
+            Implementation::Reference | Implementation::Composite => false,
+            Implementation::FusedCpu => self.options.kind == Kind::BFloat16,
+        }
+    }
+
+    /// Whether one fused kernel computes [`Ops::weighted_sum_of_senses`] for this number of senses
+    /// per token.
+    pub(crate) fn fuses_sum_of_senses(self, num_senses: i64) -> bool {
+        match self.implementation {
+            Implementation::Reference | Implementation::Composite => false,
+            Implementation::FusedCpu => num_senses <= torch_ext::MAX_SENSES,
+        }
     }
 
     /// Dropout.
@@ -272,32 +284,20 @@ impl Ops {
         num_senses: i64,
         sequences: i64,
     ) -> Tensor {
-        match self.implementation {
-            Implementation::FusedCpu if num_senses <= torch_ext::MAX_SENSES => {
-                let TokenSenses { output: LayerOutput { value: senses, bias }, rows } = senses();
-                let senses = mark(&senses, Section::Senses, Section::EmbeddingBackward);
-                let hidden = mark(&hidden(), Section::Body, Section::MixingBackward);
-                let rows = rows.unwrap_or_else(|| Tensor::arange(hidden.size()[0], (Kind::Int64, hidden.device())));
-                let bias = bias.unwrap_or_else(|| Tensor::zeros(senses.size()[1], (Kind::Float, senses.device())));
-                let qk = self.fused_product(&hidden, c_attn);
-                expect_torch(torch_ext::weighted_sum_of_senses(
-                    &qk,
-                    &c_attn.bias,
-                    &senses,
-                    &bias,
-                    &rows,
-                    sequences,
-                    num_senses,
-                ))
-            }
-            _ => {
-                let hidden = mark(&hidden(), Section::Body, Section::EmbeddingBackward);
-                let senses = senses().gather(sequences, num_senses);
-                let senses = mark(&senses, Section::Senses, Section::MixingBackward);
-                let alpha = self.sense_weights(&hidden, c_attn, num_senses, sequences);
-                self.combine_senses(&alpha, &senses).flatten(0, 1)
-            }
+        if !self.fuses_sum_of_senses(num_senses) {
+            let hidden = mark(&hidden(), Section::Body, Section::EmbeddingBackward);
+            let senses = senses().gather(num_senses, sequences);
+            let senses = mark(&senses, Section::Senses, Section::MixingBackward);
+            let alpha = self.sense_weights(&hidden, c_attn, num_senses, sequences);
+            return self.combine_senses(&alpha, &senses).flatten(0, 1);
         }
+        let TokenSenses { output: LayerOutput { value: senses, bias }, rows } = senses();
+        let senses = mark(&senses, Section::Senses, Section::EmbeddingBackward);
+        let hidden = mark(&hidden(), Section::Body, Section::MixingBackward);
+        let rows = rows.unwrap_or_else(|| Tensor::arange(hidden.size()[0], (Kind::Int64, hidden.device())));
+        let bias = bias.unwrap_or_else(|| Tensor::zeros(senses.size()[1], (Kind::Float, senses.device())));
+        let qk = self.fused_product(&hidden, c_attn);
+        expect_torch(torch_ext::weighted_sum_of_senses(&qk, &c_attn.bias, &senses, &bias, &rows, sequences, num_senses))
     }
 
     /// Logits of hidden states over the embedding `head` `[V, D]`: `[.., D]` -> `[.., V]` fp32.
