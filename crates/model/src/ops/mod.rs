@@ -45,6 +45,17 @@ impl Implementation {
     }
 }
 
+impl ForwardOptions {
+    /// Returns whether the layers are fused kernels on this device. They keep fewer tensors for the
+    /// backward pass than the operations of libtorch.
+    pub fn has_fused_layers(self, device: Device) -> bool {
+        match Implementation::choose(device, self) {
+            Implementation::Reference | Implementation::Composite => false,
+            Implementation::FusedCpu => true,
+        }
+    }
+}
+
 /// The operations of one forward pass.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Ops {
@@ -389,5 +400,25 @@ mod tests {
         };
         assert!(shares(Kernels::Fused, 0.0, false) && shares(Kernels::Fused, 0.1, true));
         assert!(!shares(Kernels::Fused, 0.1, false) && !shares(Kernels::Reference, 0.0, true));
+    }
+
+    #[test]
+    fn fused_kernels_depend_on_the_type_and_the_number_of_senses() {
+        let ops =
+            |kernels, kind| Ops::new(Device::Cpu, ForwardOptions { kernels, kind, ..ForwardOptions::evaluation() });
+        for (kernels, kind, is_fused) in [
+            (Kernels::Fused, Kind::Float, true),
+            (Kernels::Fused, Kind::BFloat16, true),
+            (Kernels::Fused, Kind::Half, false),
+            (Kernels::Reference, Kind::Float, false),
+            (Kernels::Reference, Kind::BFloat16, false),
+        ] {
+            let ops = ops(kernels, kind);
+            assert_eq!(ops.options.has_fused_layers(Device::Cpu), is_fused, "{kernels:?}, {kind:?}");
+            assert!(!ops.options.has_fused_layers(Device::Cuda(0)));
+            assert_eq!(ops.fuses_sum_of_senses(torch_ext::MAX_SENSES), is_fused, "{kernels:?}, {kind:?}");
+            assert!(!ops.fuses_sum_of_senses(torch_ext::MAX_SENSES + 1));
+            assert_eq!(ops.reads_low_precision_copies(), is_fused && kind == Kind::BFloat16, "{kernels:?}, {kind:?}");
+        }
     }
 }
