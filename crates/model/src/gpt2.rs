@@ -33,7 +33,7 @@ impl Attention {
 
     /// `[B T, D]` -> `[B T, D]`.
     fn forward(&self, x: &Tensor, sequences: i64, ops: Ops) -> LayerOutput {
-        let attended = ops.causal_attention(x, &self.c_attn, self.n_head, self.scale, sequences);
+        let attended = ops.causal_attention(x, &self.c_attn, self.n_head, sequences, self.scale);
         ops.linear_output(&attended, &self.c_proj)
     }
 

@@ -98,8 +98,12 @@ impl Ops {
 
     /// Whether the senses of each distinct token are computed once.
     pub(crate) fn shares_senses(self) -> bool {
-        self.implementation != Implementation::Reference
-            && (self.options.dropout == 0.0 || self.options.share_sense_dropout)
+        match self.implementation {
+            Implementation::Reference => false,
+            Implementation::Composite | Implementation::FusedCpu => {
+                self.options.dropout == 0.0 || self.options.share_sense_dropout
+            }
+        }
     }
 
     /// Whether matrix products would convert the weights to bf16 on every call if the model kept no
@@ -144,22 +148,18 @@ impl Ops {
 
     /// A linear layer: x W + b, `[N, in]` -> `[N, out]`.
     pub(crate) fn linear(self, x: &Tensor, linear: &Linear) -> Tensor {
-        let kind = self.options.kind;
-        match self.implementation {
-            Implementation::Reference | Implementation::Composite => {
-                let weight = linear.weight.cast(kind);
-                let weight = if linear.transposed { weight } else { weight.tr() };
-                x.to_kind(kind).linear(&weight, Some(linear.bias.to_kind(kind)))
-            }
-            Implementation::FusedCpu => self.fused_product(x, linear) + linear.bias.to_kind(kind),
-        }
+        self.linear_output(x, linear).into_tensor()
     }
 
     /// A linear layer whose output is added to the residual stream: `[N, in]` -> `[N, out]`.
     pub(crate) fn linear_output(self, x: &Tensor, linear: &Linear) -> LayerOutput {
         match self.implementation {
             Implementation::Reference | Implementation::Composite => {
-                LayerOutput { value: self.linear(x, linear), bias: None }
+                let kind = self.options.kind;
+                let weight = linear.weight.cast(kind);
+                let weight = if linear.transposed { weight } else { weight.tr() };
+                let value = x.to_kind(kind).linear(&weight, Some(linear.bias.to_kind(kind)));
+                LayerOutput { value, bias: None }
             }
             Implementation::FusedCpu => {
                 LayerOutput { value: self.fused_product(x, linear), bias: Some(linear.bias.shallow_clone()) }
@@ -209,8 +209,8 @@ impl Ops {
         x: &Tensor,
         c_attn: &Linear,
         heads: i64,
-        scale: f64,
         sequences: i64,
+        scale: f64,
     ) -> Tensor {
         match self.implementation {
             Implementation::Reference | Implementation::Composite => {
