@@ -177,8 +177,9 @@ impl Backpack {
                 LayerOutput { value: senses, bias: None }
             }
             None => {
-                let embeddings = ops.embedding(wte, tokens);
-                self.sense_network.forward(mark(&embeddings, Section::Embedding, Section::SensesBackward), ops)
+                let embeddings = mark(&ops.embedding(wte, tokens), Section::Embedding, Section::SensesBackward);
+                // Moved, so that the network can free it.
+                self.sense_network.forward(embeddings, ops)
             }
         };
         match &self.edited {

@@ -127,8 +127,8 @@ impl Gpt2 {
     pub(crate) fn hidden_states(&self, wte: &Tensor, ids: &Tensor, ops: Ops) -> Tensor {
         let (sequences, length) = (ids.size()[0], ids.size()[1]);
         let x = ops.embedding(wte, ids) + self.wpe.narrow(0, 0, length); // [B, T, D]
-        let x = ops.dropout(x).flatten(0, 1); // [B T, D]
-        let mut x = ResidualStream::new(mark(&x, Section::Embedding, Section::BodyBackward));
+        let x = mark(&ops.dropout(x).flatten(0, 1), Section::Embedding, Section::BodyBackward); // [B T, D]
+        let mut x = ResidualStream::new(x); // moved, so that the first block can free it
         for block in &self.blocks {
             block.apply(&mut x, |normed| block.attention.forward(normed, sequences, ops), ops);
         }
