@@ -119,7 +119,8 @@ impl Backpack {
     /// Contextualization weights alpha: ids `[B, T]` -> `[B, L, T, T]` fp32.
     pub fn contextualization(&self, ids: &Tensor, options: ForwardOptions) -> Tensor {
         let ops = Ops::new(self.device(), options);
-        ops.sense_weights(&self.body.forward(ids, options), &self.c_attn, self.num_senses, ids.size()[0])
+        let hidden = self.body.hidden_states(&ops.shared_embedding(self.body.wte()), ids, ops);
+        ops.sense_weights(&hidden, &self.c_attn, self.num_senses, ids.size()[0])
     }
 
     /// Outputs for R positions: weights `[B, L, R, T]` and senses `[B, T, L, D]` -> `[B, R, D]`.
