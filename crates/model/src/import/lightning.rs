@@ -32,8 +32,9 @@ pub(super) fn read(path: &Path, n_head: Option<i64>) -> Result<ImportSource> {
     let shapes = Shapes { file: &file, tensors: &tensors };
     let (config, mut notes) = infer(&shapes, n_head, read_config_next_to(path)?)?;
     if skipped > 0 {
-        notes
-            .push(format!("skipped {skipped} entries of state_dict that are not weights (metrics store counts there)"));
+        notes.push(format!(
+            "skipped entries of state_dict that are not weights: {skipped} (metrics store counts there)"
+        ));
     }
     let mut weights = ImportedWeights::default();
     for (source, &id) in &tensors {

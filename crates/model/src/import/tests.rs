@@ -141,7 +141,8 @@ fn checkpoints_of_the_authors_are_imported() {
     let imported = import(&fixture("lightning/plain.ckpt"), None).unwrap();
     assert_same_tensors(&imported.model, |_, tensor| tensor.shallow_clone());
     assert_logits(&imported.model, "backpack_logits");
-    let notes = ["n_head 2, from its hyper_parameters", "skipped 1 entries of state_dict that are not weights"];
+    let notes = ["n_head 2, from its hyper_parameters", "skipped entries of state_dict that are not weights: 1 ("];
+    assert_eq!(imported.notes.len(), notes.len(), "{:?}", imported.notes);
     for (note, start) in imported.notes.iter().zip(notes) {
         assert!(note.starts_with(start), "{note}");
     }
