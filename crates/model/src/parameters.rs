@@ -206,6 +206,15 @@ impl Parameters {
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         self.by_name.iter().map(|(name, tensor)| (name.as_str(), tensor))
     }
+
+    /// Multiplies all parameters in place.
+    #[cfg(test)]
+    pub(crate) fn multiply(&self, factor: f64) {
+        for parameter in self.by_name.values() {
+            let mut parameter = parameter.shallow_clone();
+            tch::no_grad(|| parameter *= factor);
+        }
+    }
 }
 
 /// Whether published files have a tensor with this name in addition to the parameters: a copy of a
