@@ -1,6 +1,6 @@
 //! The Backpack (Hewitt et al., ACL 2023). Each token x has L sense vectors C(x), which do not
 //! depend on the context. The output at position i is the sum of the senses of the tokens up to i,
-//! weighted by the contextualization weights alpha of the GPT-2 body:
+//! weighted by the contextualization weights alpha of the GPT-2 trunk:
 //!
 //! o_i = sum over j <= i and l of alpha_lij C(x_j)_l
 
@@ -40,8 +40,8 @@ impl SenseNetwork {
         }
     }
 
-    /// Embeddings `[U, D]` -> senses `[U, L D]`. The block is one of the body without attention: it
-    /// adds the normalized embedding where the other adds the output of attention.
+    /// Embeddings `[U, D]` -> senses `[U, L D]`. The block is one of the trunk without attention:
+    /// it adds the normalized embedding where the other adds the output of attention.
     fn forward(&self, embeddings: Tensor, ops: Ops) -> LayerOutput {
         let mut x = ResidualStream::new(ops.dropout(embeddings));
         let normed = x.normalize(&self.ln, Kind::Float, ops);
@@ -95,7 +95,7 @@ impl Backpack {
         self.edited = edited;
     }
 
-    /// The GPT-2 body, which computes the context.
+    /// The GPT-2 trunk, which computes the context.
     pub fn body(&self) -> &Gpt2 {
         &self.body
     }

@@ -89,7 +89,7 @@ pub(crate) struct KvCache {
     length: i64,
 }
 
-/// A GPT-2 without its output head: the body of a Backpack, and of the baseline.
+/// A GPT-2 without its output head: the trunk of a Backpack, and of the baseline.
 #[derive(Debug)]
 pub struct Gpt2 {
     wte: Tensor,

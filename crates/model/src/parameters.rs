@@ -71,7 +71,7 @@ impl ParameterTable {
 }
 
 impl ModelConfig {
-    /// Returns the prefix of the names of the body's parameters: `backpack.gpt2_model`, or
+    /// Returns the prefix of the names of the trunk's parameters: `backpack.gpt2_model`, or
     /// `transformer` for a GPT-2.
     pub fn body_prefix(&self) -> &'static str {
         match self.architecture {

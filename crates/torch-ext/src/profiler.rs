@@ -36,7 +36,7 @@ pub enum Section {
     Data,
     /// Token and position embeddings.
     Embedding,
-    /// The GPT-2 body.
+    /// The GPT-2 trunk.
     Body,
     /// The sense vectors.
     Senses,

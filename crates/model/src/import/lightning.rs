@@ -119,7 +119,7 @@ impl Shapes<'_> {
     }
 }
 
-/// Returns the prefix of the authors' names of the body.
+/// Returns the prefix of the authors' names of the trunk.
 fn body_prefix(architecture: Architecture) -> &'static str {
     match architecture {
         Architecture::Backpack => "transformer.gpt2_model.",
@@ -275,7 +275,7 @@ impl TargetParameter {
     }
 }
 
-/// Returns the Hugging Face name of a layer of the body, and whether it is a `Conv1D`.
+/// Returns the Hugging Face name of a layer of the trunk, and whether it is a `Conv1D`.
 fn body_layer(layer: &str, config: &ModelConfig) -> Option<(String, bool)> {
     let rest = layer.strip_prefix(body_prefix(config.architecture))?;
     let prefix = config.body_prefix();

@@ -286,7 +286,7 @@ impl Ops {
     /// The implementation calls the two closures in its own order, which decides the order of the
     /// dropout masks and of the backward pass. The fused kernels call `senses` first: the sense
     /// network, which has a quarter of all parameters, then runs its backward pass after that of
-    /// the body, when the activations of the body are already freed.
+    /// the trunk, when the activations of the trunk are already freed.
     pub(crate) fn weighted_sum_of_senses(
         self,
         senses: impl FnOnce() -> TokenSenses,
