@@ -191,7 +191,8 @@ impl Backpack {
 }
 
 /// Returns the tokens `[U]` of ids `[B, T]` whose senses are computed, and [`TokenSenses::rows`].
-/// If no dropout distinguishes the positions of a token, each distinct token appears once.
+/// Each distinct token appears once if all its positions have the same senses: without dropout, or
+/// with shared masks.
 fn unique_tokens(ids: &Tensor, ops: Ops) -> (Tensor, Option<Tensor>) {
     let ids = ids.flatten(0, -1);
     if !ops.shares_senses() {

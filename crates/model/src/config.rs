@@ -100,8 +100,8 @@ impl ModelConfig {
         self.sense_block_inner.unwrap_or(4 * self.n_embd)
     }
 
-    /// Returns the vocabulary size of the tokenizer. Ids from it on are padding, which takes part
-    /// in the softmax in training and is never generated.
+    /// Returns the vocabulary size of the tokenizer. Ids at or above it are padding, which takes
+    /// part in the softmax in training and is never generated.
     pub fn tokenizer_vocab_size(&self) -> i64 {
         match self.end_of_text {
             Some(GPT2_END_OF_TEXT) => self.vocab_size.min(GPT2_END_OF_TEXT + 1),

@@ -19,7 +19,7 @@ use crate::model_dir::CONFIG_FILE;
 /// Number of heads of the published sizes by width: micro, mini, small.
 const HEADS_BY_WIDTH: [(i64, i64); 3] = [(384, 6), (640, 8), (768, 12)];
 
-/// Maximum number of hyper-parameter values that are searched.
+/// Maximum number of hyperparameter values that are searched.
 const MAX_HYPER_PARAMETERS: usize = 100_000;
 
 /// Reads the model of a checkpoint file.
@@ -128,7 +128,7 @@ fn body_prefix(architecture: Architecture) -> &'static str {
 }
 
 /// Returns the configuration and notes. The shapes determine most keys. The other keys come from
-/// `n_head`, from `neighbor`, the configuration next to the checkpoint, from the hyper-parameters,
+/// `n_head`, from `neighbor`, the configuration next to the checkpoint, from the hyperparameters,
 /// or from the published runs.
 fn infer(shapes: &Shapes, n_head: Option<i64>, neighbor: Option<ModelConfig>) -> Result<(ModelConfig, Vec<String>)> {
     let is_backpack = shapes.tensors.keys().any(|name| name.starts_with(body_prefix(Architecture::Backpack)));

@@ -1,9 +1,11 @@
-//! The operations of the networks. This module alone chooses the implementation that computes them;
-//! the networks above it are written as equations.
+//! The operations of the networks, and the choice of the implementation that computes them. The
+//! networks above this module are written as equations.
 //!
-//! [`Implementation::choose`] makes the choice once per forward pass, from the device and the
-//! options. Each operation is a method of [`Ops`] with one `match`. To add an implementation, add a
-//! variant, choose it, and add an arm to the operations that it computes.
+//! [`Implementation::choose`] makes the choice from the device and the options, once per forward
+//! pass. An operation whose fused kernel has a limit chooses again:
+//! [`Ops::fuses_sum_of_senses`]. `torch_ext::linear_cross_entropy` itself chooses between the CPU
+//! and the GPU. To add an implementation, add a variant and choose it; the compiler then lists the
+//! operations that must name it.
 //!
 //! Activations of B sequences of T positions are matrices `[B T, D]`, one row per token.
 
@@ -31,7 +33,8 @@ enum Implementation {
     /// Operations of libtorch for the layers, and the loss in chunks. The senses of each distinct
     /// token are computed once if dropout permits.
     Composite,
-    /// The fused CPU kernels of torch-ext for all layers, otherwise as `Composite`.
+    /// The fused CPU kernels of torch-ext for all layers, and for the sum of up to
+    /// [`torch_ext::MAX_SENSES`] senses. Otherwise as `Composite`.
     FusedCpu,
 }
 
@@ -106,8 +109,7 @@ impl Ops {
         }
     }
 
-    /// Whether matrix products would convert the weights to bf16 on every call if the model kept no
-    /// copies.
+    /// Whether matrix products read bf16 copies of the weights, so that the model should keep them.
     pub(crate) fn reads_low_precision_copies(self) -> bool {
         match self.implementation {
             Implementation::Reference | Implementation::Composite => false,
@@ -271,7 +273,7 @@ impl Ops {
 
     /// The sum of the senses weighted by alpha, for R positions: alpha `[B, L, R, T]` and senses
     /// `[B, T, L, D]` -> `[B, R, D]`. It is one matrix product over pairs of position and sense, so
-    /// that the sums of single senses are never stored.
+    /// that the output of a single sense is never stored.
     pub(crate) fn combine_senses(self, alpha: &Tensor, senses: &Tensor) -> Tensor {
         let size = senses.size();
         let (b, t, l, d) = (size[0], size[1], size[2], size[3]);
@@ -334,7 +336,7 @@ impl Ops {
     /// scalar. `wte` is the shared embedding, which receives the gradient of `head`.
     ///
     /// # Errors
-    /// Returns an error if a libtorch call fails, for example because memory is exhausted.
+    /// A target is outside the vocabulary (found on the CPU only), or memory is exhausted.
     pub(crate) fn cross_entropy(
         self,
         hidden: &Tensor,
