@@ -1,6 +1,6 @@
 //! The Backpack (Hewitt et al., ACL 2023). Each token x has L sense vectors C(x), which do not
 //! depend on the context. The output at position i is the sum of the senses of the tokens up to i,
-//! weighted by the contextualization weights alpha of the GPT-2 body:
+//! weighted by the contextualization weights alpha of the GPT-2 trunk:
 //!
 //! o_i = sum over j <= i and l of alpha_lij C(x_j)_l
 
@@ -40,8 +40,8 @@ impl SenseNetwork {
         }
     }
 
-    /// Embeddings `[U, D]` -> senses `[U, L D]`. The block is one of the body without attention: it
-    /// adds the normalized embedding where the other adds the output of attention.
+    /// Embeddings `[U, D]` -> senses `[U, L D]`. The block is one of the trunk without attention:
+    /// it adds the normalized embedding where the other adds the output of attention.
     fn forward(&self, embeddings: Tensor, ops: Ops) -> LayerOutput {
         let mut x = ResidualStream::new(ops.dropout(embeddings));
         let normed = x.normalize(&self.ln, Kind::Float, ops);
@@ -95,7 +95,7 @@ impl Backpack {
         self.edited = edited;
     }
 
-    /// The GPT-2 body, which computes the context.
+    /// The GPT-2 trunk, which computes the context.
     pub fn body(&self) -> &Gpt2 {
         &self.body
     }
@@ -108,7 +108,7 @@ impl Backpack {
     /// of matrix products.
     pub fn senses(&self, ids: &Tensor, options: ForwardOptions) -> Tensor {
         let ops = Ops::new(self.device(), options);
-        self.batch_senses(&ops.shared_embedding(self.body.wte()), ids, ops).gather(ids.size()[0], self.num_senses)
+        self.batch_senses(&ops.shared_embedding(self.body.wte()), ids, ops).gather(self.num_senses, ids.size()[0])
     }
 
     /// Sense vectors of tokens `[U]` -> `[U, L D]`, in the type of matrix products.
@@ -119,7 +119,8 @@ impl Backpack {
     /// Contextualization weights alpha: ids `[B, T]` -> `[B, L, T, T]` fp32.
     pub fn contextualization(&self, ids: &Tensor, options: ForwardOptions) -> Tensor {
         let ops = Ops::new(self.device(), options);
-        ops.sense_weights(&self.body.forward(ids, options), &self.c_attn, self.num_senses, ids.size()[0])
+        let hidden = self.body.hidden_states(&ops.shared_embedding(self.body.wte()), ids, ops);
+        ops.sense_weights(&hidden, &self.c_attn, self.num_senses, ids.size()[0])
     }
 
     /// Outputs for R positions: weights `[B, L, R, T]` and senses `[B, T, L, D]` -> `[B, R, D]`.
@@ -128,9 +129,16 @@ impl Backpack {
     }
 
     /// Outputs of B sequences: ids `[B, T]` int64 -> `[B T, D]`, with the shared embedding `wte`
-    /// `[V, D]` of the forward pass.
+    /// `[V, D]` of the forward pass. [`Ops::weighted_sum_of_senses`] ends the profiler's sections
+    /// of the trunk and of the senses.
     pub(crate) fn outputs(&self, wte: &Tensor, ids: &Tensor, ops: Ops) -> Tensor {
-        let senses = || self.batch_senses(wte, ids, ops);
+        let senses = || {
+            // The order in which the gradients of `wte` are added decides their last bits. Without
+            // the fused sum, and with edits, those of the senses are first added to one another.
+            let is_separate = !ops.fuses_sum_of_senses(self.num_senses) || self.edited.is_some();
+            let own = is_separate.then(|| ops.shared_embedding(self.body.wte()));
+            self.batch_senses(own.as_ref().unwrap_or(wte), ids, ops)
+        };
         let hidden = || self.body.hidden_states(wte, ids, ops);
         let outputs = ops.weighted_sum_of_senses(senses, hidden, &self.c_attn, self.num_senses, ids.size()[0]);
         mark(&outputs, Section::Mixing, Section::HeadAndLossBackward)
@@ -170,8 +178,9 @@ impl Backpack {
                 LayerOutput { value: senses, bias: None }
             }
             None => {
-                let embeddings = ops.embedding(wte, tokens);
-                self.sense_network.forward(mark(&embeddings, Section::Embedding, Section::SensesBackward), ops)
+                let embeddings = mark(&ops.embedding(wte, tokens), Section::Embedding, Section::SensesBackward);
+                // Moved, so that the network can free it.
+                self.sense_network.forward(embeddings, ops)
             }
         };
         match &self.edited {
@@ -182,7 +191,8 @@ impl Backpack {
 }
 
 /// Returns the tokens `[U]` of ids `[B, T]` whose senses are computed, and [`TokenSenses::rows`].
-/// If no dropout distinguishes the positions of a token, each distinct token appears once.
+/// Each distinct token appears once if all its positions have the same senses: without dropout, or
+/// with shared masks.
 fn unique_tokens(ids: &Tensor, ops: Ops) -> (Tensor, Option<Tensor>) {
     let ids = ids.flatten(0, -1);
     if !ops.shares_senses() {

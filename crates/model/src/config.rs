@@ -13,9 +13,9 @@ pub const GPT2_END_OF_TEXT: i64 = 50_256;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Architecture {
-    /// Sense vectors weighted by a GPT-2 body (Hewitt et al., ACL 2023).
+    /// Sense vectors weighted by a GPT-2 trunk (Hewitt et al., ACL 2023).
     Backpack,
-    /// The baseline: the same body, whose hidden states are the outputs.
+    /// The baseline: the same trunk, whose hidden states are the outputs.
     Gpt2,
 }
 
@@ -27,11 +27,11 @@ pub struct ModelConfig {
     pub architecture: Architecture,
     /// Width D of embeddings, hidden states and sense vectors.
     pub n_embd: i64,
-    /// Number of attention heads H of the body.
+    /// Number of attention heads H of the trunk.
     pub n_head: i64,
-    /// Number of transformer blocks of the body.
+    /// Number of transformer blocks of the trunk.
     pub n_layer: i64,
-    /// Width of the body's MLP; 4 `n_embd` if absent. The sense block does not use it.
+    /// Width of the trunk's MLP; 4 `n_embd` if absent. The sense block does not use it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub n_inner: Option<i64>,
     /// Number of sense vectors L per token.
@@ -90,7 +90,7 @@ impl ModelConfig {
         self.n_embd / self.n_head
     }
 
-    /// Returns the width of the body's MLP.
+    /// Returns the width of the trunk's MLP.
     pub fn inner_size(&self) -> i64 {
         self.n_inner.unwrap_or(4 * self.n_embd)
     }
@@ -100,8 +100,8 @@ impl ModelConfig {
         self.sense_block_inner.unwrap_or(4 * self.n_embd)
     }
 
-    /// Returns the vocabulary size of the tokenizer. Ids from it on are padding, which takes part
-    /// in the softmax in training and is never generated.
+    /// Returns the vocabulary size of the tokenizer. Ids at or above it are padding, which takes
+    /// part in the softmax in training and is never generated.
     pub fn tokenizer_vocab_size(&self) -> i64 {
         match self.end_of_text {
             Some(GPT2_END_OF_TEXT) => self.vocab_size.min(GPT2_END_OF_TEXT + 1),

@@ -33,7 +33,7 @@ impl Attention {
 
     /// `[B T, D]` -> `[B T, D]`.
     fn forward(&self, x: &Tensor, sequences: i64, ops: Ops) -> LayerOutput {
-        let attended = ops.causal_attention(x, &self.c_attn, self.n_head, self.scale, sequences);
+        let attended = ops.causal_attention(x, &self.c_attn, self.n_head, sequences, self.scale);
         ops.linear_output(&attended, &self.c_proj)
     }
 
@@ -89,7 +89,7 @@ pub(crate) struct KvCache {
     length: i64,
 }
 
-/// A GPT-2 without its output head: the body of a Backpack, and of the baseline.
+/// A GPT-2 without its output head: the trunk of a Backpack, and of the baseline.
 #[derive(Debug)]
 pub struct Gpt2 {
     wte: Tensor,
@@ -127,8 +127,8 @@ impl Gpt2 {
     pub(crate) fn hidden_states(&self, wte: &Tensor, ids: &Tensor, ops: Ops) -> Tensor {
         let (sequences, length) = (ids.size()[0], ids.size()[1]);
         let x = ops.embedding(wte, ids) + self.wpe.narrow(0, 0, length); // [B, T, D]
-        let x = ops.dropout(x).flatten(0, 1); // [B T, D]
-        let mut x = ResidualStream::new(mark(&x, Section::Embedding, Section::BodyBackward));
+        let x = mark(&ops.dropout(x).flatten(0, 1), Section::Embedding, Section::BodyBackward); // [B T, D]
+        let mut x = ResidualStream::new(x); // moved, so that the first block can free it
         for block in &self.blocks {
             block.apply(&mut x, |normed| block.attention.forward(normed, sequences, ops), ops);
         }

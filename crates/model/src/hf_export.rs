@@ -67,10 +67,7 @@ mod tests {
         };
         let model = LanguageModel::initialize(config, 3, Device::Cpu).unwrap();
         // Larger weights make the attention scores matter.
-        for (_, parameter) in model.parameters().iter() {
-            let mut parameter = parameter.shallow_clone();
-            tch::no_grad(|| parameter *= 8.0);
-        }
+        model.parameters().multiply(8.0);
         let (config, tensors) = export_tensors(&model, Kind::Float).unwrap();
         assert!(!config.scale_attn_by_inverse_layer_idx);
         let parameters = Parameters::from_tensors(&config, tensors.into_iter().collect(), Device::Cpu).unwrap();

@@ -1,4 +1,4 @@
-//! Initialization of the body of a Backpack from a GPT-2.
+//! Initialization of the trunk of a Backpack from a GPT-2.
 
 use anyhow::{Result, ensure};
 use tch::Tensor;
@@ -6,11 +6,11 @@ use tch::Tensor;
 use crate::config::Architecture;
 use crate::language_model::LanguageModel;
 
-/// Copies a GPT-2 into the body of a new Backpack with the same width, heads and layers. The sense
+/// Copies a GPT-2 into the trunk of a new Backpack with the same width, heads and layers. The sense
 /// network, the contextualization weights, and vocabulary rows that the GPT-2 does not have keep
 /// their values. Positions beyond those of the Backpack are not copied. If only the Backpack
 /// divides attention scores by (layer index + 1), its queries are multiplied by it, so that the
-/// body computes the same as the GPT-2.
+/// trunk computes the same as the GPT-2.
 ///
 /// # Errors
 /// Names the key of the configurations that does not fit.
@@ -18,7 +18,7 @@ pub fn init_from_gpt2(backpack: &LanguageModel, gpt2: &LanguageModel) -> Result<
     let (target, source) = (backpack.config(), gpt2.config());
     ensure!(
         target.architecture == Architecture::Backpack && source.architecture == Architecture::Gpt2,
-        "the body of a Backpack can be initialized only from a GPT-2"
+        "the trunk of a Backpack can be initialized only from a GPT-2"
     );
     for (key, here, there) in [
         ("n_embd", target.n_embd, source.n_embd),
@@ -82,10 +82,7 @@ mod tests {
         };
         let model = LanguageModel::initialize(config, vocab_size as u64, Device::Cpu).unwrap();
         // Larger weights make the attention scores matter.
-        for (_, parameter) in model.parameters().iter() {
-            let mut parameter = parameter.shallow_clone();
-            tch::no_grad(|| parameter *= 6.0);
-        }
+        model.parameters().multiply(6.0);
         model
     }
 

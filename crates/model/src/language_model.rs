@@ -174,7 +174,12 @@ impl LanguageModel {
     /// Attention is not masked at document boundaries.
     ///
     /// # Errors
-    /// Returns an error if a libtorch call fails, for example because memory is exhausted.
+    /// A target is outside the vocabulary (found on the CPU only), or memory is exhausted while the
+    /// loss is computed from the outputs of the network.
+    ///
+    /// # Panics
+    /// Panics if an id is outside the vocabulary or memory is exhausted in the network, as the
+    /// methods of tch do.
     pub fn loss(&self, ids: &Tensor, targets: &Tensor, options: ForwardOptions) -> Result<Tensor> {
         let ops = self.ops(options);
         let wte = ops.shared_embedding(self.body().wte());
@@ -248,7 +253,7 @@ impl LanguageModel {
         Ok(())
     }
 
-    /// Calls `f` with the model under additional edits, and removes these edits afterwards.
+    /// Calls `f` with the model under additional edits, and removes these edits afterward.
     ///
     /// # Errors
     /// Returns the error of [`LanguageModel::edit`] or of `f`.

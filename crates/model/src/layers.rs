@@ -23,7 +23,7 @@ impl Weight {
         &self.master
     }
 
-    /// Returns the parameter in `kind`, as a function that autograd differentiates.
+    /// Casts the parameter to `kind`. Gradients pass through the cast.
     pub(crate) fn cast(&self, kind: Kind) -> Tensor {
         self.master.to_kind(kind)
     }

@@ -1,4 +1,4 @@
-//! The networks: a GPT-2 body, the Backpack on top of it, their loss, and their initialization.
+//! The networks: a GPT-2 trunk, the Backpack on top of it, their loss, and their initialization.
 //! Reads and writes their weights under Hugging Face names.
 //!
 //! Shapes in comments use these letters: B sequences, T positions, D width (`n_embd`), V vocabulary

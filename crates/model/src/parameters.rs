@@ -71,7 +71,7 @@ impl ParameterTable {
 }
 
 impl ModelConfig {
-    /// Returns the prefix of the names of the body's parameters: `backpack.gpt2_model`, or
+    /// Returns the prefix of the names of the trunk's parameters: `backpack.gpt2_model`, or
     /// `transformer` for a GPT-2.
     pub fn body_prefix(&self) -> &'static str {
         match self.architecture {
@@ -216,6 +216,15 @@ impl Parameters {
     /// Iterates over names and parameters, sorted by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         self.by_name.iter().map(|(name, tensor)| (name.as_str(), tensor))
+    }
+
+    /// Multiplies all parameters in place.
+    #[cfg(test)]
+    pub(crate) fn multiply(&self, factor: f64) {
+        for parameter in self.by_name.values() {
+            let mut parameter = parameter.shallow_clone();
+            tch::no_grad(|| parameter *= factor);
+        }
     }
 }
 

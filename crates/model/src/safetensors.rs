@@ -52,7 +52,7 @@ pub(crate) fn locate_tensor(path: &Path, name: &str) -> Result<TensorLocation> {
     find().with_context(|| format!("{} cannot be read as safetensors", path.display()))
 }
 
-/// Reads the locations of all tensors by name. Afterwards, the file is at the start of the tensors.
+/// Reads the locations of all tensors by name. Afterward, the file is at the start of the tensors.
 fn read_header(file: &mut File) -> Result<BTreeMap<String, TensorLocation>> {
     let length = file.metadata()?.len();
     let mut prefix = [0u8; 8];

@@ -13,9 +13,10 @@
 //!
 //! libtorch's side is the reference of tests/operations.rs in the style of autocast. With bf16 it
 //! multiplies cast weights, and norms, softmax and loss are fp32. Attention is
-//! `scaled_dot_product_attention`, weighted_sum_of_senses is the reference kernels of the model (one product),
-//! and AdamW is that of libtorch's C++ interface. The fused operations read bf16 copies of the
-//! weights. The fused AdamW updates these copies, so the row of AdamW includes that work.
+//! `scaled_dot_product_attention`, weighted_sum_of_senses follows the reference kernels of the model
+//! (one product), and AdamW is that of libtorch's C++ interface. The fused operations read bf16
+//! copies of the weights. The fused AdamW updates these copies, so the row of AdamW includes that
+//! work.
 
 use std::time::{Duration, Instant};
 
@@ -33,8 +34,8 @@ const HEADS: i64 = 6;
 const LAYERS: i64 = 6;
 const SENSES: i64 = 16;
 const VOCABULARY: i64 = 50_264;
-/// Approximate number of distinct words in that many tokens of OpenWebText.
-const NUM_WORDS: i64 = 1_088;
+/// Approximate number of distinct tokens in that many tokens of OpenWebText.
+const NUM_DISTINCT: i64 = 1_088;
 /// Number of rows of logits that are computed together, as in the model.
 const CHUNK: i64 = 512;
 
@@ -69,7 +70,7 @@ impl Inputs {
 
     fn clear_grads(&self) {
         for t in self.tensors.iter().filter(|t| is_float(t)) {
-            clear_grad(t).expect("a leaf has a gradient to forget");
+            clear_grad(t).expect("a leaf has a gradient to clear");
         }
     }
 }
@@ -146,7 +147,7 @@ const OPERATIONS: [Operation; 8] = [
     Operation {
         name: "mlp (of senses)",
         inputs: |kind| {
-            let x = activation(&[NUM_WORDS, WIDTH], kind);
+            let x = activation(&[NUM_DISTINCT, WIDTH], kind);
             vec![x, parameter(&[WIDTH, INNER]), parameter(&[INNER]), parameter(&[INNER, SENSES * WIDTH])]
         },
         fused: fused_mlp,
@@ -167,13 +168,13 @@ const OPERATIONS: [Operation; 8] = [
     Operation {
         name: "add_layer_norm",
         inputs: |kind| {
-            let (stream, branch) = (activation(&[TOKENS, WIDTH], Kind::Float), activation(&[TOKENS, WIDTH], kind));
-            vec![stream, branch, parameter(&[WIDTH]), parameter(&[WIDTH]), parameter(&[WIDTH])]
+            let (stream, output) = (activation(&[TOKENS, WIDTH], Kind::Float), activation(&[TOKENS, WIDTH], kind));
+            vec![stream, output, parameter(&[WIDTH]), parameter(&[WIDTH]), parameter(&[WIDTH])]
         },
         fused: |i| {
-            let [stream, branch, branch_bias, weight, bias] = &i.tensors[..] else { unreachable!() };
-            let branch = LayerOutput { value: branch.shallow_clone(), bias: Some(branch_bias.shallow_clone()) };
-            let outputs = torch_ext::add_layer_norm(stream, Some(&branch), weight, bias, 1e-5, 0.0, i.kind);
+            let [stream, output, output_bias, weight, bias] = &i.tensors[..] else { unreachable!() };
+            let output = LayerOutput { value: output.shallow_clone(), bias: Some(output_bias.shallow_clone()) };
+            let outputs = torch_ext::add_layer_norm(stream, Some(&output), weight, bias, 1e-5, 0.0, i.kind);
             let (sum, normed) = outputs.expect("the shapes fit");
             vec![sum, normed]
         },
@@ -186,12 +187,13 @@ const OPERATIONS: [Operation; 8] = [
     Operation {
         name: "weighted_sum_of_senses",
         inputs: |kind| {
-            let (qk, senses) = (activation(&[TOKENS, 2 * WIDTH], kind), activation(&[NUM_WORDS, SENSES * WIDTH], kind));
-            vec![qk, parameter(&[2 * WIDTH]), senses, parameter(&[SENSES * WIDTH]), indices(NUM_WORDS)]
+            let (qk, senses) =
+                (activation(&[TOKENS, 2 * WIDTH], kind), activation(&[NUM_DISTINCT, SENSES * WIDTH], kind));
+            vec![qk, parameter(&[2 * WIDTH]), senses, parameter(&[SENSES * WIDTH]), indices(NUM_DISTINCT)]
         },
         fused: |i| {
-            let [qk, qk_bias, senses, bias, place] = &i.tensors[..] else { unreachable!() };
-            single(torch_ext::weighted_sum_of_senses(qk, qk_bias, senses, bias, place, SEQUENCES, SENSES))
+            let [qk, qk_bias, senses, bias, rows] = &i.tensors[..] else { unreachable!() };
+            single(torch_ext::weighted_sum_of_senses(qk, qk_bias, senses, bias, rows, SEQUENCES, SENSES))
         },
         libtorch: |i| {
             let channels = WIDTH / SENSES;

@@ -20,7 +20,7 @@
 namespace {
 
 // Minimum size of a block in bytes; malloc serves smaller ones.
-constexpr size_t SMALLEST = 1 << 20;
+constexpr size_t MIN_BLOCK_BYTES = 1 << 20;
 // Alignment of every block in bytes, as in libtorch. It is less than a page, because blocks that
 // all start at multiples of a page would use the sets of the CPU caches unevenly.
 constexpr size_t GRANULE = 64;
@@ -36,7 +36,7 @@ class Arena final : public c10::Allocator {
   Arena(char* begin, size_t size, c10::Allocator* small) : begin_(begin), size_(size), small_(small) {}
 
   c10::DataPtr allocate(size_t n) override {
-    void* block = n < SMALLEST ? nullptr : take(rounded(n, GRANULE));
+    void* block = n < MIN_BLOCK_BYTES ? nullptr : take(rounded(n, GRANULE));
     // If the range has no space, malloc serves or refuses the request.
     if (!block) return small_->allocate(n);
     return {block, block, &Arena::release, c10::Device(c10::DeviceType::CPU)};

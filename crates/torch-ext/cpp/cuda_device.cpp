@@ -11,7 +11,8 @@ char* bpx_set_cuda_device(int64_t index) {
     TORCH_CHECK(c10::impl::hasDeviceGuardImpl(c10::kCUDA), "CUDA is not loaded");
     const auto* cuda = c10::impl::getDeviceGuardImpl(c10::kCUDA);
     const int64_t count = cuda->deviceCount();
-    TORCH_CHECK(index < count, "GPU ", index, " is asked for, but ", count, " can be used");
+    TORCH_CHECK(index < count, "cuda:", index, " does not exist: this process can use ", count,
+                count == 1 ? " GPU" : " GPUs");
     cuda->setDevice(c10::Device(c10::kCUDA, static_cast<c10::DeviceIndex>(index)));
   })
 }

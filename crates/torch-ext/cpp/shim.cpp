@@ -28,20 +28,20 @@ extern "C" {
 char* bpx_clipped_adamw(TensorPtr const* params, TensorPtr const* grads, TensorPtr const* exp_avgs,
                         TensorPtr const* exp_avg_sqs, TensorPtr const* copies, double const* weight_decays, size_t n,
                         TensorPtr updates, TensorPtr loss_scale, TensorPtr skip, double max_norm, double lr,
-                        double beta1, double beta2, double eps, TensorPtr* norm, TensorPtr* overflow) {
+                        double beta1, double beta2, double eps, TensorPtr* grad_norm, TensorPtr* overflow) {
   BPX_GUARD({
-    const ops::Update out =
+    const ops::UpdateStats out =
         ops::clipped_adamw(list(params, n), list(grads, n), list(exp_avgs, n), list(exp_avg_sqs, n), list(copies, n),
                            std::vector<double>(weight_decays, weight_decays + n), *updates, optional(loss_scale),
                            optional(skip), max_norm, lr, beta1, beta2, eps);
-    *norm = new at::Tensor(out.norm);
+    *grad_norm = new at::Tensor(out.grad_norm);
     *overflow = new at::Tensor(out.overflow);
   })
 }
 
-char* bpx_linear_cross_entropy(TensorPtr hidden, TensorPtr master, TensorPtr value, TensorPtr targets, int64_t chunk,
+char* bpx_linear_cross_entropy(TensorPtr hidden, TensorPtr master, TensorPtr operand, TensorPtr targets, int64_t chunk,
                                TensorPtr* loss) {
-  BPX_GUARD(*loss = new at::Tensor(ops::linear_cross_entropy(*hidden, {*master, *value}, *targets, chunk)))
+  BPX_GUARD(*loss = new at::Tensor(ops::linear_cross_entropy(*hidden, {*master, *operand}, *targets, chunk)))
 }
 
 char* bpx_share_gradient(TensorPtr weight, TensorPtr* shared) {
@@ -52,13 +52,13 @@ char* bpx_embedding(TensorPtr shared, TensorPtr ids, TensorPtr* rows) {
   BPX_GUARD(*rows = new at::Tensor(ops::embedding(*shared, *ids)))
 }
 
-char* bpx_linear(TensorPtr x, TensorPtr master, TensorPtr value, int transposed, TensorPtr* y) {
-  BPX_GUARD(*y = new at::Tensor(ops::linear(*x, {*master, *value}, transposed)))
+char* bpx_linear(TensorPtr x, TensorPtr master, TensorPtr operand, int transposed, TensorPtr* y) {
+  BPX_GUARD(*y = new at::Tensor(ops::linear(*x, {*master, *operand}, transposed)))
 }
 
-char* bpx_mlp(TensorPtr x, TensorPtr fc, TensorPtr fc_value, TensorPtr fc_bias, TensorPtr proj, TensorPtr proj_value,
-              TensorPtr* y) {
-  BPX_GUARD(*y = new at::Tensor(ops::mlp(*x, {*fc, *fc_value}, *fc_bias, {*proj, *proj_value})))
+char* bpx_mlp(TensorPtr x, TensorPtr fc, TensorPtr fc_operand, TensorPtr fc_bias, TensorPtr proj,
+              TensorPtr proj_operand, TensorPtr* y) {
+  BPX_GUARD(*y = new at::Tensor(ops::mlp(*x, {*fc, *fc_operand}, *fc_bias, {*proj, *proj_operand})))
 }
 
 char* bpx_attention(TensorPtr qkv, TensorPtr bias, int64_t sequences, int64_t n_head, double scale, double dropout,
@@ -66,11 +66,11 @@ char* bpx_attention(TensorPtr qkv, TensorPtr bias, int64_t sequences, int64_t n_
   BPX_GUARD(*y = new at::Tensor(ops::attention(*qkv, *bias, sequences, n_head, scale, dropout)))
 }
 
-char* bpx_add_layer_norm(TensorPtr stream, TensorPtr branch, TensorPtr branch_bias, TensorPtr weight, TensorPtr bias,
+char* bpx_add_layer_norm(TensorPtr stream, TensorPtr output, TensorPtr output_bias, TensorPtr weight, TensorPtr bias,
                          double eps, double dropout, int bf16, TensorPtr* sum, TensorPtr* normed) {
   BPX_GUARD({
     const ops::Normed out =
-        ops::add_layer_norm(*stream, optional(branch), optional(branch_bias), *weight, *bias, eps, dropout,
+        ops::add_layer_norm(*stream, optional(output), optional(output_bias), *weight, *bias, eps, dropout,
                             bf16 ? at::kBFloat16 : at::kFloat);
     *sum = new at::Tensor(out.sum);
     *normed = new at::Tensor(out.normed);
@@ -78,13 +78,13 @@ char* bpx_add_layer_norm(TensorPtr stream, TensorPtr branch, TensorPtr branch_bi
 }
 
 char* bpx_weighted_sum_of_senses(TensorPtr qk, TensorPtr qk_bias, TensorPtr senses, TensorPtr senses_bias,
-                                 TensorPtr place, int64_t sequences, int64_t num_senses, TensorPtr* y) {
+                                 TensorPtr rows, int64_t sequences, int64_t num_senses, TensorPtr* y) {
   BPX_GUARD(*y = new at::Tensor(
-                ops::weighted_sum_of_senses(*qk, *qk_bias, *senses, *senses_bias, *place, sequences, num_senses)))
+                ops::weighted_sum_of_senses(*qk, *qk_bias, *senses, *senses_bias, *rows, sequences, num_senses)))
 }
 
-// Drops the gradient of a parameter, so that the next backward pass stores its gradient instead of
-// adding to this one.
+// Removes the gradient of a parameter, so that the next backward pass stores its gradient instead
+// of adding to the old one.
 char* bpx_clear_grad(TensorPtr parameter) { BPX_GUARD(parameter->mutable_grad().reset()) }
 
 // Writes a matrix product to `out`, with the implementation that the fused operations use.

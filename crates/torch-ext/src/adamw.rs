@@ -24,13 +24,13 @@ unsafe extern "C" {
         beta1: f64,
         beta2: f64,
         eps: f64,
-        norm: *mut *mut C_tensor,
+        grad_norm: *mut *mut C_tensor,
         overflow: *mut *mut C_tensor,
     ) -> *mut c_char;
     fn bpx_clear_grad(parameter: *mut C_tensor) -> *mut c_char;
 }
 
-/// The hyper-parameters of one AdamW update.
+/// The hyperparameters of one AdamW update.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdamW {
     /// Learning rate of this update.
@@ -82,9 +82,10 @@ pub struct UpdateStats {
     pub overflow: Tensor,
 }
 
-/// Clips the gradients by their global norm and updates the parameters by AdamW, in one pass over
-/// memory on the CPU. If the norm is not finite or `guard` skips the update, parameters, moments,
-/// copies and the number of updates keep all their bits.
+/// Clips the gradients by their global norm and updates the parameters by AdamW. On the CPU, one
+/// pass over the gradients computes the norm, and a second pass over all tensors does the rest. If
+/// the norm is not finite or `guard` skips the update, parameters, moments, copies and the number of
+/// updates keep all their bits.
 ///
 /// # Errors
 /// The lengths of the lists or the shapes of their tensors differ.
@@ -101,7 +102,7 @@ pub fn clipped_adamw(tensors: AdamWTensors<'_>, guard: UpdateGuard<'_>, options:
         return Err(Error(format!("clipped_adamw: {n} parameters, but lists of lengths {lengths:?}")));
     }
     let copies: Vec<_> = tensors.low_precision_copies.iter().map(|copy| handle_or_null(copy.as_ref())).collect();
-    let (mut norm, mut overflow) = (std::ptr::null_mut(), std::ptr::null_mut());
+    let (mut grad_norm, mut overflow) = (std::ptr::null_mut(), std::ptr::null_mut());
     // SAFETY: lists of n live handles each. The shim writes only through them, and on success it
     // has stored two tensors, which are now ours.
     unsafe {
@@ -121,18 +122,18 @@ pub fn clipped_adamw(tensors: AdamWTensors<'_>, guard: UpdateGuard<'_>, options:
             options.betas.0,
             options.betas.1,
             options.eps,
-            &mut norm,
+            &mut grad_norm,
             &mut overflow,
         ))?;
-        Ok(UpdateStats { grad_norm: Tensor::from_ptr(norm), overflow: Tensor::from_ptr(overflow) })
+        Ok(UpdateStats { grad_norm: Tensor::from_ptr(grad_norm), overflow: Tensor::from_ptr(overflow) })
     }
 }
 
 /// Removes the gradient of a parameter, so that the next backward pass stores its gradient instead
-/// of adding to zeros.
+/// of adding to the old one.
 ///
 /// # Errors
-/// Returns an error if the libtorch call fails.
+/// Returns an error if libtorch throws an exception; no cause is known.
 pub fn clear_grad(parameter: &Tensor) -> Result<(), Error> {
     // SAFETY: a live handle.
     check(unsafe { bpx_clear_grad(handle(parameter)) })

@@ -33,7 +33,7 @@ impl Error {
 }
 
 /// Returns the first line of a libtorch message. The other lines are a C++ backtrace.
-pub fn first_line(message: &str) -> &str {
+pub(crate) fn first_line(message: &str) -> &str {
     message.lines().next().unwrap_or_default().trim()
 }
 

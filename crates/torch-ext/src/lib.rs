@@ -1,9 +1,9 @@
 //! Extensions of tch over the same libtorch, behind a small C++ shim: fused operations of a
 //! training step, AdamW with clipping, process groups, NCCL, and profiling.
 //!
-//! This is the only crate whose `unsafe` code uses tensors. Every function returns an [`Error`]
-//! with the message of libtorch where C++ throws an exception. The C functions of the shim have the
-//! prefix `bpx_`, which stands for "backpack extension".
+//! This is the only crate whose `unsafe` code uses tensors. Where C++ throws an exception,
+//! functions return an [`Error`] with the message of libtorch; only [`profiler::mark`] panics with
+//! it. The C functions of the shim have the prefix `bpx_`, which stands for "backpack extension".
 #![allow(unsafe_code)]
 
 mod adamw;
@@ -17,7 +17,7 @@ pub mod profiler;
 mod runtime;
 
 pub use adamw::{AdamW, AdamWTensors, UpdateGuard, UpdateStats, clear_grad, clipped_adamw};
-pub use error::{Error, first_line, panic_text};
+pub use error::{Error, panic_text};
 pub use mmap::MappedFile;
 pub use ops::{
     LayerOutput, MAX_SENSES, MatmulWeight, add_layer_norm, attention, embedding, linear, linear_cross_entropy, mlp,

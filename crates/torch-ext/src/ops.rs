@@ -2,7 +2,7 @@
 //! the composition of libtorch operations in its test.
 //!
 //! Activations are contiguous and fp32 or bf16. Their rows are tokens: N = B T. Parameters are fp32
-//! and receive fp32 gradients.
+//! and receive fp32 gradients. [`linear_cross_entropy`] also runs on a GPU, and in fp16.
 
 use tch::{Kind, Tensor};
 use torch_sys::C_tensor;
@@ -16,13 +16,13 @@ type T = *mut C_tensor;
 unsafe extern "C" {
     fn bpx_share_gradient(weight: T, shared: *mut T) -> *mut c_char;
     fn bpx_embedding(shared: T, ids: T, rows: *mut T) -> *mut c_char;
-    fn bpx_linear(x: T, master: T, value: T, transposed: i32, y: *mut T) -> *mut c_char;
-    fn bpx_mlp(x: T, fc: T, fc_value: T, fc_bias: T, proj: T, proj_value: T, y: *mut T) -> *mut c_char;
+    fn bpx_linear(x: T, master: T, operand: T, transposed: i32, y: *mut T) -> *mut c_char;
+    fn bpx_mlp(x: T, fc: T, fc_operand: T, fc_bias: T, proj: T, proj_operand: T, y: *mut T) -> *mut c_char;
     fn bpx_attention(qkv: T, bias: T, sequences: i64, n_head: i64, scale: f64, dropout: f64, y: *mut T) -> *mut c_char;
     fn bpx_add_layer_norm(
         stream: T,
-        branch: T,
-        branch_bias: T,
+        output: T,
+        output_bias: T,
         weight: T,
         bias: T,
         eps: f64,
@@ -41,7 +41,7 @@ unsafe extern "C" {
         num_senses: i64,
         y: *mut T,
     ) -> *mut c_char;
-    fn bpx_linear_cross_entropy(hidden: T, master: T, value: T, targets: T, chunk: i64, loss: *mut T) -> *mut c_char;
+    fn bpx_linear_cross_entropy(hidden: T, master: T, operand: T, targets: T, chunk: i64, loss: *mut T) -> *mut c_char;
     fn bpx_product(out: T, a: T, b: T) -> *mut c_char;
 }
 
@@ -180,9 +180,9 @@ pub const MAX_SENSES: i64 = 256;
 
 /// Returns the Backpack's weighted sum of the senses of earlier tokens, `[N, D]`.
 ///
-/// `qk [N, 2 D] + qk_bias` are the queries and keys of the contextualization weights. `senses [U, L
-/// D]` plus `senses_bias` are the senses of U distinct tokens. `rows [N]` (int64) has the row in
-/// `senses` of each token.
+/// `qk [N, 2 D] + qk_bias` are the queries and keys of the contextualization weights.
+/// `senses [U, L D] + senses_bias` are the senses of U distinct tokens. `rows [N]` (int64) has the
+/// row in `senses` of each token.
 ///
 /// # Errors
 /// Shapes or types do not match, or there are more than [`MAX_SENSES`] senses.

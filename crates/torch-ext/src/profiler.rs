@@ -36,7 +36,7 @@ pub enum Section {
     Data,
     /// Token and position embeddings.
     Embedding,
-    /// The GPT-2 body.
+    /// The GPT-2 trunk.
     Body,
     /// The sense vectors.
     Senses,
@@ -59,7 +59,8 @@ pub enum Section {
 }
 
 impl Section {
-    const ALL: [Section; 12] = [
+    /// All sections, each at the index of its number.
+    const ALL: [Section; Section::ClipAndOptimizer as usize + 1] = [
         Section::Data,
         Section::Embedding,
         Section::Body,
@@ -104,9 +105,9 @@ impl fmt::Display for Section {
 pub struct SectionSpan {
     /// The section.
     pub section: Section,
-    /// When it started.
+    /// When the execution started.
     pub start: Instant,
-    /// How long it took.
+    /// Duration of the execution in seconds.
     pub seconds: f64,
 }
 
@@ -210,7 +211,9 @@ pub fn mark(x: &Tensor, forward: Section, backward: Section) -> Tensor {
 
 /// Called by the backward pass at a mark, with the section that ends there.
 extern "C" fn reached(section: i64) {
-    if let Some(section) = usize::try_from(section).ok().and_then(|index| Section::ALL.get(index)) {
+    let known = usize::try_from(section).ok().and_then(|index| Section::ALL.get(index));
+    debug_assert!(known.is_some(), "no section has the number {section}");
+    if let Some(section) = known {
         end_section(*section);
     }
 }

@@ -66,10 +66,10 @@ fn skipped_update_changes_nothing_and_loss_scale_is_removed() {
         let grad = Tensor::arange(35, options).cos();
         // Performs one update. Returns the state (parameter, moments, copy, count), the norm and
         // whether the gradient overflowed.
-        let update = |grad: &Tensor, loss_scale: Option<f32>, veto: bool| {
+        let update = |grad: &Tensor, loss_scale: Option<f32>, skip: bool| {
             let (p, m, v) = (values.copy(), &values * 0.1, (&values * 0.1).square());
             let (copy, updates) = (values.to_kind(Kind::BFloat16), Tensor::from(4f32));
-            let (scale, veto) = (loss_scale.map(Tensor::from), Tensor::from(veto));
+            let (scale, skip) = (loss_scale.map(Tensor::from), Tensor::from(skip));
             let list = |t: &Tensor| [t.shallow_clone()];
             let lists = AdamWTensors {
                 parameters: &list(&p),
@@ -80,7 +80,7 @@ fn skipped_update_changes_nothing_and_loss_scale_is_removed() {
                 weight_decays: &[0.1],
                 updates: &updates,
             };
-            let guard = UpdateGuard { loss_scale: scale.as_ref(), skip: Some(&veto) };
+            let guard = UpdateGuard { loss_scale: scale.as_ref(), skip: Some(&skip) };
             let stats = clipped_adamw(lists, guard, AdamW { max_norm: 1.0, ..OPTIONS }).expect("the lists fit");
             let overflow = stats.overflow.int64_value(&[]) != 0;
             ([p, m, v, copy, updates], stats.grad_norm.double_value(&[]), overflow)
@@ -93,13 +93,13 @@ fn skipped_update_changes_nothing_and_loss_scale_is_removed() {
                 && state[3] == values.to_kind(Kind::BFloat16)
                 && state[4].double_value(&[]) == 4.0
         };
-        let (vetoed, vetoed_norm, overflow) = update(&grad, None, true);
-        assert!(is_unchanged(&vetoed) && vetoed_norm == norm && !overflow, "{kind:?}");
+        let (skipped, skipped_norm, overflow) = update(&grad, None, true);
+        assert!(is_unchanged(&skipped) && skipped_norm == norm && !overflow, "{kind:?}");
         for bad in [f64::NAN, f64::INFINITY] {
             let bad_grad = grad.copy();
             let _ = bad_grad.narrow(0, 3, 1).fill_(bad);
-            let (skipped, norm, overflow) = update(&bad_grad, None, false);
-            assert!(is_unchanged(&skipped) && !norm.is_finite() && overflow, "{kind:?}");
+            let (overflowed, norm, overflow) = update(&bad_grad, None, false);
+            assert!(is_unchanged(&overflowed) && !norm.is_finite() && overflow, "{kind:?}");
         }
         // A loss scale that is a power of two causes no rounding.
         let (scaled, scaled_norm, overflow) = update(&(&grad * 1024.0), Some(1024.0), false);

@@ -433,10 +433,10 @@ impl TiedModel {
         step: i64,
         rank: usize,
         micro_batches: i64,
-        forget: bool,
+        clear: bool,
     ) -> Result<(), torch_ext::Error> {
         for p in &self.parameters {
-            if forget {
+            if clear {
                 torch_ext::clear_grad(p)?;
             } else if p.grad().defined() {
                 let _ = p.grad().zero_();
@@ -485,12 +485,12 @@ fn hash_bits(tensors: impl Iterator<Item = Tensor>) -> String {
 
 fn gradients(group: &ProcessGroup) -> Result<(), torch_ext::Error> {
     let (rank, size) = (group.rank(), group.world_size());
-    for forget in [true, false] {
+    for clear in [true, false] {
         let model = TiedModel::new();
         // One bucket has the bias and the weight of the layer, the other has the embedding.
         let reducer = Reducer::new(group, &model.names, &model.parameters, 2000)?;
         for step in 0..4 {
-            model.step(&reducer, step, rank, 3, forget)?;
+            model.step(&reducer, step, rank, 3, clear)?;
             for (p, expected) in model.parameters.iter().zip(model.expected(step, size, 3)) {
                 let distance = (p.grad() - &expected).abs().max().double_value(&[]);
                 // With up to two ranks there is one sum and an exact division.

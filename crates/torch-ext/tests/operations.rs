@@ -66,10 +66,10 @@ fn compare(
     }
 }
 
-/// Calls `f` with a weight whose value is a copy of `master` in the type of `x`.
+/// Calls `f` with a weight whose operand is a copy of `master` in the type of `x`.
 fn with_weight<R>(x: &Tensor, master: &Tensor, f: impl FnOnce(MatmulWeight<'_>) -> R) -> R {
-    let value = master.detach().to_kind(x.kind());
-    f(MatmulWeight { master, operand: &value })
+    let operand = master.detach().to_kind(x.kind());
+    f(MatmulWeight { master, operand: &operand })
 }
 
 #[test]
@@ -120,7 +120,7 @@ fn gelu_of_extreme_values_is_finite() {
 }
 
 #[test]
-fn add_layer_norm_with_and_without_a_branch() {
+fn add_layer_norm_with_and_without_a_layer_output() {
     for width in [1, 7, 16, 50] {
         let width = width.max(2);
         let inputs = [
@@ -140,8 +140,8 @@ fn add_layer_norm_with_and_without_a_branch() {
             &[1],
             |i| reference(&(&i[0] + &i[1] + &i[2]), i),
             |i| {
-                let branch = LayerOutput { value: i[1].shallow_clone(), bias: Some(i[2].shallow_clone()) };
-                let (sum, h) = add_layer_norm(&i[0], Some(&branch), &i[3], &i[4], 1e-5, 0.0, i[1].kind()).unwrap();
+                let output = LayerOutput { value: i[1].shallow_clone(), bias: Some(i[2].shallow_clone()) };
+                let (sum, h) = add_layer_norm(&i[0], Some(&output), &i[3], &i[4], 1e-5, 0.0, i[1].kind()).unwrap();
                 Tensor::cat(&[sum, h.to_kind(Kind::Float)], 1)
             },
         );
@@ -208,16 +208,16 @@ fn weighted_sum_of_senses_for_every_number_of_senses() {
     ];
     for (sequences, length, num_senses, channels) in cases {
         let (width, tokens) = (num_senses * channels, sequences * length);
-        let words = (tokens + 1) / 2;
-        let place = Tensor::arange(tokens, (Kind::Int64, Device::Cpu)).remainder(words);
+        let distinct = (tokens + 1) / 2;
+        let rows = Tensor::arange(tokens, (Kind::Int64, Device::Cpu)).remainder(distinct);
         compare(
             &format!("weighted_sum_of_senses of {num_senses} x {channels}, T = {length}"),
             &[
                 random(&[tokens, 2 * width], 1.5),
                 random(&[2 * width], 0.5),
-                random(&[words, num_senses * width], 1.0),
+                random(&[distinct, num_senses * width], 1.0),
                 random(&[num_senses * width], 0.5),
-                place,
+                rows,
             ],
             &[0, 2],
             |i| sum_of_senses_by_definition(i, sequences, length, num_senses),
@@ -319,8 +319,8 @@ fn wrong_shapes_and_targets_are_errors_of_one_line() {
     let text = attention(&random(&[5, 12], 1.0), &random(&[12], 1.0), 2, 2, 1.0, 0.0).unwrap_err().to_string();
     assert!(text.contains("is not 2 sequences"), "{text}");
     let (qk, senses) = (random(&[4, 8], 1.0), random(&[1, 8], 1.0));
-    let place = Tensor::zeros([4], (Kind::Int64, Device::Cpu));
-    let error = weighted_sum_of_senses(&qk, &random(&[8], 1.0), &senses, &random(&[8], 1.0), &place, 1, 3).unwrap_err();
+    let rows = Tensor::zeros([4], (Kind::Int64, Device::Cpu));
+    let error = weighted_sum_of_senses(&qk, &random(&[8], 1.0), &senses, &random(&[8], 1.0), &rows, 1, 3).unwrap_err();
     assert!(error.to_string().contains("do not make 1 sequences with 3 senses"), "{error}");
 }
 
@@ -329,15 +329,15 @@ fn wrong_shapes_and_targets_are_errors_of_one_line() {
 fn dropout_mask_is_equal_in_both_passes() {
     let (rows, width, p) = (64, 100, 0.3);
     let zero = Tensor::zeros([rows, width], (Kind::Float, Device::Cpu));
-    let branch = leaf(&zero.ones_like());
+    let value = leaf(&zero.ones_like());
     let (w, b) = (leaf(&Tensor::ones([width], (Kind::Float, Device::Cpu))), leaf(&zero.get(0)));
-    let pending = LayerOutput { value: branch.shallow_clone(), bias: None };
-    let (sum, _) = add_layer_norm(&zero, Some(&pending), &w, &b, 1e-5, p, Kind::Float).unwrap();
+    let output = LayerOutput { value: value.shallow_clone(), bias: None };
+    let (sum, _) = add_layer_norm(&zero, Some(&output), &w, &b, 1e-5, p, Kind::Float).unwrap();
     let kept = sum.gt(0.0).to_kind(Kind::Float).mean(Kind::Float).double_value(&[]);
     assert!((kept - (1.0 - p)).abs() < 0.03, "{kept}");
     assert!((sum.max().double_value(&[]) - 1.0 / (1.0 - p)).abs() < 1e-5);
     sum.sum(Kind::Float).backward();
-    assert!(branch.grad() == sum);
+    assert!(value.grad() == sum);
 
     // Attention: all values are 1, so without dropout each output would be 1.
     let (sequences, size) = (2, 16); // of 150 tokens

@@ -1,4 +1,4 @@
-//! Decoding of one token after another, with caches: keys and values of the body, keys of the
+//! Decoding of one token after another, with caches: keys and values of the trunk, keys of the
 //! contextualization weights, and senses per token, which do not depend on the position.
 
 use std::collections::HashMap;

@@ -19,7 +19,7 @@ use crate::model_dir::CONFIG_FILE;
 /// Number of heads of the published sizes by width: micro, mini, small.
 const HEADS_BY_WIDTH: [(i64, i64); 3] = [(384, 6), (640, 8), (768, 12)];
 
-/// Maximum number of hyper-parameter values that are searched.
+/// Maximum number of hyperparameter values that are searched.
 const MAX_HYPER_PARAMETERS: usize = 100_000;
 
 /// Reads the model of a checkpoint file.
@@ -32,8 +32,9 @@ pub(super) fn read(path: &Path, n_head: Option<i64>) -> Result<ImportSource> {
     let shapes = Shapes { file: &file, tensors: &tensors };
     let (config, mut notes) = infer(&shapes, n_head, read_config_next_to(path)?)?;
     if skipped > 0 {
-        notes
-            .push(format!("skipped {skipped} entries of state_dict that are not weights (metrics store counts there)"));
+        notes.push(format!(
+            "skipped entries of state_dict that are not weights: {skipped} (metrics store counts there)"
+        ));
     }
     let mut weights = ImportedWeights::default();
     for (source, &id) in &tensors {
@@ -118,7 +119,7 @@ impl Shapes<'_> {
     }
 }
 
-/// Returns the prefix of the authors' names of the body.
+/// Returns the prefix of the authors' names of the trunk.
 fn body_prefix(architecture: Architecture) -> &'static str {
     match architecture {
         Architecture::Backpack => "transformer.gpt2_model.",
@@ -127,7 +128,7 @@ fn body_prefix(architecture: Architecture) -> &'static str {
 }
 
 /// Returns the configuration and notes. The shapes determine most keys. The other keys come from
-/// `n_head`, from `neighbor`, the configuration next to the checkpoint, from the hyper-parameters,
+/// `n_head`, from `neighbor`, the configuration next to the checkpoint, from the hyperparameters,
 /// or from the published runs.
 fn infer(shapes: &Shapes, n_head: Option<i64>, neighbor: Option<ModelConfig>) -> Result<(ModelConfig, Vec<String>)> {
     let is_backpack = shapes.tensors.keys().any(|name| name.starts_with(body_prefix(Architecture::Backpack)));
@@ -274,7 +275,7 @@ impl TargetParameter {
     }
 }
 
-/// Returns the Hugging Face name of a layer of the body, and whether it is a `Conv1D`.
+/// Returns the Hugging Face name of a layer of the trunk, and whether it is a `Conv1D`.
 fn body_layer(layer: &str, config: &ModelConfig) -> Option<(String, bool)> {
     let rest = layer.strip_prefix(body_prefix(config.architecture))?;
     let prefix = config.body_prefix();

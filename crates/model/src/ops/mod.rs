@@ -1,9 +1,11 @@
-//! The operations of the networks. This module alone chooses the implementation that computes them;
-//! the networks above it are written as equations.
+//! The operations of the networks, and the choice of the implementation that computes them. The
+//! networks above this module are written as equations.
 //!
-//! [`Implementation::choose`] makes the choice once per forward pass, from the device and the
-//! options. Each operation is a method of [`Ops`] with one `match`. To add an implementation, add a
-//! variant, choose it, and add an arm to the operations that it computes.
+//! [`Implementation::choose`] makes the choice from the device and the options, once per forward
+//! pass. An operation whose fused kernel has a limit chooses again:
+//! [`Ops::fuses_sum_of_senses`]. `torch_ext::linear_cross_entropy` itself chooses between the CPU
+//! and the GPU. To add an implementation, add a variant and choose it; the compiler then lists the
+//! operations that must name it.
 //!
 //! Activations of B sequences of T positions are matrices `[B T, D]`, one row per token.
 
@@ -31,7 +33,8 @@ enum Implementation {
     /// Operations of libtorch for the layers, and the loss in chunks. The senses of each distinct
     /// token are computed once if dropout permits.
     Composite,
-    /// The fused CPU kernels of torch-ext for all layers, otherwise as `Composite`.
+    /// The fused CPU kernels of torch-ext for all layers, and for the sum of up to
+    /// [`torch_ext::MAX_SENSES`] senses. Otherwise as `Composite`.
     FusedCpu,
 }
 
@@ -41,6 +44,17 @@ impl Implementation {
             (Kernels::Reference, _, _) => Implementation::Reference,
             (Kernels::Fused, Device::Cpu, Kind::Float | Kind::BFloat16) => Implementation::FusedCpu,
             (Kernels::Fused, _, _) => Implementation::Composite,
+        }
+    }
+}
+
+impl ForwardOptions {
+    /// Returns whether the layers are fused kernels on this device. They keep fewer tensors for the
+    /// backward pass than the operations of libtorch.
+    pub fn has_fused_layers(self, device: Device) -> bool {
+        match Implementation::choose(device, self) {
+            Implementation::Reference | Implementation::Composite => false,
+            Implementation::FusedCpu => true,
         }
     }
 }
@@ -64,7 +78,7 @@ pub(crate) struct TokenSenses {
 
 impl TokenSenses {
     /// Returns the senses of the tokens of B sequences, `[B, T, L, D]`.
-    pub(crate) fn gather(self, sequences: i64, num_senses: i64) -> Tensor {
+    pub(crate) fn gather(self, num_senses: i64, sequences: i64) -> Tensor {
         let senses = self.output.into_tensor();
         let senses = match self.rows {
             Some(rows) => senses.index_select(0, &rows),
@@ -87,14 +101,29 @@ impl Ops {
 
     /// Whether the senses of each distinct token are computed once.
     pub(crate) fn shares_senses(self) -> bool {
-        self.implementation != Implementation::Reference
-            && (self.options.dropout == 0.0 || self.options.share_sense_dropout)
+        match self.implementation {
+            Implementation::Reference => false,
+            Implementation::Composite | Implementation::FusedCpu => {
+                self.options.dropout == 0.0 || self.options.share_sense_dropout
+            }
+        }
     }
 
-    /// Whether matrix products would convert the weights to bf16 on every call if the model kept no
-    /// copies.
+    /// Whether matrix products read bf16 copies of the weights, so that the model should keep them.
     pub(crate) fn reads_low_precision_copies(self) -> bool {
-        self.implementation == Implementation::FusedCpu && self.options.kind == Kind::BFloat16
+        match self.implementation {
+            Implementation::Reference | Implementation::Composite => false,
+            Implementation::FusedCpu => self.options.kind == Kind::BFloat16,
+        }
+    }
+
+    /// Whether one fused kernel computes [`Ops::weighted_sum_of_senses`] for this number of senses
+    /// per token.
+    pub(crate) fn fuses_sum_of_senses(self, num_senses: i64) -> bool {
+        match self.implementation {
+            Implementation::Reference | Implementation::Composite => false,
+            Implementation::FusedCpu => num_senses <= torch_ext::MAX_SENSES,
+        }
     }
 
     /// Dropout.
@@ -121,22 +150,18 @@ impl Ops {
 
     /// A linear layer: x W + b, `[N, in]` -> `[N, out]`.
     pub(crate) fn linear(self, x: &Tensor, linear: &Linear) -> Tensor {
-        let kind = self.options.kind;
-        match self.implementation {
-            Implementation::Reference | Implementation::Composite => {
-                let weight = linear.weight.cast(kind);
-                let weight = if linear.transposed { weight } else { weight.tr() };
-                x.to_kind(kind).linear(&weight, Some(linear.bias.to_kind(kind)))
-            }
-            Implementation::FusedCpu => self.fused_product(x, linear) + linear.bias.to_kind(kind),
-        }
+        self.linear_output(x, linear).into_tensor()
     }
 
     /// A linear layer whose output is added to the residual stream: `[N, in]` -> `[N, out]`.
     pub(crate) fn linear_output(self, x: &Tensor, linear: &Linear) -> LayerOutput {
         match self.implementation {
             Implementation::Reference | Implementation::Composite => {
-                LayerOutput { value: self.linear(x, linear), bias: None }
+                let kind = self.options.kind;
+                let weight = linear.weight.cast(kind);
+                let weight = if linear.transposed { weight } else { weight.tr() };
+                let value = x.to_kind(kind).linear(&weight, Some(linear.bias.to_kind(kind)));
+                LayerOutput { value, bias: None }
             }
             Implementation::FusedCpu => {
                 LayerOutput { value: self.fused_product(x, linear), bias: Some(linear.bias.shallow_clone()) }
@@ -186,8 +211,8 @@ impl Ops {
         x: &Tensor,
         c_attn: &Linear,
         heads: i64,
-        scale: f64,
         sequences: i64,
+        scale: f64,
     ) -> Tensor {
         match self.implementation {
             Implementation::Reference | Implementation::Composite => {
@@ -248,7 +273,7 @@ impl Ops {
 
     /// The sum of the senses weighted by alpha, for R positions: alpha `[B, L, R, T]` and senses
     /// `[B, T, L, D]` -> `[B, R, D]`. It is one matrix product over pairs of position and sense, so
-    /// that the sums of single senses are never stored.
+    /// that the output of a single sense is never stored.
     pub(crate) fn combine_senses(self, alpha: &Tensor, senses: &Tensor) -> Tensor {
         let size = senses.size();
         let (b, t, l, d) = (size[0], size[1], size[2], size[3]);
@@ -263,7 +288,7 @@ impl Ops {
     /// The implementation calls the two closures in its own order, which decides the order of the
     /// dropout masks and of the backward pass. The fused kernels call `senses` first: the sense
     /// network, which has a quarter of all parameters, then runs its backward pass after that of
-    /// the body, when the activations of the body are already freed.
+    /// the trunk, when the activations of the trunk are already freed.
     pub(crate) fn weighted_sum_of_senses(
         self,
         senses: impl FnOnce() -> TokenSenses,
@@ -272,32 +297,20 @@ impl Ops {
         num_senses: i64,
         sequences: i64,
     ) -> Tensor {
-        match self.implementation {
-            Implementation::FusedCpu if num_senses <= torch_ext::MAX_SENSES => {
-                let TokenSenses { output: LayerOutput { value: senses, bias }, rows } = senses();
-                let senses = mark(&senses, Section::Senses, Section::EmbeddingBackward);
-                let hidden = mark(&hidden(), Section::Body, Section::MixingBackward);
-                let rows = rows.unwrap_or_else(|| Tensor::arange(hidden.size()[0], (Kind::Int64, hidden.device())));
-                let bias = bias.unwrap_or_else(|| Tensor::zeros(senses.size()[1], (Kind::Float, senses.device())));
-                let qk = self.fused_product(&hidden, c_attn);
-                expect_torch(torch_ext::weighted_sum_of_senses(
-                    &qk,
-                    &c_attn.bias,
-                    &senses,
-                    &bias,
-                    &rows,
-                    sequences,
-                    num_senses,
-                ))
-            }
-            _ => {
-                let hidden = mark(&hidden(), Section::Body, Section::EmbeddingBackward);
-                let senses = senses().gather(sequences, num_senses);
-                let senses = mark(&senses, Section::Senses, Section::MixingBackward);
-                let alpha = self.sense_weights(&hidden, c_attn, num_senses, sequences);
-                self.combine_senses(&alpha, &senses).flatten(0, 1)
-            }
+        if !self.fuses_sum_of_senses(num_senses) {
+            let hidden = mark(&hidden(), Section::Body, Section::EmbeddingBackward);
+            let senses = senses().gather(num_senses, sequences);
+            let senses = mark(&senses, Section::Senses, Section::MixingBackward);
+            let alpha = self.sense_weights(&hidden, c_attn, num_senses, sequences);
+            return self.combine_senses(&alpha, &senses).flatten(0, 1);
         }
+        let TokenSenses { output: LayerOutput { value: senses, bias }, rows } = senses();
+        let senses = mark(&senses, Section::Senses, Section::EmbeddingBackward);
+        let hidden = mark(&hidden(), Section::Body, Section::MixingBackward);
+        let rows = rows.unwrap_or_else(|| Tensor::arange(hidden.size()[0], (Kind::Int64, hidden.device())));
+        let bias = bias.unwrap_or_else(|| Tensor::zeros(senses.size()[1], (Kind::Float, senses.device())));
+        let qk = self.fused_product(&hidden, c_attn);
+        expect_torch(torch_ext::weighted_sum_of_senses(&qk, &c_attn.bias, &senses, &bias, &rows, sequences, num_senses))
     }
 
     /// Logits of hidden states over the embedding `head` `[V, D]`: `[.., D]` -> `[.., V]` fp32.
@@ -323,7 +336,7 @@ impl Ops {
     /// scalar. `wte` is the shared embedding, which receives the gradient of `head`.
     ///
     /// # Errors
-    /// Returns an error if a libtorch call fails, for example because memory is exhausted.
+    /// A target is outside the vocabulary (found on the CPU only), or memory is exhausted.
     pub(crate) fn cross_entropy(
         self,
         hidden: &Tensor,
@@ -389,5 +402,25 @@ mod tests {
         };
         assert!(shares(Kernels::Fused, 0.0, false) && shares(Kernels::Fused, 0.1, true));
         assert!(!shares(Kernels::Fused, 0.1, false) && !shares(Kernels::Reference, 0.0, true));
+    }
+
+    #[test]
+    fn fused_kernels_depend_on_the_type_and_the_number_of_senses() {
+        let ops =
+            |kernels, kind| Ops::new(Device::Cpu, ForwardOptions { kernels, kind, ..ForwardOptions::evaluation() });
+        for (kernels, kind, is_fused) in [
+            (Kernels::Fused, Kind::Float, true),
+            (Kernels::Fused, Kind::BFloat16, true),
+            (Kernels::Fused, Kind::Half, false),
+            (Kernels::Reference, Kind::Float, false),
+            (Kernels::Reference, Kind::BFloat16, false),
+        ] {
+            let ops = ops(kernels, kind);
+            assert_eq!(ops.options.has_fused_layers(Device::Cpu), is_fused, "{kernels:?}, {kind:?}");
+            assert!(!ops.options.has_fused_layers(Device::Cuda(0)));
+            assert_eq!(ops.fuses_sum_of_senses(torch_ext::MAX_SENSES), is_fused, "{kernels:?}, {kind:?}");
+            assert!(!ops.fuses_sum_of_senses(torch_ext::MAX_SENSES + 1));
+            assert_eq!(ops.reads_low_precision_copies(), is_fused && kind == Kind::BFloat16, "{kernels:?}, {kind:?}");
+        }
     }
 }

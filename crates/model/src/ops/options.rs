@@ -8,11 +8,11 @@ use tch::Kind;
 #[serde(rename_all = "lowercase")]
 pub enum Kernels {
     /// The definition in operations of libtorch: all logits at once, and the senses of every token.
-    /// The tests compare the other kernels with it.
+    /// The tests compare the fused kernels with it.
     Reference,
-    /// The same numbers with less work: the logits in chunks, each with its gradient, and the
-    /// senses of each distinct token once if dropout permits. On the CPU, every layer is a fused
-    /// kernel.
+    /// The function of [`Kernels::Reference`] with less work: the logits in chunks, each with its
+    /// gradient, and the senses of each distinct token once if dropout permits. On the CPU, with
+    /// fp32 and bf16, the layers are fused kernels.
     #[default]
     Fused,
 }
@@ -25,7 +25,7 @@ pub struct ForwardOptions {
     pub kind: Kind,
     /// Dropout probability; 0 in evaluation.
     pub dropout: f64,
-    /// The kernels.
+    /// The set of kernels that compute the forward pass.
     pub kernels: Kernels,
     /// With dropout and fused kernels: compute the senses of a token once per micro-batch, so that
     /// all its positions have the same dropout mask.

@@ -132,9 +132,9 @@ void bpx_store_free(BpxStore* store) { delete store; }
 char* bpx_group_new(BpxStore* store, int rank, int size, int64_t timeout_ms, const char* interfaces,
                     const char* address, BpxGroup** out) {
   BPX_GUARD({
-    auto made = std::make_unique<BpxGroup>();
-    made->store = store->store;
-    made->group = c10::make_intrusive<c10d::ProcessGroup>(made->store, rank, size);
+    auto group = std::make_unique<BpxGroup>();
+    group->store = store->store;
+    group->group = c10::make_intrusive<c10d::ProcessGroup>(group->store, rank, size);
     auto options = c10d::ProcessGroupGloo::Options::create(Millis(timeout_ms));
     std::istringstream names(interfaces);
     for (std::string name; std::getline(names, name, ',');)
@@ -143,12 +143,12 @@ char* bpx_group_new(BpxStore* store, int rank, int size, int64_t timeout_ms, con
       options->devices.push_back(c10d::ProcessGroupGloo::createDeviceForHostname(address));
     // Each device has its own I/O thread. These threads start collectives and compute sums.
     options->threads = 2 * static_cast<int>(options->devices.size());
-    made->gloo = c10::make_intrusive<c10d::ProcessGroupGloo>(
-        c10::make_intrusive<c10d::PrefixStore>("cpu", made->store), rank, size, options);
-    made->group->setDefaultBackend(c10d::ProcessGroup::GLOO);
-    made->group->setBackend(c10::kCPU, c10d::ProcessGroup::GLOO, made->gloo);
-    made->group->setGroupName("backpack");
-    *out = made.release();
+    group->gloo = c10::make_intrusive<c10d::ProcessGroupGloo>(
+        c10::make_intrusive<c10d::PrefixStore>("cpu", group->store), rank, size, options);
+    group->group->setDefaultBackend(c10d::ProcessGroup::GLOO);
+    group->group->setBackend(c10::kCPU, c10d::ProcessGroup::GLOO, group->gloo);
+    group->group->setGroupName("backpack");
+    *out = group.release();
   })
 }
 
@@ -172,7 +172,7 @@ char* bpx_nccl_version(const char* path, char** out) {
 }
 
 // Shuts down NCCL. Waits for queued work and for the other ranks to shut down as well.
-char* bpx_group_leave(BpxGroup* group) { BPX_GUARD(if (group->nccl) group->nccl->shutdown()) }
+char* bpx_group_shutdown(BpxGroup* group) { BPX_GUARD(if (group->nccl) group->nccl->shutdown()) }
 
 char* bpx_group_free(BpxGroup* group) { BPX_GUARD(delete group) }
 

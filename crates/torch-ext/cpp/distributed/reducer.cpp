@@ -58,19 +58,19 @@ char* bpx_reducer_new(BpxGroup* group, TensorPtr const* parameters, const char* 
     auto buckets = std::get<0>(c10d::compute_bucket_assignment_by_size(
         list, {static_cast<size_t>(std::numeric_limits<int64_t>::max())}, sparse));
     std::reverse(buckets.begin(), buckets.end());
-    auto made = std::make_unique<BpxReducer>();
+    auto reducer = std::make_unique<BpxReducer>();
     {
       const NamesInMessages names_in_messages;
-      made->reducer = std::make_shared<c10d::Reducer>(
+      reducer->reducer = std::make_shared<c10d::Reducer>(
           list, std::move(buckets), group->group, sparse, bucket_bytes, /*find_unused_parameters=*/false,
           /*gradient_as_bucket_view=*/true, std::move(by_index), first_bucket_bytes,
           /*skip_all_reduce_unused_params=*/false, /*use_python_reducer=*/false,
           /*bucket_bytes_cap_list=*/std::vector<int64_t>{});
     }
-    made->logger = std::make_shared<c10d::Logger>(made->reducer);
-    made->reducer->set_logger(made->logger);
-    made->logger->set_construction_data_and_log("backpack", {}, -1, false, false, false);
-    *out = made.release();
+    reducer->logger = std::make_shared<c10d::Logger>(reducer->reducer);
+    reducer->reducer->set_logger(reducer->logger);
+    reducer->logger->set_construction_data_and_log("backpack", {}, -1, false, false, false);
+    *out = reducer.release();
   })
 }
 

@@ -59,19 +59,21 @@ void softmax(void* scores, float scale, int64_t rows, int64_t n, int64_t first, 
   const F k = all(scale * LOG2_E);
   for (int64_t row = begin; row < end; row++) {
     E* p = static_cast<E*>(scores) + row * n;
-    const int64_t seen = first + row % rows + 1;
+    const int64_t visible = first + row % rows + 1;
     F top = all(-__builtin_inff());
-    columns(seen, [&](int64_t j, auto lanes) { top = larger(top, keep(load(p + j, lanes), top, lanes)); });
+    columns(visible, [&](int64_t j, auto lanes) { top = larger(top, keep(load(p + j, lanes), top, lanes)); });
     const F shift = all(-largest(top) * scale * LOG2_E);
     F total{};
-    columns(seen, [&](int64_t j, auto lanes) {
+    columns(visible, [&](int64_t j, auto lanes) {
       total += keep(exp2(load(p + j, lanes) * k + shift), F{}, lanes);
     });
     // Computing the exponentials again, with the division included, is cheaper than a buffer of
     // floats.
     const F weight = all(1.f / sum(total));
-    columns(seen, [&](int64_t j, auto lanes) { store(p + j, exp2(load(p + j, lanes) * k + shift) * weight, lanes); });
-    memset(p + seen, 0, (n - seen) * sizeof(E));
+    columns(visible, [&](int64_t j, auto lanes) {
+      store(p + j, exp2(load(p + j, lanes) * k + shift) * weight, lanes);
+    });
+    memset(p + visible, 0, (n - visible) * sizeof(E));
   }
 }
 
@@ -83,18 +85,18 @@ void softmax_backward(const void* weights, void* grad, float scale, Dropout drop
   for (int64_t row = begin; row < end; row++) {
     const E* p = static_cast<const E*>(weights) + row * n;
     E* d = static_cast<E*>(grad) + row * n;
-    const int64_t seen = first + row % rows + 1;
+    const int64_t visible = first + row % rows + 1;
     const auto incoming = [&](int64_t j, auto lanes) {
       const F g = load(d + j, lanes);
       return dropout.threshold ? drop(g, dropout, index + row * n + j) : g;
     };
     F total{};
-    columns(seen, [&](int64_t j, auto lanes) { total += load(p + j, lanes) * incoming(j, lanes); });
+    columns(visible, [&](int64_t j, auto lanes) { total += load(p + j, lanes) * incoming(j, lanes); });
     const F mean = all(sum(total));
-    columns(seen, [&](int64_t j, auto lanes) {
+    columns(visible, [&](int64_t j, auto lanes) {
       store(d + j, load(p + j, lanes) * (incoming(j, lanes) - mean) * scale, lanes);
     });
-    memset(d + seen, 0, (n - seen) * sizeof(E));
+    memset(d + visible, 0, (n - visible) * sizeof(E));
   }
 }
 

@@ -5,22 +5,22 @@
 
 namespace BPX_ISA {
 
-// out[i] = rows[place[i]] + bias.
+// out[i] = values[rows[i]] + bias.
 template <class E>
-void gather(const void* rows, const float* bias, const int64_t* place, void* out, int64_t n, int64_t begin,
+void gather(const void* values, const float* bias, const int64_t* rows, void* out, int64_t n, int64_t begin,
             int64_t end) {
   for (int64_t i = begin; i < end; i++) {
-    const E* from = static_cast<const E*>(rows) + place[i] * n;
+    const E* from = static_cast<const E*>(values) + rows[i] * n;
     E* to = static_cast<E*>(out) + i * n;
     columns(n, [&](int64_t j, auto lanes) { store(to + j, load(from + j, lanes) + load(bias + j, lanes), lanes); });
   }
 }
 
-// The transpose of gather: out[u] is the sum of values[places[s]] for s in starts[u]..starts[u + 1]
-// (never empty), and column_sums the sum of all out[u]. Computes columns begin..end of all rows, so
-// that no two threads share a sum.
+// The transpose of gather: out[u] is the sum of values[positions[s]] for s in starts[u]..starts[u +
+// 1] (never empty), and column_sums the sum of all out[u]. Computes columns begin..end of all rows,
+// so that no two threads share a sum.
 template <class E>
-void segment_sums(const void* values, const int64_t* starts, const int64_t* places, void* out, float* column_sums,
+void segment_sums(const void* values, const int64_t* starts, const int64_t* positions, void* out, float* column_sums,
                   int64_t rows, int64_t n, int64_t begin, int64_t end) {
   const E* v = static_cast<const E*>(values);
   columns(end - begin, [&](int64_t offset, auto lanes) { store(column_sums + begin + offset, F{}, lanes); });
@@ -29,7 +29,7 @@ void segment_sums(const void* values, const int64_t* starts, const int64_t* plac
     columns(end - begin, [&](int64_t offset, auto lanes) {
       const int64_t j = begin + offset;
       F total{};
-      for (int64_t s = starts[u]; s < starts[u + 1]; s++) total += load(v + places[s] * n + j, lanes);
+      for (int64_t s = starts[u]; s < starts[u + 1]; s++) total += load(v + positions[s] * n + j, lanes);
       store(to + j, total, lanes);
       store(column_sums + j, load(column_sums + j, lanes) + total, lanes);
     });

@@ -1,5 +1,5 @@
 // The contextualization weights: alpha[t, s, l] = softmax over s <= t of q[t, l] . k[s, l] /
-// sqrt(channels) is the weight of sense l of the word at position s in the output at position t.
+// sqrt(channels) is the weight of sense l of the token at position s in the output at position t.
 // The sense is the innermost index, so that a row t is the left operand of one matrix product over
 // all (position, sense) pairs up to t.
 //
@@ -22,14 +22,14 @@ struct Count {
   static constexpr int value = N;
 };
 
-constexpr int64_t MOST_VECTORS = 16;  // of a position, for 256 senses
+constexpr int64_t MAX_VECTORS = MAX_SENSES / LANES;  // of a position
 
 BPX_INLINE int64_t used_vectors(const SenseShape& s, int64_t t) {
   return s.per_vector > 1 ? t / s.per_vector + 1 : (t + 1) * s.vectors;
 }
-// place_of returns the index in a row of weights at which a vector starts. is_whole returns whether
+// start_of returns the index in a row of weights at which a vector starts. is_whole returns whether
 // no vector is padded. lanes_of returns the number of lanes of a vector that hold elements.
-BPX_INLINE int64_t place_of(const SenseShape& s, int64_t v) {
+BPX_INLINE int64_t start_of(const SenseShape& s, int64_t v) {
   return s.per_vector > 1 ? v * LANES : v / s.vectors * s.senses + v % s.vectors * LANES;
 }
 BPX_INLINE bool is_whole(const SenseShape& s) {
@@ -46,21 +46,21 @@ BPX_INLINE int64_t lanes_of(const SenseShape& s, int64_t v) {
 }
 template <class E>
 BPX_INLINE F load_weights(const E* row, const SenseShape& s, int64_t v, bool whole) {
-  return whole ? load(row + v * LANES, All{}) : load(row + place_of(s, v), Some{lanes_of(s, v)});
+  return whole ? load(row + v * LANES, All{}) : load(row + start_of(s, v), Some{lanes_of(s, v)});
 }
 template <class E>
 BPX_INLINE void store_weights(E* row, F x, const SenseShape& s, int64_t v, bool whole) {
   if (whole) {
     store(row + v * LANES, x, All{});
   } else {
-    store(row + place_of(s, v), x, Some{lanes_of(s, v)});
+    store(row + start_of(s, v), x, Some{lanes_of(s, v)});
   }
 }
 // Returns x, with `other` in the lanes of positions after t.
 BPX_INLINE F until(const SenseShape& s, int64_t v, int64_t t, F x, F other) {
   if (s.per_vector == 1) return x;
-  const int64_t seen = (t + 1 - v * s.per_vector) * s.senses;
-  return seen >= LANES ? x : keep(x, other, Some{seen});
+  const int64_t visible = (t + 1 - v * s.per_vector) * s.senses;
+  return visible >= LANES ? x : keep(x, other, Some{visible});
 }
 // Sets each lane to the sum (or maximum) of the lanes of its sense.
 template <class Join>
@@ -104,10 +104,10 @@ void sense_keys(const void* qk, const float* bias, float* keys, SenseShape s, in
     for (int64_t lane = 0; lane < LANES; lane++) {
       const int64_t position = s.per_vector > 1 ? v * s.per_vector + lane / s.senses : v / s.vectors;
       const int64_t l = s.per_vector > 1 ? lane % s.senses : v % s.vectors * LANES + lane;
-      const bool there = position < s.positions && l < s.senses;
+      const bool exists = position < s.positions && l < s.senses;
       const E* from = static_cast<const E*>(qk) + (sequence * s.positions + position) * 2 * width + width;
       for (int64_t c = 0; c < s.channels; c++)
-        to[c * LANES + lane] = there ? one(from[l * s.channels + c]) + bias[width + l * s.channels + c] : 0.f;
+        to[c * LANES + lane] = exists ? one(from[l * s.channels + c]) + bias[width + l * s.channels + c] : 0.f;
     }
   }
 }
@@ -175,7 +175,7 @@ void sense_weights(const float* queries, const float* keys, void* weights, int64
     for (int64_t i = 0; i < rows; i++) {
       const int64_t t = first + row + i, used = used_vectors(s, t);
       float* line = buffer + i * longest * LANES;
-      F top[MOST_VECTORS], total[MOST_VECTORS];
+      F top[MAX_VECTORS], total[MAX_VECTORS];
       for (int64_t lead = 0; lead < s.vectors; lead++) {
         F m = all(-__builtin_inff());
         for (int64_t v = lead; v < used; v += s.vectors)
@@ -196,8 +196,8 @@ void sense_weights(const float* queries, const float* keys, void* weights, int64
         for (int64_t v = 0; v < used; v++)
           store_weights(to, load(line + v * LANES, All{}) * total[v % s.vectors], s, v, whole);
       }
-      const int64_t seen = (t + 1) * s.senses;
-      memset(to + seen, 0, (row_size - seen) * sizeof(E));
+      const int64_t visible = (t + 1) * s.senses;
+      memset(to + visible, 0, (row_size - visible) * sizeof(E));
     }
   }
 }
@@ -272,8 +272,8 @@ void sense_scores_backward(const void* weights, void* grad, const float* keys, v
         for (int64_t v = lead; v < used[i]; v += s.vectors)
           store_weights(d, load_weights(a, s, v, whole) * (load_weights(d, s, v, whole) - dot), s, v, whole);
       }
-      const int64_t seen = (first + row + i + 1) * s.senses;
-      memset(d + seen, 0, (row_size - seen) * sizeof(E));
+      const int64_t visible = (first + row + i + 1) * s.senses;
+      memset(d + visible, 0, (row_size - visible) * sizeof(E));
     }
     E* to = static_cast<E*>(grad_qk) + row * width;
     runs_of_channels(s.channels, [&](int64_t c, auto count) {

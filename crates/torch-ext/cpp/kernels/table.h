@@ -22,9 +22,9 @@ struct Dropout {
 struct AddNorm {
   int64_t columns;
   const float* stream;  // [rows, columns]
-  const void* branch;   // [rows, columns] or null: only the stream is normalized
-  const float* branch_bias;  // [columns] or null
-  float* sum;                // [rows, columns]; the stream itself if there is no branch
+  const void* output;   // of a layer, [rows, columns], or null: only the stream is normalized
+  const float* output_bias;  // [columns] or null
+  float* sum;                // [rows, columns]; the stream itself if the output is null
   const float* weight;
   const float* bias;
   void* normed;  // [rows, columns]
@@ -40,9 +40,12 @@ struct AddNormBackward {
   const void* grad_normed;
   const float* grad_sum;  // or null
   float* grad_stream;
-  void* grad_branch;  // or null
+  void* grad_output;  // or null
   Dropout dropout;
 };
+
+// Maximum number of senses per token in the sense weights.
+constexpr int64_t MAX_SENSES = 256;
 
 // Shapes of the sense weights; see sense_weights.h.
 struct SenseShape {
@@ -78,9 +81,9 @@ struct TypedKernels {
   void (*sense_keys_backward)(const void* grad_scores, const float* queries, float* grad_keys, int64_t row_size,
                               int64_t rows, SenseShape, int64_t begin, int64_t end);
   void (*sense_keys_store)(const float* grad_keys, void* grad_qk, SenseShape, int64_t begin, int64_t end);
-  void (*gather)(const void* rows, const float* bias, const int64_t* place, void* out, int64_t columns,
+  void (*gather)(const void* values, const float* bias, const int64_t* rows, void* out, int64_t columns,
                  int64_t begin, int64_t end);
-  void (*segment_sums)(const void* values, const int64_t* starts, const int64_t* places, void* out,
+  void (*segment_sums)(const void* values, const int64_t* starts, const int64_t* positions, void* out,
                        float* column_sums, int64_t rows, int64_t columns, int64_t begin, int64_t end);
   void (*column_sums)(const void* x, float* sums, int64_t columns, int64_t begin, int64_t end);
   void (*row_times_matrix)(const void* row, const void* matrix, void* out, int64_t inner, int64_t stride,
@@ -103,7 +106,7 @@ struct AdamWStep {
 struct Kernels {
   const char* name;
   TypedKernels f32, bf16;
-  // Indices: type of the branch, type of the result (0: float, 1: bf16).
+  // Indices: type of the output of the layer, type of the result (0: float, 1: bf16).
   void (*add_norm[2][2])(const AddNorm&, int64_t begin, int64_t end);
   void (*add_norm_backward[2][2])(const AddNormBackward&, float* sums, int64_t begin, int64_t end);
   void (*add_widened)(const Bf16* x, float* total, int overwrite, int64_t begin, int64_t end);

@@ -36,11 +36,11 @@ double norm_of(const std::vector<Tensor>& grads) {
 
 }  // namespace
 
-Update clipped_adamw(const std::vector<Tensor>& params, const std::vector<Tensor>& grads,
-                     const std::vector<Tensor>& exp_avgs, const std::vector<Tensor>& exp_avg_sqs,
-                     const std::vector<Tensor>& copies, const std::vector<double>& weight_decays,
-                     const Tensor& updates, const Tensor& loss_scale, const Tensor& skip, double max_norm, double lr,
-                     double beta1, double beta2, double eps) {
+UpdateStats clipped_adamw(const std::vector<Tensor>& params, const std::vector<Tensor>& grads,
+                          const std::vector<Tensor>& exp_avgs, const std::vector<Tensor>& exp_avg_sqs,
+                          const std::vector<Tensor>& copies, const std::vector<double>& weight_decays,
+                          const Tensor& updates, const Tensor& loss_scale, const Tensor& skip, double max_norm,
+                          double lr, double beta1, double beta2, double eps) {
   at::NoGradGuard no_grad;
   const size_t n = params.size();
   TORCH_CHECK(n > 0, "AdamW has no parameters");
@@ -54,7 +54,7 @@ Update clipped_adamw(const std::vector<Tensor>& params, const std::vector<Tensor
     const double scale = loss_scale.defined() ? loss_scale.item<double>() : 1;
     const double norm = norm_of(grads) / scale;
     const bool overflow = !std::isfinite(norm);
-    const Update out = {at::scalar_tensor(norm, at::kFloat), at::scalar_tensor(overflow, at::kBool)};
+    const UpdateStats out = {at::scalar_tensor(norm, at::kFloat), at::scalar_tensor(overflow, at::kBool)};
     if (overflow || (skip.defined() && skip.item<bool>())) return out;
     Tensor(updates).add_(1);
     const double step = updates.item<double>();

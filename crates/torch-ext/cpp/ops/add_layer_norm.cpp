@@ -16,22 +16,23 @@ T* data_or_null(const Tensor& t) {
   return t.defined() ? t.data_ptr<T>() : nullptr;
 }
 
-// Returns {sum, normed}, or {normed} if there is no branch.
+// Returns {sum, normed}, or {normed} without an output of a layer.
 struct AddLayerNorm : Function<AddLayerNorm> {
   static variable_list forward(AutogradContext* ctx, const Tensor& stream,
-                               const std::optional<Tensor>& given, const std::optional<Tensor>& branch_bias,
-                               const Tensor& weight, const Tensor& bias, double eps, double dropout, int64_t kind) {
-    const Tensor branch = given.value_or(Tensor());
+                               const std::optional<Tensor>& optional_output,
+                               const std::optional<Tensor>& output_bias, const Tensor& weight, const Tensor& bias,
+                               double eps, double dropout, int64_t kind) {
+    const Tensor output = optional_output.value_or(Tensor());
     const int64_t rows = stream.size(0), width = stream.size(1);
-    const Tensor sum = branch.defined() ? at::empty_like(stream) : stream;
+    const Tensor sum = output.defined() ? at::empty_like(stream) : stream;
     const Tensor normed = at::empty({rows, width}, stream.options().dtype(static_cast<at::ScalarType>(kind)));
     const Tensor stats = at::empty({rows, 2}, stream.options());
-    const double share = branch.defined() ? dropout : 0;
+    const double share = output.defined() ? dropout : 0;
     const int64_t seed = draw_seed(share);
     const AddNorm args{width,
                        stream.data_ptr<float>(),
-                       branch.defined() ? branch.data_ptr() : nullptr,
-                       branch_bias ? branch_bias->data_ptr<float>() : nullptr,
+                       output.defined() ? output.data_ptr() : nullptr,
+                       output_bias ? output_bias->data_ptr<float>() : nullptr,
                        sum.data_ptr<float>(),
                        weight.data_ptr<float>(),
                        bias.data_ptr<float>(),
@@ -39,32 +40,33 @@ struct AddLayerNorm : Function<AddLayerNorm> {
                        stats.data_ptr<float>(),
                        static_cast<float>(eps),
                        dropout_of(share, seed)};
-    const auto kernel = kernels().add_norm[index_of(branch)][index_of(normed)];
+    const auto kernel = kernels().add_norm[index_of(output)][index_of(normed)];
     parallel(rows, ROW_GRAIN, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
     ctx->set_materialize_grads(false);
     ctx->save_for_backward({sum, stats, weight, bias});
     ctx->saved_data["eps"] = eps;
     ctx->saved_data["kind"] = kind;
-    ctx->saved_data["branch_bias"] = branch_bias.has_value();
-    ctx->saved_data["branch"] = branch.defined() ? static_cast<int64_t>(branch.scalar_type()) : -1;
+    ctx->saved_data["output_bias"] = output_bias.has_value();
+    ctx->saved_data["output"] = output.defined() ? static_cast<int64_t>(output.scalar_type()) : -1;
     ctx->saved_data["dropout"] = share;
     ctx->saved_data["seed"] = seed;
-    if (branch.defined()) return {sum, normed};
+    if (output.defined()) return {sum, normed};
     return {normed};
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const auto saved = ctx->get_saved_variables();
     const Tensor &sum = saved[0], &stats = saved[1], &weight = saved[2];
-    const int64_t branch_kind = ctx->saved_data["branch"].toInt();
-    const bool has_branch = branch_kind >= 0;
-    const Tensor& incoming = grads[has_branch ? 1 : 0];
+    const int64_t output_kind = ctx->saved_data["output"].toInt();
+    const bool has_output = output_kind >= 0;
+    const Tensor& incoming = grads[has_output ? 1 : 0];
     const Tensor grad_normed = incoming.defined() ? incoming.contiguous() : at::zeros_like(sum);
-    const Tensor grad_sum = has_branch && grads[0].defined() ? grads[0].contiguous() : Tensor();
+    const Tensor grad_sum = has_output && grads[0].defined() ? grads[0].contiguous() : Tensor();
     const int64_t rows = sum.size(0), width = sum.size(1);
     const Tensor grad_stream = at::empty_like(sum);
-    Tensor grad_branch;
-    if (has_branch) grad_branch = at::empty({rows, width}, sum.options().dtype(static_cast<at::ScalarType>(branch_kind)));
+    Tensor grad_output;
+    if (has_output)
+      grad_output = at::empty({rows, width}, sum.options().dtype(static_cast<at::ScalarType>(output_kind)));
     const AddNormBackward args{width,
                                sum.data_ptr<float>(),
                                stats.data_ptr<float>(),
@@ -72,15 +74,15 @@ struct AddLayerNorm : Function<AddLayerNorm> {
                                grad_normed.data_ptr(),
                                data_or_null<float>(grad_sum),
                                grad_stream.data_ptr<float>(),
-                               has_branch ? grad_branch.data_ptr() : nullptr,
+                               has_output ? grad_output.data_ptr() : nullptr,
                                dropout_of(ctx->saved_data["dropout"].toDouble(), ctx->saved_data["seed"].toInt())};
-    const auto kernel = kernels().add_norm_backward[index_of(grad_branch)][index_of(grad_normed)];
+    const auto kernel = kernels().add_norm_backward[index_of(grad_output)][index_of(grad_normed)];
     const Tensor sums = parallel_sums(rows, ROW_GRAIN, 3 * width, [&](float* own, int64_t begin, int64_t end) {
       kernel(args, own, begin, end);
     }).view({3, width});
     return {grad_stream,
-            grad_branch,
-            ctx->saved_data["branch_bias"].toBool() ? sums[2] : Tensor(),
+            grad_output,
+            ctx->saved_data["output_bias"].toBool() ? sums[2] : Tensor(),
             sums[0],
             sums[1],
             Tensor(),
@@ -99,9 +101,9 @@ struct Source : torch::CustomClassHolder {
 
 c10::IValue normed_by(const Tensor& x) {
   const auto node = x.grad_fn();
-  const auto made = dynamic_cast<CppNode<AddLayerNorm>*>(node.get());
+  const auto creator = dynamic_cast<CppNode<AddLayerNorm>*>(node.get());
   // The normalized rows are its last output.
-  if (!made || x.output_nr() + 1 != made->num_inputs()) return {};
+  if (!creator || x.output_nr() + 1 != creator->num_inputs()) return {};
   return c10::IValue::make_capsule(c10::make_intrusive<Source>(node));
 }
 
@@ -130,16 +132,16 @@ Tensor normed_again(const c10::IValue& source) {
   return normed;
 }
 
-Normed add_layer_norm(const Tensor& stream, const Tensor& branch, const Tensor& branch_bias, const Tensor& weight,
+Normed add_layer_norm(const Tensor& stream, const Tensor& output, const Tensor& output_bias, const Tensor& weight,
                       const Tensor& bias, double eps, double dropout, at::ScalarType kind) {
   TORCH_CHECK(stream.scalar_type() == at::kFloat, "add_layer_norm's stream must be fp32, got ", stream.toString());
   check_kind(stream, "add_layer_norm's stream");
-  if (branch.defined()) check_kind(branch, "add_layer_norm's branch");
+  if (output.defined()) check_kind(output, "add_layer_norm's output of a layer");
   // A missing input must be an empty optional, because autograd reads the device of every tensor.
   const auto given = [](const Tensor& t) { return t.defined() ? std::optional<Tensor>(t) : std::nullopt; };
-  auto out = AddLayerNorm::apply(stream, given(branch), given(branch_bias), weight, bias, eps, dropout,
+  auto out = AddLayerNorm::apply(stream, given(output), given(output_bias), weight, bias, eps, dropout,
                                  static_cast<int64_t>(kind));
-  return branch.defined() ? Normed{out[0], out[1]} : Normed{stream, out[0]};
+  return output.defined() ? Normed{out[0], out[1]} : Normed{stream, out[0]};
 }
 
 }  // namespace ops

@@ -84,8 +84,8 @@ struct LookUp : Function<LookUp> {
 
 Tensor share_gradient(const Tensor& weight) {
   check_kind(weight, "share_gradient's weight");
-  TORCH_CHECK(weight.dim() == 2 && weight.scalar_type() == at::kFloat, "share_gradient: the weight must be an fp32 matrix, got ",
-              weight.toString(), " ", weight.sizes());
+  TORCH_CHECK(weight.dim() == 2 && weight.scalar_type() == at::kFloat,
+              "share_gradient: the weight must be an fp32 matrix, got ", weight.toString(), " ", weight.sizes());
   return SharedWeight::apply(weight);
 }
 

@@ -24,11 +24,11 @@ variable_list kept(AutogradContext* ctx) {
 }
 
 struct Linear : Function<Linear> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& master, const Tensor& value,
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& master, const Tensor& operand,
                         bool transposed) {
-    keep_input(ctx, x, {value});
+    keep_input(ctx, x, {operand});
     ctx->saved_data["transposed"] = transposed;
-    const Tensor w = transposed ? value.t() : value;
+    const Tensor w = transposed ? operand.t() : operand;
     const Tensor y = at::empty({x.size(0), w.size(1)}, x.options());
     mm(y, x, w);
     return y;
@@ -36,12 +36,12 @@ struct Linear : Function<Linear> {
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const auto saved = kept(ctx);
-    const Tensor &x = saved[0], &value = saved[1], dy = grads[0].contiguous();
+    const Tensor &x = saved[0], &operand = saved[1], dy = grads[0].contiguous();
     const bool transposed = ctx->saved_data["transposed"].toBool();
     Tensor dx;
     if (ctx->needs_input_grad(0)) {
       dx = at::empty_like(x);
-      mm(dx, dy, transposed ? value : value.t());
+      mm(dx, dy, transposed ? operand : operand.t());
     }
     Tensor dw;
     if (ctx->needs_input_grad(1)) dw = transposed ? weight_gradient(dy.t(), x) : weight_gradient(x.t(), dy);
@@ -50,20 +50,20 @@ struct Linear : Function<Linear> {
 };
 
 struct Mlp : Function<Mlp> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& fc, const Tensor& fc_value,
-                        const Tensor& fc_bias, const Tensor& proj, const Tensor& proj_value) {
-    const int64_t rows = x.size(0), inner = fc_value.size(1);
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& fc, const Tensor& fc_operand,
+                        const Tensor& fc_bias, const Tensor& proj, const Tensor& proj_operand) {
+    const int64_t rows = x.size(0), inner = fc_operand.size(1);
     const Tensor pre = at::empty({rows, inner}, x.options());
-    mm(pre, x, fc_value);
+    mm(pre, x, fc_operand);
     const Tensor act = at::empty_like(pre);
     const auto& k = kernels_for(x.scalar_type());
     parallel(rows, ROW_GRAIN, [&](int64_t begin, int64_t end) {
       k.gelu(pre.data_ptr(), fc_bias.data_ptr<float>(), act.data_ptr(), inner, begin, end);
     });
-    const Tensor y = at::empty({rows, proj_value.size(1)}, x.options());
-    mm(y, act, proj_value);
+    const Tensor y = at::empty({rows, proj_operand.size(1)}, x.options());
+    mm(y, act, proj_operand);
     // The backward pass computes act again, because it reads pre anyway.
-    keep_input(ctx, x, {fc_value, fc_bias, proj_value, pre});
+    keep_input(ctx, x, {fc_operand, fc_bias, proj_operand, pre});
     return y;
   }
 
@@ -91,14 +91,14 @@ struct Mlp : Function<Mlp> {
 
 }  // namespace
 
-Tensor linear(const Tensor& x, const Weight& weight, bool transposed) {
+Tensor linear(const Tensor& x, const MatmulWeight& weight, bool transposed) {
   check_kind(x, "linear's input");
-  return Linear::apply(x, weight.master, weight.value, transposed);
+  return Linear::apply(x, weight.master, weight.operand, transposed);
 }
 
-Tensor mlp(const Tensor& x, const Weight& fc, const Tensor& fc_bias, const Weight& proj) {
+Tensor mlp(const Tensor& x, const MatmulWeight& fc, const Tensor& fc_bias, const MatmulWeight& proj) {
   check_kind(x, "mlp's input");
-  return Mlp::apply(x, fc.master, fc.value, fc_bias, proj.master, proj.value);
+  return Mlp::apply(x, fc.master, fc.operand, fc_bias, proj.master, proj.operand);
 }
 
 }  // namespace ops

@@ -1,8 +1,8 @@
 // The output head and the loss in one operation: only `chunk` rows of logits exist at a time. With
 // the vocabulary of GPT-2, the whole [N, V] matrix and its gradient would be by far the largest
-// tensors of a training step. The gradient of the cross-entropy depends only on the logits z:
-// softmax(z) - onehot(target). Therefore both products with it are computed while the chunk is
-// still in the cache, and the backward pass only scales them.
+// tensors of a training step. The gradient of the cross-entropy, softmax(z) - onehot(target), is
+// known as soon as the logits z are. Therefore both products with it are computed while the chunk
+// is still in the cache, and the backward pass only scales them.
 #include "ops.h"
 
 namespace ops {
@@ -28,7 +28,7 @@ void check_targets(const Tensor& targets, int64_t vocabulary) {
 
 // Number of rows of the weight gradient that are computed at once. Their product, 6 MB of bf16 for
 // a width of 768, is still in the cache when it is added to the sum.
-constexpr int64_t WORDS = 4096;
+constexpr int64_t GRADIENT_ROWS = 4096;
 
 // On the CPU. The gradient overwrites the logits in place.
 Result compute_fused(const Tensor& hidden, const Tensor& w, const Tensor& targets, int64_t chunk, bool with_grad) {
@@ -42,7 +42,7 @@ Result compute_fused(const Tensor& hidden, const Tensor& w, const Tensor& target
   if (with_grad) {
     out.grad_hidden = at::empty_like(hidden);
     out.grad_weight = at::empty(w.sizes(), w.options().dtype(at::kFloat));
-    part = at::empty({std::min(WORDS, vocabulary), w.size(1)}, w.options());
+    part = at::empty({std::min(GRADIENT_ROWS, vocabulary), w.size(1)}, w.options());
   }
   // Allocated after the tensors that outlive it, so that its gap merges with adjacent gaps.
   const Tensor logits = at::empty({std::min(chunk, rows), vocabulary}, hidden.options());
@@ -56,10 +56,10 @@ Result compute_fused(const Tensor& hidden, const Tensor& w, const Tensor& target
     });
     if (!with_grad) continue;
     mm(out.grad_hidden.narrow(0, start, n), z, w);
-    for (int64_t first = 0; first < vocabulary; first += WORDS) {
-      const int64_t words = std::min(WORDS, vocabulary - first);
-      const Tensor product = part.narrow(0, 0, words), sum = out.grad_weight.narrow(0, first, words);
-      mm(product, z.narrow(1, first, words).t(), h);
+    for (int64_t first = 0; first < vocabulary; first += GRADIENT_ROWS) {
+      const int64_t count = std::min(GRADIENT_ROWS, vocabulary - first);
+      const Tensor product = part.narrow(0, 0, count), sum = out.grad_weight.narrow(0, first, count);
+      mm(product, z.narrow(1, first, count).t(), h);
       // The product of a chunk may be rounded to bf16; the sum over chunks is fp32.
       if (product.scalar_type() == at::kBFloat16) {
         parallel(product.numel(), 4096, [&](int64_t begin, int64_t end) {
@@ -120,9 +120,9 @@ Result compute_on(const Tensor& hidden, const Tensor& w, const Tensor& targets, 
 }
 
 struct LinearCrossEntropy : Function<LinearCrossEntropy> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& hidden, const Tensor& master, const Tensor& value,
+  static Tensor forward(AutogradContext* ctx, const Tensor& hidden, const Tensor& master, const Tensor& operand,
                         const Tensor& targets, int64_t chunk) {
-    Result r = compute_on(hidden, value, targets, chunk, /*with_grad=*/true);
+    Result r = compute_on(hidden, operand, targets, chunk, /*with_grad=*/true);
     ctx->saved_data["hidden"] = r.grad_hidden;
     ctx->saved_data["weight"] = r.grad_weight;
     ctx->saved_data["unit"] = r.unit;
@@ -151,8 +151,8 @@ struct LinearCrossEntropy : Function<LinearCrossEntropy> {
 
 }  // namespace
 
-Tensor linear_cross_entropy(const Tensor& hidden, const Weight& weight, const Tensor& targets, int64_t chunk) {
-  const Tensor& w = weight.value;
+Tensor linear_cross_entropy(const Tensor& hidden, const MatmulWeight& weight, const Tensor& targets, int64_t chunk) {
+  const Tensor& w = weight.operand;
   TORCH_CHECK(hidden.dim() == 2 && w.dim() == 2 && targets.dim() == 1 && hidden.size(1) == w.size(1) &&
                   hidden.size(0) == targets.size(0) && hidden.size(0) > 0 && chunk > 0,
               "linear_cross_entropy needs hidden [N, D], weight [V, D] and targets [N] with N > 0, got ",

@@ -2,6 +2,8 @@
 // kernels in ../kernels, and libtorch for matrix products. Activations are fp32 or bf16 (`kind`
 // below). Parameters are fp32 masters, which receive fp32 gradients. If kind is bf16, the products
 // read a bf16 copy of a parameter. Rows are tokens: N = B T.
+//
+// linear_cross_entropy and clipped_adamw run on any device, the former also in fp16.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -15,61 +17,61 @@ namespace ops {
 using at::Tensor;
 
 // A weight matrix: the parameter, and the tensor that products read (in fp32, the same tensor).
-struct Weight {
+struct MatmulWeight {
   Tensor master;
-  Tensor value;
+  Tensor operand;
 };
 
-// share_gradient prepares an fp32 weight [V, D] for several uses in one forward pass. embedding returns its
-// rows `ids` [..] as [.., D]. The gradients of the rows are added in place to the gradient of the
-// other uses.
+// share_gradient prepares an fp32 weight [V, D] for several uses in one forward pass. embedding
+// returns its rows `ids` [..] as [.., D]. The gradients of the rows are added in place to the
+// gradient of the other uses.
 Tensor share_gradient(const Tensor& weight);
 Tensor embedding(const Tensor& shared, const Tensor& ids);
 
 // Returns x W for a weight stored as [in, out], or x W^T for one stored as [out, in].
-Tensor linear(const Tensor& x, const Weight& weight, bool transposed);
+Tensor linear(const Tensor& x, const MatmulWeight& weight, bool transposed);
 
 // Returns gelu(x W1 + b1) W2 for weights [in, out]. The caller adds the second bias.
-Tensor mlp(const Tensor& x, const Weight& fc, const Tensor& fc_bias, const Weight& proj);
+Tensor mlp(const Tensor& x, const MatmulWeight& fc, const Tensor& fc_bias, const MatmulWeight& proj);
 
 // Returns the causal attention [N, D] of qkv [N, 3 D], to which `bias` is added first.
 Tensor attention(const Tensor& qkv, const Tensor& bias, int64_t sequences, int64_t n_head, double scale,
                  double dropout);
 
-// Adds a branch to the residual stream, and normalizes the sum.
+// Adds the output of a layer to the residual stream, and normalizes the sum.
 struct Normed {
-  Tensor sum;     // [N, D] fp32; the stream itself if there is no branch
+  Tensor sum;     // [N, D] fp32; the stream itself if there is no output
   Tensor normed;  // [N, D] of kind
 };
-Normed add_layer_norm(const Tensor& stream, const Tensor& branch, const Tensor& branch_bias, const Tensor& weight,
+Normed add_layer_norm(const Tensor& stream, const Tensor& output, const Tensor& output_bias, const Tensor& weight,
                       const Tensor& bias, double eps, double dropout, at::ScalarType kind);
 
 // Returns the Backpack's sum over senses [N, D]. qk [N, 2 D] holds the queries and keys of the
-// contextualization, senses [U, L D] the senses of the distinct words; their biases are added
-// first. place [N] holds the row in `senses` of each token.
+// contextualization, senses [U, L D] the senses of the distinct tokens; their biases are added
+// first. rows [N] holds the row in `senses` of each token.
 Tensor weighted_sum_of_senses(const Tensor& qk, const Tensor& qk_bias, const Tensor& senses,
-                              const Tensor& senses_bias, const Tensor& place, int64_t sequences,
+                              const Tensor& senses_bias, const Tensor& rows, int64_t sequences,
                               int64_t num_senses);
 
 // Returns the mean cross-entropy of the logits hidden [N, D] x weight [V, D]^T and the targets [N].
 // Computes `chunk` rows of logits at a time, and the gradients in the forward pass.
-Tensor linear_cross_entropy(const Tensor& hidden, const Weight& weight, const Tensor& targets, int64_t chunk);
+Tensor linear_cross_entropy(const Tensor& hidden, const MatmulWeight& weight, const Tensor& targets, int64_t chunk);
 
 // Results of an update: scalars on the device of the parameters.
-struct Update {
-  Tensor norm;      // norm of the gradients before clipping, without the loss scale
-  Tensor overflow;  // bool: the norm is not finite
+struct UpdateStats {
+  Tensor grad_norm;  // norm of the gradients before clipping, without the loss scale
+  Tensor overflow;   // bool: the norm is not finite
 };
 
 // One AdamW update with gradients scaled by min(1, max_norm / norm) / loss_scale, where `norm` is
 // the global norm. `updates` (fp32 scalar) counts the updates for the bias correction. If the norm
 // is not finite or `skip` (bool scalar) is true, nothing is changed. `loss_scale` and `skip` may be
 // undefined.
-Update clipped_adamw(const std::vector<Tensor>& params, const std::vector<Tensor>& grads,
-                     const std::vector<Tensor>& exp_avgs, const std::vector<Tensor>& exp_avg_sqs,
-                     const std::vector<Tensor>& copies, const std::vector<double>& weight_decays,
-                     const Tensor& updates, const Tensor& loss_scale, const Tensor& skip, double max_norm, double lr,
-                     double beta1, double beta2, double eps);
+UpdateStats clipped_adamw(const std::vector<Tensor>& params, const std::vector<Tensor>& grads,
+                          const std::vector<Tensor>& exp_avgs, const std::vector<Tensor>& exp_avg_sqs,
+                          const std::vector<Tensor>& copies, const std::vector<double>& weight_decays,
+                          const Tensor& updates, const Tensor& loss_scale, const Tensor& skip, double max_norm,
+                          double lr, double beta1, double beta2, double eps);
 
 // Helpers that the implementations share.
 

@@ -12,9 +12,9 @@
 mod network;
 mod process_group;
 mod reducer;
-pub(crate) mod rendezvous;
+mod rendezvous;
 
-pub use network::{host_name, interfaces, local_address};
+pub use network::{host_name, interfaces, local_address, loopback_address};
 pub use process_group::{ProcessGroup, ReduceOp};
 pub use reducer::{Reducer, ReducerStatistics};
 pub use rendezvous::Rendezvous;

@@ -48,7 +48,7 @@ pub fn local_address() -> Option<IpAddr> {
 /// Listens on `port`: on the loopback interface if `host` is a loopback address, because every
 /// client of the store can write to it, otherwise on all interfaces.
 pub(super) fn listen(host: &str, port: u16) -> Result<TcpListener, Error> {
-    let listener = match loopback(host) {
+    let listener = match loopback_address(host) {
         Some(address) => TcpListener::bind((address, port)),
         // This socket accepts IPv4, too, if the kernel supports IPv6.
         None => TcpListener::bind(("::", port)).or_else(|error| match error.kind() {
@@ -68,8 +68,9 @@ pub(super) fn listen(host: &str, port: u16) -> Result<TcpListener, Error> {
     })
 }
 
-/// Returns the loopback address that `host` denotes, without a name lookup.
-pub(super) fn loopback(host: &str) -> Option<IpAddr> {
+/// Returns the loopback address that `host`, a name or an address, denotes; `None` if it denotes
+/// another address. Does not look up names: of all names, only `localhost` is recognized.
+pub fn loopback_address(host: &str) -> Option<IpAddr> {
     if host == "localhost" {
         return Some(IpAddr::V4(Ipv4Addr::LOCALHOST));
     }
@@ -109,7 +110,7 @@ pub(super) fn connect(host: &str, port: u16, rank: usize, begin: Instant, timeou
 
 fn try_connect(host: &str, port: u16, timeout: Duration) -> io::Result<Route> {
     let mut last_error = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    let addresses: Vec<SocketAddr> = match loopback(host) {
+    let addresses: Vec<SocketAddr> = match loopback_address(host) {
         Some(address) => vec![(address, port).into()],
         None => (host, port).to_socket_addrs()?.collect(),
     };
@@ -143,10 +144,10 @@ mod tests {
     #[test]
     fn loopback_addresses_are_recognized_without_lookup() {
         for host in ["localhost", "127.0.0.1", "127.0.1.1", "::1"] {
-            assert!(loopback(host).is_some_and(|address| address.is_loopback()), "{host}");
+            assert!(loopback_address(host).is_some_and(|address| address.is_loopback()), "{host}");
         }
         for host in ["node1", "10.0.0.1", "::", ""] {
-            assert_eq!(loopback(host), None, "{host}");
+            assert_eq!(loopback_address(host), None, "{host}");
         }
     }
 

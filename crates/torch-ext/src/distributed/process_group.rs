@@ -31,7 +31,7 @@ unsafe extern "C" {
         out: *mut *mut RawGroup,
     ) -> *mut c_char;
     fn bpx_group_add_nccl(group: *mut RawGroup, path: *const c_char, timeout_ms: i64) -> *mut c_char;
-    fn bpx_group_leave(group: *mut RawGroup) -> *mut c_char;
+    fn bpx_group_shutdown(group: *mut RawGroup) -> *mut c_char;
     fn bpx_group_free(group: *mut RawGroup) -> *mut c_char;
     fn bpx_group_set_timeout(group: *mut RawGroup, timeout_ms: i64) -> *mut c_char;
     fn bpx_group_all_reduce(group: *mut RawGroup, tensor: *mut C_tensor, op: u8) -> *mut c_char;
@@ -151,7 +151,7 @@ impl ProcessGroup {
     /// [`Rendezvous::timeout`].
     ///
     /// # Errors
-    /// Returns an error if the libtorch call fails.
+    /// A backend of the group does not support timeouts. Gloo and NCCL do.
     pub fn set_timeout(&self, timeout: Duration) -> Result<(), Error> {
         // SAFETY: a live group.
         check(unsafe { bpx_group_set_timeout(self.as_ptr(), millis(timeout)) })
@@ -212,7 +212,7 @@ impl ProcessGroup {
     pub fn shutdown(mut self) -> Result<(), Error> {
         self.barrier()?;
         // SAFETY: a live group.
-        check(unsafe { bpx_group_leave(self.as_ptr()) })?;
+        check(unsafe { bpx_group_shutdown(self.as_ptr()) })?;
         self.keep_on_drop = false;
         Ok(())
     }

@@ -2,8 +2,9 @@
 //! backward pass. docs/measurements/gpu-estimate.md contains the sources of the counts, and
 //! docs/measurements/memory-estimate.md compares the results with measurements.
 
-use model::{Architecture, Kernels, LOGIT_ROWS, ModelConfig};
+use model::{Architecture, ForwardOptions, Kernels, LOGIT_ROWS, ModelConfig};
 use serde::Serialize;
+use tch::Device;
 
 use crate::config::{Config, Precision};
 
@@ -57,10 +58,13 @@ impl MemoryEstimate {
             .sum();
         let copies = if element == 2 { 2 * matrices as u64 } else { 0 };
         let rows = micro_batch * config.data.sequence_length as u64;
-        let fused_on_cpu = config.run.kernels == Kernels::Fused && !for_gpu;
+        let device = if for_gpu { Device::Cuda(0) } else { Device::Cpu };
+        let (kernels, kind) = (config.run.kernels, config.run.precision.kind());
+        let options = ForwardOptions { kernels, kind, ..ForwardOptions::evaluation() };
+        let fused_on_cpu = options.has_fused_layers(device);
         let per_token = activations_per_token(config, element as f64, fused_on_cpu);
         let vocabulary = model.vocab_size as u64;
-        let logits = match (config.run.kernels, fused_on_cpu) {
+        let logits = match (kernels, fused_on_cpu) {
             // The gradient overwrites the logits.
             (Kernels::Fused, true) => (LOGIT_ROWS as u64).min(rows) * vocabulary * element,
             // Logits, their copy in fp32 and its softmax.
