@@ -8,7 +8,7 @@ use clap_complete::{Shell, generate};
 
 /// Print the completion script of a shell
 ///
-/// The script goes to stdout.
+/// Prints the script to stdout.
 ///
 /// Example: backpack completions bash > ~/.local/share/bash-completion/completions/backpack
 #[derive(Debug, Args)]

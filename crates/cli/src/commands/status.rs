@@ -12,7 +12,7 @@ use crate::args::cost::CostArgs;
 /// Show a run's progress, remaining time, cost and health
 ///
 /// Reads the run directory and changes nothing, so it can be used during a run and after it.
-/// Prints five lines: the state (running, stopped, finished, failed or dead) with the remaining
+/// Prints five lines: the activity (running, stopped, finished, failed or dead) with the remaining
 /// time; the latest metrics; the newest checkpoint, whose files are verified; the cost; the health.
 ///
 /// Example: backpack status runs/quickstart --watts 65

@@ -27,14 +27,13 @@ pub(crate) struct Train {
     #[arg(long, value_name = "DIR")]
     run_dir: Option<PathBuf>,
     /// Checkpoint to resume from. never: none, and refuse a run directory with checkpoints; auto:
-    /// the newest one that can be verified, or a fresh start if there is none; or a checkpoint
-    /// directory
+    /// the newest valid one, or a new run if there is none; or a checkpoint directory
     #[arg(long, value_name = "never|auto|CHECKPOINT", default_value = "never")]
     resume: String,
     /// Save a checkpoint after this step and exit with code 85
     #[arg(long, value_name = "STEP")]
     stop_after: Option<u64>,
-    /// Save a checkpoint and exit with code 85 before this time has passed: 3h50m, 90m, 2d or a
+    /// Save a checkpoint and exit with code 85 before this time is over: 3h50m, 90m, 2d or a
     /// number of seconds [default: the time limit of the Slurm job, if any]
     #[arg(long, value_name = "DURATION", value_parser = trainer::parse_duration)]
     time_limit: Option<Duration>,

@@ -1,4 +1,4 @@
-//! The recipe `debias`.
+//! The method `debias`.
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,4 @@
-//! The recipe `edit`.
+//! The method `edit`.
 
 use std::path::PathBuf;
 
@@ -24,7 +24,7 @@ use crate::output::table::Table;
 /// NEW as the next word, and the most probable next words, before and after the edit. Prompts
 /// without WORD do not change.
 ///
-/// Example: backpack control edit --model runs/quickstart-model --word Captain --old Wentworth --new Harville
+/// Example: backpack control edit --model runs/quickstart-model --word Great --old Britain --new Mexico
 #[derive(Debug, Args)]
 pub(super) struct Edit {
     #[command(flatten)]
@@ -36,7 +36,7 @@ pub(super) struct Edit {
     /// Word that WORD predicts now
     #[arg(long, value_name = "OLD")]
     old: String,
-    /// Word that WORD shall predict
+    /// Word that WORD should predict
     #[arg(long, value_name = "NEW")]
     new: String,
     /// Prompt whose next word is reported; may be repeated [default: two with WORD and two without]

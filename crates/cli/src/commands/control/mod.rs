@@ -1,4 +1,4 @@
-//! The command `control`: the recipes of the paper (section 6), their arguments and reports.
+//! The command `control`: the methods of the paper (section 6), their arguments and reports.
 
 mod debias;
 mod edit;
@@ -11,14 +11,14 @@ use clap::{Args, Subcommand};
 
 /// Control a Backpack's topic, bias or facts through its senses, without training
 ///
-/// Runs the recipes of the paper. Each reports its results as tables, JSON and a plot;
+/// Runs the methods of the paper. Each reports its results as tables, JSON and a plot;
 /// docs/control.md describes them.
 ///
 /// Example: backpack control topic --model runs/quickstart-model --topic war --texts 20 --output runs/war
 #[derive(Debug, Args)]
 pub(crate) struct Control {
     #[command(subcommand)]
-    recipe: ControlCommand,
+    method: ControlCommand,
 }
 
 #[derive(Debug, Subcommand)]
@@ -29,9 +29,9 @@ enum ControlCommand {
 }
 
 impl Control {
-    /// Runs the recipe.
+    /// Runs the method.
     pub(crate) fn run(self) -> Result<()> {
-        match self.recipe {
+        match self.method {
             ControlCommand::Topic(recipe) => recipe.run(),
             ControlCommand::Debias(recipe) => recipe.run(),
             ControlCommand::Edit(recipe) => recipe.run(),

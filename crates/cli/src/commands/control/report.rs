@@ -1,4 +1,4 @@
-//! The report of a recipe, on stdout and in a directory.
+//! The report of a method, on stdout and in a directory.
 
 use std::fs;
 use std::io::{self, Write};
@@ -16,8 +16,7 @@ use crate::output::files::write_json;
 /// Arguments for the output of the report.
 #[derive(Debug, Args)]
 pub(super) struct ReportArgs {
-    /// New directory for table.md, report.json, plot.svg and plot.png; topic also writes its texts
-    /// (texts.jsonl)
+    /// New directory for table.md, report.json, plot.svg and plot.png (topic: also texts.jsonl)
     #[arg(long, value_name = "DIR")]
     output: Option<PathBuf>,
     /// Print one JSON object instead of tables
@@ -25,13 +24,13 @@ pub(super) struct ReportArgs {
     json: bool,
 }
 
-/// The results of a recipe.
+/// The results of a method.
 pub(super) struct ControlReport {
     pub(super) json: Value,
     /// The tables in Markdown.
     pub(super) tables: String,
     pub(super) chart: Chart,
-    /// The generated texts, one object per line; empty if the recipe generates none.
+    /// The generated texts, one object per line; empty if the method generates none.
     pub(super) texts: Vec<Value>,
 }
 

@@ -1,4 +1,4 @@
-//! The recipe `topic`.
+//! The method `topic`.
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -24,9 +24,9 @@ use crate::output::table::Table;
 
 /// Generate texts about a topic, at several strengths
 ///
-/// Senses that predict the topic's words get a larger weight. The weight is larger near the end of
-/// the text, and returns to normal once the word that a sense predicts has appeared. Strength 0 is
-/// the unsteered model.
+/// Senses that predict the topic's words get a larger weight. The weight grows with the position in
+/// the text. It returns to its unsteered value once the words that the sense predicts have appeared.
+/// Strength 0 is the unsteered model.
 ///
 /// Reports for each strength the share of on-topic texts (those with more topic words than the
 /// average unsteered text), the topic words per 100 tokens, the share of distinct tokens, and the

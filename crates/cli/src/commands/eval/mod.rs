@@ -58,7 +58,7 @@ impl TaskName {
 /// one subdirectory per task, or TASK=PATH for each task, and the results are also written to
 /// results.json and results.md in --output.
 ///
-/// Example: backpack eval --model runs/quickstart-model --task all --data val=runs/quickstart-data --data blimp=data/blimp --output runs/quickstart-eval
+/// Example: backpack eval --model runs/quickstart-model --task all --data val=runs/quickstart-data --data blimp=eval-data/blimp --output runs/quickstart-eval
 #[derive(Debug, Args)]
 pub(crate) struct Eval {
     #[command(flatten)]

@@ -28,7 +28,7 @@ use crate::commands::train::Train;
 ///
 /// Each process uses one GPU, or an equal share of the CPU cores. Every line of output is prefixed
 /// with the rank of its process, as in [0]. SIGINT, SIGTERM and SIGUSR1 are forwarded to all
-/// processes. If a process fails, the others are ended. The exit code is that of the processes,
+/// processes. If one process fails, the others are stopped. The exit code is that of the processes,
 /// or of the first one that failed (128 + n after signal n).
 ///
 /// Example: backpack launch --nproc 4 -- train --config configs/owt/small.toml
