@@ -53,6 +53,7 @@ pub use optim::lr_schedule::{Decay, ScheduleConfig};
 pub use optim::step_guard::{StepGuard, StepGuardConfig, StepStats};
 pub use perf::cost::CostRates;
 pub use perf::matmul_peak::matmul_peak;
+pub use plan::memory::gigabytes;
 pub use plan::{PlanOptions, RunPlan, measured_throughput};
 pub use runtime::device::{DeviceKind, select_device};
 pub use runtime::signals::Stop;

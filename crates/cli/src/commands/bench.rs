@@ -7,11 +7,11 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 use model::Kernels;
-use trainer::{BenchOptions, BenchReport};
+use trainer::{BenchOptions, BenchReport, gigabytes};
 
 use crate::args::config::ConfigArgs;
 use crate::args::distributed::DistributedArgs;
-use crate::output::format::{gigabytes, percent};
+use crate::output::format::percent;
 
 /// Measure the training speed of a configuration on this machine
 ///

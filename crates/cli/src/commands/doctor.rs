@@ -9,8 +9,7 @@ use clap::Args;
 use evals::Tokenizer;
 use tch::{Cuda, Device, Kind};
 use torch_ext::{cuda_memory, distributed, nccl};
-
-use crate::output::format::gigabytes;
+use trainer::gigabytes;
 
 /// Print the detected libtorch, CPU features, CUDA, distributed backends and tokenizer
 ///

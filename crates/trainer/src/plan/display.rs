@@ -3,12 +3,8 @@
 use std::fmt;
 
 use crate::plan::RunPlan;
+use crate::plan::memory::gigabytes;
 use crate::time::human_duration;
-
-/// Converts bytes to gigabytes.
-pub(super) fn gigabytes(bytes: u64) -> f64 {
-    bytes as f64 / 1e9
-}
 
 impl fmt::Display for RunPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

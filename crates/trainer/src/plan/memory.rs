@@ -34,6 +34,11 @@ pub struct MemoryEstimate {
     pub total: u64,
 }
 
+/// Converts bytes to gigabytes (10^9 bytes).
+pub fn gigabytes(bytes: u64) -> f64 {
+    bytes as f64 / 1e9
+}
+
 /// Memory of libraries and allocator, measured with `backpack bench` of a tiny model.
 const RUNTIME_BYTES: u64 = 180_000_000;
 

@@ -2,7 +2,7 @@
 
 use crate::config::Config;
 use crate::optim::adamw::OptimizerConfig;
-use crate::plan::display::gigabytes;
+use crate::plan::memory::gigabytes;
 
 /// Longest warm-up without a warning, as a fraction of the run. The published run has 5%.
 const LONG_WARMUP: f64 = 0.25;
