@@ -131,9 +131,6 @@ pub fn clipped_adamw(tensors: AdamWTensors<'_>, guard: UpdateGuard<'_>, options:
 
 /// Removes the gradient of a parameter, so that the next backward pass stores its gradient instead
 /// of adding to the old one.
-///
-/// # Errors
-/// Returns an error if libtorch throws an exception; no cause is known.
 pub fn clear_grad(parameter: &Tensor) -> Result<(), Error> {
     // SAFETY: a live handle.
     check(unsafe { bpx_clear_grad(handle(parameter)) })

@@ -37,11 +37,11 @@ pub(crate) fn first_line(message: &str) -> &str {
     message.lines().next().unwrap_or_default().trim()
 }
 
-/// Returns the first line of a panic's message, given the panic's payload; empty for a payload that
-/// is not text. The methods of tch that return no `Result` panic with the messages of libtorch.
+/// Returns the first line of a panic's message, given the panic's payload. It is `no message` for a
+/// payload that is not text. The methods of tch that return no `Result` panic with the messages of libtorch.
 pub fn panic_text(payload: &(dyn std::any::Any + Send)) -> String {
     let text = payload.downcast_ref::<String>().map(String::as_str);
-    first_line(text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or_default()).to_owned()
+    first_line(text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("no message")).to_owned()
 }
 
 /// The cause of a failed collective operation.

@@ -65,9 +65,6 @@ pub struct BuildInfo {
 }
 
 /// Returns versions and features of libtorch.
-///
-/// # Errors
-/// Returns an error if libtorch throws an exception; no cause is known.
 pub fn build_info() -> Result<BuildInfo, Error> {
     let mut text = std::ptr::null_mut();
     // SAFETY: on success, the shim has stored a string, which is now ours.

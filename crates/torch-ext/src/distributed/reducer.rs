@@ -164,9 +164,6 @@ impl Reducer {
     }
 
     /// Returns the buckets and mean times so far.
-    ///
-    /// # Errors
-    /// Returns an error if libtorch throws an exception; no cause is known.
     pub fn statistics(&self) -> Result<ReducerStatistics, Error> {
         let mut raw = RawStatistics::default();
         let mut bucket_bytes = Vec::new();

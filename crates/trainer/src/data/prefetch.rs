@@ -152,7 +152,7 @@ mod tests {
     fn an_error_is_returned_with_its_micro_batch() {
         let dir = data_dir();
         let (direct, reader) = (batches(dir.path(), DataOrder::Sequential), batches(dir.path(), DataOrder::Sequential));
-        // Opening checks a small file, so the file is damaged afterwards. Token 43 is in sequence 5,
+        // Opening checks a small file, so the file is damaged later. Token 43 is in sequence 5,
         // which is in the third micro-batch of two sequences.
         let file = std::fs::OpenOptions::new().write(true).open(dir.path().join("train.bin")).unwrap();
         file.write_all_at(&60_000u16.to_le_bytes(), 2 * 43).unwrap();

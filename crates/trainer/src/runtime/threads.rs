@@ -47,7 +47,8 @@ impl fmt::Display for Threads {
 /// of the thread that starts them.
 ///
 /// # Errors
-/// Returns an error if `threads` is too large, or if the process cannot be pinned.
+/// Returns an error if `threads` is above [`MAX_THREADS`] (libtorch crashes at some tens of
+/// thousands), or if the process cannot be pinned.
 pub fn set_threads(threads: usize, pin: bool, local_ranks: LocalRanks) -> Result<Threads> {
     ensure!(
         threads <= MAX_THREADS,

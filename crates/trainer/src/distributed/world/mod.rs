@@ -1,9 +1,9 @@
 //! The rank of this process, the world size, and the address of rank 0.
 
 use std::fmt;
-use std::net::IpAddr;
 
 use anyhow::{Context, Result, bail, ensure};
+use torch_ext::distributed::loopback_address;
 
 use crate::distributed::env::{self, Environment, on_terminal};
 use crate::distributed::local_ranks::LocalRanks;
@@ -76,7 +76,7 @@ impl World {
         let master = master_address(flags, environment, step.is_some())
             .with_context(|| format!("rank {rank} of {size} cannot determine the address of rank 0"));
         let master = if size == 1 { None } else { Some(master?) };
-        let all_here = master.as_ref().is_some_and(|(host, _)| is_loopback(host));
+        let all_here = master.as_ref().is_some_and(|(host, _)| loopback_address(host).is_some());
         Ok(World {
             rank,
             size,
@@ -245,11 +245,6 @@ fn local_ranks(
         "the local rank is {own}, but the number of ranks on this host is {count} ({source}): set LOCAL_WORLD_SIZE to the number of ranks on this host"
     );
     Ok(LocalRanks { count, rank: Some(own) })
-}
-
-/// Returns whether a host name or address is that of the loopback interface.
-fn is_loopback(host: &str) -> bool {
-    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 /// Returns [`World::launch_id`]. It is empty for ranks that were started by hand, because they may
