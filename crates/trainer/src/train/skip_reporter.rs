@@ -31,7 +31,7 @@ impl SkipReporter {
             1 if z_score > spike_z_score => log.info(&format!(
                 "spike       step {step}: loss {loss:.4}, {z_score:.1} standard deviations above the recent mean"
             )),
-            _ => log.info(&format!("spike       loss spikes in steps {first}-{step}: {spikes}")),
+            _ => log.info(&format!("spike       in steps {first}-{step}: {spikes}")),
         }
         let scale = stats.loss_scale.map(|scale| format!(", the loss scale is now {scale}")).unwrap_or_default();
         match skipped {
@@ -39,7 +39,7 @@ impl SkipReporter {
             1 if steps_since_update > 0 => {
                 log.info(&format!("skipped     step {step}: loss {loss:.4}, gradient norm {grad_norm:.2}{scale}"));
             }
-            _ => log.info(&format!("skipped     steps skipped in {first}-{step}: {skipped}{scale}")),
+            _ => log.info(&format!("skipped     in steps {first}-{step}: {skipped}{scale}")),
         }
     }
 }
@@ -83,12 +83,12 @@ mod tests {
         let skip = (12, 3, 1, 1, 0.0);
         assert_eq!(log_of(&[skip, skip]), ["skipped     step 12: loss 3.5000, gradient norm 1.25"]);
         // One step since step 10 was skipped, but not the last one.
-        assert_eq!(log_of(&[(15, 3, 0, 1, 0.0)]), ["skipped     steps skipped in 11-15: 1"]);
+        assert_eq!(log_of(&[(15, 3, 0, 1, 0.0)]), ["skipped     in steps 11-15: 1"]);
         assert_eq!(
             log_of(&[(12, 2, 0, 2, 7.5), (20, 2, 0, 4, 7.5)]),
             [
                 "spike       step 12: loss 3.5000, 7.5 standard deviations above the recent mean",
-                "spike       loss spikes in steps 13-20: 2"
+                "spike       in steps 13-20: 2"
             ]
         );
     }
