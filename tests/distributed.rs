@@ -216,6 +216,21 @@ fn a_signal_to_one_rank_stops_all_after_the_same_step() {
 }
 
 #[test]
+fn all_ranks_fail_if_rank_0_cannot_write_the_last_checkpoint() {
+    let scratch = Scratch::new();
+    let no_periodic_saves = ["--set", "schedule.max_steps=3000", "--set", "checkpoint.every_steps=0"];
+    let mut processes = Processes::start(&scratch, "run", 2, |_| owned(&no_periodic_saves));
+    wait_for_lines(&scratch, "run", 4);
+    // Only rank 0 writes to the directory of the checkpoints.
+    fs::write(scratch.path("run/checkpoints"), "a file").unwrap();
+    signal(&processes.children[1], "TERM");
+    assert_eq!(processes.codes(MINUTE), [1, 1], "{}", processes.stderr(0));
+    assert!(processes.error(0).contains("cannot be written"), "{}", processes.error(0));
+    let other = processes.error(1);
+    assert!(other.contains("rank 0 failed: the checkpoint") && other.contains("cannot be written"), "{other}");
+}
+
+#[test]
 fn a_time_limit_stops_all_ranks_with_a_checkpoint() {
     let scratch = Scratch::new();
     // The time limit of one rank applies to all.
