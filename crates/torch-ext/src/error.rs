@@ -38,7 +38,8 @@ pub(crate) fn first_line(message: &str) -> &str {
 }
 
 /// Returns the first line of a panic's message, given the panic's payload. It is `no message` for a
-/// payload that is not text. The methods of tch that return no `Result` panic with the messages of libtorch.
+/// payload that is not text. The methods of tch that return no `Result` panic with the messages of
+/// libtorch.
 pub fn panic_text(payload: &(dyn std::any::Any + Send)) -> String {
     let text = payload.downcast_ref::<String>().map(String::as_str);
     first_line(text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("no message")).to_owned()
@@ -144,6 +145,13 @@ mod tests {
 
     const RESET: &str = "[/__w/pytorch/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error [10.0.0.2]:6808: Connection reset by peer. This is typically caused by a remote worker hanging or bugs in the application.";
     const SLOW: &str = "[/__w/pytorch/pytorch/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 1500ms for recv operation to complete";
+
+    #[test]
+    fn a_panic_is_described_by_its_first_line() {
+        assert_eq!(panic_text(&"first\nsecond"), "first");
+        assert_eq!(panic_text(&"of a String".to_owned()), "of a String");
+        assert_eq!(panic_text(&7), "no message");
+    }
 
     #[test]
     fn causes_are_found_in_original_and_rewritten_messages() {

@@ -1,6 +1,7 @@
 //! Tests of plans: the published run, small runs and warnings.
 
 use super::*;
+use crate::config::Precision;
 use model::Architecture;
 
 fn plan_with(config: &Config, options: PlanOptions) -> RunPlan {
@@ -129,4 +130,16 @@ fn throughput_is_read_from_an_output_of_bench() {
     assert!(
         measured_throughput(&file, 8).unwrap_err().to_string().contains("is not an output of `backpack bench --json`")
     );
+}
+
+/// The fused layers do not compute in fp16.
+#[test]
+fn fp16_on_a_cpu_keeps_as_much_as_on_a_gpu() {
+    let activations = |precision: Precision, for_gpu: bool| {
+        let mut config = Config::example();
+        config.run.precision = precision;
+        MemoryEstimate::new(&config, 4, 1, for_gpu).activations
+    };
+    assert_eq!(activations(Precision::Fp16, false), activations(Precision::Fp16, true));
+    assert!(activations(Precision::Bf16, false) < activations(Precision::Fp16, false));
 }
