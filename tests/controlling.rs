@@ -1,4 +1,4 @@
-//! `backpack control`: the three recipes of the paper.
+//! `backpack control`: the three methods of the paper.
 
 use std::fs;
 use std::path::Path;
@@ -11,9 +11,9 @@ fn number(value: &Value) -> f64 {
     value.as_f64().unwrap()
 }
 
-/// Runs a recipe on one thread, because other tests run at the same time.
-fn control(recipe: &str, model: &str, more: &[&str]) -> CommandOutput {
-    backpack(&[&["control", recipe, "--model", model, "--threads", "1"], more].concat())
+/// Runs a method on one thread, because other tests run at the same time.
+fn control(method: &str, model: &str, more: &[&str]) -> CommandOutput {
+    backpack(&[&["control", method, "--model", model, "--threads", "1"], more].concat())
 }
 
 /// A placeholder word of the small model's vocabulary: `waf` is 5.
@@ -187,8 +187,8 @@ fn control_rejects_bad_inputs() {
     write_model_of_words(&scratch.path("model"));
     let model = scratch.path_str("model");
     let error = |arguments: &[&str]| {
-        let (recipe, more) = arguments.split_first().unwrap();
-        control(recipe, &model, more).error()
+        let (method, more) = arguments.split_first().unwrap();
+        control(method, &model, more).error()
     };
     let file = |name: &str, text: &str| {
         fs::write(scratch.path(name), text).unwrap();
@@ -243,9 +243,9 @@ fn control_rejects_bad_inputs() {
     scratch.train("run", &["--set", "model.architecture=gpt2", "--stop-after", "1"]).expect(85);
     let gpt2 = scratch.checkpoint("run", 1);
     let gpt2 = gpt2.to_str().unwrap();
-    for recipe in [&["topic", "--topic", "war"][..], &["debias"], &["edit", "--word", "a", "--old", "b", "--new", "c"]]
+    for method in [&["topic", "--topic", "war"][..], &["debias"], &["edit", "--word", "a", "--old", "b", "--new", "c"]]
     {
-        let error = control(recipe[0], gpt2, &recipe[1..]).error();
+        let error = control(method[0], gpt2, &method[1..]).error();
         assert!(error.contains("is a GPT-2, which has no senses"), "{error}");
     }
     control("topic", &model, &[]).expect(2);

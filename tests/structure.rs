@@ -72,7 +72,7 @@ fn example(files: &[(&str, &str)]) -> Workspace {
     Workspace::new(files.iter().map(source).collect())
 }
 
-// ImportedPath cycles.
+// Import cycles.
 
 /// Finds a shortest cycle through each file that is part of a cycle.
 fn import_cycles(workspace: &Workspace) -> Vec<String> {

@@ -16,7 +16,7 @@ import training_section
 from section import machine, write_section
 
 # The PyTorch side of a comparison is a program of the user in the directory of --peers. It is not
-# part of this repository; docs/benchmarks.md lists the versions of the model that it implements. It
+# part of this repository; `BASELINES` lists the versions of the model that it implements. It
 # runs with the environment variable TH, the number of threads, in two ways. CONFIG is `micro` or
 # `small`, and VERSION is `Baseline.version`.
 #   time CONFIG STEPS VERSION   times STEPS steps and prints, after `JSON `, an object with the

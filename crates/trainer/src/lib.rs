@@ -13,7 +13,7 @@
 //! | `optim` | AdamW, the learning-rate schedule, loss scaling, the step guard |
 //! | `logging` | run directory, console, `metrics.jsonl`, TensorBoard, sessions |
 //! | `distributed` | rank and world size, collectives, gradient averaging |
-//! | `runtime` | device, CPU threads, signals, time limit, watchdog |
+//! | `runtime` | device, CPU threads, host memory, signals, time limit, watchdog |
 //! | `checkpoint` | writing, reading, verification and retention of checkpoints |
 //! | `config` | the whole [`Config`] and the reader of configuration files |
 //! | `train`, `plan`, `status` | the commands `train`, `plan`, `status` and `plot` |

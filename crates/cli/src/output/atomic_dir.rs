@@ -39,7 +39,8 @@ impl AtomicDir {
     /// renames it. On failure the hidden directory is deleted.
     ///
     /// # Errors
-    /// If `fill` fails, or if the directory cannot be written.
+    /// If `fill` fails, or if the directory cannot be written. If only the sync after the rename fails,
+    /// the directory exists.
     pub(crate) fn fill(&self, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
         let write = || -> Result<()> {
             if self.partial.exists() {

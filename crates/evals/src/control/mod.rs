@@ -1,4 +1,4 @@
-//! The control recipes of the paper (Hewitt et al., ACL 2023, section 6), which change the
+//! The control methods of the paper (Hewitt et al., ACL 2023, section 6), which change the
 //! predictions of a trained Backpack through its senses: topic control, debiasing and fact edits.
 //!
 //! In formulas, C(w)[l] is sense l of word w, `[D]`, and E is the tied embedding, `[V, D]`.

@@ -174,7 +174,7 @@ pub(crate) fn check_resumable(saved: &TrainState, current: &TrainState) -> Resul
         let is_fixed = shape || FIXED.contains(&key.as_str());
         ensure!(
             !is_fixed || !before.is_null(),
-            "{key} is {value}, but the checkpoint has no value for it: remove the key, or start a new run with checkpoint.init_from"
+            "{key} is {value}, but the checkpoint has no value for it: start a new run with checkpoint.init_from, or remove the key if it has no default"
         );
         ensure!(
             !is_fixed,

@@ -30,8 +30,8 @@ pub enum MicroBatchSize {
     Sequences(u64),
 }
 
-/// Maximum tokens of an automatic micro-batch that is not searched for: the small model's activations for these take about
-/// 9 GB in fp32.
+/// Maximum tokens of an automatic micro-batch that is not searched for. A step of the small model in
+/// fp32 then takes about 9.6 GB.
 pub(crate) const MAX_AUTO_TOKENS: u64 = 8_192;
 
 impl Serialize for MicroBatchSize {

@@ -10,7 +10,8 @@ use crate::distributed::slurm::SlurmStep;
 pub struct LocalRanks {
     /// Number of processes of the run on this host.
     pub count: usize,
-    /// Rank of this process among the run's processes on this host, from 0. `None` if the launcher does not provide it.
+    /// Rank of this process among the run's processes on this host, from 0. `None` if the launcher
+    /// does not provide it.
     pub rank: Option<usize>,
 }
 

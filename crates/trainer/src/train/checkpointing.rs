@@ -7,8 +7,7 @@ use crate::optim::step_guard::StepStats;
 use crate::train::step::StepResult;
 
 impl Trainer<'_> {
-    /// Reads the figures of a step and logs skipped steps and spikes. Waits for the
-    /// device.
+    /// Reads the figures of a step and logs skipped steps and spikes. Waits for the device.
     ///
     /// # Errors
     /// Too many consecutive steps were bad. A checkpoint from before these steps is saved.

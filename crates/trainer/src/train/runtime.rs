@@ -34,7 +34,7 @@ impl<'a> Runtime<'a> {
         let time_limit = TimeLimit::new(options.time_limit, slurm_time_left());
         let threads = set_threads(config.run.threads, config.run.pin_threads, world.local)?;
         let device = select_device(config.run.device, world.local)?;
-        // A dry run hashes the data only, which may take long. A timeout of 0 disables the watchdog.
+        // A dry run ends by itself, so it needs no watchdog. A timeout of 0 starts none.
         let timeout = if options.dry_run { 0 } else { config.run.watchdog_seconds };
         let watchdog = Watchdog::start(world, Duration::from_secs(timeout))
             .context("the watchdog thread cannot be started: check the limit on processes (ulimit -u)")?;

@@ -93,7 +93,7 @@ pub(crate) fn log_start(
         log.info(&format!("processes   {}, rank 0 on {}", options.world.size, options.world.host));
     }
     if runtime.time_limit.is_set() {
-        log.info(&format!("time        {}; the run saves a checkpoint and stops before its end", runtime.time_limit));
+        log.info(&format!("time        {}; the run saves a checkpoint and stops before then", runtime.time_limit));
     }
 }
 

@@ -32,9 +32,9 @@ impl Control {
     /// Runs the method.
     pub(crate) fn run(self) -> Result<()> {
         match self.method {
-            ControlCommand::Topic(recipe) => recipe.run(),
-            ControlCommand::Debias(recipe) => recipe.run(),
-            ControlCommand::Edit(recipe) => recipe.run(),
+            ControlCommand::Topic(method) => method.run(),
+            ControlCommand::Debias(method) => method.run(),
+            ControlCommand::Edit(method) => method.run(),
         }
     }
 }

@@ -114,7 +114,8 @@ impl StepGuard {
         }
         let max_bad_steps = self.config.max_consecutive_bad_steps;
         if max_bad_steps > 0 {
-            // The host may read the counts later. Until then all steps are skipped.
+            // Once the allowed number of bad steps is reached, all steps are skipped until the host
+            // reads it.
             skip = skip.f_logical_or(&self.consecutive_bad_steps.f_ge(max_bad_steps as f64)?)?;
         }
         Ok(StepDecision { finite, spike, z_score, skip })
