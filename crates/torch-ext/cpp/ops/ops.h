@@ -40,7 +40,7 @@ Tensor attention(const Tensor& qkv, const Tensor& bias, int64_t sequences, int64
 
 // Adds the output of a layer to the residual stream, and normalizes the sum.
 struct Normed {
-  Tensor sum;     // [N, D] fp32; the stream itself if there is no output
+  Tensor sum;     // [N, D] fp32; the stream itself without an output
   Tensor normed;  // [N, D] of kind
 };
 Normed add_layer_norm(const Tensor& stream, const Tensor& output, const Tensor& output_bias, const Tensor& weight,

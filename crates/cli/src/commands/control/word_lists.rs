@@ -50,7 +50,7 @@ pub(super) fn read_lines(file: Option<&Path>, built_in: &str) -> Result<Vec<Stri
 /// Returns the words of a built-in topic.
 ///
 /// # Errors
-/// If there is no topic of this name; the error lists the names.
+/// If no built-in topic has this name. The error lists the names.
 pub(super) fn topic(name: &str) -> Result<Vec<String>> {
     let Some((_, words)) = TOPICS.iter().find(|(known, _)| *known == name) else {
         let names: Vec<&str> = TOPICS.iter().map(|(name, _)| *name).collect();
