@@ -39,7 +39,7 @@ pub fn parse_duration(text: &str) -> Result<Duration> {
         // jiff reads more: fractions, milliseconds, weeks, spaces, words and the format of ISO 8601.
         let is_known =
             text.bytes().all(|byte| byte.is_ascii_digit() || b"dhms".contains(&byte)) && !text.contains("ms");
-        let span = is_known.then(|| text.parse::<Span>().ok()).flatten();
+        let span = if is_known { text.parse::<Span>().ok() } else { None };
         let duration = span.and_then(|span| span.to_duration(SpanRelativeTo::days_are_24_hours()).ok());
         duration.and_then(|duration| u64::try_from(duration.as_secs()).ok())
     };

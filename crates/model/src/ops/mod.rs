@@ -131,8 +131,9 @@ impl Ops {
         if self.options.dropout == 0.0 { x } else { x.dropout(self.options.dropout, true) }
     }
 
-    /// Returns the embedding `[V, D]` for all its uses in one forward pass: [`Ops::embedding`] and
-    /// [`Ops::cross_entropy`]. The fused kernels add the gradients of these uses in place.
+    /// Returns the embedding `[V, D]` for its uses in one forward pass: [`Ops::embedding`] and
+    /// [`Ops::cross_entropy`]. The fused kernels add the gradients of all uses of one result in
+    /// place.
     pub(crate) fn shared_embedding(self, wte: &Tensor) -> Tensor {
         match self.implementation {
             Implementation::Reference | Implementation::Composite => wte.shallow_clone(),

@@ -172,12 +172,14 @@ pub(crate) fn check_resumable(saved: &TrainState, current: &TrainState) -> Resul
     for (key, before, value) in &changes {
         let shape = key.starts_with("model.") && key != "model.dropout";
         let is_fixed = shape || FIXED.contains(&key.as_str());
+        if !is_fixed {
+            continue;
+        }
         ensure!(
-            !is_fixed || !before.is_null(),
+            !before.is_null(),
             "{key} is {value}, but the checkpoint has no value for it: start a new run with checkpoint.init_from, or remove the key if it has no default"
         );
-        ensure!(
-            !is_fixed,
+        bail!(
             "{key} is {value}, but the checkpoint was saved with {before}: keep {before}, or start a new run with checkpoint.init_from"
         );
     }
