@@ -7,10 +7,13 @@ use std::path::{Path, PathBuf};
 mod rpath;
 
 /// The C++ sources that call libtorch.
-const SHIM: [&str; 14] = [
+const SHIM: [&str; 17] = [
     "shim",
     "arena",
     "cuda_device",
+    "cuda/kernels",
+    "cuda/weighted_sum_of_senses",
+    "operation_counter",
     "profiler",
     "distributed/process_group",
     "distributed/reducer",

@@ -132,15 +132,16 @@ impl Backpack {
     /// `[V, D]` of the forward pass. [`Ops::weighted_sum_of_senses`] ends the profiler's sections
     /// of the trunk and of the senses.
     pub(crate) fn outputs(&self, wte: &Tensor, ids: &Tensor, ops: Ops) -> Tensor {
+        let length = ids.size()[1];
         let senses = || {
             // The order in which the gradients of `wte` are added decides their last bits. Without
             // the fused sum, and with edits, those of the senses are first added to one another.
-            let is_separate = !ops.fuses_sum_of_senses(self.num_senses) || self.edited.is_some();
+            let is_separate = !ops.fuses_sum_of_senses(self.num_senses, length) || self.edited.is_some();
             let own = is_separate.then(|| ops.shared_embedding(self.body.wte()));
             self.batch_senses(own.as_ref().unwrap_or(wte), ids, ops)
         };
         let hidden = || self.body.hidden_states(wte, ids, ops);
-        let outputs = ops.weighted_sum_of_senses(senses, hidden, &self.c_attn, self.num_senses, ids.size()[0]);
+        let outputs = ops.weighted_sum_of_senses(senses, hidden, &self.c_attn, self.num_senses, length);
         mark(&outputs, Section::Mixing, Section::HeadAndLossBackward)
     }
 
@@ -154,13 +155,13 @@ impl Backpack {
         ops: Ops,
     ) -> Tensor {
         let hidden = self.body.decode_step(ids, body_cache, ops); // [T, D]
-        let qk = ops.project_heads(&hidden, &self.c_attn, 2, self.num_senses, 1); // [2, 1, L, T, D/L]
+        let [query, key] = ops.project_heads(&hidden, &self.c_attn, self.num_senses, 1); // [1, L, T, D/L]
         let keys = match sense_keys.take() {
-            Some(keys) => Tensor::cat(&[keys, qk.get(1)], 2),
-            None => qk.get(1),
+            Some(keys) => Tensor::cat(&[keys, key], 2),
+            None => key,
         };
-        let query = qk.get(0).narrow(2, hidden.size()[0] - 1, 1);
-        let alpha = ops.sense_scores(&query, &keys).softmax(-1, Kind::Float); // [1, L, 1, S]
+        let last_query = query.narrow(2, hidden.size()[0] - 1, 1);
+        let alpha = ops.sense_scores(&last_query, &keys).softmax(-1, Kind::Float); // [1, L, 1, S]
         *sense_keys = Some(keys);
         alpha.squeeze_dim(2).squeeze_dim(0)
     }

@@ -40,13 +40,13 @@ impl Attention {
     /// [`Attention::forward`] for the positions `[T, D]` of one sequence that follow those in the
     /// cache. If the cache is not empty, T is 1.
     fn decode_step(&self, x: &Tensor, cache: &mut Option<[Tensor; 2]>, ops: Ops) -> LayerOutput {
-        let qkv = ops.project_heads(x, &self.c_attn, 3, self.n_head, 1);
+        let [query, key, value] = ops.project_heads(x, &self.c_attn, self.n_head, 1);
         let (key, value, causal) = match cache.take() {
-            None => (qkv.get(1), qkv.get(2), true),
+            None => (key, value, true),
             // The new position attends to all positions.
-            Some([key, value]) => (Tensor::cat(&[key, qkv.get(1)], 2), Tensor::cat(&[value, qkv.get(2)], 2), false),
+            Some([keys, values]) => (Tensor::cat(&[keys, key], 2), Tensor::cat(&[values, value], 2), false),
         };
-        let attended = ops.attend(&qkv.get(0), &key, &value, causal, self.scale);
+        let attended = ops.attend(&query, &key, &value, causal, self.scale);
         *cache = Some([key, value]);
         ops.linear_output(&attended, &self.c_proj)
     }

@@ -34,7 +34,7 @@ pub use import::{ImportedModel, import};
 pub use init_from_gpt2::init_from_gpt2;
 pub use language_model::LanguageModel;
 pub use model_dir::{CONFIG_FILE, WEIGHTS_FILE, load_config, load_model, save_model, write_model_dir};
-pub use ops::{ForwardOptions, Kernels, LOGIT_ROWS};
+pub use ops::{ForwardOptions, Kernels, logit_rows};
 pub use parameters::{ParameterSpec, Parameters};
 pub use safetensors::{read_tensors, write_tensors};
 pub use seed::derive_seed;

@@ -126,13 +126,13 @@ const OPERATIONS: [Operation; 8] = [
     Operation {
         name: "linear",
         inputs: |kind| vec![activation(&[TOKENS, WIDTH], kind), parameter(&[WIDTH, 3 * WIDTH])],
-        fused: |i| single(torch_ext::linear(&i.tensors[0], i.weight(1), false)),
+        fused: |i| single(torch_ext::linear(&i.tensors[0], i.weight(1), false, None)),
         libtorch: |i| vec![i.tensors[0].matmul(&i.cast(1))],
     },
     Operation {
         name: "linear (transposed)",
         inputs: |kind| vec![activation(&[TOKENS, WIDTH], kind), parameter(&[2 * WIDTH, WIDTH])],
-        fused: |i| single(torch_ext::linear(&i.tensors[0], i.weight(1), true)),
+        fused: |i| single(torch_ext::linear(&i.tensors[0], i.weight(1), true, None)),
         libtorch: |i| vec![i.tensors[0].linear(&i.cast(1), none())],
     },
     Operation {

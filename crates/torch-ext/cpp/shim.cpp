@@ -1,6 +1,7 @@
 #include "shim.h"
 
 #include "arena.h"
+#include "cuda/kernels.h"
 #include "ops/ops.h"
 
 #include <ATen/Version.h>
@@ -52,8 +53,9 @@ char* bpx_embedding(TensorPtr shared, TensorPtr ids, TensorPtr* rows) {
   BPX_GUARD(*rows = new at::Tensor(ops::embedding(*shared, *ids)))
 }
 
-char* bpx_linear(TensorPtr x, TensorPtr master, TensorPtr operand, int transposed, TensorPtr* y) {
-  BPX_GUARD(*y = new at::Tensor(ops::linear(*x, {*master, *operand}, transposed)))
+// `bias` may be null.
+char* bpx_linear(TensorPtr x, TensorPtr master, TensorPtr operand, int transposed, TensorPtr bias, TensorPtr* y) {
+  BPX_GUARD(*y = new at::Tensor(ops::linear(*x, {*master, *operand}, transposed, optional(bias))))
 }
 
 char* bpx_mlp(TensorPtr x, TensorPtr fc, TensorPtr fc_operand, TensorPtr fc_bias, TensorPtr proj,
@@ -81,6 +83,14 @@ char* bpx_weighted_sum_of_senses(TensorPtr qk, TensorPtr qk_bias, TensorPtr sens
                                  TensorPtr rows, int64_t sequences, int64_t num_senses, TensorPtr* y) {
   BPX_GUARD(*y = new at::Tensor(
                 ops::weighted_sum_of_senses(*qk, *qk_bias, *senses, *senses_bias, *rows, sequences, num_senses)))
+}
+
+// The same on a GPU: the biases of queries and keys are part of `qk`, and `senses_bias` and `rows`
+// may be null.
+char* bpx_cuda_weighted_sum_of_senses(TensorPtr qk, TensorPtr senses, TensorPtr senses_bias, TensorPtr rows,
+                                      int64_t sequences, int64_t num_senses, TensorPtr* y) {
+  BPX_GUARD(*y = new at::Tensor(cuda::weighted_sum_of_senses(*qk, *senses, optional(senses_bias), optional(rows),
+                                                             sequences, num_senses)))
 }
 
 // Removes the gradient of a parameter, so that the next backward pass stores its gradient instead

@@ -1,5 +1,5 @@
 //! Extensions of tch over the same libtorch, behind a small C++ shim: fused operations of a
-//! training step, AdamW with clipping, process groups, NCCL, and profiling.
+//! training step, their CUDA kernels, AdamW with clipping, process groups, NCCL, and profiling.
 //!
 //! This is the only crate whose `unsafe` code uses tensors. Where C++ throws an exception,
 //! functions return an [`Error`] with the message of libtorch; only [`profiler::mark`] panics with
@@ -7,11 +7,13 @@
 #![allow(unsafe_code)]
 
 mod adamw;
+pub mod cuda_kernels;
 pub mod cuda_memory;
 pub mod distributed;
 mod error;
 mod mmap;
 pub mod nccl;
+mod operation_counter;
 mod ops;
 pub mod profiler;
 mod runtime;
@@ -19,8 +21,9 @@ mod runtime;
 pub use adamw::{AdamW, AdamWTensors, UpdateGuard, UpdateStats, clear_grad, clipped_adamw};
 pub use error::{Error, panic_text};
 pub use mmap::MappedFile;
+pub use operation_counter::{OperationCount, count_operations};
 pub use ops::{
     LayerOutput, MAX_SENSES, MatmulWeight, add_layer_norm, attention, embedding, linear, linear_cross_entropy, mlp,
-    product, share_gradient, weighted_sum_of_senses,
+    product, share_gradient, weighted_sum_of_senses, weighted_sum_of_senses_on_gpu,
 };
 pub use runtime::{BuildInfo, build_info, exit_now, keep_freed_memory, load_cuda, set_cuda_device};

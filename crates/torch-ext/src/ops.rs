@@ -1,8 +1,9 @@
-//! The fused operations of a training step on a CPU. Each can be differentiated once, and equals
-//! the composition of libtorch operations in its test.
+//! The fused operations of a training step. Each can be differentiated once, and equals the
+//! composition of libtorch operations in its test.
 //!
-//! Activations are contiguous and fp32 or bf16. Their rows are tokens: N = B T. Parameters are fp32
-//! and receive fp32 gradients. [`linear_cross_entropy`] also runs on a GPU, and in fp16.
+//! Activations are contiguous and fp32 or bf16, on a GPU bf16. Their rows are tokens: N = B T.
+//! Parameters are fp32 and receive fp32 gradients. [`linear_cross_entropy`] also runs in fp16. On a
+//! GPU, the operations need the kernels of [`crate::cuda_kernels`].
 
 use tch::{Kind, Tensor};
 use torch_sys::C_tensor;
@@ -16,7 +17,7 @@ type T = *mut C_tensor;
 unsafe extern "C" {
     fn bpx_share_gradient(weight: T, shared: *mut T) -> *mut c_char;
     fn bpx_embedding(shared: T, ids: T, rows: *mut T) -> *mut c_char;
-    fn bpx_linear(x: T, master: T, operand: T, transposed: i32, y: *mut T) -> *mut c_char;
+    fn bpx_linear(x: T, master: T, operand: T, transposed: i32, bias: T, y: *mut T) -> *mut c_char;
     fn bpx_mlp(x: T, fc: T, fc_operand: T, fc_bias: T, proj: T, proj_operand: T, y: *mut T) -> *mut c_char;
     fn bpx_attention(qkv: T, bias: T, sequences: i64, n_head: i64, scale: f64, dropout: f64, y: *mut T) -> *mut c_char;
     fn bpx_add_layer_norm(
@@ -34,6 +35,15 @@ unsafe extern "C" {
     fn bpx_weighted_sum_of_senses(
         qk: T,
         qk_bias: T,
+        senses: T,
+        senses_bias: T,
+        rows: T,
+        sequences: i64,
+        num_senses: i64,
+        y: *mut T,
+    ) -> *mut c_char;
+    fn bpx_cuda_weighted_sum_of_senses(
+        qk: T,
         senses: T,
         senses_bias: T,
         rows: T,
@@ -75,14 +85,15 @@ pub fn embedding(shared: &Tensor, ids: &Tensor) -> Result<Tensor, Error> {
     new_tensor(|rows| unsafe { bpx_embedding(handle(shared), handle(ids), rows) })
 }
 
-/// Multiplies `x [N, in]` by a weight stored as `[in, out]`, or as `[out, in]` if `transposed`.
+/// Multiplies `x [N, in]` by a weight stored as `[in, out]`, or as `[out, in]` if `transposed`, and
+/// adds the bias `[out]` if there is one.
 ///
 /// # Errors
 /// Shapes or types do not match.
-pub fn linear(x: &Tensor, weight: MatmulWeight<'_>, transposed: bool) -> Result<Tensor, Error> {
+pub fn linear(x: &Tensor, weight: MatmulWeight<'_>, transposed: bool, bias: Option<&Tensor>) -> Result<Tensor, Error> {
     // SAFETY: live handles.
     new_tensor(|y| unsafe {
-        bpx_linear(handle(x), handle(weight.master), handle(weight.operand), transposed.into(), y)
+        bpx_linear(handle(x), handle(weight.master), handle(weight.operand), transposed.into(), handle_or_null(bias), y)
     })
 }
 
@@ -107,7 +118,7 @@ pub fn mlp(x: &Tensor, fc: MatmulWeight<'_>, fc_bias: &Tensor, proj: MatmulWeigh
 }
 
 /// Returns the causal attention `[N, D]` of `qkv [N, 3 D] + bias`. Dropout applies to the attention
-/// weights.
+/// weights. On the CPU only.
 ///
 /// # Errors
 /// Shapes or types do not match.
@@ -182,7 +193,7 @@ pub const MAX_SENSES: i64 = 256;
 ///
 /// `qk [N, 2 D] + qk_bias` are the queries and keys of the contextualization weights.
 /// `senses [U, L D] + senses_bias` are the senses of U distinct tokens. `rows [N]` (int64) has the
-/// row in `senses` of each token.
+/// row in `senses` of each token. On the CPU only.
 ///
 /// # Errors
 /// Shapes or types do not match, or there are more than [`MAX_SENSES`] senses.
@@ -207,6 +218,27 @@ pub fn weighted_sum_of_senses(
             num_senses,
             y,
         )
+    })
+}
+
+/// [`weighted_sum_of_senses`] with the kernel [`crate::cuda_kernels::CudaKernel::SenseWeights`].
+/// The biases of queries and keys are part of `qk [N, 2 D]`. Without `senses_bias`, the senses
+/// `[U, L D]` contain their bias. Without `rows`, each token has its own row, U = N.
+///
+/// # Errors
+/// Shapes or types do not match, or the kernel is not loaded.
+pub fn weighted_sum_of_senses_on_gpu(
+    qk: &Tensor,
+    senses: &Tensor,
+    senses_bias: Option<&Tensor>,
+    rows: Option<&Tensor>,
+    sequences: i64,
+    num_senses: i64,
+) -> Result<Tensor, Error> {
+    let (bias, rows) = (handle_or_null(senses_bias), handle_or_null(rows));
+    // SAFETY: live handles.
+    new_tensor(|y| unsafe {
+        bpx_cuda_weighted_sum_of_senses(handle(qk), handle(senses), bias, rows, sequences, num_senses, y)
     })
 }
 

@@ -2,36 +2,14 @@
 //! libtorch's operations and its autograd. The shapes include sizes that are not multiples of the
 //! kernels' vectors and blocks.
 
+mod common;
+
+use common::{distance, leaf, random, sum_of_senses_by_definition, with_weight};
 use tch::{Device, Kind, Tensor};
 use torch_ext::{
     LayerOutput, MatmulWeight, add_layer_norm, attention, embedding, linear, linear_cross_entropy, mlp, share_gradient,
     weighted_sum_of_senses,
 };
-
-fn random(shape: &[i64], scale: f64) -> Tensor {
-    // All tests of the process share libtorch's generator, so it is not used.
-    let n: i64 = shape.iter().product();
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64 ^ (n as u64);
-    let values: Vec<f32> = (0..n)
-        .map(|_| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            ((state >> 40) as f32 / (1 << 23) as f32 - 1.0) * scale as f32
-        })
-        .collect();
-    Tensor::from_slice(&values).view(shape)
-}
-
-fn leaf(t: &Tensor) -> Tensor {
-    t.detach().copy().set_requires_grad(true)
-}
-
-/// Returns the largest absolute difference, relative to the largest absolute value of `want`.
-fn distance(got: &Tensor, want: &Tensor) -> f64 {
-    assert_eq!(got.size(), want.size());
-    let (got, want) = (got.to_kind(Kind::Double), want.to_kind(Kind::Double));
-    let worst = (&got - &want).abs().max().double_value(&[]);
-    worst / want.abs().max().double_value(&[]).max(1e-30)
-}
 
 /// Compares the results and gradients of two implementations on the fp32 tensors `inputs`. The fused
 /// one runs in fp32, and then with the inputs of the indexes `low` in bf16.
@@ -66,12 +44,6 @@ fn compare(
     }
 }
 
-/// Calls `f` with a weight whose operand is a copy of `master` in the type of `x`.
-fn with_weight<R>(x: &Tensor, master: &Tensor, f: impl FnOnce(MatmulWeight<'_>) -> R) -> R {
-    let operand = master.detach().to_kind(x.kind());
-    f(MatmulWeight { master, operand: &operand })
-}
-
 #[test]
 fn linear_with_and_without_transposed_weight() {
     // A product of one row has a separate kernel.
@@ -84,7 +56,7 @@ fn linear_with_and_without_transposed_weight() {
                 &[x.copy(), random(&shape, 0.5)],
                 &[0],
                 |i| i[0].matmul(&if transposed { i[1].tr() } else { i[1].shallow_clone() }),
-                |i| with_weight(&i[0], &i[1], |w| linear(&i[0], w, transposed)).unwrap(),
+                |i| with_weight(&i[0], &i[1], |w| linear(&i[0], w, transposed, None)).unwrap(),
             );
         }
     }
@@ -176,19 +148,6 @@ fn attention_across_blocks() {
             |i| attention(&i[0], &i[1], sequences, heads, 0.3, 0.0).unwrap(),
         );
     }
-}
-
-/// Computes the sum of the outputs of all senses by definition.
-fn sum_of_senses_by_definition(i: &[Tensor], sequences: i64, length: i64, num_senses: i64) -> Tensor {
-    let width = i[0].size()[1] / 2;
-    let channels = width / num_senses;
-    let qk = (&i[0] + &i[1]).view([sequences, length, 2, num_senses, channels]).permute([2, 0, 3, 1, 4]);
-    let scores = qk.get(0).matmul(&qk.get(1).transpose(2, 3)) * (channels as f64).powf(-0.5);
-    let future = Tensor::ones([length, length], (Kind::Bool, Device::Cpu)).triu(1);
-    let alpha = scores.masked_fill(&future, f64::NEG_INFINITY).softmax(-1, Kind::Float);
-    let senses = (&i[2] + &i[3]).index_select(0, &i[4]).view([sequences, length, num_senses, width]);
-    let outputs = alpha.matmul(&senses.permute([0, 2, 1, 3]));
-    outputs.sum_dim_intlist(1, false, Kind::Float).view([sequences * length, width])
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! networks above this module are written as equations.
 //!
 //! [`Implementation::choose`] makes the choice from the device and the options, once per forward
-//! pass. An operation whose fused kernel has a limit chooses again:
+//! pass. An operation whose fused kernel has a limit chooses again, for example
 //! [`Ops::fuses_sum_of_senses`]. `torch_ext::linear_cross_entropy` itself chooses between the CPU
 //! and the GPU. To add an implementation, add a variant and choose it; the compiler then lists the
 //! operations that must name it.
@@ -13,6 +13,7 @@ mod options;
 
 use anyhow::Result;
 use tch::{Device, Kind, Reduction, Tensor};
+use torch_ext::cuda_kernels::{self, CudaKernel};
 use torch_ext::profiler::{Section, mark};
 use torch_ext::{LayerOutput, MatmulWeight};
 
@@ -20,10 +21,17 @@ use crate::layers::{LayerNorm, Linear, Mlp, Weight};
 
 pub use options::{ForwardOptions, Kernels};
 
-/// Number of rows of logits that exist at once in training: 512 x 50,264 bf16 take 51 MB. On two
-/// cores, 1,024 rows were up to 3% faster, because the gradient of the weight is summed once per
-/// chunk.
-pub const LOGIT_ROWS: i64 = 512;
+/// Returns the number of rows of logits that exist at once in training.
+pub fn logit_rows(device: Device) -> i64 {
+    match device {
+        // 4,096 x 50,264 bf16 take 412 MB. Each chunk adds to the gradient of the weight, which
+        // reads and writes 0.3 GB.
+        Device::Cuda(_) => 4_096,
+        // 512 x 50,264 bf16 take 51 MB. On two cores, 1,024 rows were up to 3% faster, because the
+        // gradient of the weight is summed once per chunk.
+        _ => 512,
+    }
+}
 
 /// An implementation of the operations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,12 +44,17 @@ enum Implementation {
     /// The fused CPU kernels of torch-ext for all layers, and for the sum of up to
     /// [`torch_ext::MAX_SENSES`] senses. Otherwise as `Composite`.
     FusedCpu,
+    /// The CUDA kernels of torch-ext, with matrix products and attention of libtorch. An operation
+    /// whose kernel is not available is computed as in `Composite`.
+    FusedCuda,
 }
 
 impl Implementation {
     fn choose(device: Device, options: ForwardOptions) -> Self {
         match (options.kernels, device, options.kind) {
             (Kernels::Reference, _, _) => Implementation::Reference,
+            (Kernels::Fused, Device::Cuda(_), Kind::BFloat16) => Implementation::FusedCuda,
+            (Kernels::Fused, Device::Cpu, Kind::BFloat16) if cuda_kernels::is_emulated() => Implementation::FusedCuda,
             (Kernels::Fused, Device::Cpu, Kind::Float | Kind::BFloat16) => Implementation::FusedCpu,
             (Kernels::Fused, _, _) => Implementation::Composite,
         }
@@ -54,7 +67,7 @@ impl ForwardOptions {
     pub fn has_fused_layers(self, device: Device) -> bool {
         match Implementation::choose(device, self) {
             Implementation::Reference | Implementation::Composite => false,
-            Implementation::FusedCpu => true,
+            Implementation::FusedCpu | Implementation::FusedCuda => true,
         }
     }
 }
@@ -63,6 +76,7 @@ impl ForwardOptions {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Ops {
     implementation: Implementation,
+    device: Device,
     options: ForwardOptions,
 }
 
@@ -91,7 +105,7 @@ impl TokenSenses {
 
 impl Ops {
     pub(crate) fn new(device: Device, options: ForwardOptions) -> Self {
-        Ops { implementation: Implementation::choose(device, options), options }
+        Ops { implementation: Implementation::choose(device, options), device, options }
     }
 
     /// The type of matrix products.
@@ -103,7 +117,7 @@ impl Ops {
     pub(crate) fn shares_senses(self) -> bool {
         match self.implementation {
             Implementation::Reference => false,
-            Implementation::Composite | Implementation::FusedCpu => {
+            Implementation::Composite | Implementation::FusedCpu | Implementation::FusedCuda => {
                 self.options.dropout == 0.0 || self.options.share_sense_dropout
             }
         }
@@ -113,17 +127,22 @@ impl Ops {
     pub(crate) fn reads_low_precision_copies(self) -> bool {
         match self.implementation {
             Implementation::Reference | Implementation::Composite => false,
-            Implementation::FusedCpu => self.options.kind == Kind::BFloat16,
+            Implementation::FusedCpu | Implementation::FusedCuda => self.options.kind == Kind::BFloat16,
         }
     }
 
-    /// Whether one fused kernel computes [`Ops::weighted_sum_of_senses`] for this number of senses
-    /// per token.
-    pub(crate) fn fuses_sum_of_senses(self, num_senses: i64) -> bool {
+    /// Whether one fused operation computes [`Ops::weighted_sum_of_senses`] for this number of
+    /// senses per token and of positions per sequence.
+    pub(crate) fn fuses_sum_of_senses(self, num_senses: i64, length: i64) -> bool {
         match self.implementation {
             Implementation::Reference | Implementation::Composite => false,
             Implementation::FusedCpu => num_senses <= torch_ext::MAX_SENSES,
+            Implementation::FusedCuda => self.has_kernel(CudaKernel::SenseWeights { num_senses, length }),
         }
+    }
+
+    fn has_kernel(self, kernel: CudaKernel) -> bool {
+        cuda_kernels::is_available(kernel, self.device)
     }
 
     /// Dropout.
@@ -132,11 +151,11 @@ impl Ops {
     }
 
     /// Returns the embedding `[V, D]` for its uses in one forward pass: [`Ops::embedding`] and
-    /// [`Ops::cross_entropy`]. The fused kernels add the gradients of all uses of one result in
+    /// [`Ops::cross_entropy`]. The fused CPU kernels add the gradients of all uses of one result in
     /// place.
     pub(crate) fn shared_embedding(self, wte: &Tensor) -> Tensor {
         match self.implementation {
-            Implementation::Reference | Implementation::Composite => wte.shallow_clone(),
+            Implementation::Reference | Implementation::Composite | Implementation::FusedCuda => wte.shallow_clone(),
             Implementation::FusedCpu => expect_torch(torch_ext::share_gradient(wte)),
         }
     }
@@ -144,14 +163,21 @@ impl Ops {
     /// Rows of the shared embedding `[V, D]`: ids `[..]` -> `[.., D]`.
     pub(crate) fn embedding(self, wte: &Tensor, ids: &Tensor) -> Tensor {
         match self.implementation {
-            Implementation::Reference | Implementation::Composite => Tensor::embedding(wte, ids, -1, false, false),
+            Implementation::Reference | Implementation::Composite | Implementation::FusedCuda => {
+                Tensor::embedding(wte, ids, -1, false, false)
+            }
             Implementation::FusedCpu => expect_torch(torch_ext::embedding(wte, ids)),
         }
     }
 
     /// A linear layer: x W + b, `[N, in]` -> `[N, out]`.
     pub(crate) fn linear(self, x: &Tensor, linear: &Linear) -> Tensor {
-        self.linear_output(x, linear).into_tensor()
+        match self.implementation {
+            Implementation::Reference | Implementation::Composite | Implementation::FusedCpu => {
+                self.linear_output(x, linear).into_tensor()
+            }
+            Implementation::FusedCuda => self.fused_product(x, linear, Some(&linear.bias)),
+        }
     }
 
     /// A linear layer whose output is added to the residual stream: `[N, in]` -> `[N, out]`.
@@ -164,8 +190,8 @@ impl Ops {
                 let value = x.to_kind(kind).linear(&weight, Some(linear.bias.to_kind(kind)));
                 LayerOutput { value, bias: None }
             }
-            Implementation::FusedCpu => {
-                LayerOutput { value: self.fused_product(x, linear), bias: Some(linear.bias.shallow_clone()) }
+            Implementation::FusedCpu | Implementation::FusedCuda => {
+                LayerOutput { value: self.fused_product(x, linear, None), bias: Some(linear.bias.shallow_clone()) }
             }
         }
     }
@@ -173,28 +199,36 @@ impl Ops {
     /// GELU(x W1 + b1) W2 + b2: `[N, in]` -> `[N, out]`.
     pub(crate) fn mlp(self, x: &Tensor, mlp: &Mlp) -> LayerOutput {
         let Mlp { c_fc, c_proj } = mlp;
-        match self.implementation {
-            Implementation::Reference | Implementation::Composite => {
-                let value = self.linear(&self.linear(x, c_fc).gelu("tanh"), c_proj);
-                LayerOutput { value, bias: None }
-            }
-            Implementation::FusedCpu => {
-                let kind = self.options.kind;
-                let x = x.to_kind(kind);
-                let value = c_fc.weight.with_operand(kind, |fc| {
-                    c_proj.weight.with_operand(kind, |proj| torch_ext::mlp(&x, fc, &c_fc.bias, proj))
-                });
-                LayerOutput { value: expect_torch(value), bias: Some(c_proj.bias.shallow_clone()) }
-            }
+        let is_fused = match self.implementation {
+            Implementation::Reference | Implementation::Composite => false,
+            Implementation::FusedCpu => true,
+            Implementation::FusedCuda => self.has_kernel(CudaKernel::BiasGelu),
+        };
+        if !is_fused {
+            return self.linear_output(&self.linear(x, c_fc).gelu("tanh"), c_proj);
         }
+        let kind = self.options.kind;
+        let x = x.to_kind(kind);
+        let value = c_fc
+            .weight
+            .with_operand(kind, |fc| c_proj.weight.with_operand(kind, |proj| torch_ext::mlp(&x, fc, &c_fc.bias, proj)));
+        LayerOutput { value: expect_torch(value), bias: Some(c_proj.bias.shallow_clone()) }
     }
 
-    /// A linear layer whose output is split into `parts` (queries, keys, values) of H `heads`:
-    /// `[B T, D]` -> `[parts, B, H, T, D/H]`.
-    pub(crate) fn project_heads(self, x: &Tensor, linear: &Linear, parts: i64, heads: i64, sequences: i64) -> Tensor {
+    /// A linear layer whose output is split into N parts (queries, keys, values) of H `heads`:
+    /// `[B T, D]` -> `[B, H, T, D/H]` each.
+    pub(crate) fn project_heads<const N: usize>(
+        self,
+        x: &Tensor,
+        linear: &Linear,
+        heads: i64,
+        sequences: i64,
+    ) -> [Tensor; N] {
         let (rows, d) = (x.size()[0], x.size()[1]);
-        let shape = [sequences, rows / sequences, parts, heads, d / heads];
-        self.linear(x, linear).view(shape).permute([2, 0, 3, 1, 4])
+        // `split`, because the gradient of a selection is as large as all parts.
+        let parts = self.linear(x, linear).view([sequences, rows / sequences, N as i64 * d]).split(d, 2);
+        let shape = [sequences, rows / sequences, heads, d / heads];
+        std::array::from_fn(|part| parts[part].view(shape).transpose(1, 2))
     }
 
     /// softmax(scale Q K^T) V: `[B, H, T, D/H]` each -> `[B T, D]`. libtorch uses its flash kernel
@@ -216,12 +250,12 @@ impl Ops {
         scale: f64,
     ) -> Tensor {
         match self.implementation {
-            Implementation::Reference | Implementation::Composite => {
-                let qkv = self.project_heads(x, c_attn, 3, heads, sequences);
-                self.attend(&qkv.get(0), &qkv.get(1), &qkv.get(2), true, scale)
+            Implementation::Reference | Implementation::Composite | Implementation::FusedCuda => {
+                let [query, key, value] = self.project_heads(x, c_attn, heads, sequences);
+                self.attend(&query, &key, &value, true, scale)
             }
             Implementation::FusedCpu => {
-                let (qkv, dropout) = (self.fused_product(x, c_attn), self.options.dropout);
+                let (qkv, dropout) = (self.fused_product(x, c_attn, None), self.options.dropout);
                 expect_torch(torch_ext::attention(&qkv, &c_attn.bias, sequences, heads, scale, dropout))
             }
         }
@@ -238,21 +272,22 @@ impl Ops {
         kind: Kind,
     ) -> (Tensor, Tensor) {
         let (weight, bias) = (&norm.weight, &norm.bias);
-        match self.implementation {
-            Implementation::Reference | Implementation::Composite => {
-                let sum = match output {
-                    Some(output) => stream + self.dropout(output.into_tensor()),
-                    None => stream.shallow_clone(),
-                };
-                let normed = sum.layer_norm(weight.size(), Some(weight), Some(bias), norm.epsilon, false);
-                (sum, normed)
-            }
-            Implementation::FusedCpu => {
-                let dropout = self.options.dropout;
-                let output = output.as_ref();
-                expect_torch(torch_ext::add_layer_norm(stream, output, weight, bias, norm.epsilon, dropout, kind))
-            }
+        let is_fused = match self.implementation {
+            Implementation::Reference | Implementation::Composite => false,
+            Implementation::FusedCpu => true,
+            Implementation::FusedCuda => self.has_kernel(CudaKernel::AddLayerNorm { width: stream.size()[1] }),
+        };
+        if is_fused {
+            let (dropout, output) = (self.options.dropout, output.as_ref());
+            let fused = torch_ext::add_layer_norm(stream, output, weight, bias, norm.epsilon, dropout, kind);
+            return expect_torch(fused);
         }
+        let sum = match output {
+            Some(output) => stream + self.dropout(output.into_tensor()),
+            None => stream.shallow_clone(),
+        };
+        let normed = sum.layer_norm(weight.size(), Some(weight), Some(bias), norm.epsilon, false);
+        (sum, normed)
     }
 
     /// q k^T / sqrt(channels): `[B, L, R, D/L]` and `[B, L, S, D/L]` -> `[B, L, R, S]` fp32.
@@ -266,10 +301,10 @@ impl Ops {
     /// T]` fp32. Each row is a distribution over the positions up to its own.
     pub(crate) fn sense_weights(self, hidden: &Tensor, c_attn: &Linear, num_senses: i64, sequences: i64) -> Tensor {
         let t = hidden.size()[0] / sequences;
-        let qk = self.project_heads(hidden, c_attn, 2, num_senses, sequences);
-        let scores = self.sense_scores(&qk.get(0), &qk.get(1));
+        let [query, key] = self.project_heads(hidden, c_attn, num_senses, sequences);
+        let mut scores = self.sense_scores(&query, &key);
         let future = Tensor::ones([t, t], (Kind::Bool, hidden.device())).triu(1);
-        scores.masked_fill(&future, f64::NEG_INFINITY).softmax(-1, Kind::Float)
+        scores.masked_fill_(&future, f64::NEG_INFINITY).softmax(-1, Kind::Float)
     }
 
     /// The sum of the senses weighted by alpha, for R positions: alpha `[B, L, R, T]` and senses
@@ -287,7 +322,7 @@ impl Ops {
     /// weights of [`Ops::sense_weights`]: `[B T, D]`.
     ///
     /// The implementation calls the two closures in its own order, which decides the order of the
-    /// dropout masks and of the backward pass. The fused kernels call `senses` first: the sense
+    /// dropout masks and of the backward pass. The fused operations call `senses` first: the sense
     /// network, which has a quarter of all parameters, then runs its backward pass after that of
     /// the trunk, when the activations of the trunk are already freed.
     pub(crate) fn weighted_sum_of_senses(
@@ -296,10 +331,11 @@ impl Ops {
         hidden: impl FnOnce() -> Tensor,
         c_attn: &Linear,
         num_senses: i64,
-        sequences: i64,
+        length: i64,
     ) -> Tensor {
-        if !self.fuses_sum_of_senses(num_senses) {
+        if !self.fuses_sum_of_senses(num_senses, length) {
             let hidden = mark(&hidden(), Section::Body, Section::EmbeddingBackward);
+            let sequences = hidden.size()[0] / length;
             let senses = senses().gather(num_senses, sequences);
             let senses = mark(&senses, Section::Senses, Section::MixingBackward);
             let alpha = self.sense_weights(&hidden, c_attn, num_senses, sequences);
@@ -308,9 +344,16 @@ impl Ops {
         let TokenSenses { output: LayerOutput { value: senses, bias }, rows } = senses();
         let senses = mark(&senses, Section::Senses, Section::EmbeddingBackward);
         let hidden = mark(&hidden(), Section::Body, Section::MixingBackward);
+        let sequences = hidden.size()[0] / length;
+        if self.implementation == Implementation::FusedCuda {
+            let (qk, senses) = (self.linear(&hidden, c_attn), senses.to_kind(self.options.kind));
+            let (bias, rows) = (bias.as_ref(), rows.as_ref());
+            let sum = torch_ext::weighted_sum_of_senses_on_gpu(&qk, &senses, bias, rows, sequences, num_senses);
+            return expect_torch(sum);
+        }
         let rows = rows.unwrap_or_else(|| Tensor::arange(hidden.size()[0], (Kind::Int64, hidden.device())));
         let bias = bias.unwrap_or_else(|| Tensor::zeros(senses.size()[1], (Kind::Float, senses.device())));
-        let qk = self.fused_product(&hidden, c_attn);
+        let qk = self.fused_product(&hidden, c_attn, None);
         expect_torch(torch_ext::weighted_sum_of_senses(&qk, &c_attn.bias, &senses, &bias, &rows, sequences, num_senses))
     }
 
@@ -322,11 +365,11 @@ impl Ops {
             Implementation::Reference | Implementation::Composite => {
                 hidden.linear::<Tensor>(&head.cast(kind), None).to_kind(Kind::Float)
             }
-            Implementation::FusedCpu => {
+            Implementation::FusedCpu | Implementation::FusedCuda => {
                 let mut shape = hidden.size();
                 let width = shape.pop().unwrap_or_default();
                 let rows = hidden.reshape([-1, width]);
-                let logits = expect_torch(head.with_operand(kind, |head| torch_ext::linear(&rows, head, true)));
+                let logits = expect_torch(head.with_operand(kind, |head| torch_ext::linear(&rows, head, true, None)));
                 shape.push(logits.size()[1]);
                 logits.view(shape.as_slice()).to_kind(Kind::Float)
             }
@@ -351,22 +394,25 @@ impl Ops {
                 let logits = self.logits(hidden, head);
                 Ok(logits.f_cross_entropy_loss(targets, class_weights, Reduction::Mean, -100, 0.0)?)
             }
-            Implementation::Composite | Implementation::FusedCpu => {
+            Implementation::Composite | Implementation::FusedCpu | Implementation::FusedCuda => {
+                if self.implementation == Implementation::FusedCuda {
+                    // Loads the kernel. Without it, the operation uses libtorch.
+                    self.has_kernel(CudaKernel::CrossEntropy { vocab_size: wte.size()[0] });
+                }
                 let hidden = hidden.to_kind(self.options.kind);
                 Ok(head.with_operand(self.options.kind, |head| {
                     let head = MatmulWeight { master: wte, ..head };
-                    torch_ext::linear_cross_entropy(&hidden, head, targets, LOGIT_ROWS)
+                    torch_ext::linear_cross_entropy(&hidden, head, targets, logit_rows(self.device))
                 })?)
             }
         }
     }
 
-    /// x W by the fused kernels, without the bias: `[N, in]` -> `[N, out]`.
-    fn fused_product(self, x: &Tensor, linear: &Linear) -> Tensor {
-        let kind = self.options.kind;
-        expect_torch(
-            linear.weight.with_operand(kind, |weight| torch_ext::linear(&x.to_kind(kind), weight, linear.transposed)),
-        )
+    /// x W + `bias` by a fused operation: `[N, in]` -> `[N, out]`.
+    fn fused_product(self, x: &Tensor, linear: &Linear, bias: Option<&Tensor>) -> Tensor {
+        let (x, kind) = (x.to_kind(self.options.kind), self.options.kind);
+        let product = |weight: MatmulWeight<'_>| torch_ext::linear(&x, weight, linear.transposed, bias);
+        expect_torch(linear.weight.with_operand(kind, product))
     }
 }
 
@@ -377,51 +423,4 @@ fn expect_torch<T>(result: Result<T, torch_ext::Error>) -> T {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn device_and_options_decide_the_implementation() {
-        let choose = |kernels, device, kind| {
-            Implementation::choose(device, ForwardOptions { kernels, kind, ..ForwardOptions::evaluation() })
-        };
-        for kind in [Kind::Float, Kind::BFloat16, Kind::Half] {
-            assert_eq!(choose(Kernels::Reference, Device::Cpu, kind), Implementation::Reference);
-            assert_eq!(choose(Kernels::Reference, Device::Cuda(0), kind), Implementation::Reference);
-            assert_eq!(choose(Kernels::Fused, Device::Cuda(0), kind), Implementation::Composite);
-        }
-        assert_eq!(choose(Kernels::Fused, Device::Cpu, Kind::Float), Implementation::FusedCpu);
-        assert_eq!(choose(Kernels::Fused, Device::Cpu, Kind::BFloat16), Implementation::FusedCpu);
-        assert_eq!(choose(Kernels::Fused, Device::Cpu, Kind::Half), Implementation::Composite);
-    }
-
-    #[test]
-    fn senses_are_shared_unless_dropout_differs_per_position() {
-        let shares = |kernels, dropout, share_sense_dropout| {
-            let options = ForwardOptions { kernels, dropout, share_sense_dropout, ..ForwardOptions::evaluation() };
-            Ops::new(Device::Cpu, options).shares_senses()
-        };
-        assert!(shares(Kernels::Fused, 0.0, false) && shares(Kernels::Fused, 0.1, true));
-        assert!(!shares(Kernels::Fused, 0.1, false) && !shares(Kernels::Reference, 0.0, true));
-    }
-
-    #[test]
-    fn fused_kernels_depend_on_the_type_and_the_number_of_senses() {
-        let ops =
-            |kernels, kind| Ops::new(Device::Cpu, ForwardOptions { kernels, kind, ..ForwardOptions::evaluation() });
-        for (kernels, kind, is_fused) in [
-            (Kernels::Fused, Kind::Float, true),
-            (Kernels::Fused, Kind::BFloat16, true),
-            (Kernels::Fused, Kind::Half, false),
-            (Kernels::Reference, Kind::Float, false),
-            (Kernels::Reference, Kind::BFloat16, false),
-        ] {
-            let ops = ops(kernels, kind);
-            assert_eq!(ops.options.has_fused_layers(Device::Cpu), is_fused, "{kernels:?}, {kind:?}");
-            assert!(!ops.options.has_fused_layers(Device::Cuda(0)));
-            assert_eq!(ops.fuses_sum_of_senses(torch_ext::MAX_SENSES), is_fused, "{kernels:?}, {kind:?}");
-            assert!(!ops.fuses_sum_of_senses(torch_ext::MAX_SENSES + 1));
-            assert_eq!(ops.reads_low_precision_copies(), is_fused && kind == Kind::BFloat16, "{kernels:?}, {kind:?}");
-        }
-    }
-}
+mod tests;

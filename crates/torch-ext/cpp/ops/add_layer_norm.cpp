@@ -1,4 +1,5 @@
 // Residual sum and LayerNorm: one pass forward and one backward.
+#include "../cuda/kernels.h"
 #include "ops.h"
 
 namespace ops {
@@ -14,6 +15,40 @@ int index_of(const Tensor& t) { return t.defined() && t.scalar_type() == at::kBF
 template <class T>
 T* data_or_null(const Tensor& t) {
   return t.defined() ? t.data_ptr<T>() : nullptr;
+}
+
+// Computes `a` for rows whose output of a layer and result have these types (1: bf16).
+void add_norm(const AddNorm& a, int64_t rows, int output_type, const Tensor& normed) {
+  if (cuda::is_used_for(normed)) {
+    const auto kernel = cuda::get("add_layer_norm", {a.columns}, normed);
+    cuda::launch(kernel, cuda::ceil_div(rows, kernel.warps()), 1, a.stream, a.output, int(output_type == 0),
+                 a.output_bias, a.sum, a.weight, a.bias, a.normed, int(index_of(normed) == 0), a.stats,
+                 static_cast<int>(rows), a.eps, a.dropout.threshold, a.dropout.scale,
+                 static_cast<unsigned long long>(a.dropout.seed));
+    return;
+  }
+  const auto kernel = kernels().add_norm[output_type][index_of(normed)];
+  parallel(rows, ROW_GRAIN, [&](int64_t begin, int64_t end) { kernel(a, begin, end); });
+}
+
+// Computes the gradients of `a`, and returns those of weight, bias and bias of the output, [3, D].
+Tensor add_norm_backward(const AddNormBackward& a, int64_t rows, int output_type, const Tensor& grad_normed) {
+  if (cuda::is_used_for(grad_normed)) {
+    const auto kernel = cuda::get("add_layer_norm_backward", {a.columns}, grad_normed);
+    // More blocks than a GPU runs at once would only add partial sums.
+    constexpr int64_t MAX_BLOCKS = 512;
+    const int64_t blocks = std::clamp<int64_t>(cuda::ceil_div(rows, kernel.warps()), 1, MAX_BLOCKS);
+    const Tensor partial_sums = at::empty({blocks, 3, a.columns}, grad_normed.options().dtype(at::kFloat));
+    cuda::launch(kernel, blocks, 1, a.sum, a.stats, a.weight, a.grad_normed, int(index_of(grad_normed) == 0),
+                 a.grad_sum, a.grad_stream, a.grad_output, int(output_type == 0), partial_sums.data_ptr<float>(),
+                 static_cast<int>(rows), a.dropout.threshold, a.dropout.scale,
+                 static_cast<unsigned long long>(a.dropout.seed));
+    return partial_sums.sum(0);
+  }
+  const auto kernel = kernels().add_norm_backward[output_type][index_of(grad_normed)];
+  return parallel_sums(rows, ROW_GRAIN, 3 * a.columns, [&](float* own, int64_t begin, int64_t end) {
+           kernel(a, own, begin, end);
+         }).view({3, a.columns});
 }
 
 // Returns {sum, normed}, or {normed} without an output of a layer.
@@ -40,8 +75,7 @@ struct AddLayerNorm : Function<AddLayerNorm> {
                        stats.data_ptr<float>(),
                        static_cast<float>(eps),
                        dropout_of(share, seed)};
-    const auto kernel = kernels().add_norm[index_of(output)][index_of(normed)];
-    parallel(rows, ROW_GRAIN, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+    add_norm(args, rows, index_of(output), normed);
     ctx->set_materialize_grads(false);
     ctx->save_for_backward({sum, stats, weight, bias});
     ctx->saved_data["eps"] = eps;
@@ -76,10 +110,7 @@ struct AddLayerNorm : Function<AddLayerNorm> {
                                grad_stream.data_ptr<float>(),
                                has_output ? grad_output.data_ptr() : nullptr,
                                dropout_of(ctx->saved_data["dropout"].toDouble(), ctx->saved_data["seed"].toInt())};
-    const auto kernel = kernels().add_norm_backward[index_of(grad_output)][index_of(grad_normed)];
-    const Tensor sums = parallel_sums(rows, ROW_GRAIN, 3 * width, [&](float* own, int64_t begin, int64_t end) {
-      kernel(args, own, begin, end);
-    }).view({3, width});
+    const Tensor sums = add_norm_backward(args, rows, index_of(grad_output), grad_normed);
     return {grad_stream,
             grad_output,
             ctx->saved_data["output_bias"].toBool() ? sums[2] : Tensor(),
@@ -100,6 +131,8 @@ struct Source : torch::CustomClassHolder {
 }  // namespace
 
 c10::IValue normed_by(const Tensor& x) {
+  // A GPU has the memory to keep the rows, and computing them again would take longer.
+  if (cuda::is_used_for(x)) return {};
   const auto node = x.grad_fn();
   const auto creator = dynamic_cast<CppNode<AddLayerNorm>*>(node.get());
   // The normalized rows are its last output.
@@ -127,16 +160,17 @@ Tensor normed_again(const c10::IValue& source) {
                      stats.data_ptr<float>(),
                      static_cast<float>(ctx.saved_data["eps"].toDouble()),
                      {}};
-  const auto kernel = kernels().add_norm[0][index_of(normed)];
-  parallel(rows, ROW_GRAIN, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+  add_norm(args, rows, 0, normed);
   return normed;
 }
 
 Normed add_layer_norm(const Tensor& stream, const Tensor& output, const Tensor& output_bias, const Tensor& weight,
                       const Tensor& bias, double eps, double dropout, at::ScalarType kind) {
-  TORCH_CHECK(stream.scalar_type() == at::kFloat, "add_layer_norm's stream must be fp32, got ", stream.toString());
-  check_kind(stream, "add_layer_norm's stream");
-  if (output.defined()) check_kind(output, "add_layer_norm's output of a layer");
+  TORCH_CHECK(stream.scalar_type() == at::kFloat && stream.is_contiguous(),
+              "add_layer_norm's stream must be a contiguous fp32 tensor, got ", stream.toString());
+  TORCH_CHECK(!output.defined() || (output.is_contiguous() && (output.scalar_type() == at::kFloat ||
+                                                                output.scalar_type() == at::kBFloat16)),
+              "add_layer_norm's output of a layer must be a contiguous fp32 or bf16 tensor, got ", output.toString());
   // A missing input must be an empty optional, because autograd reads the device of every tensor.
   const auto given = [](const Tensor& t) { return t.defined() ? std::optional<Tensor>(t) : std::nullopt; };
   auto out = AddLayerNorm::apply(stream, given(output), given(output_bias), weight, bias, eps, dropout,

@@ -3,6 +3,7 @@
 // tensors of a training step. The gradient of the cross-entropy, softmax(z) - onehot(target), is
 // known as soon as the logits z are. Therefore both products with it are computed while the chunk
 // is still in the cache, and the backward pass only scales them.
+#include "../cuda/kernels.h"
 #include "ops.h"
 
 namespace ops {
@@ -77,6 +78,33 @@ Result compute_fused(const Tensor& hidden, const Tensor& w, const Tensor& target
   return out;
 }
 
+// On a GPU with bf16. One kernel replaces the logits by their gradient.
+Result compute_on_gpu(const cuda::Kernel& kernel, const Tensor& hidden, const Tensor& w, const Tensor& targets,
+                      int64_t chunk, bool with_grad) {
+  const int64_t rows = hidden.size(0), vocabulary = w.size(0);
+  const float per_row = 1.f / static_cast<float>(rows);
+  Result out;
+  const Tensor losses = at::empty({rows}, hidden.options().dtype(at::kFloat));
+  if (with_grad) out.grad_hidden = at::empty_like(hidden);
+  const Tensor logits = at::empty({std::min(chunk, rows), vocabulary}, hidden.options());
+  for (int64_t start = 0; start < rows; start += chunk) {
+    const int64_t n = std::min(chunk, rows - start);
+    const Tensor h = hidden.narrow(0, start, n), z = logits.narrow(0, 0, n);
+    mm(z, h, w.t());
+    cuda::launch(kernel, n, 1, z.data_ptr(), targets.const_data_ptr<int64_t>() + start,
+                 losses.data_ptr<float>() + start, per_row, static_cast<int>(with_grad));
+    if (!with_grad) continue;
+    mm(out.grad_hidden.narrow(0, start, n), z, w);
+    if (start == 0) {
+      out.grad_weight = weight_gradient(z.t(), h);
+    } else {
+      add_product(out.grad_weight, z.t(), h);
+    }
+  }
+  out.loss = losses.mean(at::kDouble).to(at::kFloat);
+  return out;
+}
+
 // On any device: the same computation with operations of libtorch.
 Result compute(const Tensor& hidden, const Tensor& w, const Tensor& targets, int64_t chunk, bool with_grad) {
   const int64_t rows = hidden.size(0);
@@ -93,26 +121,34 @@ Result compute(const Tensor& hidden, const Tensor& w, const Tensor& targets, int
     const int64_t n = std::min(chunk, rows - start);
     const Tensor h = hidden.narrow(0, start, n);
     const Tensor target = targets.narrow(0, start, n).unsqueeze(1);
-    // The softmax and the loss are always fp32.
-    Tensor z = at::mm(h, w.t()).to(at::kFloat);
-    const Tensor log_sum = at::logsumexp(z, 1, /*keepdim=*/true);
-    total += (log_sum - z.gather(1, target)).sum(at::kDouble);
+    // The softmax and the loss are always fp32. On a GPU, log_softmax reads the logits as they are,
+    // and converts them on the way.
+    Tensor z = at::log_softmax(at::mm(h, w.t()), 1, at::kFloat);
+    total -= z.gather(1, target).sum(at::kDouble);
     if (!with_grad) continue;
-    z.sub_(log_sum).exp_();
-    z.scatter_add_(1, target, at::full({n, 1}, -1.0, z.options()));
+    z.exp_().scatter_add_(1, target, at::full({n, 1}, -1.0, z.options()));
     // In fp16, the factor 1/N of the mean would underflow before the backward pass applies the loss
     // scale.
-    if (!half) z.mul_(per_row);
-    const Tensor grad_z = z.to(hidden.scalar_type());
+    Tensor grad_z = at::empty({n, w.size(0)}, hidden.options());
+    if (half) {
+      grad_z.copy_(z);
+    } else {
+      at::mul_out(grad_z, z, at::scalar_tensor(per_row, at::kFloat));
+    }
     Tensor grad_h = out.grad_hidden.narrow(0, start, n);
     at::mm_out(grad_h, grad_z, w);
-    out.grad_weight.add_(at::mm(grad_z.t(), h));
+    add_product(out.grad_weight, grad_z.t(), h);
   }
   out.loss = (total * per_row).to(at::kFloat);
   return out;
 }
 
 Result compute_on(const Tensor& hidden, const Tensor& w, const Tensor& targets, int64_t chunk, bool with_grad) {
+  if (cuda::is_used_for(hidden) && hidden.scalar_type() == at::kBFloat16 && hidden.is_contiguous()) {
+    // Without the kernel, for example for a larger vocabulary, libtorch computes it.
+    if (const auto kernel = cuda::find("cross_entropy", {w.size(0)}, hidden))
+      return compute_on_gpu(*kernel, hidden, w, targets.contiguous(), chunk, with_grad);
+  }
   if (hidden.device().is_cpu() && hidden.is_contiguous() && targets.is_contiguous() &&
       (hidden.scalar_type() == at::kFloat || hidden.scalar_type() == at::kBFloat16))
     return compute_fused(hidden, w, targets, chunk, with_grad);

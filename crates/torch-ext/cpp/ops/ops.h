@@ -1,9 +1,10 @@
-// The fused operations of a training step on a CPU. Each is an autograd function that uses the
-// kernels in ../kernels, and libtorch for matrix products. Activations are fp32 or bf16 (`kind`
-// below). Parameters are fp32 masters, which receive fp32 gradients. If kind is bf16, the products
-// read a bf16 copy of a parameter. Rows are tokens: N = B T.
+// The fused operations of a training step. Each is an autograd function that uses the kernels in
+// ../kernels on a CPU or those in ../../cuda on a GPU, and libtorch for matrix products. Activations
+// are fp32 or bf16 (`kind` below), on a GPU bf16. Parameters are fp32 masters, which receive fp32
+// gradients. If kind is bf16, the products read a bf16 copy of a parameter. Rows are tokens: N = B T.
 //
-// linear_cross_entropy and clipped_adamw run on any device, the former also in fp16.
+// share_gradient, embedding and attention run on the CPU only. linear_cross_entropy and
+// clipped_adamw run on any device, the former also in fp16.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -28,8 +29,9 @@ struct MatmulWeight {
 Tensor share_gradient(const Tensor& weight);
 Tensor embedding(const Tensor& shared, const Tensor& ids);
 
-// Returns x W for a weight stored as [in, out], or x W^T for one stored as [out, in].
-Tensor linear(const Tensor& x, const MatmulWeight& weight, bool transposed);
+// Returns x W for a weight stored as [in, out], or x W^T for one stored as [out, in]. `bias` [out]
+// is added if it is defined.
+Tensor linear(const Tensor& x, const MatmulWeight& weight, bool transposed, const Tensor& bias);
 
 // Returns gelu(x W1 + b1) W2 for weights [in, out]. The caller adds the second bias.
 Tensor mlp(const Tensor& x, const MatmulWeight& fc, const Tensor& fc_bias, const MatmulWeight& proj);
@@ -48,7 +50,8 @@ Normed add_layer_norm(const Tensor& stream, const Tensor& output, const Tensor& 
 
 // Returns the Backpack's sum over senses [N, D]. qk [N, 2 D] holds the queries and keys of the
 // contextualization, senses [U, L D] the senses of the distinct tokens; their biases are added
-// first. rows [N] holds the row in `senses` of each token.
+// first. rows [N] holds the row in `senses` of each token. On the CPU only; on a GPU, see
+// cuda::weighted_sum_of_senses.
 Tensor weighted_sum_of_senses(const Tensor& qk, const Tensor& qk_bias, const Tensor& senses,
                               const Tensor& senses_bias, const Tensor& rows, int64_t sequences,
                               int64_t num_senses);
@@ -88,6 +91,8 @@ void mm(const Tensor& out, const Tensor& a, const Tensor& b);
 void bmm(const Tensor& out, const Tensor& a, const Tensor& b);
 // Returns the product a b, the gradient of a weight, in fp32; a and b may be bf16.
 Tensor weight_gradient(const Tensor& a, const Tensor& b);
+// Adds the product a b to the fp32 matrix `sum`. On a GPU, the product is not rounded to bf16 first.
+void add_product(const Tensor& sum, const Tensor& a, const Tensor& b);
 // dropout_of returns the mask of a seed. draw_seed takes a seed from the generator of libtorch (0
 // without dropout).
 Dropout dropout_of(double probability, int64_t seed);

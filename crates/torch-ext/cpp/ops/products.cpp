@@ -2,6 +2,7 @@
 #include <ATen/CPUGeneratorImpl.h>
 
 #include "../arena.h"
+#include "../cuda/kernels.h"
 #include "ops.h"
 
 // The interface of libtorch to oneDNN. On AMD processors, its fp32 products are a quarter faster
@@ -72,7 +73,36 @@ void multiply(const Tensor& out, const Tensor& a, const Tensor& b) {
 void mm(const Tensor& out, const Tensor& a, const Tensor& b) { multiply(out, a, b); }
 void bmm(const Tensor& out, const Tensor& a, const Tensor& b) { multiply(out, a, b); }
 
+namespace {
+// Whether the products of libtorch on this device read bf16 and write fp32. They do on a GPU.
+// Tests one small product, because no GPU was at hand when this was written.
+bool writes_fp32(const Tensor& a) {
+  if (!a.is_cuda() || a.scalar_type() == at::kFloat) return false;
+  static const bool works = [&] {
+    try {
+      const Tensor ones = at::ones({16, 16}, a.options());
+      Tensor sum = at::ones({16, 16}, a.options().dtype(at::kFloat));
+      at::addmm_out(sum, sum, ones, ones, at::kFloat);
+      return at::mm(ones, ones, at::kFloat).eq(16).all().item<bool>() && sum.eq(17).all().item<bool>();
+    } catch (const c10::Error&) {
+      return false;
+    }
+  }();
+  return works;
+}
+}  // namespace
+
+void add_product(const Tensor& sum, const Tensor& a, const Tensor& b) {
+  Tensor to = sum;
+  if (writes_fp32(a)) {
+    at::addmm_out(to, sum, a, b, at::kFloat);
+  } else {
+    to.add_(at::mm(a, b));
+  }
+}
+
 Tensor weight_gradient(const Tensor& a, const Tensor& b) {
+  if (a.is_cuda()) return writes_fp32(a) ? at::mm(a, b, at::kFloat) : at::mm(a, b).to(at::kFloat);
   const int64_t rows = a.size(0), columns = b.size(1);
   const Tensor gradient = [&] {
     const FromTheEnd placed;
@@ -102,9 +132,10 @@ const TypedKernels& kernels_for(at::ScalarType kind) {
 }
 
 void check_kind(const Tensor& t, const char* name) {
-  TORCH_CHECK(t.device().is_cpu() && (t.scalar_type() == at::kFloat || t.scalar_type() == at::kBFloat16) &&
-                  t.is_contiguous(),
-              name, " must be a contiguous fp32 or bf16 tensor on the CPU, got ", t.toString(), " ", t.sizes());
+  const bool is_covered = t.scalar_type() == at::kBFloat16 || (t.scalar_type() == at::kFloat && t.device().is_cpu());
+  TORCH_CHECK(is_covered && t.is_contiguous(), name,
+              " must be a contiguous tensor: fp32 or bf16 on the CPU, bf16 on a GPU; got ", t.toString(), " ",
+              t.sizes());
 }
 
 Dropout dropout_of(double probability, int64_t seed) {

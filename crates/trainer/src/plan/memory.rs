@@ -2,7 +2,7 @@
 //! backward pass. docs/measurements/gpu-estimate.md contains the sources of the counts, and
 //! docs/measurements/memory-estimate.md compares the results with measurements.
 
-use model::{Architecture, ForwardOptions, Kernels, LOGIT_ROWS, ModelConfig};
+use model::{Architecture, ForwardOptions, Kernels, ModelConfig, logit_rows};
 use serde::Serialize;
 use tch::Device;
 
@@ -66,14 +66,15 @@ impl MemoryEstimate {
         let device = if for_gpu { Device::Cuda(0) } else { Device::Cpu };
         let (kernels, kind) = (config.run.kernels, config.run.precision.kind());
         let options = ForwardOptions { kernels, kind, ..ForwardOptions::evaluation() };
-        let fused_on_cpu = options.has_fused_layers(device);
-        let per_token = activations_per_token(config, element as f64, fused_on_cpu);
+        let has_fused_layers = options.has_fused_layers(device);
+        let per_token = activations_per_token(config, element as f64, has_fused_layers, for_gpu);
         let vocabulary = model.vocab_size as u64;
-        let logits = match (kernels, fused_on_cpu) {
+        let chunk = (logit_rows(device) as u64).min(rows);
+        let logits = match (kernels, has_fused_layers) {
             // The gradient overwrites the logits.
-            (Kernels::Fused, true) => (LOGIT_ROWS as u64).min(rows) * vocabulary * element,
+            (Kernels::Fused, true) => chunk * vocabulary * element,
             // Logits, their copy in fp32 and its softmax.
-            (Kernels::Fused, false) => (LOGIT_ROWS as u64).min(rows) * vocabulary * (element + 8),
+            (Kernels::Fused, false) => chunk * vocabulary * (element + 8),
             // Logits and their copy in fp32 for all rows, and the gradients of both.
             (Kernels::Reference, _) => rows * vocabulary * (2 * element + 8),
         };
@@ -102,20 +103,20 @@ impl MemoryEstimate {
 
 /// Returns the bytes per token that are kept until the backward pass. `e` is the size of a value in
 /// the type of matrix products.
-fn activations_per_token(config: &Config, e: f64, fused_on_cpu: bool) -> f64 {
+fn activations_per_token(config: &Config, e: f64, has_fused_layers: bool, for_gpu: bool) -> f64 {
     let model = &config.model;
     let (d, t) = (model.n_embd as f64, config.data.sequence_length as f64);
     let dropout = model.dropout > 0.0;
     // The fused kernels recompute a mask from its seed.
-    let mask = if dropout && !fused_on_cpu { 1.0 } else { 0.0 };
+    let mask = if dropout && !has_fused_layers { 1.0 } else { 0.0 };
     // An MLP keeps the input of its GELU, and the output unless the backward pass recomputes it.
-    let mlp = |width: i64| width as f64 * if fused_on_cpu { e } else { 2.0 * e };
-    // Outputs of the LayerNorms, which the fused kernels recompute.
-    let normed = if fused_on_cpu { 0.0 } else { 2.0 * e };
+    let mlp = |width: i64| width as f64 * if has_fused_layers { e } else { 2.0 * e };
+    // Outputs of the LayerNorms, which the fused CPU kernels recompute.
+    let normed = if has_fused_layers && !for_gpu { 0.0 } else { 2.0 * e };
     // The inputs of both LayerNorms and their outputs, queries, keys and values, the output of
     // attention, and the masks. All kernels recompute the attention weights.
     let block = d * (8.0 + normed + 3.0 * e + e + 2.0 * mask) + mlp(model.inner_size());
-    model.n_layer as f64 * block + senses_per_token(model, d, t, e, mlp, mask, fused_on_cpu)
+    model.n_layer as f64 * block + senses_per_token(model, d, t, e, mlp, mask, has_fused_layers, for_gpu)
 }
 
 /// Returns the bytes per token that the senses and their contextualization keep. The parameters are
@@ -127,7 +128,8 @@ fn senses_per_token(
     e: f64,
     mlp: impl Fn(i64) -> f64,
     mask: f64,
-    fused_on_cpu: bool,
+    has_fused_layers: bool,
+    for_gpu: bool,
 ) -> f64 {
     if model.architecture == Architecture::Gpt2 {
         return 0.0;
@@ -140,11 +142,12 @@ fn senses_per_token(
         + mlp(model.sense_block_size())
         + mlp(model.sense_intermediate_scale * model.n_embd)
         + 2.0 * senses * d * e;
-    let weights = if fused_on_cpu {
-        senses * t * e * CAUSAL_FRACTION
-    } else {
+    let weights = match (has_fused_layers, for_gpu) {
+        (true, false) => senses * t * e * CAUSAL_FRACTION,
+        // The weights, and their gradient in the backward pass.
+        (true, true) => senses * t * 2.0 * e,
         // The softmax in fp32, its copy for the product, and the scores.
-        senses * t * (4.0 + e + 4.0)
+        (false, _) => senses * t * (4.0 + e + 4.0),
     };
     network + weights + 2.0 * d * e
 }
@@ -187,7 +190,8 @@ mod tests {
 
     #[test]
     fn only_activations_grow_with_the_micro_batch() {
-        let (one, four) = (micro(4, 1, true), micro(16, 1, true));
+        // All have at least one whole chunk of logits.
+        let (one, four) = (micro(8, 1, true), micro(32, 1, true));
         assert_eq!(four.activations, 4 * one.activations);
         assert_eq!(four.total - one.total, 3 * one.activations);
         assert_eq!(
