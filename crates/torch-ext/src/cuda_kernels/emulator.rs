@@ -99,7 +99,7 @@ fn compile_and_open(module: &Module) -> Result<Library, Error> {
 fn compile(module: &Module, output: &Path) -> Result<(), Error> {
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("cuda");
     let mut command = Command::new("c++");
-    command.args(["-O2", "-std=c++17", "-shared", "-fPIC", "-w"]).args(module.definitions());
+    command.args(["-O1", "-std=c++17", "-shared", "-fPIC", "-w"]).args(module.definitions());
     command.arg(format!("-DKERNEL_SOURCE=\"{}\"", sources.join(module.file).display()));
     command.arg("-I").arg(&sources).arg(sources.join("emulator/entry.cpp")).arg("-o").arg(output);
     let result = command.output().map_err(|error| Error(format!("c++ cannot be started: {error}")))?;

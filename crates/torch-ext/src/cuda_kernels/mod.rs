@@ -77,10 +77,10 @@ impl CudaKernel {
         match self {
             CudaKernel::CrossEntropy { vocab_size } => {
                 within("the vocabulary size", vocab_size, MAX_VOCAB_SIZE)?;
-                // At most 64 logits of two bytes per thread and pass over the row.
-                let threads = if vocab_size <= MAX_VOCAB_SIZE / 2 { 512 } else { 1_024 };
-                let macros = vec![("VOCAB_SIZE", vocab_size), ("THREADS", threads)];
-                Ok(Module { file: "cross_entropy.cu", macros, functions: &["cross_entropy"], threads })
+                // Two blocks fit on a multiprocessor.
+                const THREADS: i64 = 512;
+                let macros = vec![("VOCAB_SIZE", vocab_size), ("THREADS", THREADS)];
+                Ok(Module { file: "cross_entropy.cu", macros, functions: &["cross_entropy"], threads: THREADS })
             }
             CudaKernel::AddLayerNorm { width } => {
                 within("the width", width, MAX_WIDTH)?;
@@ -98,7 +98,7 @@ impl CudaKernel {
                 within("the number of senses", num_senses, MAX_SENSES)?;
                 within("the number of positions", length, MAX_LENGTH)?;
                 let max_length = (length as u64).next_power_of_two().max(64) as i64;
-                let warps = num_senses.min(16);
+                let warps = num_senses.min(8);
                 let macros = vec![("NUM_SENSES", num_senses), ("MAX_LENGTH", max_length), ("WARPS", warps)];
                 let functions = &["sense_weights", "sense_weights_backward"];
                 Ok(Module { file: "sense_weights.cu", macros, functions, threads: 32 * warps })

@@ -1,0 +1,72 @@
+//! The number of operations of a training step on a GPU, counted without one: the CUDA kernels run
+//! by emulation on the CPU, and libtorch reports what it dispatches. A step must not grow unnoticed,
+//! because each operation reads and writes memory, and the host needs time to queue it.
+#![allow(clippy::unwrap_used)] // helpers of tests; clippy exempts only test functions
+
+use std::collections::BTreeMap;
+
+use model::{ForwardOptions, LanguageModel, ModelConfig};
+use tch::{Device, Kind, Tensor};
+use torch_ext::cuda_kernels::{self, Emulation};
+use torch_ext::{OperationCount, count_operations};
+
+const WIDTH: i64 = 32;
+const LENGTH: i64 = 16;
+
+/// Counts the operations of a forward and a backward pass that add to existing gradients.
+fn operations(n_layer: i64, sequences: i64) -> Vec<OperationCount> {
+    let config = ModelConfig {
+        vocab_size: 64,
+        n_embd: WIDTH,
+        n_head: 2,
+        num_senses: 4,
+        n_positions: LENGTH,
+        n_layer,
+        ..ModelConfig::default()
+    };
+    let options = ForwardOptions { kind: Kind::BFloat16, ..ForwardOptions::evaluation() };
+    let model = LanguageModel::initialize(config, 1, Device::Cpu).unwrap().with_low_precision_copies(options);
+    let tokens = sequences * LENGTH;
+    let ids = Tensor::arange(tokens, (Kind::Int64, Device::Cpu)).remainder(60).view([sequences, LENGTH]);
+    let pass = || model.loss(&ids, &ids, options).unwrap().backward();
+    pass(); // compiles the kernels, and creates the gradients
+    let ((), counts) = count_operations(pass).unwrap();
+    assert!(cuda_kernels::problems().is_empty(), "{:?}", cuda_kernels::problems());
+    counts
+}
+
+fn calls(counts: &[OperationCount]) -> BTreeMap<&str, i64> {
+    counts.iter().map(|count| (count.name.as_str(), count.calls as i64)).collect()
+}
+
+/// The limits are the counts of 2026-11-28 with libtorch 2.13.0. If a change lowers a count, lower
+/// the limit.
+#[test]
+fn a_pass_has_a_limited_number_of_operations() {
+    const PER_BLOCK: i64 = 1;
+    const OTHERS: i64 = 1;
+    const BYTES_PER_TOKEN_AND_BLOCK: i64 = 1;
+    let _emulation = Emulation::start();
+    let (two, three) = (operations(2, 2), operations(3, 2));
+    let total = |counts: &[OperationCount]| counts.iter().map(|count| count.calls as i64).sum::<i64>();
+    let per_block = total(&three) - total(&two);
+    let others = total(&two) - 2 * per_block;
+    assert!(per_block <= PER_BLOCK, "{per_block} operations per block: {:?} and {:?}", calls(&two), calls(&three));
+    assert!(others <= OTHERS, "{others} operations outside of the blocks: {:?}", calls(&two));
+    // More sequences only make the operations larger.
+    let more = operations(2, 4);
+    assert_eq!(calls(&more), calls(&two));
+    let bytes = |counts: &[OperationCount]| counts.iter().map(|count| count.bytes as i64).sum::<i64>();
+    let per_token_and_block =
+        (bytes(&operations(3, 4)) - bytes(&more) - bytes(&three) + bytes(&two)) / (2 * LENGTH) / WIDTH;
+    assert!(per_token_and_block <= BYTES_PER_TOKEN_AND_BLOCK, "{per_token_and_block} bytes per token, block and column");
+}
+
+/// The loss reads its factor on the CPU only.
+#[test]
+fn the_host_reads_no_result() {
+    let _emulation = Emulation::start();
+    let counts = operations(1, 2);
+    let read: Vec<&str> = counts.iter().filter(|c| c.is_read_by_host).map(|c| c.name.as_str()).collect();
+    assert_eq!(read, ["aten::_local_scalar_dense"]);
+}
