@@ -23,8 +23,8 @@ constexpr Uint32 NO_ELEMENTS = 0xff80ff80u;     // two times -infinity
 
 // The vectors of one row.
 struct LogitRow {
-  Bf16* vectors;     // aligned to 16 bytes, at or up to 7 elements before the row
-  int begin;         // of the row, in elements from `vectors`
+  Bf16* vectors;  // aligned to 16 bytes, at or up to 7 elements before the row
+  int begin;      // of the row, in elements from `vectors`
   int end;
   int num_vectors;
 
@@ -96,7 +96,8 @@ __device__ __forceinline__ Bf16x8 gradient_of(const Bf16x8& z, float shift, floa
   for (int j = 0; j < 4; j++) {
     float first, second;
     unpack_again(z.pairs[j], first, second);
-    g.pairs[j] = to_bf16_pair(fast_exp2(fmaf(first, LOG2_E, shift)) * scale, fast_exp2(fmaf(second, LOG2_E, shift)) * scale);
+    g.pairs[j] =
+        to_bf16_pair(fast_exp2(fmaf(first, LOG2_E, shift)) * scale, fast_exp2(fmaf(second, LOG2_E, shift)) * scale);
   }
   return g;
 }

@@ -120,7 +120,8 @@ __device__ __forceinline__ void load_transposed(const Bf16* alpha, Bf16* tile, i
     for (int v = threadIdx.x; v < vectors; v += THREADS) {
       const Bf16x8 x = *reinterpret_cast<const Bf16x8*>(alpha + 8 * v);
 #pragma unroll
-      for (int j = 0; j < 8; j++) tile[tile_index(8 * v + j, PITCH)] = static_cast<Bf16>(x.pairs[j / 2] >> (j % 2 * 16));
+      for (int j = 0; j < 8; j++)
+        tile[tile_index(8 * v + j, PITCH)] = static_cast<Bf16>(x.pairs[j / 2] >> (j % 2 * 16));
     }
     for (int element = 8 * vectors + threadIdx.x; element < words * NUM_SENSES; element += THREADS)
       tile[tile_index(element, PITCH)] = alpha[element];
@@ -312,7 +313,8 @@ __device__ __forceinline__ void backward(const Bf16* alpha, const Bf16* d_alpha,
         if (word <= position) {
           const int last = position - start;
           const Vector<float, LANE_WORDS> a = load_words<true>(tile + sense * BACKWARD_PITCH, word - start, last, 0.f);
-          const Vector<float, LANE_WORDS> d = load_words<true>(d_tile + sense * BACKWARD_PITCH, word - start, last, 0.f);
+          const Vector<float, LANE_WORDS> d =
+              load_words<true>(d_tile + sense * BACKWARD_PITCH, word - start, last, 0.f);
 #pragma unroll
           for (int j = 0; j < LANE_WORDS; j++)
             g.at[j] = word + j <= position ? a.at[j] * (d.at[j] - dots[i]) * scale : 0.f;

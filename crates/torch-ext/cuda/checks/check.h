@@ -38,7 +38,8 @@ class Buffer {
   explicit Buffer(size_t count) : count(count) {
     const size_t page = 4096, bytes = (count * sizeof(T) + 15) / 16 * 16;
     mapped_bytes = (bytes + GUARD_BYTES + page - 1) / page * page + page;
-    mapped = static_cast<char*>(mmap(nullptr, mapped_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    mapped =
+        static_cast<char*>(mmap(nullptr, mapped_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
     if (mapped == MAP_FAILED || mprotect(mapped + mapped_bytes - page, page, PROT_NONE)) {
       perror("mmap");
       exit(2);
@@ -113,7 +114,8 @@ class Case {
   }
   // Requires |actual - expected| <= relative * |expected| + absolute. NaN equals NaN.
   void require_close(const char* what, size_t i, double actual, double expected, double relative, double absolute) {
-    const bool is_close = isnan(expected) ? isnan(actual) : fabs(actual - expected) <= relative * fabs(expected) + absolute;
+    const bool is_close =
+        isnan(expected) ? isnan(actual) : fabs(actual - expected) <= relative * fabs(expected) + absolute;
     if (is_close || !failure.empty()) return;
     char text[200];
     snprintf(text, sizeof text, ": %s, element %zu is %.9g, expected %.9g", what, i, actual, expected);

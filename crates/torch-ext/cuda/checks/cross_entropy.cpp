@@ -38,10 +38,12 @@ void check(const EmulatedLibrary& library, const Sizes& sizes, const char* name,
   for (const int with_gradient : {0, 1}) {
     Buffer<float> losses(rows);
     c.require_success(library.launch("cross_entropy", {num_rows}, {num_threads}, logits.data(),
-                                     static_cast<const long long*>(targets.data()), losses.data(), SCALE, with_gradient));
+                                     static_cast<const long long*>(targets.data()), losses.data(), SCALE,
+                                     with_gradient));
     for (size_t i = 0; i < rows; i++) c.require_close("losses", i, losses[i], expected.losses[i], 2e-6, 4e-6);
     if (!with_gradient)
-      c.require(!memcmp(before.data(), logits.data(), logits.size() * sizeof(Bf16)), "logits changed without a gradient");
+      c.require(!memcmp(before.data(), logits.data(), logits.size() * sizeof(Bf16)),
+                "logits changed without a gradient");
     c.require_guards(logits, targets, losses);
   }
   for (size_t i = 0; i < logits.size(); i++) {

@@ -35,8 +35,8 @@ class EmulatedLibrary {
 
  private:
   typedef void* (*FindFunction)(const char*);
-  typedef int (*LaunchFunction)(void*, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void*, void**,
-                                void**);
+  typedef int (*LaunchFunction)(void*, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void*,
+                                void**, void**);
   typedef const char* (*LastError)();
 
   [[noreturn]] static void fail(const char* text) {

@@ -14,7 +14,8 @@ void gelu(double x, double& value, double& slope) {
 }
 
 void check(const EmulatedLibrary& library, unsigned threads, int width, size_t rows, unsigned blocks) {
-  Case c("gelu, " + std::to_string(rows) + " rows of " + std::to_string(width) + ", " + std::to_string(blocks) + " blocks");
+  Case c("gelu, " + std::to_string(rows) + " rows of " + std::to_string(width) + ", " + std::to_string(blocks) +
+         " blocks");
   const size_t count = rows * width;
   Random random;
   Buffer<Bf16> x(count), d(count), y(count), y_again(count);
@@ -23,7 +24,8 @@ void check(const EmulatedLibrary& library, unsigned threads, int width, size_t r
   random.fill(d, 1.f);
   random.fill(bias, 0.5f);
   const float specials[] = {0.f, -0.f, 30.f, -30.f, 1e9f, -1e9f, 3e38f, -3e38f, -5.f, NAN};
-  for (size_t i = 0; i < sizeof specials / sizeof *specials && i < count; i++) x[i * 7919 % count] = to_bf16(specials[i]);
+  for (size_t i = 0; i < sizeof specials / sizeof *specials && i < count; i++)
+    x[i * 7919 % count] = to_bf16(specials[i]);
   std::vector<double> value(count), gradient(count), sums(width, 0.), magnitudes(width, 0.);
   for (size_t i = 0; i < count; i++) {
     double slope;

@@ -34,11 +34,12 @@ void check(const EmulatedLibrary& library, const Shape& shape, const Options& op
   const auto text = [](bool is, const char* name) { return std::string(is ? ", " : ", no ") + name; };
   Case c("layer_norm, D = " + std::to_string(width) + ", output " + std::to_string(sizeof(Output)) + " bytes, normed " +
          std::to_string(sizeof(Normed)) + " bytes" + text(options.has_output, "output") +
-         text(options.has_output_bias, "bias") + text(options.has_d_normed, "d_normed") + text(options.has_d_sum, "d_sum") +
-         text(options.has_d_output, "d_output") + text(threshold, "dropout") + (has_nan ? ", NaN" : ""));
+         text(options.has_output_bias, "bias") + text(options.has_d_normed, "d_normed") +
+         text(options.has_d_sum, "d_sum") + text(options.has_d_output, "d_output") + text(threshold, "dropout") +
+         (has_nan ? ", NaN" : ""));
   Random random;
-  Buffer<float> stream(count), output_bias(width), sum(count), weight(width), bias(width), stats(2 * rows), d_sum(count),
-      d_stream(count), partials(blocks * 3 * width);
+  Buffer<float> stream(count), output_bias(width), sum(count), weight(width), bias(width), stats(2 * rows),
+      d_sum(count), d_stream(count), partials(blocks * 3 * width);
   Buffer<Output> output(count), d_output(count);
   Buffer<Normed> normed(count), d_normed(count);
   random.fill(stream, 1.f);
@@ -53,12 +54,14 @@ void check(const EmulatedLibrary& library, const Shape& shape, const Options& op
   const void* const no_matrix = nullptr;
   const float* const no_floats = nullptr;
 
-  c.require_success(library.launch(
-      "add_layer_norm", {static_cast<unsigned>((rows + warps - 1) / warps)}, {threads},
-      static_cast<const float*>(stream.data()), options.has_output ? static_cast<const void*>(output.data()) : no_matrix,
-      output_is_float, options.has_output_bias ? static_cast<const float*>(output_bias.data()) : no_floats, sum.data(),
-      static_cast<const float*>(weight.data()), static_cast<const float*>(bias.data()), static_cast<void*>(normed.data()),
-      normed_is_float, stats.data(), num_rows, EPSILON, threshold, DROPOUT_SCALE, SEED));
+  c.require_success(library.launch("add_layer_norm", {static_cast<unsigned>((rows + warps - 1) / warps)}, {threads},
+                                   static_cast<const float*>(stream.data()),
+                                   options.has_output ? static_cast<const void*>(output.data()) : no_matrix,
+                                   output_is_float,
+                                   options.has_output_bias ? static_cast<const float*>(output_bias.data()) : no_floats,
+                                   sum.data(), static_cast<const float*>(weight.data()),
+                                   static_cast<const float*>(bias.data()), static_cast<void*>(normed.data()),
+                                   normed_is_float, stats.data(), num_rows, EPSILON, threshold, DROPOUT_SCALE, SEED));
   const Buffer<float>& total = options.has_output ? sum : stream;
   std::vector<double> normal(count), inverse(rows);
   for (size_t row = 0; row < rows; row++) {
@@ -87,13 +90,14 @@ void check(const EmulatedLibrary& library, const Shape& shape, const Options& op
     for (size_t i = 0; i < count; i++) c.require(isnan(sum[i]), "sum was written although there is no output");
 
   const bool has_d_output = options.has_output && options.has_d_output;
-  c.require_success(library.launch(
-      "add_layer_norm_backward", {blocks}, {threads}, static_cast<const float*>(options.has_output ? sum.data() : stream.data()),
-      static_cast<const float*>(stats.data()), static_cast<const float*>(weight.data()),
-      options.has_d_normed ? static_cast<const void*>(d_normed.data()) : no_matrix, normed_is_float,
-      options.has_d_sum ? static_cast<const float*>(d_sum.data()) : no_floats, d_stream.data(),
-      has_d_output ? static_cast<void*>(d_output.data()) : nullptr, output_is_float, partials.data(), num_rows, threshold,
-      DROPOUT_SCALE, SEED));
+  c.require_success(library.launch("add_layer_norm_backward", {blocks}, {threads},
+                                   static_cast<const float*>(options.has_output ? sum.data() : stream.data()),
+                                   static_cast<const float*>(stats.data()), static_cast<const float*>(weight.data()),
+                                   options.has_d_normed ? static_cast<const void*>(d_normed.data()) : no_matrix,
+                                   normed_is_float,
+                                   options.has_d_sum ? static_cast<const float*>(d_sum.data()) : no_floats,
+                                   d_stream.data(), has_d_output ? static_cast<void*>(d_output.data()) : nullptr,
+                                   output_is_float, partials.data(), num_rows, threshold, DROPOUT_SCALE, SEED));
   // Sums over the rows, and the errors that fp32 permits.
   std::vector<double> sums(3 * width, 0.), errors(3 * width, 0.);
   const auto add = [&](size_t which, size_t j, double x, double error) {
@@ -123,9 +127,10 @@ void check(const EmulatedLibrary& library, const Shape& shape, const Options& op
       if (options.has_d_sum) d += d_sum[i];
       c.require_close("d_stream", i, d_stream[i], d, FLOAT_ROUNDING, error);
       if (!has_d_output) continue;
-      if (threshold) d = is_kept(i, threshold) ? d * DROPOUT_SCALE : 0.;
-      c.require_close("d_output", i, d_output.at(i), d, rounding_of<Output>(), 2 * error);
-      add(2, j, d, 2 * error);
+      const double factor = threshold == 0 ? 1. : is_kept(i, threshold) ? DROPOUT_SCALE : 0.;
+      if (factor == 0.) d = error = 0.;
+      c.require_close("d_output", i, d_output.at(i), factor * d, rounding_of<Output>(), factor * error);
+      add(2, j, factor * d, factor * error);
     }
   }
   for (size_t k = 0; k < 3 * width; k++) {
@@ -133,7 +138,8 @@ void check(const EmulatedLibrary& library, const Shape& shape, const Options& op
     for (unsigned b = 0; b < blocks; b++) x += partials[b * 3 * width + k];
     c.require_close("partials", k, x, sums[k], 0, errors[k]);
   }
-  c.require_guards(stream, output_bias, sum, weight, bias, stats, d_sum, d_stream, partials, output, d_output, normed, d_normed);
+  c.require_guards(stream, output_bias, sum, weight, bias, stats, d_sum, d_stream, partials, output, d_output, normed,
+                   d_normed);
 }
 
 }  // namespace

@@ -5,11 +5,22 @@
 //
 // FILE is the name of the kernel file without .cu. The sizes are those that the library was compiled
 // with (check.h).
+#include <signal.h>
+#include <unistd.h>
+
 #include "check.h"
 
 int Case::num_failures = 0;
 
+// The page after each matrix cannot be accessed.
+static void report_bad_access(int) {
+  const char text[] = "FAILED  a kernel accesses memory outside of its matrices\n";
+  _exit(write(STDOUT_FILENO, text, sizeof text - 1) < 0 ? 2 : 1);
+}
+
 int main(int count, char** arguments) {
+  setvbuf(stdout, nullptr, _IOLBF, 0);
+  signal(SIGSEGV, report_bad_access);
   const struct {
     const char* file;
     void (*check)(const EmulatedLibrary&, const Sizes&);

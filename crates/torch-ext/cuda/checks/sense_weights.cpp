@@ -67,7 +67,8 @@ void check(const EmulatedLibrary& library, const Shape& s) {
       for (size_t l = 0; l < L; l++) {
         double dot = 0., magnitude = 0.;
         for (size_t w = 0; w <= t; w++) {
-          const double product = static_cast<double>(alpha.at(alpha_index(b, t, w, l))) * d_alpha.at(alpha_index(b, t, w, l));
+          const double product =
+              static_cast<double>(alpha.at(alpha_index(b, t, w, l))) * d_alpha.at(alpha_index(b, t, w, l));
           dot += product;
           magnitude += fabs(product);
         }
@@ -78,7 +79,8 @@ void check(const EmulatedLibrary& library, const Shape& s) {
             continue;
           }
           const double a = alpha.at(alpha_index(b, t, w, l)), d = d_alpha.at(alpha_index(b, t, w, l));
-          c.require_close("d_scores", i, d_scores.at(i), a * (d - dot) * SCALE, BF16_ROUNDING, 1e-6 * a * magnitude + 1e-30);
+          c.require_close("d_scores", i, d_scores.at(i), a * (d - dot) * SCALE, BF16_ROUNDING,
+                          1e-6 * a * magnitude + 1e-30);
         }
       }
   c.require_guards(scores, alpha, d_alpha, d_scores);

@@ -71,7 +71,7 @@ struct Registration : Function {
   }
 };
 
-}  // namespace emulated
+}  // namespace emulated HIDDEN
 
 #define KERNEL(name) static const emulated::Registration registration_of_##name(#name, name);
 

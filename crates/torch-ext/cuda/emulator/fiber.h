@@ -113,4 +113,4 @@ inline void prepare_context(Context& context, char* stack, size_t size, void (*e
 
 #endif
 
-}  // namespace emulated
+}  // namespace emulated HIDDEN

@@ -86,8 +86,8 @@ void add_reader(Word& word, const Stamp& now) {
   }
 }
 
-void report_race(uintptr_t address, bool is_shared, const Stamp& earlier, bool was_write, const Stamp& now, bool is_write,
-                 const void* caller) {
+void report_race(uintptr_t address, bool is_shared, const Stamp& earlier, bool was_write, const Stamp& now,
+                 bool is_write, const void* caller) {
   char other[64];
   if (earlier.thread == SEVERAL) {
     snprintf(other, sizeof other, "several threads of block %u", earlier.block);
@@ -128,7 +128,8 @@ void check_word(uintptr_t address, bool is_shared, bool is_write, const void* ca
 }
 
 void check_access(const void* memory, size_t size, bool is_write, const void* caller) {
-  if (!execution.is_in_kernel || is_within(memory, stacks_begin, stacks_end) || is_within(memory, &place, &place + 1)) return;
+  if (!execution.is_in_kernel || is_within(memory, stacks_begin, stacks_end) || is_within(memory, &place, &place + 1))
+    return;
   const bool is_shared = is_within(memory, shared_begin(), shared_end());
   const uintptr_t begin = reinterpret_cast<uintptr_t>(memory) / WORD_BYTES * WORD_BYTES;
   for (uintptr_t address = begin; address < reinterpret_cast<uintptr_t>(memory) + size; address += WORD_BYTES)
@@ -139,22 +140,22 @@ void check_access(const void* memory, size_t size, bool is_write, const void* ca
 
 void start_race_detection() { launch++; }
 
-}  // namespace emulated
+}  // namespace emulated HIDDEN
 
 // The functions that instrumented code calls.
 #define CALLED_BY_KERNELS extern "C" __attribute__((visibility("hidden")))
-#define CHECKED_ACCESS(size)                                                                    \
-  CALLED_BY_KERNELS void __tsan_read##size(void* memory) {                                      \
-    emulated::check_access(memory, size, false, __builtin_return_address(0));                   \
-  }                                                                                             \
-  CALLED_BY_KERNELS void __tsan_write##size(void* memory) {                                     \
-    emulated::check_access(memory, size, true, __builtin_return_address(0));                    \
-  }                                                                                             \
-  CALLED_BY_KERNELS void __tsan_unaligned_read##size(void* memory) {                            \
-    emulated::check_access(memory, size, false, __builtin_return_address(0));                   \
-  }                                                                                             \
-  CALLED_BY_KERNELS void __tsan_unaligned_write##size(void* memory) {                           \
-    emulated::check_access(memory, size, true, __builtin_return_address(0));                    \
+#define CHECKED_ACCESS(size)                                                  \
+  CALLED_BY_KERNELS void __tsan_read##size(void* memory) {                    \
+    emulated::check_access(memory, size, false, __builtin_return_address(0)); \
+  }                                                                           \
+  CALLED_BY_KERNELS void __tsan_write##size(void* memory) {                   \
+    emulated::check_access(memory, size, true, __builtin_return_address(0));  \
+  }                                                                           \
+  CALLED_BY_KERNELS void __tsan_unaligned_read##size(void* memory) {          \
+    emulated::check_access(memory, size, false, __builtin_return_address(0)); \
+  }                                                                           \
+  CALLED_BY_KERNELS void __tsan_unaligned_write##size(void* memory) {         \
+    emulated::check_access(memory, size, true, __builtin_return_address(0));  \
   }
 CHECKED_ACCESS(1)
 CHECKED_ACCESS(2)

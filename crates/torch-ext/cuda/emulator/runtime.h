@@ -28,11 +28,11 @@ namespace emulated HIDDEN {
 // of the block (or warp) makes after the barrier.
 struct Execution {
   bool is_in_kernel = false;
-  uint32_t block = 0;         // linear index
-  uint32_t thread = 0;        // linear index within the block
-  uint32_t warp = 0;          // within the block
-  uint32_t block_epoch = 0;   // number of barriers of the block so far
-  uint32_t warp_epoch = 0;    // number of barriers of the warp so far
+  uint32_t block = 0;        // linear index
+  uint32_t thread = 0;       // linear index within the block
+  uint32_t warp = 0;         // within the block
+  uint32_t block_epoch = 0;  // number of barriers of the block so far
+  uint32_t warp_epoch = 0;   // number of barriers of the warp so far
 };
 extern Execution execution;
 
@@ -48,4 +48,4 @@ void report(const char* format, ...) __attribute__((format(printf, 1, 2)));
 // Implemented by race_detector.cpp.
 void start_race_detection();
 
-}  // namespace emulated
+}  // namespace emulated HIDDEN
