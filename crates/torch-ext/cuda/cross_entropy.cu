@@ -3,10 +3,10 @@
 // Macros: VOCAB_SIZE (V, at least 1), THREADS (512 or 1024).
 #include "common.cuh"
 
-// A block computes one row. Its threads hold the row in registers and shared memory, so that the row
-// is read and written once. A row is divided into aligned vectors of 8 elements. If V is not a
-// multiple of 8, rows start between two multiples of 16 bytes, and the first and the last vector are
-// partial.
+// A block computes one row. Its threads hold the row in registers and shared memory, so that the
+// row is read and written once. A row is divided into aligned vectors of 8 elements. If V is not a
+// multiple of 8, rows start between two multiples of 16 bytes, and the first and the last vector
+// are partial.
 constexpr bool WHOLE_VECTORS = VOCAB_SIZE % 8 == 0;
 constexpr int MAX_VECTORS = WHOLE_VECTORS ? VOCAB_SIZE / 8 : (VOCAB_SIZE + 14) / 8;
 constexpr int VECTORS_PER_THREAD = (MAX_VECTORS + THREADS - 1) / THREADS;

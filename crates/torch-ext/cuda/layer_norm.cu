@@ -132,9 +132,9 @@ __device__ __forceinline__ void write_partials(const float* sums, float* to) {
   }
 }
 
-// Grid: any; the teams of all blocks share the rows. `sum` is the input of the LayerNorm: the stream
-// if there was no output. partials [gridDim.x, 3, WIDTH]: the sums over a block's rows of the
-// gradients of weight, bias and output_bias. Without d_normed, the gradient of the norm is 0.
+// Grid: any; the teams of all blocks share the rows. `sum` is the input of the LayerNorm: the
+// stream if there was no output. partials [gridDim.x, 3, WIDTH]: the sums over a block's rows of
+// the gradients of weight, bias and output_bias. Without d_normed, the gradient of the norm is 0.
 // Without d_output, the third row of partials is 0.
 extern "C" __global__ void __launch_bounds__(THREADS)
     add_layer_norm_backward(const float* sum, const float* stats, const float* weight, const void* d_normed,

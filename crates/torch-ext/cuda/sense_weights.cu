@@ -1,6 +1,6 @@
 // The contextualization weights from scores, and back: a causal softmax per sense. Scores are
-// sense-major [B, L, T, T], as the matrix product writes them. Weights alpha are [B, T, T, L], senses
-// innermost, as the weighted sum of senses reads them.
+// sense-major [B, L, T, T], as the matrix product writes them. Weights alpha are [B, T, T, L],
+// senses innermost, as the weighted sum of senses reads them.
 //
 // Macros: NUM_SENSES (L, 1 to 64), MAX_LENGTH (largest T, up to 2,048), WARPS (per block).
 // Grid: (T, B). A block computes one position of one sequence: a row of "words" up to the position.
@@ -56,7 +56,8 @@ __device__ __forceinline__ Vector<Bf16, LANE_WORDS> to_bf16(const Vector<float, 
 constexpr bool WHOLE_GROUPS = NUM_SENSES % 8 == 0;
 constexpr int GROUPS = WHOLE_GROUPS ? NUM_SENSES / 8 : 1;
 
-// Otherwise, it moves 8 adjacent elements of a row of alpha, or one if such rows are not aligned.
+// With other numbers of senses, a thread moves 8 adjacent elements of a row of alpha, or one
+// element if rows of alpha are not aligned to 16 bytes.
 __device__ __forceinline__ int aligned_vectors(int elements, int length) {
   return length * NUM_SENSES % 8 == 0 ? elements / 8 : 0;
 }

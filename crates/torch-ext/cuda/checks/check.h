@@ -29,9 +29,9 @@ inline Bf16 to_bf16(float x) {
 inline void assign(float& to, float x) { to = x; }
 inline void assign(Bf16& to, float x) { to = to_bf16(x); }
 
-// Memory for `size` elements that starts at a multiple of 16 bytes. It ends at most 15 bytes before a
-// page that cannot be accessed, and check_guards detects writes into these bytes and before the
-// start. It starts with NaN.
+// Memory for `count` elements that starts at a multiple of 16 bytes and is filled with NaN. It ends
+// at most 15 bytes before a page that cannot be accessed. has_intact_guards detects writes into
+// these bytes and before the start.
 template <class T>
 class Buffer {
  public:

@@ -3,8 +3,8 @@
 //
 //   check_kernels FILE LIBRARY SIZE...
 //
-// FILE is the name of the kernel file without .cu. The sizes are those that the library was compiled
-// with (check.h).
+// FILE is the name of the kernel file without .cu. The sizes are those that the library was
+// compiled with (check.h).
 #include <signal.h>
 #include <unistd.h>
 

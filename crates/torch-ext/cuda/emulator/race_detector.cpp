@@ -1,11 +1,11 @@
-// Reports two threads that access the same word of shared or global memory without a barrier between
-// them, if one of them writes. It replaces the runtime library of ThreadSanitizer: the compiler
-// inserts a call before each access of the kernels (-fsanitize=thread), and this file defines the
-// called functions.
+// Reports two threads that access the same word of shared or global memory without a barrier
+// between them, if one of them writes. It replaces the runtime library of ThreadSanitizer: the
+// compiler inserts a call before each access of the kernels (-fsanitize=thread), and this file
+// defines the called functions.
 //
-// Accesses are ordered by barriers alone: those of a block by __syncthreads, those of a warp also by
-// __syncwarp. A shuffle orders nothing. Blocks of one launch are never ordered. Launches are. Only
-// whole warps can wait at __syncwarp, so that comparing the numbers of barriers is exact.
+// Accesses are ordered by barriers alone: those of a block by __syncthreads, those of a warp also
+// by __syncwarp. A shuffle orders nothing. Blocks of one launch are never ordered. Launches are.
+// Only whole warps can wait at __syncwarp, so that comparing the numbers of barriers is exact.
 #include <dlfcn.h>
 
 #include <cstdio>

@@ -12,8 +12,9 @@ extern "C" {
 // Returns the kernel of this name, or null if there is none.
 EMULATED_API void* emulated_function(const char* name);
 
-// Runs a grid, with the arguments of cuLaunchKernel. Returns 0 on success. An error does not end the
-// process: the launch stops (a race: it continues), and emulated_error returns what happened.
+// Runs a grid, with the arguments of cuLaunchKernel. Returns 0 on success. After an error,
+// emulated_error returns a description. The launch stops if threads can no longer continue, and
+// runs to its end after other errors.
 EMULATED_API int emulated_launch(void* function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
                                  unsigned block_y, unsigned block_z, unsigned shared_bytes, void* stream,
                                  void** parameters, void** extra);
