@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Runs all checks: formatting, lints, unit tests and end-to-end tests, the Python interoperability
-# tests (scripts/test-interop.sh) and a quick fault-injection test (scripts/torture.sh).
+# Runs all checks: formatting, lints, unit tests and end-to-end tests, the tests of the CUDA kernels
+# on the CPU (scripts/test-cuda-kernels.sh), the Python interoperability tests
+# (scripts/test-interop.sh) and a quick fault-injection test (scripts/torture.sh).
 #
 # Three more tests need root or Debian packages. They run if their requirements are met, or always
 # with CI=true: the sense explorer in a browser (scripts/test-browser.sh), the loss of a network
@@ -18,6 +19,7 @@ scripts/setup.sh
 cargo fmt --all --check
 cargo clippy --release --locked --workspace --all-targets -- -D warnings
 cargo test --release --locked --workspace "$@"
+scripts/test-cuda-kernels.sh
 scripts/test-interop.sh
 BACKPACK_BINARY=$(realpath "${CARGO_TARGET_DIR:-target}")/release/backpack
 export BACKPACK_BINARY

@@ -46,6 +46,18 @@ __device__ __forceinline__ float second_of(Uint32 pair) { return __uint_as_float
 __device__ __forceinline__ float to_float(Bf16 x) { return __uint_as_float(static_cast<Uint32>(x) << 16); }
 __device__ __forceinline__ float to_float(float x) { return x; }
 
+// The larger elements of two pairs. A NaN is the result only if both elements are NaN.
+__device__ __forceinline__ Uint32 larger_of(Uint32 a, Uint32 b) {
+#ifdef __CUDA_ARCH__
+  Uint32 larger;
+  asm("max.bf16x2 %0, %1, %2;" : "=r"(larger) : "r"(a), "r"(b));
+  return larger;
+#else
+  const float first = fmaxf(first_of(a), first_of(b)), second = fmaxf(second_of(a), second_of(b));
+  return (__float_as_uint(first) >> 16) | (__float_as_uint(second) & 0xffff0000u);
+#endif
+}
+
 #ifndef __CUDA_ARCH__
 inline Uint32 rounded_to_bf16(float x) {
   const Uint32 bits = __float_as_uint(x);

@@ -34,7 +34,8 @@ __device__ __forceinline__ Vector<float, VECTOR> load_elements(const void* from,
   for (int j = 0; j < VECTOR; j++) x.at[j] = to_float(narrow.at[j]);
   return x;
 }
-__device__ __forceinline__ void store_elements(void* to, int is_float, long long offset, const Vector<float, VECTOR>& x) {
+__device__ __forceinline__ void store_elements(void* to, int is_float, long long offset,
+                                               const Vector<float, VECTOR>& x) {
   if (is_float) {
     store_vector(static_cast<float*>(to) + offset, x);
     return;
@@ -58,7 +59,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   const Dropout dropout{threshold, scale, seed};
   const long long start = static_cast<long long>(row) * WIDTH;
 
-  Vector<float, VECTOR> x[columns.VECTORS];
+  Vector<float, VECTOR> x[columns.VECTORS] = {};
   float total = 0.f;
 #pragma unroll
   for (int i = 0; i < columns.VECTORS; i++)
@@ -131,9 +132,9 @@ __device__ __forceinline__ void write_partials(const float* sums, float* to) {
   }
 }
 
-// Grid: any; the teams of all blocks share the rows. `sum` is the input of the LayerNorm: the stream
-// if there was no output. partials [gridDim.x, 3, WIDTH]: the sums over a block's rows of the
-// gradients of weight, bias and output_bias. Without d_normed, the gradient of the norm is 0.
+// Grid: any; the teams of all blocks share the rows. `sum` is the input of the LayerNorm: the
+// stream if there was no output. partials [gridDim.x, 3, WIDTH]: the sums over a block's rows of
+// the gradients of weight, bias and output_bias. Without d_normed, the gradient of the norm is 0.
 // Without d_output, the third row of partials is 0.
 extern "C" __global__ void __launch_bounds__(THREADS)
     add_layer_norm_backward(const float* sum, const float* stats, const float* weight, const void* d_normed,
@@ -145,7 +146,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   // blocks that run at the same time.
   alignas(16) __shared__ float to_weight[TEAMS * WIDTH];
   alignas(16) __shared__ float to_bias[TEAMS * WIDTH];
-  __shared__ float scratch[4 * WARPS];
+  __shared__ float first_scratch[WARPS], second_scratch[WARPS];
   const Columns<TEAM> columns{static_cast<int>(threadIdx.x) % TEAM};
   const Dropout dropout{threshold, scale, seed};
   const int team = threadIdx.x / TEAM;
@@ -157,7 +158,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
       store_vector(to_bias + team * WIDTH + columns.column(i), Vector<float, VECTOR>{});
     }
 
-  for (int row = blockIdx.x * TEAMS + team, turn = 0; row < rows; row += gridDim.x * TEAMS, turn ^= 1) {
+  for (int row = blockIdx.x * TEAMS + team; row < rows; row += gridDim.x * TEAMS) {
     const long long start = static_cast<long long>(row) * WIDTH;
     Vector<float, VECTOR> normal[columns.VECTORS] = {}, g[columns.VECTORS] = {};
     float inverse = 0.f, mean_g = 0.f, mean_gn = 0.f;
@@ -184,9 +185,9 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         add_to_shared(to_weight + team * WIDTH + column, d_weight);
         add_to_shared(to_bias + team * WIDTH + column, d);
       }
-      // Two pairs of buffers: a fast thread writes those of the next row while others read.
-      mean_g = reduce_team<TEAM>(mean_g, scratch + 2 * turn * WARPS) * (1.f / WIDTH);
-      mean_gn = reduce_team<TEAM>(mean_gn, scratch + (2 * turn + 1) * WARPS) * (1.f / WIDTH);
+      // The barrier of one reduction separates two uses of the other's memory.
+      mean_g = reduce_team<TEAM>(mean_g, first_scratch) * (1.f / WIDTH);
+      mean_gn = reduce_team<TEAM>(mean_gn, second_scratch) * (1.f / WIDTH);
     }
 #pragma unroll
     for (int i = 0; i < columns.VECTORS; i++) {

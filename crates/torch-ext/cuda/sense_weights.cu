@@ -1,6 +1,6 @@
 // The contextualization weights from scores, and back: a causal softmax per sense. Scores are
-// sense-major [B, L, T, T], as the matrix product writes them. Weights alpha are [B, T, T, L], senses
-// innermost, as the weighted sum of senses reads them.
+// sense-major [B, L, T, T], as the matrix product writes them. Weights alpha are [B, T, T, L],
+// senses innermost, as the weighted sum of senses reads them.
 //
 // Macros: NUM_SENSES (L, 1 to 64), MAX_LENGTH (largest T, up to 2,048), WARPS (per block).
 // Grid: (T, B). A block computes one position of one sequence: a row of "words" up to the position.
@@ -56,7 +56,8 @@ __device__ __forceinline__ Vector<Bf16, LANE_WORDS> to_bf16(const Vector<float, 
 constexpr bool WHOLE_GROUPS = NUM_SENSES % 8 == 0;
 constexpr int GROUPS = WHOLE_GROUPS ? NUM_SENSES / 8 : 1;
 
-// Otherwise, it moves 8 adjacent elements of a row of alpha, or one if such rows are not aligned.
+// With other numbers of senses, a thread moves 8 adjacent elements of a row of alpha, or one
+// element if rows of alpha are not aligned to 16 bytes.
 __device__ __forceinline__ int aligned_vectors(int elements, int length) {
   return length * NUM_SENSES % 8 == 0 ? elements / 8 : 0;
 }
@@ -120,7 +121,8 @@ __device__ __forceinline__ void load_transposed(const Bf16* alpha, Bf16* tile, i
     for (int v = threadIdx.x; v < vectors; v += THREADS) {
       const Bf16x8 x = *reinterpret_cast<const Bf16x8*>(alpha + 8 * v);
 #pragma unroll
-      for (int j = 0; j < 8; j++) tile[tile_index(8 * v + j, PITCH)] = static_cast<Bf16>(x.pairs[j / 2] >> (j % 2 * 16));
+      for (int j = 0; j < 8; j++)
+        tile[tile_index(8 * v + j, PITCH)] = static_cast<Bf16>(x.pairs[j / 2] >> (j % 2 * 16));
     }
     for (int element = 8 * vectors + threadIdx.x; element < words * NUM_SENSES; element += THREADS)
       tile[tile_index(element, PITCH)] = alpha[element];
@@ -312,7 +314,8 @@ __device__ __forceinline__ void backward(const Bf16* alpha, const Bf16* d_alpha,
         if (word <= position) {
           const int last = position - start;
           const Vector<float, LANE_WORDS> a = load_words<true>(tile + sense * BACKWARD_PITCH, word - start, last, 0.f);
-          const Vector<float, LANE_WORDS> d = load_words<true>(d_tile + sense * BACKWARD_PITCH, word - start, last, 0.f);
+          const Vector<float, LANE_WORDS> d =
+              load_words<true>(d_tile + sense * BACKWARD_PITCH, word - start, last, 0.f);
 #pragma unroll
           for (int j = 0; j < LANE_WORDS; j++)
             g.at[j] = word + j <= position ? a.at[j] * (d.at[j] - dots[i]) * scale : 0.f;

@@ -1,7 +1,8 @@
 // CUDA's keywords and functions for a C++ compiler: what the kernel files use, and no more.
 //
-// Every CUDA thread is a fiber, that is, a function with its own stack that runs until it waits at a
-// barrier or a shuffle. runtime.cpp runs the fibers of a block in turn, and the blocks one by one.
+// Every CUDA thread is a fiber, that is, a function with its own stack that runs until it waits at
+// a barrier or a shuffle. runtime.cpp runs the fibers of a block in turn, and the blocks one by
+// one.
 #pragma once
 
 #include <math.h>
@@ -71,7 +72,7 @@ struct Registration : Function {
   }
 };
 
-}  // namespace emulated
+}  // namespace emulated HIDDEN
 
 #define KERNEL(name) static const emulated::Registration registration_of_##name(#name, name);
 

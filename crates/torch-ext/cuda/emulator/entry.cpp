@@ -10,7 +10,8 @@
 //   c++ -O1 -std=c++17 -fPIC -c race_detector.cpp
 //   c++ -shared entry.o runtime.o race_detector.o -o cross_entropy.so
 //
-// The functions of the library are declared in runtime.h.
+// The functions of the library are declared in runtime.h. With -O2 and above, add
+// -fno-strict-aliasing: the kernels load vectors through pointers to other types.
 #ifndef DETECT_RACES
 #include "runtime.cpp"
 #endif

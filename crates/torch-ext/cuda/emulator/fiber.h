@@ -1,5 +1,5 @@
-// Fibers: functions with their own stack that switch to each other. ucontext makes a system call per
-// switch, so x86-64 and aarch64 have their own switch, which saves the registers that a called
+// Fibers: functions with their own stack that switch to each other. ucontext makes a system call
+// per switch, so x86-64 and aarch64 have their own switch, which saves the registers that a called
 // function must preserve.
 #pragma once
 
@@ -47,7 +47,7 @@ emulated_switch:
   ret
   .size emulated_switch, . - emulated_switch
 )");
-// Words on the stack of a new fiber: 6 registers, the return address, and one that aligns the stack.
+// Words on the stack of a new fiber: 6 registers, the return address, and padding.
 constexpr int FRAME_WORDS = 8, ENTRY_WORD = 6;
 #else
 asm(R"(
@@ -113,4 +113,4 @@ inline void prepare_context(Context& context, char* stack, size_t size, void (*e
 
 #endif
 
-}  // namespace emulated
+}  // namespace emulated HIDDEN

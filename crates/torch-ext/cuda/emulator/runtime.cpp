@@ -208,13 +208,14 @@ uint32_t exchange(uint32_t mask, uint32_t value, unsigned distance, Site site) {
   values[lane] = value;
   wait_for_lanes(mask, site);
   if (other >= warp.lanes) {
-    report("line %d: lane %u of block %u reads from lane %u, which does not exist", site.line, lane, execution.block, other);
+    report("line %d: lane %u of block %u reads from lane %u, which does not exist", site.line, lane, execution.block,
+           other);
     return value;
   }
   return values[other];
 }
 
-}  // namespace emulated
+}  // namespace emulated HIDDEN
 
 using namespace emulated;
 
@@ -268,5 +269,4 @@ int emulated_launch(void* kernel, unsigned grid_x, unsigned grid_y, unsigned gri
 }
 
 const char* emulated_error() { return error_text.empty() ? nullptr : error_text.c_str(); }
-
 }
