@@ -59,7 +59,9 @@ fn main() {
         // Without these definitions, the headers of c10d are silently empty.
         .define("USE_DISTRIBUTED", None)
         .define("USE_C10D_GLOO", None)
-        .define("_GLIBCXX_USE_CXX11_ABI", "1");
+        .define("_GLIBCXX_USE_CXX11_ABI", "1")
+        // As libtorch itself: some of its classes have other members without this definition.
+        .define("NDEBUG", None);
     build_nccl_plugin(&shim, &libtorch);
     shim.files(SHIM.map(|name| format!("cpp/{name}.cpp"))).compile("backpack_torch_ext");
     for library in ["torch_cpu", "c10", "gomp", "dl"] {

@@ -6,6 +6,7 @@ use std::ffi::{CString, c_char, c_int, c_void};
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 
@@ -31,13 +32,17 @@ pub(super) fn is_on() -> bool {
 /// While it exists, fused bf16 operations on CPU tensors run the CUDA kernels, in the whole
 /// process. For tests.
 #[derive(Debug)]
-pub struct Emulation(());
+pub struct Emulation {
+    _only_one: MutexGuard<'static, ()>,
+}
 
 impl Emulation {
-    /// Starts the emulation.
+    /// Starts the emulation, after waiting for the end of another one.
     pub fn start() -> Self {
+        static ONLY_ONE: Mutex<()> = Mutex::new(());
+        let only_one = ONLY_ONE.lock().unwrap_or_else(PoisonError::into_inner);
         set(true);
-        Emulation(())
+        Emulation { _only_one: only_one }
     }
 }
 
