@@ -1,6 +1,6 @@
 """The parts of a training step with the kernels of crates/torch-ext/cuda, for parts.py. Each function
 takes a part of parts_torch.py, compares the results of the kernels with those of libtorch, and
-returns the errors and the ways to compute the part."""
+returns the errors and the ways to compute the part. `directory` contains the sources."""
 
 from ctypes import c_float, c_int, c_longlong, c_uint32, c_uint64
 from pathlib import Path
@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import torch
 
-from nvrtc import Module
+from kernel_module import compile_kernels
 from parts_torch import BF16, Sizes
 
 # Macros of the sources. A warp has 32 threads.
@@ -26,13 +26,15 @@ def result(errors: dict, ways: dict) -> SimpleNamespace:
     return SimpleNamespace(errors=errors, ways=ways)
 
 
-def head(part: SimpleNamespace, s: Sizes, directory: Path) -> SimpleNamespace:
-    module = Module(directory / "cross_entropy.cu", VOCAB_SIZE=s.vocab_size, THREADS=LOSS_THREADS)
-    losses = torch.empty(s.rows, device="cuda")
+def head(part: SimpleNamespace, s: Sizes, directory: Path, device: str) -> SimpleNamespace:
+    module = compile_kernels(
+        directory / "cross_entropy.cu", device, VOCAB_SIZE=s.vocab_size, THREADS=LOSS_THREADS
+    )
+    losses = torch.empty(s.rows, device=device)
 
     def own(chunk: int, fp32_sums: bool):
-        grad_weight = torch.zeros(s.vocab_size, s.width, device="cuda")
-        logits = torch.empty(chunk, s.vocab_size, device="cuda", dtype=BF16)
+        grad_weight = torch.zeros(s.vocab_size, s.width, device=device)
+        logits = torch.empty(chunk, s.vocab_size, device=device, dtype=BF16)
         for i in range(0, s.rows, chunk):
             h = part.hidden[i : i + chunk]
             torch.mm(h, part.weight.t(), out=logits)
@@ -56,11 +58,10 @@ def head(part: SimpleNamespace, s: Sizes, directory: Path) -> SimpleNamespace:
     loss, grad_weight = part.in_chunks(s.logit_rows)
     small, large = s.logit_rows, min(8 * s.logit_rows, s.rows)
     errors, ways = {}, {}
-    for name, chunk, fp32_sums in (
-        (f"own, {small} rows", small, False),
-        (f"own, {large} rows", large, False),
-        (f"own, {large} rows, fp32 sums", large, True),
-    ):
+    variants = [(f"own, {small} rows", small, False), (f"own, {large} rows", large, False)]
+    if device == "cuda":  # libtorch has this product on CUDA only
+        variants.append((f"own, {large} rows, fp32 sums", large, True))
+    for name, chunk, fp32_sums in variants:
         own_loss, own_grad = own(chunk, fp32_sums)
         errors[f"{name}: loss"] = abs(float(own_loss) - float(loss))
         errors[f"{name}: gradient of the weight"] = relative_error(own_grad, grad_weight)
@@ -68,9 +69,13 @@ def head(part: SimpleNamespace, s: Sizes, directory: Path) -> SimpleNamespace:
     return result(errors, ways)
 
 
-def mixing(part: SimpleNamespace, s: Sizes, directory: Path) -> SimpleNamespace:
-    module = Module(
-        directory / "sense_weights.cu", NUM_SENSES=s.num_senses, MAX_LENGTH=s.length, WARPS=WEIGHT_WARPS
+def mixing(part: SimpleNamespace, s: Sizes, directory: Path, device: str) -> SimpleNamespace:
+    module = compile_kernels(
+        directory / "sense_weights.cu",
+        device,
+        NUM_SENSES=s.num_senses,
+        MAX_LENGTH=s.length,
+        WARPS=WEIGHT_WARPS,
     )
     grid, threads, scale = (s.length, s.batch), 32 * WEIGHT_WARPS, c_float(part.scale)
     pairs = part.senses.detach().view(s.batch, s.length * s.num_senses, s.width)
@@ -83,9 +88,9 @@ def mixing(part: SimpleNamespace, s: Sizes, directory: Path) -> SimpleNamespace:
             for x in part.qk.detach().split(s.width, 2)
         )
         scores = query @ key.transpose(2, 3)
-        alpha = torch.empty(s.batch, s.length, s.length * s.num_senses, device="cuda", dtype=BF16)
+        alpha = torch.empty(s.batch, s.length, s.length * s.num_senses, device=device, dtype=BF16)
         module.launch("sense_weights", grid, threads, scores, alpha, scale, c_int(s.length), c_int(block))
-        output = torch.empty(s.batch, s.length, s.width, device="cuda", dtype=BF16)
+        output = torch.empty(s.batch, s.length, s.width, device=device, dtype=BF16)
         d_alpha, d_pairs = torch.empty_like(alpha), torch.zeros_like(pairs)
         for first in range(0, s.length, block):
             end = first + block
@@ -110,13 +115,13 @@ def mixing(part: SimpleNamespace, s: Sizes, directory: Path) -> SimpleNamespace:
     return result(errors, ways)
 
 
-def norm(part: SimpleNamespace, s: Sizes, directory: Path) -> SimpleNamespace:
-    module = Module(directory / "layer_norm.cu", WIDTH=s.width, WARPS=NORM_WARPS)
+def norm(part: SimpleNamespace, s: Sizes, directory: Path, device: str) -> SimpleNamespace:
+    module = compile_kernels(directory / "layer_norm.cu", device, WIDTH=s.width, WARPS=NORM_WARPS)
     rows, is_float, threads = c_int(s.rows), c_int(0), 32 * NORM_WARPS
 
     def own(dropout: float):
         total, normed = torch.empty_like(part.stream), torch.empty_like(part.output)
-        stats = torch.empty(s.rows, 2, device="cuda")
+        stats = torch.empty(s.rows, 2, device=device)
         mask = c_uint32(int(dropout * 2**32)), c_float(1 / (1 - dropout)), c_uint64(77)
         grid = ((s.rows + NORM_WARPS - 1) // NORM_WARPS,)
         module.launch(
@@ -138,7 +143,7 @@ def norm(part: SimpleNamespace, s: Sizes, directory: Path) -> SimpleNamespace:
             *mask,
         )
         d_stream, d_output = torch.empty_like(part.stream), torch.empty_like(part.output)
-        partials = torch.empty(NORM_BLOCKS, 3, s.width, device="cuda")
+        partials = torch.empty(NORM_BLOCKS, 3, s.width, device=device)
         module.launch(
             "add_layer_norm_backward",
             (NORM_BLOCKS,),
@@ -167,8 +172,8 @@ def norm(part: SimpleNamespace, s: Sizes, directory: Path) -> SimpleNamespace:
     return result(errors, {"own": lambda: own(0.1)})
 
 
-def gelu(part: SimpleNamespace, s: Sizes, directory: Path) -> SimpleNamespace:
-    module = Module(directory / "gelu.cu", THREADS=GELU_THREADS)
+def gelu(part: SimpleNamespace, s: Sizes, directory: Path, device: str) -> SimpleNamespace:
+    module = compile_kernels(directory / "gelu.cu", device, THREADS=GELU_THREADS)
     width = part.x.shape[1]
     grid = ((width + 8 * GELU_THREADS - 1) // (8 * GELU_THREADS), GELU_BLOCKS)
     sizes = c_longlong(s.rows), c_int(width)
@@ -176,7 +181,7 @@ def gelu(part: SimpleNamespace, s: Sizes, directory: Path) -> SimpleNamespace:
     def own():
         y, again, d = (torch.empty_like(part.x) for _ in range(3))
         d.copy_(part.grad)  # the kernel replaces the gradient of y by that of x
-        partials = torch.empty(GELU_BLOCKS, width, device="cuda")
+        partials = torch.empty(GELU_BLOCKS, width, device=device)
         module.launch("bias_gelu", grid, GELU_THREADS, part.x, part.bias, y, *sizes)
         module.launch(
             "bias_gelu_backward", grid, GELU_THREADS, part.x, part.bias, d, again, partials, *sizes

@@ -1,8 +1,8 @@
 """Measures the parts of a training step on a GPU, each computed in several ways: milliseconds of a
 forward and backward pass with the sizes of small. Prints one JSON object on the last line.
 
-The way `own` uses the kernels of crates/torch-ext/cuda. Its results are first compared with those
-of the other ways. On a CPU, the ways without these kernels run with small sizes.
+The ways `own` use the kernels of crates/torch-ext/cuda. Their results are first compared with those
+of libtorch. On a CPU, the sizes are small, and an emulator runs the kernels for this comparison.
 """
 
 import argparse
@@ -44,11 +44,12 @@ def main() -> None:
     milliseconds, errors, failures = {}, {}, {}
     for name, part in parts.items():
         ways = dict(part.ways)
-        if not quick and name in own_kernels.PARTS:
+        if name in own_kernels.PARTS and a.kernels.is_dir():
             try:
-                own = own_kernels.PARTS[name](part, sizes, a.kernels)
+                own = own_kernels.PARTS[name](part, sizes, a.kernels, a.device)
                 errors[name] = own.errors
-                ways |= own.ways
+                # The time of emulated kernels has no meaning.
+                ways |= {} if quick else own.ways
             except (RuntimeError, OSError, TypeError) as error:
                 failures[name] = str(error)[:300]
         milliseconds[name] = {
@@ -56,9 +57,9 @@ def main() -> None:
         }
         if a.device == "cuda":
             torch.cuda.empty_cache()
-    worst = max((error for values in errors.values() for error in values.values()), default=0.0)
+    accurate = all(error <= ERROR_LIMIT for values in errors.values() for error in values.values())
     report = {
-        "ok": not failures and worst <= ERROR_LIMIT,
+        "ok": accurate and not failures,
         "ms": milliseconds,
         "errors": errors,
         "error_limit": ERROR_LIMIT,
