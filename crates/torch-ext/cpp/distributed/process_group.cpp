@@ -20,10 +20,12 @@
 namespace {
 
 // This file constructs these classes with stand-ins for the headers of Gloo (gloo_headers/). The
-// sizes below are those with the real headers, for this version of torch.
-static_assert(TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR == 13 && TORCH_VERSION_PATCH == 0,
-              "unexpected torch version: check the layout of ProcessGroupGloo with the headers of Gloo");
-static_assert(sizeof(c10d::ProcessGroupGloo) == 488 && sizeof(c10d::ProcessGroupGloo::Options) == 184,
+// sizes below are those with the real headers, for torch 2.13.0. A program that is built with
+// another version refuses to create a process group.
+constexpr bool GLOO_LAYOUT_IS_KNOWN =
+    TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR == 13 && TORCH_VERSION_PATCH == 0;
+static_assert(!GLOO_LAYOUT_IS_KNOWN ||
+                  (sizeof(c10d::ProcessGroupGloo) == 488 && sizeof(c10d::ProcessGroupGloo::Options) == 184),
               "the stand-ins for the headers of Gloo give ProcessGroupGloo a wrong layout");
 
 using Millis = std::chrono::milliseconds;
@@ -132,6 +134,9 @@ void bpx_store_free(BpxStore* store) { delete store; }
 char* bpx_group_new(BpxStore* store, int rank, int size, int64_t timeout_ms, const char* interfaces,
                     const char* address, BpxGroup** out) {
   BPX_GUARD({
+    TORCH_CHECK(GLOO_LAYOUT_IS_KNOWN,
+                "cannot create a process group: this program is built with torch " TORCH_VERSION
+                ", and process groups need torch 2.13.0; run one process, or build with torch 2.13.0");
     auto group = std::make_unique<BpxGroup>();
     group->store = store->store;
     group->group = c10::make_intrusive<c10d::ProcessGroup>(group->store, rank, size);

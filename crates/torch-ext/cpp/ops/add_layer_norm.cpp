@@ -8,7 +8,6 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::CppNode;
 using torch::autograd::Function;
-using torch::autograd::Node;
 using torch::autograd::variable_list;
 
 int index_of(const Tensor& t) { return t.defined() && t.scalar_type() == at::kBFloat16; }
@@ -124,8 +123,10 @@ struct AddLayerNorm : Function<AddLayerNorm> {
 
 // A reference to a node of the graph, which later nodes keep.
 struct Source : torch::CustomClassHolder {
-  explicit Source(c10::intrusive_ptr<Node> n) : node(std::move(n)) {}
-  c10::intrusive_ptr<Node> node;
+  // std::shared_ptr<Node> up to torch 2.12, and c10::intrusive_ptr<Node> from torch 2.13 on.
+  using Pointer = std::decay_t<decltype(std::declval<const Tensor&>().grad_fn())>;
+  explicit Source(Pointer n) : node(std::move(n)) {}
+  Pointer node;
 };
 
 }  // namespace
