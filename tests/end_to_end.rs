@@ -6,6 +6,7 @@ mod support;
 mod bad_input;
 mod benching;
 mod controlling;
+mod cuda_loading;
 mod dependencies;
 mod distributed;
 mod editing;

@@ -1,10 +1,28 @@
-// Selection of the GPU that this process uses, and the memory of GPUs.
+// Loading of CUDA, selection of the GPU that this process uses, and the memory of GPUs.
 #include "shim.h"
 
+#include <ATen/detail/CUDAHooksInterface.h>
 #include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
+#include <dlfcn.h>
+
+#include <typeinfo>
 
 extern "C" {
+
+// Loads the CUDA libraries of libtorch into this process, which links only the CPU libraries.
+char* bpx_load_cuda() {
+  if (dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_GLOBAL)) return nullptr;
+  const char* why = dlerror();
+  return strdup(why ? why : "dlopen failed without a message");
+}
+
+// Returns whether libtorch uses the functions ("hooks") that libtorch_cuda.so registers. libtorch
+// creates the object with these functions once, at the first use. An object that is created before
+// libtorch_cuda.so is loaded is of the base class, and has no GPU for the rest of the process.
+char* bpx_has_cuda_hooks(int* result) {
+  BPX_GUARD(*result = typeid(at::detail::getCUDAHooks()) != typeid(at::CUDAHooksInterface))
+}
 
 char* bpx_set_cuda_device(int64_t index) {
   BPX_GUARD({
@@ -34,5 +52,14 @@ char* bpx_peak_gpu_memory(int64_t index, int64_t* bytes) {
     constexpr auto all = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
     *bytes = stats.allocated_bytes[all].peak;
   })
+}
+
+// Returns the cached free blocks of all GPUs to the driver.
+char* bpx_empty_gpu_cache() { BPX_GUARD(at::getDeviceAllocator(c10::kCUDA)->emptyCache()) }
+
+// Copies a tensor. A copy from a GPU to page-locked memory is
+// complete only after the GPU has been synchronized.
+char* bpx_copy_without_waiting(TensorPtr target, TensorPtr source) {
+  BPX_GUARD(target->copy_(*source, /*non_blocking=*/true))
 }
 }

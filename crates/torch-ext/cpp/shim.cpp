@@ -5,7 +5,6 @@
 #include "ops/ops.h"
 
 #include <ATen/Version.h>
-#include <dlfcn.h>
 #include <malloc.h>
 #include <torch/headeronly/version.h>
 
@@ -110,13 +109,6 @@ char* bpx_product(TensorPtr out, TensorPtr a, TensorPtr b) {
 // per page. Returns whether both settings succeeded.
 int bpx_keep_freed_memory() {
   return use_arena() && mallopt(M_MMAP_THRESHOLD, INT_MAX) && mallopt(M_TRIM_THRESHOLD, INT_MAX);
-}
-
-// Loads the CUDA libraries of libtorch into this process, which links only the CPU libraries.
-char* bpx_load_cuda() {
-  if (dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_GLOBAL)) return nullptr;
-  const char* why = dlerror();
-  return strdup(why ? why : "dlopen failed without a message");
 }
 
 // Describes libtorch in lines: version, vector extensions, oneDNN, MKL, and the kernels of this

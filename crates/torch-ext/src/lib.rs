@@ -26,4 +26,6 @@ pub use ops::{
     LayerOutput, MAX_SENSES, MatmulWeight, add_layer_norm, attention, embedding, linear, linear_cross_entropy, mlp,
     product, share_gradient, weighted_sum_of_senses, weighted_sum_of_senses_on_gpu,
 };
-pub use runtime::{BuildInfo, build_info, exit_now, keep_freed_memory, load_cuda, set_cuda_device};
+pub use runtime::{
+    BuildInfo, LoadCudaError, build_info, exit_now, keep_freed_memory, load_cuda, set_cuda_device, usable_gpus,
+};

@@ -1,6 +1,7 @@
 //! Process-wide settings of libtorch: memory, CUDA libraries, and build information.
 
 use std::ffi::c_char;
+use std::fmt;
 use std::io::Write;
 
 use crate::error::{Error, check, take_string};
@@ -8,6 +9,7 @@ use crate::error::{Error, check, take_string};
 unsafe extern "C" {
     fn bpx_keep_freed_memory() -> i32;
     fn bpx_load_cuda() -> *mut c_char;
+    fn bpx_has_cuda_hooks(result: *mut i32) -> *mut c_char;
     fn bpx_build_info(text: *mut *mut c_char) -> *mut c_char;
     fn bpx_set_cuda_device(index: i64) -> *mut c_char;
     fn _exit(code: i32) -> !;
@@ -22,13 +24,66 @@ pub fn keep_freed_memory() -> bool {
     unsafe { bpx_keep_freed_memory() == 1 }
 }
 
-/// Loads libtorch's CUDA libraries into this process, which links only the CPU ones.
+/// Why the CUDA part of libtorch cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LoadCudaError {
+    /// `libtorch_cuda.so` or one of its dependencies is missing.
+    Library(Error),
+    /// A function of libtorch asked for CUDA before CUDA was loaded. `tch::manual_seed` and most
+    /// functions of `tch::Cuda` do so. libtorch then has no GPU for the rest of the process.
+    TooLate,
+}
+
+impl fmt::Display for LoadCudaError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            LoadCudaError::Library(error) => error.fmt(f),
+            LoadCudaError::TooLate => f.write_str(
+                "CUDA was loaded too late: libtorch's random generator or another function of libtorch had already asked for CUDA in this process",
+            ),
+        }
+    }
+}
+
+impl std::error::Error for LoadCudaError {}
+
+impl From<LoadCudaError> for Error {
+    fn from(error: LoadCudaError) -> Self {
+        Error(error.to_string())
+    }
+}
+
+/// Loads libtorch's CUDA libraries into this process, which links only the CPU ones. Call it before
+/// any function that asks libtorch for CUDA.
 ///
 /// # Errors
-/// `libtorch_cuda.so` or one of its dependencies is missing; the message is that of the loader.
-pub fn load_cuda() -> Result<(), Error> {
+/// A library is missing, or the call is too late.
+pub fn load_cuda() -> Result<(), LoadCudaError> {
     // SAFETY: dlopen runs the constructors of the library. Those of libtorch support this.
-    check(unsafe { bpx_load_cuda() })
+    check(unsafe { bpx_load_cuda() }).map_err(LoadCudaError::Library)?;
+    require_cuda_hooks()
+}
+
+/// Loads CUDA and returns the number of GPUs that this process can use. It is 0 without a driver.
+///
+/// # Errors
+/// CUDA cannot be loaded.
+pub fn usable_gpus() -> Result<usize, LoadCudaError> {
+    load_cuda()?;
+    Ok(gpus_of_loaded_cuda())
+}
+
+#[allow(clippy::disallowed_methods)] // CUDA is loaded
+fn gpus_of_loaded_cuda() -> usize {
+    usize::try_from(tch::Cuda::device_count()).unwrap_or(0)
+}
+
+/// Returns an error if libtorch does not use the CUDA libraries.
+fn require_cuda_hooks() -> Result<(), LoadCudaError> {
+    let mut has_hooks = 0;
+    // SAFETY: the shim writes one number.
+    check(unsafe { bpx_has_cuda_hooks(&mut has_hooks) }).map_err(LoadCudaError::Library)?;
+    if has_hooks == 1 { Ok(()) } else { Err(LoadCudaError::TooLate) }
 }
 
 /// Makes a GPU the default GPU of this process, which streams and NCCL use. Call it before any use
@@ -89,9 +144,16 @@ mod tests {
     }
 
     #[test]
-    fn loading_cuda_succeeds_or_names_the_missing_library() {
-        if let Err(error) = load_cuda() {
-            assert!(error.to_string().contains(".so"), "{error}");
+    fn cuda_is_loaded_or_the_missing_library_is_named() {
+        match load_cuda() {
+            Ok(()) => require_cuda_hooks().unwrap(),
+            Err(error) => {
+                assert!(error.to_string().contains(".so"), "{error}");
+                // The state after a function asked for CUDA before it was loaded.
+                let error = require_cuda_hooks().unwrap_err();
+                assert_eq!(error, LoadCudaError::TooLate);
+                assert!(error.to_string().starts_with("CUDA was loaded too late: libtorch's random generator"));
+            }
         }
     }
 }

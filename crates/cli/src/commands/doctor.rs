@@ -7,8 +7,8 @@ use std::path::Path;
 use anyhow::Result;
 use clap::Args;
 use evals::Tokenizer;
-use tch::{Cuda, Device, Kind};
-use torch_ext::{cuda_memory, distributed, nccl};
+use tch::{Device, Kind};
+use torch_ext::{LoadCudaError, cuda_memory, distributed, nccl};
 use trainer::gigabytes;
 
 /// Print the detected libtorch, CPU features, CUDA, distributed backends and tokenizer
@@ -52,14 +52,17 @@ impl Doctor {
 
 /// The CUDA libraries of libtorch and the usable GPUs.
 fn cuda() -> Vec<String> {
-    if let Err(error) = torch_ext::load_cuda() {
-        return vec![format!("not loaded ({error}); `scripts/setup.sh --cuda` fetches it")];
-    }
+    let count = match torch_ext::usable_gpus() {
+        Ok(count) => count,
+        Err(LoadCudaError::Library(error)) => {
+            return vec![format!("not loaded ({error}); `scripts/setup.sh --cuda` fetches it")];
+        }
+        Err(error @ LoadCudaError::TooLate) => return vec![format!("not usable ({error}); report this as a bug")],
+    };
     let from = library("libtorch_cuda.so");
-    if !Cuda::is_available() {
+    if count == 0 {
         return vec![format!("libraries loaded from {from}, but no GPU or driver found")];
     }
-    let count = Cuda::device_count().max(0) as usize;
     let gpus = (0..count).map(|index| match cuda_memory::device_memory(Device::Cuda(index)) {
         Ok(Some(memory)) => {
             format!("GPU {index}: {:.1} of {:.1} GB free", gigabytes(memory.free), gigabytes(memory.total))

@@ -3,6 +3,7 @@
 use anyhow::Result;
 use data_prep::{TokenSplit, read_rows};
 use model::{ForwardOptions, LanguageModel, inputs_and_targets};
+use tch::{Kind, Tensor};
 
 /// The share of a validation split that one rank computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,7 +54,8 @@ impl ValidationResult {
 ///
 /// The sequences are processed in rounds, in which every rank computes one batch. Before each
 /// round, `progress(done, all)` is called; if it returns false, validation stops and the result is
-/// `None`. All ranks have the same number of rounds, so `progress` may use collectives.
+/// `None`. All ranks have the same number of rounds, so `progress` may use collectives. The losses
+/// are summed on the device of the model, so the host waits for a GPU only after the last batch.
 ///
 /// # Errors
 /// The split is too short for one sequence, a shard contains an id outside the vocabulary, or
@@ -70,7 +72,8 @@ pub fn validate(
     let present = split.num_sequences(sequence_length);
     let all = if max_sequences == 0 { present } else { present.min(max_sequences) };
     let batch_size = batch_size.max(1);
-    let mut result = ValidationResult { sum: 0.0, sequences: 0, tokens: 0 };
+    let mut sum = Tensor::f_zeros([0; 0], (Kind::Double, model.device()))?;
+    let mut sequences = 0;
     for round in (0..all).step_by((batch_size * shard.world_size) as usize) {
         if !progress(round, all)? {
             return Ok(None);
@@ -82,10 +85,10 @@ pub fn validate(
         }
         let rows = read_rows(split, first..first + count, sequence_length)?;
         let (ids, targets) = inputs_and_targets(&rows, sequence_length, model.device())?;
-        let loss = tch::no_grad(|| model.loss(&ids, &targets, forward))?.f_double_value(&[])?;
-        result.sum += loss * count as f64;
-        result.sequences += count;
+        let loss = tch::no_grad(|| model.loss(&ids, &targets, forward))?;
+        sum = sum.f_add(&loss.f_to_kind(Kind::Double)?.f_mul_scalar(count as f64)?)?;
+        sequences += count;
     }
-    result.tokens = result.sequences * sequence_length as u64;
-    Ok(Some(result))
+    let tokens = sequences * sequence_length as u64;
+    Ok(Some(ValidationResult { sum: sum.f_double_value(&[])?, sequences, tokens }))
 }

@@ -24,7 +24,8 @@ impl Default for BatchConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MicroBatchSize {
     /// When training on a GPU: the largest divisor of the rank's sequences of a step that fits into
-    /// its memory. Otherwise: the largest such divisor of at most 8,192 tokens.
+    /// its memory and has at most 65,536 tokens. Otherwise: the largest divisor of at most 8,192
+    /// tokens.
     Auto,
     /// A fixed number of sequences.
     Sequences(u64),

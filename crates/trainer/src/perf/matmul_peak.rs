@@ -8,7 +8,7 @@ use tch::{Device, Kind, Tensor};
 /// Rows, inner length and columns of the products, in ascending order of cost: the MLP of the small
 /// model, a block of the micro model's output layer, and a large square.
 const SHAPES: [[i64; 3]; 3] = [[2048, 768, 3072], [2048, 384, 50264], [4096, 4096, 4096]];
-/// Repetitions of each product. The fastest one counts.
+/// Measurements of each product. The fastest one counts.
 const REPEATS: usize = 3;
 
 /// Time limit of the measurement before a training. On two Zen 4 cores it is enough for each
@@ -17,6 +17,29 @@ const TRAIN_BUDGET: Duration = Duration::from_millis(1_500);
 /// Time limit of the measurement in a benchmark. It is enough for every repetition on any machine
 /// that can train.
 pub(crate) const BENCH_BUDGET: Duration = Duration::from_secs(60);
+
+/// How the products of one shape are timed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct ProductTiming {
+    /// Whether one product runs untimed before the measurements.
+    warm_up: bool,
+    /// Products per measurement.
+    products: u32,
+}
+
+impl ProductTiming {
+    /// Returns the timing for a device.
+    fn on(device: Device) -> Self {
+        if device.is_cuda() {
+            // The first product of a shape creates the handle and the workspace of cuBLAS and loads
+            // a kernel, which takes longer than many products. One of the large products takes 0.2
+            // ms on an H100, and a synchronization 10 us, so 20 products keep its share below 1%.
+            ProductTiming { warm_up: true, products: 20 }
+        } else {
+            ProductTiming { warm_up: false, products: 1 }
+        }
+    }
+}
 
 /// Measures the peak throughput in FLOP/s that a training run relates its speed to, for products of
 /// type `kind` on `device`.
@@ -28,41 +51,67 @@ pub fn matmul_peak(kind: Kind, device: Device) -> Result<f64> {
 /// this process.
 ///
 /// Products that would exceed `budget` are skipped: repetitions first, then the large products. The
-/// first product is always measured. `multiply(a, b, out)` writes a times b to `out`, as
-/// [`product`] does. The function does not use a random generator.
+/// first product is always measured. On a GPU, each shape has a warm-up, which does not count toward
+/// the budget. `multiply(a, b, out)` writes a times b to `out`, as [`product`] does. The function
+/// does not use a random generator.
 pub(crate) fn measure_matmul_peak(
     kind: Kind,
     device: Device,
     budget: Duration,
     multiply: impl Fn(&Tensor, &Tensor, &Tensor) -> Result<()>,
 ) -> Result<f64> {
+    measure_with_timing(kind, device, budget, ProductTiming::on(device), multiply)
+}
+
+/// The function [`measure_matmul_peak`] with the given timing.
+fn measure_with_timing(
+    kind: Kind,
+    device: Device,
+    budget: Duration,
+    timing: ProductTiming,
+    multiply: impl Fn(&Tensor, &Tensor, &Tensor) -> Result<()>,
+) -> Result<f64> {
     // A CPU without fp16 instructions multiplies fp16 in a slow scalar loop, so fp32 is measured
     // instead.
     let kind = if kind == Kind::Half && device == Device::Cpu { Kind::Float } else { kind };
     let start = Instant::now();
-    let affordable =
-        |flops: f64, best: f64| best == 0.0 || start.elapsed().as_secs_f64() + flops / best <= budget.as_secs_f64();
+    let mut warm_up_time = Duration::ZERO;
+    let products = f64::from(timing.products);
+    let affordable = |flops: f64, best: f64, warm_up_time: Duration| {
+        let elapsed = start.elapsed().saturating_sub(warm_up_time).as_secs_f64();
+        best == 0.0 || elapsed + products * flops / best <= budget.as_secs_f64()
+    };
     let mut best = 0.0_f64;
     for (i, shape) in SHAPES.iter().enumerate() {
-        if !affordable(flops(shape), best) {
+        if !affordable(flops(shape), best, warm_up_time) {
             continue;
         }
         let [rows, inner, columns] = *shape;
         let (a, b) = (operand(rows, inner, kind, device)?, operand(inner, columns, kind, device)?);
         // Zeros are written, so that no page faults occur during the measurement.
         let out = Tensor::f_zeros([rows, columns], (kind, device))?;
-        // A repetition must leave time for one product of each remaining shape.
+        let multiply_once = || {
+            multiply(&a, &b, &out).with_context(|| format!("cannot multiply [{rows}, {inner}] x [{inner}, {columns}]"))
+        };
+        if timing.warm_up {
+            let warm_up_start = Instant::now();
+            multiply_once()?;
+            torch_ext::profiler::synchronize()?;
+            warm_up_time += warm_up_start.elapsed();
+        }
+        // A repetition must leave time for one measurement of each remaining shape.
         let with_remaining: f64 = SHAPES[i..].iter().map(flops).sum();
         for repeat in 0..REPEATS {
-            if repeat > 0 && !affordable(with_remaining, best) {
+            if repeat > 0 && !affordable(with_remaining, best, warm_up_time) {
                 break;
             }
             torch_ext::profiler::synchronize()?;
-            let product_start = Instant::now();
-            multiply(&a, &b, &out)
-                .with_context(|| format!("cannot multiply [{rows}, {inner}] x [{inner}, {columns}]"))?;
+            let products_start = Instant::now();
+            for _ in 0..timing.products {
+                multiply_once()?;
+            }
             torch_ext::profiler::synchronize()?;
-            best = best.max(flops(shape) / product_start.elapsed().as_secs_f64());
+            best = best.max(products * flops(shape) / products_start.elapsed().as_secs_f64());
         }
     }
     Ok(best)
@@ -122,5 +171,52 @@ mod tests {
         measure_matmul_peak(Kind::BFloat16, Device::Cpu, BENCH_BUDGET, recorded).unwrap();
         let expected: Vec<[i64; 3]> = SHAPES.iter().flat_map(|shape| [*shape; REPEATS]).collect();
         assert_eq!(shapes.take(), expected);
+    }
+
+    #[test]
+    fn only_a_gpu_has_a_warm_up_and_several_products_per_measurement() {
+        assert_eq!(ProductTiming::on(Device::Cpu), ProductTiming { warm_up: false, products: 1 });
+        let ProductTiming { warm_up, products } = ProductTiming::on(Device::Cuda(0));
+        assert!(warm_up && products > 1);
+    }
+
+    /// The first product takes 300 ms, as the start of cuBLAS does, and the others 2 ms.
+    #[test]
+    fn a_slow_first_product_does_not_lower_the_peak_after_a_warm_up() {
+        let measure = |warm_up: bool| {
+            let products = Cell::new(0);
+            let slow_first = |_: &Tensor, _: &Tensor, _: &Tensor| {
+                std::thread::sleep(Duration::from_millis(if products.get() == 0 { 300 } else { 2 }));
+                products.set(products.get() + 1);
+                Ok(())
+            };
+            let timing = ProductTiming { warm_up, products: 4 };
+            let budget = Duration::ZERO;
+            let peak = measure_with_timing(Kind::Float, Device::Cpu, budget, timing, slow_first).unwrap();
+            (peak, products.get())
+        };
+        let first_shape = flops(&SHAPES[0]);
+        let (peak, products) = measure(false);
+        assert!(peak < 4.0 * first_shape / 0.3, "{peak}");
+        assert_eq!(products, 4);
+        let (peak, products) = measure(true);
+        // Far above the throughput with the first product, even if this thread sleeps too long.
+        assert!(peak > 4.0 * first_shape / 0.15 && peak < first_shape / 0.002, "{peak}");
+        assert_eq!(products, 5);
+    }
+
+    #[test]
+    fn the_warm_up_does_not_count_toward_the_budget() {
+        let products = Cell::new(0);
+        let slow_first = |_: &Tensor, _: &Tensor, _: &Tensor| {
+            if products.get() == 0 {
+                std::thread::sleep(Duration::from_millis(4_100));
+            }
+            products.set(products.get() + 1);
+            Ok(())
+        };
+        let timing = ProductTiming { warm_up: true, products: 2 };
+        measure_with_timing(Kind::Float, Device::Cpu, Duration::from_secs(4), timing, slow_first).unwrap();
+        assert_eq!(products.get(), SHAPES.len() * (1 + 2 * REPEATS));
     }
 }

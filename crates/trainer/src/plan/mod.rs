@@ -288,7 +288,7 @@ fn will_use_gpu(device: DeviceKind) -> bool {
     match device {
         DeviceKind::Cpu => false,
         DeviceKind::Cuda => true,
-        DeviceKind::Auto => torch_ext::load_cuda().is_ok() && tch::Cuda::is_available(),
+        DeviceKind::Auto => torch_ext::usable_gpus().is_ok_and(|gpus| gpus > 0),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
+use torch_ext::LoadCudaError;
 
 use crate::distributed::local_ranks::LocalRanks;
 
@@ -17,29 +18,32 @@ pub enum DeviceKind {
     Cuda,
 }
 
-/// Selects the device, and loads CUDA if it is needed. If several GPUs are visible, the local rank
-/// selects one.
+/// Selects the device, and loads CUDA unless `device` is `Cpu`. If several GPUs are visible, the
+/// local rank selects one. Call it before any function that asks libtorch for CUDA, such as
+/// `tch::manual_seed`.
 ///
 /// # Errors
-/// Returns an error if `device` is `Cuda` and no GPU is usable, or if there are fewer GPUs than
-/// local ranks.
+/// Returns an error if `device` is `Cuda` and no GPU is usable, if there are fewer GPUs than local
+/// ranks, or if CUDA is loaded too late.
 pub fn select_device(device: DeviceKind, local_ranks: LocalRanks) -> Result<tch::Device> {
     if device == DeviceKind::Cpu {
         return Ok(tch::Device::Cpu);
     }
-    let loaded = torch_ext::load_cuda();
-    if loaded.is_ok() && tch::Cuda::is_available() {
-        let gpu = select_gpu(local_ranks, tch::Cuda::device_count().max(0) as usize)?;
-        torch_ext::distributed::set_cuda_device(gpu)?;
-        return Ok(tch::Device::Cuda(gpu));
-    }
-    match (device, loaded) {
-        (DeviceKind::Cuda, Err(error)) => {
+    match (torch_ext::usable_gpus(), device) {
+        (Ok(gpus @ 1..), _) => {
+            let gpu = select_gpu(local_ranks, gpus)?;
+            torch_ext::distributed::set_cuda_device(gpu)?;
+            Ok(tch::Device::Cuda(gpu))
+        }
+        (Err(error @ LoadCudaError::TooLate), _) => {
+            bail!("cannot select a GPU: {error}; report this as a bug, or use the device \"cpu\"")
+        }
+        (Err(LoadCudaError::Library(error)), DeviceKind::Cuda) => {
             bail!(
                 "cannot use the device \"cuda\": CUDA cannot be loaded ({error}); run `scripts/setup.sh --cuda`, or use \"cpu\""
             )
         }
-        (DeviceKind::Cuda, Ok(())) => {
+        (Ok(0), DeviceKind::Cuda) => {
             bail!(
                 "cannot use the device \"cuda\": CUDA is loaded, but no GPU is usable; check `nvidia-smi`, or use \"cpu\""
             )

@@ -1,5 +1,5 @@
-//! The search for the largest micro-batch that fits into GPU memory (`batch.micro_batch_size =
-//! "auto"`), by forward and backward passes before the first step.
+//! The search for the largest useful micro-batch that fits into GPU memory (`batch.micro_batch_size
+//! = "auto"`), by forward and backward passes before the first step.
 
 use std::panic::{self, AssertUnwindSafe};
 
@@ -18,6 +18,11 @@ use crate::runtime::watchdog::Watchdog;
 /// buffers other than the copy of the gradients.
 const HEADROOM: f64 = 0.05;
 
+/// Largest number of tokens of an automatic micro-batch on a GPU. For the small model, the estimate
+/// for an H100 is 1% more throughput with 128 sequences of 512 tokens than with 64, for twice the
+/// memory and a longer search.
+const MAX_SEARCHED_TOKENS: u64 = 65_536;
+
 /// The inputs of an attempt.
 pub(crate) struct FitAttempt<'a> {
     pub(crate) config: &'a Config,
@@ -27,8 +32,8 @@ pub(crate) struct FitAttempt<'a> {
     pub(crate) watchdog: &'a Watchdog,
 }
 
-/// Returns the batch configuration with the largest micro-batch that fits on every rank. Returns it
-/// unchanged on a CPU and if the size is configured. Collective.
+/// Returns the batch configuration with the largest micro-batch of at most [`MAX_SEARCHED_TOKENS`]
+/// that fits on every rank. Returns it unchanged on a CPU and if the size is configured. Collective.
 ///
 /// # Errors
 /// A single sequence does not fit, or a pass fails for another reason.
@@ -37,17 +42,19 @@ pub(crate) fn find_micro_batch(attempt: &FitAttempt<'_>, collectives: &Collectiv
     if batch.micro_batch_size != MicroBatchSize::Auto || attempt.device == Device::Cpu {
         return Ok(batch);
     }
-    let layout = batch.layout(attempt.config.data.sequence_length as u64, collectives.size())?;
+    let sequence_length = attempt.config.data.sequence_length as u64;
+    let layout = batch.layout(sequence_length, collectives.size())?;
     let per_rank = layout.micro_batch * layout.accumulation;
-    let largest = largest_that_fits(per_rank, |n| {
+    let largest = largest_that_fits(per_rank, max_searched_sequences(sequence_length), |n| {
         attempt.watchdog.progress("searching for the largest micro-batch");
         attempt.fits(n, n < per_rank, collectives.size() > 1)
     });
+    // The attempts leave free blocks of other sizes than those of a step.
+    cuda_memory::empty_cache(attempt.device)?;
     let largest = largest.and_then(|largest| {
         largest.ok_or_else(|| {
             anyhow!(
-                "a single sequence of {} tokens does not fit on the GPU: use a smaller model, shorter sequences, or a GPU with more memory",
-                attempt.config.data.sequence_length
+                "a single sequence of {sequence_length} tokens does not fit on the GPU: use a smaller model, shorter sequences, or a GPU with more memory"
             )
         })
     });
@@ -108,14 +115,19 @@ fn within_memory(work: impl FnOnce() -> Result<()>) -> Result<bool> {
     if format!("{error:#}").contains("out of memory") { Ok(false) } else { Err(error) }
 }
 
-/// Returns the largest divisor of `all` that fits, or `None` if 1 does not fit. Assumes that no
-/// divisor fits that is larger than one that does not. The search about doubles the divisor until one
-/// does not fit, and then bisects.
+/// Returns the largest number of sequences of this length that the search tries.
+fn max_searched_sequences(sequence_length: u64) -> u64 {
+    (MAX_SEARCHED_TOKENS / sequence_length).max(1)
+}
+
+/// Returns the largest divisor of `all` that is at most `max` and fits, or `None` if 1 does not fit.
+/// Assumes that no divisor fits that is larger than one that does not. The search about doubles the
+/// divisor until one does not fit, and then bisects.
 ///
 /// # Errors
 /// `fits` fails.
-fn largest_that_fits(all: u64, mut fits: impl FnMut(u64) -> Result<bool>) -> Result<Option<u64>> {
-    let divisors: Vec<u64> = (1..=all).filter(|n| all.is_multiple_of(*n)).collect();
+fn largest_that_fits(all: u64, max: u64, mut fits: impl FnMut(u64) -> Result<bool>) -> Result<Option<u64>> {
+    let divisors: Vec<u64> = (1..=all.min(max)).filter(|n| all.is_multiple_of(*n)).collect();
     // Indices: `good` - 1 is the largest known to fit, `bad` the smallest known not to fit.
     let (mut good, mut bad) = (0, divisors.len());
     while good < bad {
@@ -143,8 +155,13 @@ mod tests {
 
     /// Returns the attempts and the result if at most `capacity` sequences fit.
     fn search(all: u64, capacity: u64) -> (Vec<u64>, Option<u64>) {
+        search_up_to(all, u64::MAX, capacity)
+    }
+
+    /// Returns the attempts and the result if at most `max` sequences are tried.
+    fn search_up_to(all: u64, max: u64, capacity: u64) -> (Vec<u64>, Option<u64>) {
         let mut tried = Vec::new();
-        let found = largest_that_fits(all, |n| {
+        let found = largest_that_fits(all, max, |n| {
             tried.push(n);
             Ok(n <= capacity)
         });
@@ -167,11 +184,30 @@ mod tests {
         assert_eq!(search(97, 50), (vec![1, 97], Some(1)));
     }
 
+    #[test]
+    fn search_stops_at_the_maximum_number_of_tokens() {
+        assert_eq!(max_searched_sequences(512), 128);
+        assert_eq!(max_searched_sequences(1_024), 64);
+        assert_eq!(max_searched_sequences(1_000), 65);
+        // A longer sequence is tried, because there is no smaller micro-batch.
+        assert_eq!(max_searched_sequences(65_537), 1);
+        let max = max_searched_sequences(512);
+        assert_eq!(search_up_to(1_024, max, 1_024), (vec![1, 2, 4, 8, 16, 32, 64, 128], Some(128)));
+        assert_eq!(search_up_to(1_024, max, 64), (vec![1, 2, 4, 8, 16, 32, 64, 128], Some(64)));
+        // The largest divisor of 360 up to 128 is 120.
+        assert_eq!(search_up_to(360, max, 360).1, Some(120));
+    }
+
     proptest! {
         #[test]
-        fn search_finds_the_largest_divisor_that_fits(all in 1u64..3_000, capacity in 0u64..4_000) {
-            let (tried, found) = search(all, capacity);
-            prop_assert_eq!(found, (1..=capacity.min(all)).rev().find(|n| all % n == 0));
+        fn search_finds_the_largest_divisor_that_fits(
+            all in 1u64..3_000,
+            max in 1u64..4_000,
+            capacity in 0u64..4_000,
+        ) {
+            let (tried, found) = search_up_to(all, max, capacity);
+            prop_assert_eq!(found, (1..=capacity.min(all).min(max)).rev().find(|n| all % n == 0));
+            prop_assert!(tried.iter().all(|n| *n <= max));
             // No attempt is repeated, and there are few: a failing one may take long.
             let mut sorted = tried.clone();
             sorted.sort_unstable();
