@@ -23,4 +23,7 @@ pub use ops::{
     LayerOutput, MAX_SENSES, MatmulWeight, add_layer_norm, attention, embedding, linear, linear_cross_entropy, mlp,
     product, share_gradient, weighted_sum_of_senses,
 };
-pub use runtime::{BuildInfo, build_info, exit_now, keep_freed_memory, load_cuda, set_cuda_device};
+pub use runtime::{
+    BuildInfo, allows_tf32, build_info, cuda_is_installed, exit_now, keep_freed_memory, load_cuda, set_cuda_device,
+    set_environment_variables,
+};

@@ -1,6 +1,6 @@
 //! The device on which this process computes.
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::distributed::local_ranks::LocalRanks;
@@ -18,17 +18,21 @@ pub enum DeviceKind {
 }
 
 /// Selects the device, and loads CUDA if it is needed. If several GPUs are visible, the local rank
-/// selects one.
+/// selects one. fp32 products on the selected GPU do not use TF32.
 ///
 /// # Errors
-/// Returns an error if `device` is `Cuda` and no GPU is usable, or if there are fewer GPUs than
-/// local ranks.
+/// Returns an error if `device` is `Cuda` and no GPU is usable, if there are fewer GPUs than local
+/// ranks, or if the environment allows TF32.
 pub fn select_device(device: DeviceKind, local_ranks: LocalRanks) -> Result<tch::Device> {
     if device == DeviceKind::Cpu {
         return Ok(tch::Device::Cpu);
     }
     let loaded = torch_ext::load_cuda();
     if loaded.is_ok() && tch::Cuda::is_available() {
+        ensure!(
+            !torch_ext::allows_tf32()?,
+            "cannot use a GPU: libtorch would compute fp32 matrix products in TF32 (TORCH_ALLOW_TF32_CUBLAS_OVERRIDE); unset this variable, and choose bf16 for fast products"
+        );
         let gpu = select_gpu(local_ranks, tch::Cuda::device_count().max(0) as usize)?;
         torch_ext::distributed::set_cuda_device(gpu)?;
         return Ok(tch::Device::Cuda(gpu));
@@ -49,7 +53,7 @@ pub fn select_device(device: DeviceKind, local_ranks: LocalRanks) -> Result<tch:
 }
 
 /// Returns the type of a device as text: `cuda` or `cpu`.
-pub(crate) fn device_type(is_cuda: bool) -> &'static str {
+pub fn device_type(is_cuda: bool) -> &'static str {
     if is_cuda { "cuda" } else { "cpu" }
 }
 
