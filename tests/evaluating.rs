@@ -96,6 +96,41 @@ fn json_results_do_not_depend_on_the_batch_size() {
     assert!(few["limit"] == 2 && number(&few["lists"]["SimLex-999"]["embedding"]).abs() == 1.0);
 }
 
+/// Maximum relative difference between a loss with bf16 products and one with fp32 products.
+const BF16_TOLERANCE: f64 = 1e-3;
+
+#[test]
+fn bf16_losses_are_close_to_fp32_and_the_output_names_the_precision() {
+    let (_scratch, model_of_words, tasks) = write_model_and_data();
+    let loss = |model: &str, task: &str, precision: &str| {
+        let more = ["--json", "--device", "cpu", "--precision", precision];
+        let answer = eval(model, task, &format!("{tasks}/{task}"), &more).expect(0);
+        let header = format!("evaluating {model} on device cpu, precision {precision}");
+        assert!(answer.stderr.lines().any(|line| line == header), "{}", answer.stderr);
+        let json = answer.json();
+        assert_eq!((&json["device"], &json["precision"]), (&"cpu".into(), &precision.into()));
+        number(&json["loss"])
+    };
+    for set in ["inv_scale", "no_inv_scale"] {
+        let model = fixture(set);
+        let [fp32, bf16] = ["fp32", "bf16"].map(|precision| loss(model.to_str().unwrap(), "val", precision));
+        let off = (bf16 / fp32 - 1.0).abs();
+        assert!(off > 0.0 && off < BF16_TOLERANCE, "{set}: {bf16} is not close to {fp32}");
+    }
+    for task in ["lambada", "wikitext", "blimp"] {
+        // The weights of this model are large, and so are the differences.
+        let [fp32, bf16] = ["fp32", "bf16"].map(|precision| loss(&model_of_words, task, precision));
+        assert!(bf16 != fp32 && (bf16 / fp32 - 1.0).abs() < 0.1, "{task}: {bf16}, {fp32}");
+    }
+    // Sense vectors are computed in fp32 at either precision.
+    let [fp32, bf16] = ["fp32", "bf16"].map(|precision| {
+        let more = ["--json", "--precision", precision];
+        eval(&model_of_words, "similarity", &format!("{tasks}/similarity"), &more).expect(0).json()["lists"].clone()
+    });
+    assert_eq!(bf16, fp32);
+    eval(&model_of_words, "val", &format!("{tasks}/val"), &["--precision", "tf32"]).expect(2);
+}
+
 #[test]
 fn eval_measures_edited_senses() {
     let (scratch, model, tasks) = write_model_and_data();
@@ -128,6 +163,7 @@ fn all_tasks_write_json_and_a_table() {
     for part in [
         "| OpenWebText | LAMBADA perplexity | LAMBADA accuracy | WikiText | BLiMP |",
         " | - | - | ",
+        "Measured on device cpu, precision fp32.",
         "**Limited**: only the first 2 items of each task's data were used.",
         "- LAMBADA: skipped, ",
         "| agreement | ",

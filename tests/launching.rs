@@ -87,6 +87,20 @@ fn launched_training_equals_direct_training() {
     assert!(!finished.stderr.contains("error"), "{}", finished.stderr);
 }
 
+/// With run.device = "auto" the ranks set the environment variables of NCCL's flight recorder, also
+/// on a machine without a GPU. A rank with more than one thread would print a warning instead.
+#[test]
+fn ranks_prepare_the_flight_recorder_before_they_start_threads() {
+    let scratch = Scratch::new();
+    let arguments = scratch.train_arguments("run", &["--set", "run.device=auto", "--stop-after", "1"]);
+    let mut launch = command(&as_strs(&launch_arguments(2, &arguments)));
+    let output = launch.env("CUDA_VISIBLE_DEVICES", "").output().unwrap();
+    let finished = CommandOutput::from_output(output).expect(85);
+    assert!(!finished.stderr.contains("flight recorder"), "{}", finished.stderr);
+    // Only ranks with GPUs create the directory for the dumps.
+    assert!(!scratch.path("run/nccl").exists());
+}
+
 #[test]
 fn stdout_and_stderr_of_ranks_stay_separate() {
     let scratch = Scratch::new();

@@ -5,7 +5,7 @@ use std::fs;
 use model::read_tensors;
 use serde_json::Value;
 
-use crate::support::{Scratch, backpack, fixture, token_stream, write_ids};
+use crate::support::{CommandOutput, Scratch, backpack, command, fixture, token_stream, write_ids};
 
 fn ids_text(ids: &Value) -> String {
     let ids: Vec<String> = ids.as_array().unwrap().iter().map(Value::to_string).collect();
@@ -90,6 +90,30 @@ fn dump_matches_the_fixtures() {
             assert_eq!(dumped.len(), 4);
         }
     }
+}
+
+#[test]
+fn dump_and_generate_compute_in_bf16_on_request() {
+    let scratch = Scratch::new();
+    let folder = fixture("inv_scale");
+    let model = folder.to_str().unwrap();
+    let dump = |precision: &str| {
+        let output = scratch.path_str(&format!("{precision}.safetensors"));
+        backpack(&["dump", "--model", model, "--ids", "5,7,5,90", "--precision", precision, "--output", &output])
+            .expect(0);
+        read_tensors(output.as_ref()).unwrap()
+    };
+    let (fp32, bf16) = (dump("fp32"), dump("bf16"));
+    for name in ["logits", "contextualization", "senses"] {
+        assert_eq!(bf16[name].kind(), tch::Kind::Float);
+        let scale = fp32[name].abs().max().double_value(&[]);
+        let off = (&bf16[name] - &fp32[name]).abs().max().double_value(&[]) / scale;
+        assert!(off > 0.0 && off < 0.05, "{name}: {off}");
+    }
+    let arguments =
+        ["generate", "--model", model, "--prompt-ids", "5,7", "--max-new-tokens", "40", "--greedy", "--json"];
+    let answer = backpack(&[&arguments[..], &["--precision", "bf16"]].concat()).expect(0).json();
+    assert_eq!(answer["new_ids"].as_array().unwrap().len(), 40);
 }
 
 /// Trains on a plain token stream in sequential order, from given weights. The first step has
@@ -235,4 +259,8 @@ fn doctor_prints_the_installation() {
     {
         assert!(printed.contains(word), "{printed}");
     }
+    assert!(printed.contains("fp32 matrix products do not use TF32"), "{printed}");
+    let output = command(&["doctor"]).env("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "1").output().unwrap();
+    let printed = CommandOutput::from_output(output).expect(0).stdout;
+    assert!(printed.contains("warning: fp32 matrix products would use TF32"), "{printed}");
 }

@@ -11,13 +11,10 @@ fail() { echo "error: node $node: $*" >&2; exit 1; }
 
 version=$("$BACKPACK_BINARY" --version 2>&1) || fail "$BACKPACK_BINARY does not start: $version"
 
-# The value is "4", "a100:4" or, with several types, "a100:2,v100:2".
-wanted=0
-for kind in $(echo "${SLURM_GPUS_PER_NODE:-0}" | tr , ' '); do wanted=$((wanted + ${kind##*:})); done
 visible=0
-if [ "$wanted" -gt 0 ]; then
+if [ "$GPUS_PER_NODE" -gt 0 ]; then
   visible=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU')
-  [ "$visible" -ge "$wanted" ] || fail "$visible of $wanted GPUs are visible (nvidia-smi --list-gpus)"
+  [ "$visible" -ge "$GPUS_PER_NODE" ] || fail "$visible of $GPUS_PER_NODE GPUs are visible (nvidia-smi --list-gpus)"
   [ "$visible" -ge "$TASKS_PER_NODE" ] ||
     fail "$visible GPUs for $TASKS_PER_NODE tasks: pass the same number to sbatch as --ntasks-per-node and --gpus-per-node"
 fi

@@ -35,6 +35,10 @@ fn one_line(text: &str) -> String {
 /// tch panic when libtorch fails; users see this mostly when the memory is exhausted.
 pub(crate) fn report_panic(info: &PanicHookInfo<'_>) {
     let _ = writeln!(io::stderr(), "{}{}", error_prefix(), panic_message(info));
+    if is_distributed() {
+        // The destructors of CUDA would wait for collectives that other ranks do not join.
+        torch_ext::distributed::exit_now(1);
+    }
     std::process::exit(1);
 }
 

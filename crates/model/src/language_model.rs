@@ -32,6 +32,8 @@ pub struct LanguageModel {
     network: Network,
     /// The token embedding `[V, D]`, which is the weight of the output head, too.
     head: Weight,
+    /// See [`LanguageModel::evaluation_options`].
+    evaluation: ForwardOptions,
 }
 
 impl LanguageModel {
@@ -42,7 +44,7 @@ impl LanguageModel {
             Architecture::Gpt2 => Network::Gpt2(Gpt2::new(&config, &parameters)),
         };
         let head = Weight::new(&parameters, &format!("{}.wte.weight", config.body_prefix()));
-        LanguageModel { config, parameters, network, head }
+        LanguageModel { config, parameters, network, head, evaluation: ForwardOptions::evaluation() }
     }
 
     /// Creates a model from the tensors of a model file, including edits of senses.
@@ -83,9 +85,29 @@ impl LanguageModel {
         if !self.ops(options).reads_low_precision_copies() {
             return self;
         }
-        let LanguageModel { config, mut parameters, .. } = self;
+        let edited = self.backpack().and_then(Backpack::edited).map(EditedSenses::shallow_clone);
+        let LanguageModel { config, mut parameters, evaluation, .. } = self;
         parameters.keep_low_precision_copies();
-        Self::new(config, parameters)
+        let mut model = LanguageModel { evaluation, ..Self::new(config, parameters) };
+        if let Some(backpack) = model.backpack_mut() {
+            backpack.set_edited(edited);
+        }
+        model
+    }
+
+    /// Sets the type of matrix products of [`LanguageModel::evaluation_options`], and keeps bf16
+    /// copies of the weights if they are read. Edits of senses stay. Call it before
+    /// [`LanguageModel::use_sense_table`], because a table that is in use does not stay.
+    pub fn with_evaluation_kind(self, kind: Kind) -> Self {
+        let evaluation = ForwardOptions { kind, ..self.evaluation };
+        LanguageModel { evaluation, ..self.with_low_precision_copies(evaluation) }
+    }
+
+    /// Returns the settings of forward passes over texts in evaluation and generation:
+    /// [`ForwardOptions::evaluation`], with the type of [`LanguageModel::with_evaluation_kind`].
+    /// Sense vectors of single words, edits and sense tables are always computed in fp32.
+    pub fn evaluation_options(&self) -> ForwardOptions {
+        self.evaluation
     }
 
     /// The configuration.
@@ -187,7 +209,8 @@ impl LanguageModel {
         ops.cross_entropy(&outputs, &self.head, &wte, &targets.flatten(0, 1))
     }
 
-    /// Returns a model with the same weights and edits, except for one parameter.
+    /// Returns a model with the same weights, edits and evaluation options, except for one
+    /// parameter.
     ///
     /// # Errors
     /// Returns an error if the model has no such parameter or its shape differs.
@@ -197,7 +220,8 @@ impl LanguageModel {
             self.parameters.iter().map(|(name, tensor)| (name.to_owned(), tensor.detach())).collect();
         tensors.extend(self.edited_tensors().into_iter().map(|(name, tensor)| (name.to_owned(), tensor)));
         tensors.insert(name.to_owned(), value);
-        Self::from_tensors(self.config.clone(), tensors, self.device())
+        let model = Self::from_tensors(self.config.clone(), tensors, self.device())?;
+        Ok(model.with_evaluation_kind(self.evaluation.kind))
     }
 
     /// Returns an error for ids that do not fit into one forward pass.

@@ -324,6 +324,25 @@ fn bf16_loss_is_close_to_fp32_with_fp32_gradients() {
 }
 
 #[test]
+fn bf16_evaluation_keeps_edits_and_stays_close_to_fp32() {
+    for set in SETS {
+        let Fixture { mut model, forward, cases } = fixture(set);
+        let ids = &forward["edit_ids"];
+        let unedited = &tch::no_grad(|| model.logits(ids, model.evaluation_options()));
+        model.edit(&edits_of(&cases["edit_single"])).unwrap();
+        let model = model.with_evaluation_kind(Kind::BFloat16);
+        assert_eq!(model.evaluation_options().kind, Kind::BFloat16);
+        let logits = tch::no_grad(|| model.logits(ids, model.evaluation_options()));
+        let distance = |other: &Tensor| (&logits - other).abs().max().double_value(&[]);
+        let (to_edited, to_unedited) = (distance(&forward["edit_single_logits"]), distance(unedited));
+        assert!(to_edited > 0.0 && to_edited < to_unedited / 4.0, "{set}: {to_edited}, {to_unedited}");
+        let wte = model.parameters().get("backpack.gpt2_model.wte.weight");
+        let copy = model.with_parameter("backpack.gpt2_model.wte.weight", wte.detach()).unwrap();
+        assert_eq!(tch::no_grad(|| copy.logits(ids, copy.evaluation_options())), logits, "{set}");
+    }
+}
+
+#[test]
 fn invalid_prompts_are_errors() {
     let model = fixture("inv_scale").model;
     let error = |ids: &[i64]| generate(&model, ids, 1, Sampling::Greedy).unwrap_err().to_string();

@@ -59,7 +59,10 @@ fn a_pass_has_a_limited_number_of_operations() {
     let bytes = |counts: &[OperationCount]| counts.iter().map(|count| count.bytes as i64).sum::<i64>();
     let per_token_and_block =
         (bytes(&operations(3, 4)) - bytes(&more) - bytes(&three) + bytes(&two)) / (2 * LENGTH) / WIDTH;
-    assert!(per_token_and_block <= BYTES_PER_TOKEN_AND_BLOCK, "{per_token_and_block} bytes per token, block and column");
+    assert!(
+        per_token_and_block <= BYTES_PER_TOKEN_AND_BLOCK,
+        "{per_token_and_block} bytes per token, block and column"
+    );
 }
 
 /// The loss reads its factor on the CPU only.

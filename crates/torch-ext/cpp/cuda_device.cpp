@@ -1,6 +1,7 @@
 // Loading of CUDA, selection of the GPU that this process uses, and the memory of GPUs.
 #include "shim.h"
 
+#include <ATen/Context.h>
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
@@ -34,6 +35,10 @@ char* bpx_set_cuda_device(int64_t index) {
     cuda->setDevice(c10::Device(c10::kCUDA, static_cast<c10::DeviceIndex>(index)));
   })
 }
+
+// Whether cuBLAS may use TF32 for fp32 matrix products. Needs no GPU. The default of libtorch
+// is false; TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1 in the environment changes it.
+char* bpx_allows_tf32(int* allows) { BPX_GUARD(*allows = at::globalContext().allowTF32CuBLAS()) }
 
 // The free and the total bytes of a GPU. Memory of other processes is not free.
 char* bpx_gpu_memory(int64_t index, int64_t* free, int64_t* total) {

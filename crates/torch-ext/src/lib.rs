@@ -27,5 +27,6 @@ pub use ops::{
     product, share_gradient, weighted_sum_of_senses, weighted_sum_of_senses_on_gpu,
 };
 pub use runtime::{
-    BuildInfo, LoadCudaError, build_info, exit_now, keep_freed_memory, load_cuda, set_cuda_device, usable_gpus,
+    BuildInfo, LoadCudaError, allows_tf32, build_info, cuda_is_installed, exit_now, keep_freed_memory, load_cuda,
+    set_cuda_device, set_environment_variables, usable_gpus,
 };

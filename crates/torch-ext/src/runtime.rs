@@ -3,6 +3,7 @@
 use std::ffi::c_char;
 use std::fmt;
 use std::io::Write;
+use std::path::{Path, PathBuf};
 
 use crate::error::{Error, check, take_string};
 
@@ -12,6 +13,7 @@ unsafe extern "C" {
     fn bpx_has_cuda_hooks(result: *mut i32) -> *mut c_char;
     fn bpx_build_info(text: *mut *mut c_char) -> *mut c_char;
     fn bpx_set_cuda_device(index: i64) -> *mut c_char;
+    fn bpx_allows_tf32(allows: *mut i32) -> *mut c_char;
     fn _exit(code: i32) -> !;
 }
 
@@ -86,6 +88,19 @@ fn require_cuda_hooks() -> Result<(), LoadCudaError> {
     if has_hooks == 1 { Ok(()) } else { Err(LoadCudaError::TooLate) }
 }
 
+/// Returns whether libtorch's CUDA libraries are in the directory of its CPU libraries. Does not
+/// load them.
+pub fn cuda_is_installed() -> bool {
+    loaded_library("libtorch_cpu.so").is_some_and(|path| path.with_file_name("libtorch_cuda.so").exists())
+}
+
+/// Returns the path of a library that is loaded into this process.
+pub(crate) fn loaded_library(file_name: &str) -> Option<PathBuf> {
+    let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
+    let mut paths = maps.lines().filter_map(|line| line.find('/').map(|start| Path::new(&line[start..])));
+    paths.find(|path| path.file_name().is_some_and(|name| name == file_name)).map(Path::to_owned)
+}
+
 /// Makes a GPU the default GPU of this process, which streams and NCCL use. Call it before any use
 /// of a GPU.
 ///
@@ -94,6 +109,33 @@ fn require_cuda_hooks() -> Result<(), LoadCudaError> {
 pub fn set_cuda_device(index: usize) -> Result<(), Error> {
     // SAFETY: a number.
     check(unsafe { bpx_set_cuda_device(index as i64) })
+}
+
+/// Returns whether libtorch may round the operands of fp32 matrix products on a GPU to TF32, which
+/// has 10 bits of mantissa instead of 23. It does so only if the environment variable
+/// `TORCH_ALLOW_TF32_CUBLAS_OVERRIDE` is 1. The call needs no GPU.
+pub fn allows_tf32() -> Result<bool, Error> {
+    let mut allows = 0;
+    // SAFETY: stores a number.
+    check(unsafe { bpx_allows_tf32(&mut allows) })?;
+    Ok(allows != 0)
+}
+
+/// Sets environment variables of this process, which libraries in C and C++ read.
+///
+/// # Errors
+/// The process has more than one thread. Another thread could then read the environment at the same
+/// time, which C does not permit. No variable is set in this case.
+pub fn set_environment_variables<'a>(variables: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<(), Error> {
+    let threads = std::fs::read_dir("/proc/self/task").map_or(0, Iterator::count);
+    if threads != 1 {
+        return Err(Error(format!("environment variables cannot be set: the process has {threads} threads, not 1")));
+    }
+    for (name, value) in variables {
+        // SAFETY: this is the only thread.
+        unsafe { std::env::set_var(name, value) }
+    }
+    Ok(())
 }
 
 /// Flushes stdout and ends the process at once. No destructors run, because some would wait for
@@ -141,6 +183,26 @@ mod tests {
         let info = build_info().unwrap();
         assert!(info.version.starts_with("2.13.0"));
         assert!(["avx512", "avx2", "baseline"].contains(&info.kernels.as_str()));
+    }
+
+    #[test]
+    fn environment_is_not_changed_while_other_threads_run() {
+        // Tests run in threads.
+        let error = set_environment_variables([("BACKPACK_TEST_VARIABLE", "1")]).unwrap_err().to_string();
+        assert!(error.contains("environment variables cannot be set: the process has "), "{error}");
+        assert!(std::env::var_os("BACKPACK_TEST_VARIABLE").is_none());
+    }
+
+    #[test]
+    fn loaded_libraries_are_found_by_name() {
+        let libtorch = loaded_library("libtorch_cpu.so").unwrap();
+        assert!(libtorch.is_file(), "{}", libtorch.display());
+        assert_eq!(loaded_library("libnone.so"), None);
+    }
+
+    #[test]
+    fn fp32_products_are_not_rounded_to_tf32() {
+        assert!(!allows_tf32().unwrap());
     }
 
     #[test]

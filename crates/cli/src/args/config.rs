@@ -4,10 +4,10 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
-use trainer::Config;
+use trainer::{Config, DeviceKind};
 
 /// The configuration file and its overrides.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct ConfigArgs {
     /// Configuration file (TOML); docs/config.md describes every key
     #[arg(long, value_name = "FILE")]
@@ -33,6 +33,15 @@ impl ConfigArgs {
     pub(crate) fn load_without_data(self) -> Result<Config> {
         let (file, overrides) = self.file_and_overrides();
         Config::load_without_data(&file, &overrides)
+    }
+
+    /// Returns `run.device`, or `None` if the configuration cannot be read. Other processes may read
+    /// the file too, so it must be a regular file.
+    pub(crate) fn device(&self) -> Option<DeviceKind> {
+        if !self.config.is_file() {
+            return None;
+        }
+        self.clone().load_without_data().ok().map(|config| config.run.device)
     }
 
     fn file_and_overrides(mut self) -> (PathBuf, Vec<String>) {

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
 use evals::Tokenizer;
 use model::{LanguageModel, ModelConfig, SENSE_TABLE_FILE};
+use tch::Kind;
 use trainer::LocalRanks;
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -20,7 +21,16 @@ enum DeviceName {
     Cuda,
 }
 
-/// The model directory with its tokenizer, sense edits and device.
+/// The type of matrix products in evaluation.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum EvalPrecision {
+    /// fp32 products, without TF32 on a GPU
+    Fp32,
+    /// bfloat16 products, which are faster on a GPU and on CPUs with AMX or AVX-512 BF16
+    Bf16,
+}
+
+/// The model directory with its tokenizer, sense edits, device and precision.
 #[derive(Debug, Args)]
 pub(crate) struct ModelArgs {
     /// Model directory (config.json and model.safetensors) or training checkpoint
@@ -30,6 +40,10 @@ pub(crate) struct ModelArgs {
     pub(crate) text: TextArgs,
     #[command(flatten)]
     device: DeviceArgs,
+    /// Type of matrix products in passes over texts. Sense vectors of single words are always
+    /// computed in fp32
+    #[arg(long, value_enum, default_value = "fp32")]
+    precision: EvalPrecision,
 }
 
 /// The tokenizer and the sense edits.
@@ -70,10 +84,10 @@ pub(crate) struct DeviceArgs {
 }
 
 impl ModelArgs {
-    /// Loads the model and applies `--edit`. The files of a checkpoint are first checked against
-    /// their hashes.
+    /// Loads the model with the given precision and applies `--edit`. The files of a checkpoint are
+    /// first checked against their hashes.
     pub(crate) fn load(&self) -> Result<LanguageModel> {
-        let mut model = self.device.load(&self.model)?;
+        let mut model = self.load_unedited()?;
         self.text.apply_edits(&mut model, &self.model)?;
         Ok(model)
     }
@@ -92,13 +106,29 @@ impl ModelArgs {
     /// Loads the model as [`ModelArgs::load`] does, but reads the senses from the sense table if
     /// the model directory has one.
     pub(crate) fn load_with_sense_table(&self) -> Result<LanguageModel> {
-        let mut model = self.device.load(&self.model)?;
+        let mut model = self.load_unedited()?;
         let table = self.model.join(SENSE_TABLE_FILE);
         if table.is_file() {
             model.use_sense_table(&table)?;
         }
         self.text.apply_edits(&mut model, &self.model)?;
         Ok(model)
+    }
+
+    fn load_unedited(&self) -> Result<LanguageModel> {
+        let kind = match self.precision {
+            EvalPrecision::Fp32 => Kind::Float,
+            EvalPrecision::Bf16 => Kind::BFloat16,
+        };
+        Ok(self.device.load(&self.model)?.with_evaluation_kind(kind))
+    }
+
+    /// The name of `--precision`.
+    pub(crate) fn precision_name(&self) -> &'static str {
+        match self.precision {
+            EvalPrecision::Fp32 => "fp32",
+            EvalPrecision::Bf16 => "bf16",
+        }
     }
 
     /// Opens the tokenizer of the loaded model.

@@ -24,7 +24,7 @@ use crate::output::format::percent;
 #[derive(Debug, Args)]
 pub(crate) struct BenchCommand {
     #[command(flatten)]
-    run: ConfigArgs,
+    pub(crate) run: ConfigArgs,
     /// File of token ids (uint16, little-endian), read in order and again from its start: row r is
     /// tokens[r*T .. r*T+T+1], T being data.sequence_length [default: random ids with a Zipf
     /// distribution and a fixed seed]

@@ -36,7 +36,9 @@ impl Doctor {
                 trainer::matmul_peak(kind, Device::Cpu)? / 1e9
             )?;
         }
-        for (heading, lines) in [("CUDA", cuda()), ("driver", driver()), ("NCCL", vec![nccl()]), ("Gloo", gloo())] {
+        for (heading, lines) in
+            [("CUDA", [cuda(), vec![tf32()]].concat()), ("driver", driver()), ("NCCL", vec![nccl()]), ("Gloo", gloo())]
+        {
             for (i, line) in lines.iter().enumerate() {
                 writeln!(out, "{:13}{line}", if i == 0 { heading } else { "" })?;
             }
@@ -71,6 +73,18 @@ fn cuda() -> Vec<String> {
         Err(error) => format!("GPU {index}: {error}"),
     });
     [format!("{count} GPU(s), libraries from {from}")].into_iter().chain(gpus).collect()
+}
+
+/// Whether fp32 products on a GPU would be rounded to TF32.
+fn tf32() -> String {
+    match torch_ext::allows_tf32() {
+        Ok(false) => "fp32 matrix products do not use TF32".to_owned(),
+        Ok(true) => {
+            "warning: fp32 matrix products would use TF32, so no GPU is used: unset TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"
+                .to_owned()
+        }
+        Err(error) => format!("TF32: {error}"),
+    }
 }
 
 /// The NVIDIA driver and all GPUs of this machine, usable or not.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use model::{ForwardOptions, write_tensors};
+use model::write_tensors;
 use tch::{Kind, Tensor};
 
 use crate::args::model::{ModelArgs, parse_ids};
@@ -15,7 +15,8 @@ use crate::args::model::{ModelArgs, parse_ids};
 ///
 /// The safetensors file holds the fp32 tensors logits [T, V], contextualization [L, T, T] and
 /// senses [T, L, D], and the int64 tensor ids [T]. For a GPT-2 it holds only logits and ids. T is
-/// the number of tokens, V the vocabulary size, L the number of senses and D the width.
+/// the number of tokens, V the vocabulary size, L the number of senses and D the width. With
+/// --precision bf16 the values have the accuracy of bf16 products.
 ///
 /// Example: backpack dump --model runs/quickstart-model --ids 1,2,3 --output runs/dump.safetensors
 #[derive(Debug, Args)]
@@ -57,7 +58,7 @@ impl Dump {
         model.check_ids(&ids)?;
         let row = Tensor::from_slice(&ids);
         let input = row.unsqueeze(0).to_device(model.device());
-        let options = ForwardOptions::evaluation();
+        let options = model.evaluation_options();
         let tensors = tch::no_grad(|| {
             let mut tensors = vec![("ids", row)];
             let hidden = match model.backpack() {
@@ -66,7 +67,7 @@ impl Dump {
                     let senses = backpack.senses(&input, options);
                     let hidden = backpack.combine_senses(&weights, &senses, options);
                     tensors.push(("contextualization", weights.get(0)));
-                    tensors.push(("senses", senses.get(0)));
+                    tensors.push(("senses", senses.get(0).to_kind(Kind::Float)));
                     hidden
                 }
                 None => model.hidden(&input, options),

@@ -17,7 +17,8 @@ use crate::output::format::percent;
 /// With WORD: the words whose logits each sense raises and lowers most; with --text, also the mean
 /// weight of each sense in that text. With --compare: the cosines between the senses of two words.
 /// With --text alone: for each position, the senses of the words so far that contribute most to
-/// the logit of the predicted word. All contributions sum to the logit.
+/// the logit of the predicted word. All contributions sum to the logit (with --precision bf16, up
+/// to its rounding).
 ///
 /// Example: backpack senses --model runs/quickstart-model time --top 5
 #[derive(Debug, Args)]

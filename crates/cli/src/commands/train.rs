@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
-use trainer::{Resume, Stop, TrainOptions, TrainOutcome};
+use trainer::{DeviceKind, Resume, Stop, TrainOptions, TrainOutcome};
 
 use crate::args::config::ConfigArgs;
 use crate::args::distributed::DistributedArgs;
@@ -22,7 +22,7 @@ use crate::exit::EXIT_STOPPED;
 #[derive(Debug, Args)]
 pub(crate) struct Train {
     #[command(flatten)]
-    config: ConfigArgs,
+    pub(crate) config: ConfigArgs,
     /// Run directory for checkpoints, metrics and logs [default: runs/<run.name>]
     #[arg(long, value_name = "DIR")]
     run_dir: Option<PathBuf>,
@@ -53,9 +53,17 @@ impl Train {
     pub(crate) fn run(self, stop: &Stop) -> Result<ExitCode> {
         let world = self.world.detect()?;
         let config = self.config.load()?;
+        let run_dir = self.run_dir.unwrap_or_else(|| PathBuf::from("runs").join(&config.run.name));
+        // Here, because the trainer starts threads.
+        if world.size > 1
+            && config.run.device != DeviceKind::Cpu
+            && let Err(error) = trainer::enable_flight_recorder(&run_dir, world.size)
+        {
+            eprintln!("warning: the flight recorder of NCCL keeps its defaults: {error:#}");
+        }
         let options = TrainOptions {
             world,
-            run_dir: self.run_dir.unwrap_or_else(|| PathBuf::from("runs").join(&config.run.name)),
+            run_dir,
             resume: match self.resume.as_str() {
                 "never" => Resume::Never,
                 "auto" => Resume::Auto,

@@ -49,7 +49,7 @@ pub fn gender_log_ratio(
     let parts = tch::no_grad(|| {
         let ids = Tensor::from_slice(prompt).unsqueeze(0).to_device(model.device());
         let weights =
-            backpack.contextualization(&ids, ForwardOptions::evaluation()).get(0).select(1, -1).to_kind(Kind::Double);
+            backpack.contextualization(&ids, model.evaluation_options()).get(0).select(1, -1).to_kind(Kind::Double);
         // The fused kernels compute the senses of 64 words at a time, more than are needed here.
         let reference = ForwardOptions { kernels: Kernels::Reference, ..ForwardOptions::evaluation() };
         let senses = backpack.senses(&ids, reference).get(0).to_kind(Kind::Double);

@@ -1,7 +1,7 @@
 //! Generation of topic-controlled texts, their perplexity, and the words that a text is about.
 
 use anyhow::{Result, ensure};
-use model::{ForwardOptions, LanguageModel, Sampling, generate_scaled};
+use model::{LanguageModel, Sampling, generate_scaled};
 use tch::{Kind, Tensor};
 
 use super::steering::Steering;
@@ -105,7 +105,7 @@ pub fn mean_probabilities(model: &LanguageModel, texts: &[Vec<i64>]) -> Result<V
 /// Returns the log-probabilities of the next token after each of `ids [T]`: `[T, V]` fp32.
 fn log_probabilities(model: &LanguageModel, ids: &[i64]) -> Tensor {
     let input = Tensor::from_slice(ids).unsqueeze(0).to_device(model.device());
-    tch::no_grad(|| model.logits(&input, ForwardOptions::evaluation()).get(0).log_softmax(-1, Kind::Float))
+    tch::no_grad(|| model.logits(&input, model.evaluation_options()).get(0).log_softmax(-1, Kind::Float))
 }
 
 #[cfg(test)]
@@ -143,7 +143,7 @@ mod tests {
             let mut ids = prompt.to_vec();
             for &id in text {
                 let input = Tensor::from_slice(&ids).unsqueeze(0);
-                let logits = tch::no_grad(|| model.logits(&input, ForwardOptions::evaluation())).get(0).get(-1);
+                let logits = tch::no_grad(|| model.logits(&input, model.evaluation_options())).get(0).get(-1);
                 losses.push(-logits.log_softmax(-1, Kind::Double).double_value(&[id]));
                 ids.push(id);
             }

@@ -7,7 +7,7 @@ pub(crate) mod input_files;
 pub(crate) mod requests;
 
 use anyhow::{Result, ensure};
-use model::{ForwardOptions, LanguageModel};
+use model::LanguageModel;
 use tch::{Kind, Tensor};
 
 use crate::scoring::requests::ScoringRequest;
@@ -23,7 +23,8 @@ pub(crate) struct Score {
 
 /// Computes the scores of requests in batches and reports the progress.
 pub struct Scorer<'a> {
-    /// The model that scores the requests.
+    /// The model that scores the requests, with its
+    /// [evaluation options](LanguageModel::evaluation_options).
     pub model: &'a LanguageModel,
     /// The maximum number of tokens per forward pass, including padding. A longer request is
     /// computed alone.
@@ -127,7 +128,7 @@ fn score_batch(model: &LanguageModel, requests: &[&ScoringRequest]) -> Result<Ve
     let rows = ScoredRows::new(requests, length);
     let mut scores = vec![Score { log_probability: 0.0, is_greedy: true }; requests.len()];
     tch::no_grad(|| -> Result<()> {
-        let (device, forward, vocab_size) = (model.device(), ForwardOptions::evaluation(), model.config().vocab_size);
+        let (device, forward, vocab_size) = (model.device(), model.evaluation_options(), model.config().vocab_size);
         let ids = Tensor::f_from_slice(&ids)?.f_view([-1, length as i64])?.f_to_device(device)?;
         let hidden = model.hidden(&ids, forward).f_flatten(0, 1)?;
         let mut left = &rows.targets[..];
@@ -160,7 +161,7 @@ fn score_batch(model: &LanguageModel, requests: &[&ScoringRequest]) -> Result<Ve
 
 #[cfg(test)]
 mod tests {
-    use model::Kernels;
+    use model::{ForwardOptions, Kernels};
 
     use super::*;
     use crate::testing;

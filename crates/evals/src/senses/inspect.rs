@@ -1,5 +1,6 @@
 //! Inspection of a Backpack: the words that each sense raises and lowers, and the contribution of
-//! each sense of each word to a prediction. Contributions are exact: they sum to the logit.
+//! each sense of each word to a prediction. With fp32 products the contributions are exact: they sum
+//! to the logit. With bf16 products they sum to it up to the rounding of these products.
 
 use anyhow::{Context, Result, ensure};
 use model::{Backpack, ForwardOptions, LanguageModel};
@@ -127,12 +128,13 @@ impl TextContext {
         model.check_ids(ids)?;
         let backpack = backpack_of(model)?;
         let input = Tensor::from_slice(ids).unsqueeze(0).to_device(model.device());
-        let weights = tch::no_grad(|| backpack.contextualization(&input, ForwardOptions::evaluation())).squeeze_dim(0);
+        let weights = tch::no_grad(|| backpack.contextualization(&input, model.evaluation_options())).squeeze_dim(0);
         Ok(TextContext { ids: ids.to_vec(), weights })
     }
 }
 
-/// The weights, senses and logits of a text in a Backpack.
+/// The weights, senses and logits of a text in a Backpack, with the model's
+/// [evaluation options](LanguageModel::evaluation_options). The senses are computed in fp32.
 #[derive(Debug)]
 pub struct TextAnalysis<'m> {
     model: &'m LanguageModel,
@@ -170,14 +172,13 @@ impl<'m> TextAnalysis<'m> {
     }
 
     fn from_position(model: &'m LanguageModel, context: &TextContext, first: usize) -> Result<Self> {
-        let (backpack, forward) = (backpack_of(model)?, ForwardOptions::evaluation());
+        let (backpack, forward) = (backpack_of(model)?, model.evaluation_options());
         let (ids, weights) = (context.ids.clone(), context.weights.shallow_clone());
         let senses = sense_vectors(model, &ids)?;
+        let operand = senses.unsqueeze(0).to_kind(forward.kind);
         let logits = tch::no_grad(|| {
             let rows = weights.narrow(1, first as i64, (ids.len() - first) as i64);
-            model
-                .head(&backpack.combine_senses(&rows.unsqueeze(0), &senses.unsqueeze(0), forward), forward)
-                .squeeze_dim(0)
+            model.head(&backpack.combine_senses(&rows.unsqueeze(0), &operand, forward), forward).squeeze_dim(0)
         });
         ensure!(
             model::is_finite(&logits),
@@ -225,7 +226,8 @@ impl<'m> TextAnalysis<'m> {
     }
 
     /// Returns the contribution of each sense of each word up to `position` to the logit of `id`
-    /// after it: `[position + 1, L]` fp64. Their sum is the logit.
+    /// after it: `[position + 1, L]` fp64. Their sum is the logit, up to the rounding of the
+    /// products.
     ///
     /// # Errors
     /// The position does not exist, or the token is outside the vocabulary.

@@ -13,7 +13,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use data_prep::{Split, TokenSplit};
-use model::{ForwardOptions, ModelConfig};
+use model::ModelConfig;
 use serde::Serialize;
 
 use crate::scoring::requests::PromptTokenizer;
@@ -181,7 +181,7 @@ fn measure_val(split: &TokenSplit, size: TaskSize, scorer: &mut Scorer) -> Resul
         shard: RankShard::WHOLE,
     };
     let tokens = size.sequence_length as u64;
-    let result = validate(scorer.model, split, options, ForwardOptions::evaluation(), &mut |done, total| {
+    let result = validate(scorer.model, split, options, scorer.model.evaluation_options(), &mut |done, total| {
         (scorer.progress)(done * tokens, total * tokens);
         Ok(true)
     })?;

@@ -6,13 +6,12 @@ mod sampling;
 use anyhow::{Result, ensure};
 
 use crate::language_model::LanguageModel;
-use crate::ops::ForwardOptions;
 
 pub use incremental_decoder::{IncrementalDecoder, SenseScale};
 pub use sampling::Sampling;
 
-/// Generates `max_new_tokens` tokens after a prompt and returns them. If the text exceeds the
-/// context, the window slides: the model reads the last `n_positions` tokens, at positions from 0.
+/// Generates `max_new_tokens` tokens after a prompt and returns them, with the model's
+/// [evaluation options](LanguageModel::evaluation_options). If the text exceeds the context, the window slides: the model reads the last `n_positions` tokens, at positions from 0.
 /// The end-of-text id is a token like any other. Padding ids are never generated.
 ///
 /// # Errors
@@ -36,7 +35,7 @@ pub fn generate_scaled(
 ) -> Result<Vec<i64>> {
     sampling.validate()?;
     model.check_ids(prompt)?;
-    let mut decoder = IncrementalDecoder::new(model, ForwardOptions::evaluation());
+    let mut decoder = IncrementalDecoder::new(model, model.evaluation_options());
     let mut ids = prompt.to_vec();
     let mut decoded = 0;
     for step in 0..max_new_tokens {

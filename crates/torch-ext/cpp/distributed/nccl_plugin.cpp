@@ -12,6 +12,7 @@ __attribute__((visibility("default"))) char* bpx_plugin_nccl_backend(const void*
   BPX_GUARD({
     auto options = c10d::ProcessGroupNCCL::Options::create();
     options->timeout = std::chrono::milliseconds(timeout_ms);
+    options->group_name = "backpack";  // the name of the group in the dumps of the flight recorder
     *static_cast<c10::intrusive_ptr<c10d::Backend>*>(backend) = c10::make_intrusive<c10d::ProcessGroupNCCL>(
         *static_cast<const c10::intrusive_ptr<c10d::Store>*>(store), rank, size, std::move(options));
   })

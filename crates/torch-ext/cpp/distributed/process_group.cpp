@@ -30,6 +30,11 @@ static_assert(!GLOO_LAYOUT_IS_KNOWN ||
 
 using Millis = std::chrono::milliseconds;
 
+// How much longer than NCCL Gloo waits in a group with both. After a timeout, the watchdog of NCCL
+// signals the other ranks (which poll every second), dumps the flight recorder (for at most 15 s)
+// and ends the process. An earlier error of Gloo would end the process before the dump.
+constexpr Millis kDumpTime{30'000};
+
 std::string member(int64_t rank) { return "member/" + std::to_string(rank); }
 
 std::vector<std::string> members(int64_t size) {
@@ -157,8 +162,9 @@ char* bpx_group_new(BpxStore* store, int rank, int size, int64_t timeout_ms, con
   })
 }
 
-// Adds NCCL for CUDA tensors, from the plug-in at `path` (nccl_plugin.cpp).
-char* bpx_group_add_nccl(BpxGroup* group, const char* path, int64_t timeout_ms) {
+// Adds NCCL for tensors on the GPU `index`, from the plug-in at `path` (nccl_plugin.cpp). Connects
+// the ranks at once, so that an error of NCCL is reported here and not by the first collective.
+char* bpx_group_add_nccl(BpxGroup* group, const char* path, int64_t index, int64_t timeout_ms) {
   BPX_GUARD({
     const auto make = of_plugin<char*(const void*, int, int, int64_t, void*)>(path, "bpx_plugin_nccl_backend");
     const c10::intrusive_ptr<c10d::Store> store = c10::make_intrusive<c10d::PrefixStore>("cuda", group->store);
@@ -166,6 +172,8 @@ char* bpx_group_add_nccl(BpxGroup* group, const char* path, int64_t timeout_ms) 
     if (char* error = make(&store, pg->getRank(), pg->getSize(), timeout_ms, &group->nccl)) return error;
     pg->setDefaultBackend(c10d::ProcessGroup::NCCL);
     pg->setBackend(c10::kCUDA, c10d::ProcessGroup::NCCL, group->nccl);
+    group->gloo->setTimeout(Millis(timeout_ms) + kDumpTime);
+    group->nccl->eagerConnectSingleDevice(c10::Device(c10::kCUDA, static_cast<c10::DeviceIndex>(index)));
   })
 }
 
@@ -182,7 +190,10 @@ char* bpx_group_shutdown(BpxGroup* group) { BPX_GUARD(if (group->nccl) group->nc
 char* bpx_group_free(BpxGroup* group) { BPX_GUARD(delete group) }
 
 char* bpx_group_set_timeout(BpxGroup* group, int64_t timeout_ms) {
-  BPX_GUARD(group->group->setTimeout(Millis(timeout_ms)))
+  BPX_GUARD({
+    group->group->setTimeout(Millis(timeout_ms));
+    if (group->nccl) group->gloo->setTimeout(Millis(timeout_ms) + kDumpTime);
+  })
 }
 
 // Reduces in place. `op` is a value of c10d::ReduceOp.

@@ -10,6 +10,7 @@ use libloading::os::unix::Library;
 use super::nvrtc::{Nvrtc, open_library, symbol};
 use super::{LoadedModule, Module, cache};
 use crate::error::Error;
+use crate::runtime::loaded_library;
 
 /// Functions of `libcuda.so.1`, with the signatures of cuda.h.
 #[derive(Debug)]
@@ -212,29 +213,10 @@ unsafe extern "C" fn last_error() -> *const c_char {
 /// The directories that may contain NVRTC: that of NVIDIA's packages next to libtorch, and that of
 /// libtorch.
 fn nvrtc_directories() -> Vec<PathBuf> {
-    let Some(libtorch) = mapped_file("libtorch_cuda.so").and_then(|file| Some(file.parent()?.to_path_buf())) else {
+    let Some(libtorch) = loaded_library("libtorch_cuda.so").and_then(|file| Some(file.parent()?.to_path_buf())) else {
         return Vec::new();
     };
     // PACKAGES/torch/lib and PACKAGES/nvidia/cu13/lib.
     let packages = libtorch.join("../../nvidia");
     vec![packages.join("cu13/lib"), packages.join("cuda_nvrtc/lib"), libtorch]
-}
-
-/// Returns the path of a library that is loaded into this process.
-fn mapped_file(name: &str) -> Option<PathBuf> {
-    let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
-    let path = maps.lines().filter_map(|line| line.find('/').map(|start| &line[start..]));
-    path.map(PathBuf::from).find(|path| path.file_name().is_some_and(|file| file == name))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn loaded_libraries_are_found_by_name() {
-        let libtorch = mapped_file("libtorch_cpu.so").unwrap();
-        assert!(libtorch.is_file(), "{}", libtorch.display());
-        assert_eq!(mapped_file("libnone.so"), None);
-    }
 }

@@ -30,7 +30,7 @@ unsafe extern "C" {
         address: *const c_char,
         out: *mut *mut RawGroup,
     ) -> *mut c_char;
-    fn bpx_group_add_nccl(group: *mut RawGroup, path: *const c_char, timeout_ms: i64) -> *mut c_char;
+    fn bpx_group_add_nccl(group: *mut RawGroup, path: *const c_char, index: i64, timeout_ms: i64) -> *mut c_char;
     fn bpx_group_shutdown(group: *mut RawGroup) -> *mut c_char;
     fn bpx_group_free(group: *mut RawGroup) -> *mut c_char;
     fn bpx_group_set_timeout(group: *mut RawGroup, timeout_ms: i64) -> *mut c_char;
@@ -93,14 +93,17 @@ impl ProcessGroup {
     /// # Errors
     /// Rank 0 cannot be reached, its port is in use, ranks are missing after the timeout (the
     /// message names them), the network interface does not exist, or NCCL cannot be loaded for a
-    /// GPU.
+    /// GPU or cannot connect the GPUs of the ranks.
     pub fn join(rendezvous: &Rendezvous<'_>, device: Device) -> Result<Self, Error> {
         let begin = Instant::now();
         // Before threads of NCCL end the process, they log the only message about the error.
         // SAFETY: sets a number.
         unsafe { bpx_quiet(i32::from(!device.is_cuda())) }
         // Checked first, because waiting for other ranks is useless without it.
-        let plugin = if device.is_cuda() { Some(nccl_plugin()?) } else { None };
+        let nccl = match device {
+            Device::Cuda(index) => Some((index as i64, nccl_plugin()?)),
+            _ => None,
+        };
         let store = TcpStore::open(rendezvous, begin)?;
         let interfaces = c_string(&store.interfaces)?;
         let address = c_string(&store.address.to_string())?;
@@ -127,12 +130,18 @@ impl ProcessGroup {
             keep_on_drop: false,
             _store: store,
         };
-        if let Some(path) = plugin {
+        if let Some((index, path)) = nccl {
             let path = c_string(&path.to_string_lossy())?;
-            // SAFETY: a live group, and a string that outlives the call.
-            check(unsafe { bpx_group_add_nccl(group.as_ptr(), path.as_ptr(), timeout) })
-                .map_err(|error| Error(format!("NCCL cannot start on rank {}: {error}", rendezvous.rank)))?;
+            // Also after an error, because threads of NCCL may run.
             group.keep_on_drop = true;
+            // SAFETY: a live group, and a string that outlives the call.
+            check(unsafe { bpx_group_add_nccl(group.as_ptr(), path.as_ptr(), index, timeout) }).map_err(|error| {
+                Error(format!(
+                    "NCCL cannot start on rank {}: {error}; check that every rank on {} has a GPU of its own, and set NCCL_DEBUG=INFO for the messages of NCCL",
+                    rendezvous.rank,
+                    host_name()
+                ))
+            })?;
         }
         Ok(group)
     }
@@ -148,7 +157,8 @@ impl ProcessGroup {
     }
 
     /// Sets how long an operation may wait for the other ranks. The initial value is that of
-    /// [`Rendezvous::timeout`].
+    /// [`Rendezvous::timeout`]. With NCCL, operations on CPU tensors wait 30 seconds longer, so that
+    /// NCCL can dump its flight recorder first.
     ///
     /// # Errors
     /// A backend of the group does not support timeouts. Gloo and NCCL do.
@@ -213,6 +223,8 @@ impl ProcessGroup {
         self.barrier()?;
         // SAFETY: a live group.
         check(unsafe { bpx_group_shutdown(self.as_ptr()) })?;
+        // The threads of NCCL on the other ranks use the store of rank 0 until they are shut down.
+        self.barrier()?;
         self.keep_on_drop = false;
         Ok(())
     }

@@ -14,6 +14,7 @@ use tch::{Device, Kind, Tensor};
 use torch_ext::distributed::{ProcessGroup, ReduceOp, Rendezvous};
 
 use crate::distributed::config::DistributedConfig;
+use crate::distributed::flight_recorder::create_dump_directory;
 use crate::distributed::world::World;
 
 /// The process group of a run.
@@ -42,6 +43,11 @@ impl Collectives {
         let group = match &world.master {
             None => None,
             Some((host, port)) => {
+                if device.is_cuda()
+                    && let Err(error) = create_dump_directory()
+                {
+                    eprintln!("warning: rank {} will not dump the flight recorder: {error:#}", world.rank);
+                }
                 let rendezvous = Rendezvous {
                     host,
                     port: *port,

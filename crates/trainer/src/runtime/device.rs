@@ -1,6 +1,6 @@
 //! The device on which this process computes.
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use torch_ext::LoadCudaError;
 
@@ -19,18 +19,22 @@ pub enum DeviceKind {
 }
 
 /// Selects the device, and loads CUDA unless `device` is `Cpu`. If several GPUs are visible, the
-/// local rank selects one. Call it before any function that asks libtorch for CUDA, such as
-/// `tch::manual_seed`.
+/// local rank selects one. fp32 products on the selected GPU do not use TF32. Call it before any
+/// function that asks libtorch for CUDA, such as `tch::manual_seed`.
 ///
 /// # Errors
 /// Returns an error if `device` is `Cuda` and no GPU is usable, if there are fewer GPUs than local
-/// ranks, or if CUDA is loaded too late.
+/// ranks, if CUDA is loaded too late, or if the environment allows TF32.
 pub fn select_device(device: DeviceKind, local_ranks: LocalRanks) -> Result<tch::Device> {
     if device == DeviceKind::Cpu {
         return Ok(tch::Device::Cpu);
     }
     match (torch_ext::usable_gpus(), device) {
         (Ok(gpus @ 1..), _) => {
+            ensure!(
+                !torch_ext::allows_tf32()?,
+                "cannot use a GPU: libtorch would compute fp32 matrix products in TF32 (TORCH_ALLOW_TF32_CUBLAS_OVERRIDE); unset this variable, and choose bf16 for fast products"
+            );
             let gpu = select_gpu(local_ranks, gpus)?;
             torch_ext::distributed::set_cuda_device(gpu)?;
             Ok(tch::Device::Cuda(gpu))
@@ -53,7 +57,7 @@ pub fn select_device(device: DeviceKind, local_ranks: LocalRanks) -> Result<tch:
 }
 
 /// Returns the type of a device as text: `cuda` or `cpu`.
-pub(crate) fn device_type(is_cuda: bool) -> &'static str {
+pub fn device_type(is_cuda: bool) -> &'static str {
     if is_cuda { "cuda" } else { "cpu" }
 }
 

@@ -2,6 +2,7 @@
 
 pub(crate) mod cpu_topology;
 pub(crate) mod device;
+pub(crate) mod gpu_count;
 pub(crate) mod memory;
 pub(crate) mod signals;
 pub(crate) mod threads;

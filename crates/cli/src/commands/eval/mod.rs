@@ -15,7 +15,7 @@ use model::LanguageModel;
 
 use crate::args::model::{ModelArgs, at_least_one};
 use crate::commands::eval::data_args::{DataArg, DataArgs};
-use crate::commands::eval::results::{EvalResults, TaskMeasurement, details, summary};
+use crate::commands::eval::results::{EvalHardware, EvalResults, TaskMeasurement, details, summary};
 use crate::output::atomic_dir::AtomicDir;
 use crate::output::files::write_json;
 use crate::output::progress::LogProgress;
@@ -97,9 +97,14 @@ impl Eval {
         };
         let output = self.output.as_deref().map(AtomicDir::new).transpose()?;
         let model = self.model.load()?;
-        let results = self.measure(&model, data)?;
+        let hardware = EvalHardware {
+            device: trainer::device_type(model.device().is_cuda()),
+            precision: self.model.precision_name(),
+        };
+        eprintln!("evaluating {} on {hardware}", self.model.model.display());
+        let results = self.measure(&model, hardware, data)?;
         let json = match (&results.measurements[..], self.task.task()) {
-            ([only], Some(_)) => only.json(self.limit)?,
+            ([only], Some(_)) => results.task_json(only)?,
             _ => results.json()?,
         };
         // Printed first, so that the result is not lost if the directory cannot be written.
@@ -124,7 +129,7 @@ impl Eval {
     }
 
     /// Reads all data before the first measurement, so that an error in a file is found at once.
-    fn measure(&self, model: &LanguageModel, data: DataArgs) -> Result<EvalResults> {
+    fn measure(&self, model: &LanguageModel, hardware: EvalHardware, data: DataArgs) -> Result<EvalResults> {
         let config = model.config();
         let context = config.n_positions as usize;
         let has_val = data.found.iter().any(|(task, _)| *task == Task::Val);
@@ -156,7 +161,8 @@ impl Eval {
             }
             measurements.push(TaskMeasurement { data: path, report });
         }
-        Ok(EvalResults { model: self.model.model.clone(), limit: self.limit, measurements, skipped: data.skipped })
+        let (path, skipped) = (self.model.model.clone(), data.skipped);
+        Ok(EvalResults { model: path, hardware, limit: self.limit, measurements, skipped })
     }
 
     fn measure_one(&self, model: &LanguageModel, task: Task, benchmark: &Benchmark) -> Result<TaskReport> {

@@ -1,5 +1,6 @@
 //! The results of `eval` as JSON and as Markdown.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use anyhow::Result;
@@ -17,10 +18,26 @@ pub(crate) struct TaskMeasurement {
     pub(crate) report: TaskReport,
 }
 
+/// The hardware and the precision of a measurement.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct EvalHardware {
+    /// `cpu` or `cuda`.
+    pub(crate) device: &'static str,
+    /// `fp32` or `bf16`.
+    pub(crate) precision: &'static str,
+}
+
+impl fmt::Display for EvalHardware {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "device {}, precision {}", self.device, self.precision)
+    }
+}
+
 /// The results of one call.
 #[derive(Debug)]
 pub(crate) struct EvalResults {
     pub(crate) model: PathBuf,
+    pub(crate) hardware: EvalHardware,
     /// The value of `--limit`; 0 if all data was used.
     pub(crate) limit: u64,
     pub(crate) measurements: Vec<TaskMeasurement>,
@@ -28,24 +45,25 @@ pub(crate) struct EvalResults {
     pub(crate) skipped: Vec<(Task, String)>,
 }
 
-impl TaskMeasurement {
-    /// One JSON object: the report, the path of the data, and the limit if there is one.
-    pub(crate) fn json(&self, limit: u64) -> Result<Value> {
-        let mut value = serde_json::to_value(&self.report)?;
-        value["data"] = self.data.display().to_string().into();
-        if limit > 0 {
-            value["limit"] = limit.into();
+impl EvalResults {
+    /// One JSON object for a task: the report, the path of the data, device and precision, and the
+    /// limit if there is one.
+    pub(crate) fn task_json(&self, measurement: &TaskMeasurement) -> Result<Value> {
+        let mut value = serde_json::to_value(&measurement.report)?;
+        value["data"] = measurement.data.display().to_string().into();
+        value["device"] = self.hardware.device.into();
+        value["precision"] = self.hardware.precision.into();
+        if self.limit > 0 {
+            value["limit"] = self.limit.into();
         }
         Ok(value)
     }
-}
 
-impl EvalResults {
     /// One JSON object with the results by task.
     pub(crate) fn json(&self) -> Result<Value> {
         let mut results = Map::new();
         for measurement in &self.measurements {
-            results.insert(measurement.report.task().name().to_owned(), measurement.json(self.limit)?);
+            results.insert(measurement.report.task().name().to_owned(), self.task_json(measurement)?);
         }
         let skipped: Map<String, Value> =
             self.skipped.iter().map(|(task, why)| (task.name().to_owned(), why.as_str().into())).collect();
@@ -73,6 +91,7 @@ impl EvalResults {
         let mut table = Table::new(&columns, 0);
         table.add_row(cells);
         text += &format!("{table}\n");
+        text += &format!("Measured on {}.\n\n", self.hardware);
         if self.limit > 0 {
             text += &format!("**Limited**: only the first {} items of each task's data were used.\n\n", self.limit);
         }
