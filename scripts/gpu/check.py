@@ -63,7 +63,9 @@ def run(a: argparse.Namespace, arguments: list, codes=(0,)) -> None:
         environment["LD_LIBRARY_PATH"] = str(a.libraries)
     result = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
     if result.returncode not in codes:
-        sys.exit(f"{' '.join(command)} exited with code {result.returncode}: {result.stderr[-1500:]}")
+        print(" ".join(command), result.stderr[-3000:], sep="\n", file=sys.stderr)
+        lines = result.stderr.strip().splitlines() or ["no output"]
+        sys.exit(f"check: {arguments[0]} exited with code {result.returncode}: {lines[-1]}")
 
 
 def max_difference(actual: torch.Tensor, expected: torch.Tensor) -> float:

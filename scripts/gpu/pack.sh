@@ -47,12 +47,15 @@ if ! cmp -s scripts/gpu/libtorch.txt "$libtorch/COMPLETE"; then
 fi
 
 step "Build for torch $TORCH"
+# The clone is kept, because cargo builds files with a new modification time again.
 clone=$cache/checkout
-rm -rf "$clone"
-git clone --quiet . "$clone"
+[ -d "$clone/.git" ] || git init --quiet "$clone"
+git -C "$clone" fetch --quiet "$root" HEAD
+git -C "$clone" checkout --quiet --force --detach FETCH_HEAD
+git -C "$clone" clean --quiet --force -d
 git diff HEAD --binary | git -C "$clone" apply --allow-empty
 git ls-files --others --exclude-standard -z | xargs -0r cp --parents -t "$clone"
-ln -s "$libtorch" "$clone/.libtorch"
+ln -sfn "$libtorch" "$clone/.libtorch"
 cd "$clone"
 unset LIBTORCH
 export CARGO_TARGET_DIR="$cache/target" CARGO_PROFILE_RELEASE_STRIP=symbols
@@ -79,7 +82,7 @@ LD_LIBRARY_PATH="$libtorch/torch/lib" "$pack/backpack" prepare-data --input data
 cat "$pack"/data/train-*.bin >"$pack/tokens.bin"
 printf 'pack: %s has %d MB, and the tracked files of the checkout have %d MB\n' "$pack" \
   "$(du -sm --apparent-size "$pack" | cut -f1)" \
-  "$(git ls-files -z | xargs -0 stat -c %s | awk '{ sum += $1 } END { print sum / 1e6 }')"
+  "$(git ls-files -z | xargs -0 stat -c %s | awk '{ sum += $1 } END { print int(sum / 1e6) }')"
 
 [ -n "$rehearse" ] || exit 0
 step 'Rehearse on this CPU'

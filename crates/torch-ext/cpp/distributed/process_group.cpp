@@ -134,14 +134,18 @@ char* bpx_store_missing(BpxStore* store, int64_t size, char** out) {
 
 void bpx_store_free(BpxStore* store) { delete store; }
 
+// Fails if this program is built with a version of torch that process groups do not support.
+char* bpx_group_check_version() {
+  BPX_GUARD(TORCH_CHECK(GLOO_LAYOUT_IS_KNOWN,
+                        "cannot create a process group: this program is built with torch " TORCH_VERSION
+                        ", and process groups need torch 2.13.0; run one process, or build with torch 2.13.0"))
+}
+
 // Connects every rank with every other rank. `interfaces` are names separated by commas. If there
 // are none, `address` selects the interface of this process.
 char* bpx_group_new(BpxStore* store, int rank, int size, int64_t timeout_ms, const char* interfaces,
                     const char* address, BpxGroup** out) {
   BPX_GUARD({
-    TORCH_CHECK(GLOO_LAYOUT_IS_KNOWN,
-                "cannot create a process group: this program is built with torch " TORCH_VERSION
-                ", and process groups need torch 2.13.0; run one process, or build with torch 2.13.0");
     auto group = std::make_unique<BpxGroup>();
     group->store = store->store;
     group->group = c10::make_intrusive<c10d::ProcessGroup>(group->store, rank, size);

@@ -21,6 +21,7 @@ pub(super) struct RawGroup {
 
 unsafe extern "C" {
     fn bpx_quiet(errors_too: i32);
+    fn bpx_group_check_version() -> *mut c_char;
     fn bpx_group_new(
         store: *mut RawStore,
         rank: i32,
@@ -92,14 +93,17 @@ impl ProcessGroup {
     ///
     /// # Errors
     /// Rank 0 cannot be reached, its port is in use, ranks are missing after the timeout (the
-    /// message names them), the network interface does not exist, or NCCL cannot be loaded for a
-    /// GPU or cannot connect the GPUs of the ranks.
+    /// message names them), the network interface does not exist, NCCL cannot be loaded for a GPU or
+    /// cannot connect the GPUs of the ranks, or this program is built with another libtorch than
+    /// 2.13.0.
     pub fn join(rendezvous: &Rendezvous<'_>, device: Device) -> Result<Self, Error> {
         let begin = Instant::now();
         // Before threads of NCCL end the process, they log the only message about the error.
         // SAFETY: sets a number.
         unsafe { bpx_quiet(i32::from(!device.is_cuda())) }
-        // Checked first, because waiting for other ranks is useless without it.
+        // These are checked first, because waiting for other ranks is useless without them.
+        // SAFETY: reads a constant.
+        check(unsafe { bpx_group_check_version() })?;
         let nccl = match device {
             Device::Cuda(index) => Some((index as i64, nccl_plugin()?)),
             _ => None,
