@@ -8,6 +8,7 @@ use tch::{Device, Kind, Tensor};
 use torch_ext::LayerOutput;
 use torch_ext::profiler::{Section, mark};
 
+use crate::batch::{DistinctTokens, TokenBatch};
 use crate::config::ModelConfig;
 use crate::gpt2::{Gpt2, KvCache};
 use crate::layers::{LayerNorm, Linear, Mlp};
@@ -66,9 +67,6 @@ pub struct Backpack {
     edited: Option<EditedSenses>,
 }
 
-/// The number of tokens that the sense network receives is a multiple of it.
-const TOKENS_MULTIPLE: i64 = 64;
-
 impl Backpack {
     pub(crate) fn new(config: &ModelConfig, parameters: &Parameters) -> Self {
         Backpack {
@@ -108,7 +106,8 @@ impl Backpack {
     /// of matrix products.
     pub fn senses(&self, ids: &Tensor, options: ForwardOptions) -> Tensor {
         let ops = Ops::new(self.device(), options);
-        self.batch_senses(&ops.shared_embedding(self.body.wte()), ids, ops).gather(self.num_senses, ids.size()[0])
+        self.batch_senses(&ops.shared_embedding(self.body.wte()), &ids.into(), ops)
+            .gather(self.num_senses, ids.size()[0])
     }
 
     /// Sense vectors of tokens `[U]` -> `[U, L D]`, in the type of matrix products.
@@ -128,17 +127,18 @@ impl Backpack {
         Ops::new(self.device(), options).combine_senses(weights, senses)
     }
 
-    /// Outputs of B sequences: ids `[B, T]` int64 -> `[B T, D]`, with the shared embedding `wte`
+    /// Outputs of B sequences: ids `[B, T]` -> `[B T, D]`, with the shared embedding `wte`
     /// `[V, D]` of the forward pass. [`Ops::weighted_sum_of_senses`] ends the profiler's sections
     /// of the trunk and of the senses.
-    pub(crate) fn outputs(&self, wte: &Tensor, ids: &Tensor, ops: Ops) -> Tensor {
+    pub(crate) fn outputs(&self, wte: &Tensor, batch: &TokenBatch, ops: Ops) -> Tensor {
+        let ids = batch.ids();
         let length = ids.size()[1];
         let senses = || {
             // The order in which the gradients of `wte` are added decides their last bits. Without
             // the fused sum, and with edits, those of the senses are first added to one another.
             let is_separate = !ops.fuses_sum_of_senses(self.num_senses, length) || self.edited.is_some();
             let own = is_separate.then(|| ops.shared_embedding(self.body.wte()));
-            self.batch_senses(own.as_ref().unwrap_or(wte), ids, ops)
+            self.batch_senses(own.as_ref().unwrap_or(wte), batch, ops)
         };
         let hidden = || self.body.hidden_states(wte, ids, ops);
         let outputs = ops.weighted_sum_of_senses(senses, hidden, &self.c_attn, self.num_senses, length);
@@ -166,8 +166,8 @@ impl Backpack {
         alpha.squeeze_dim(2).squeeze_dim(0)
     }
 
-    fn batch_senses(&self, wte: &Tensor, ids: &Tensor, ops: Ops) -> TokenSenses {
-        let (tokens, rows) = unique_tokens(ids, ops);
+    fn batch_senses(&self, wte: &Tensor, batch: &TokenBatch, ops: Ops) -> TokenSenses {
+        let (tokens, rows) = unique_tokens(batch, ops);
         TokenSenses { output: self.sense_output(wte, &tokens, ops), rows }
     }
 
@@ -191,17 +191,14 @@ impl Backpack {
     }
 }
 
-/// Returns the tokens `[U]` of ids `[B, T]` whose senses are computed, and [`TokenSenses::rows`].
+/// Returns the tokens `[U]` of a batch whose senses are computed, and [`TokenSenses::rows`].
 /// Each distinct token appears once if all its positions have the same senses: without dropout, or
 /// with shared masks.
-fn unique_tokens(ids: &Tensor, ops: Ops) -> (Tensor, Option<Tensor>) {
-    let ids = ids.flatten(0, -1);
+fn unique_tokens(batch: &TokenBatch, ops: Ops) -> (Tensor, Option<Tensor>) {
     if !ops.shares_senses() {
-        return (ids, None);
+        return (batch.ids().flatten(0, -1), None);
     }
-    let (distinct, rows, _) = ids.internal_unique2(true, true, false);
-    // oneDNN compiles code for each new number of rows. Padding, which no row refers to, makes the
-    // numbers repeat.
-    let padding = (-distinct.size()[0]).rem_euclid(TOKENS_MULTIPLE);
-    (distinct.constant_pad_nd([0, padding]), Some(rows))
+    // Padding, which no row refers to, follows the distinct tokens.
+    let DistinctTokens { tokens, rows } = batch.distinct_tokens();
+    (tokens, Some(rows))
 }

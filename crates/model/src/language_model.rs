@@ -8,6 +8,7 @@ use tch::{Device, Kind, Tensor};
 use torch_ext::profiler::{Section, mark};
 
 use crate::backpack::Backpack;
+use crate::batch::TokenBatch;
 use crate::config::{Architecture, ModelConfig};
 use crate::gpt2::Gpt2;
 use crate::layers::Weight;
@@ -164,15 +165,15 @@ impl LanguageModel {
     /// Outputs of the network, which the head multiplies: ids `[B, T]` int64 -> `[B, T, D]`.
     pub fn hidden(&self, ids: &Tensor, options: ForwardOptions) -> Tensor {
         let (size, ops) = (ids.size(), self.ops(options));
-        self.outputs(&ops.shared_embedding(self.body().wte()), ids, ops).view([size[0], size[1], -1])
+        self.outputs(&ops.shared_embedding(self.body().wte()), &ids.into(), ops).view([size[0], size[1], -1])
     }
 
     /// [`LanguageModel::hidden`] as rows `[B T, D]`, with the shared embedding `wte` `[V, D]`.
-    fn outputs(&self, wte: &Tensor, ids: &Tensor, ops: Ops) -> Tensor {
+    fn outputs(&self, wte: &Tensor, batch: &TokenBatch, ops: Ops) -> Tensor {
         match &self.network {
-            Network::Backpack(backpack) => backpack.outputs(wte, ids, ops),
+            Network::Backpack(backpack) => backpack.outputs(wte, batch, ops),
             Network::Gpt2(body) => {
-                mark(&body.hidden_states(wte, ids, ops), Section::Body, Section::HeadAndLossBackward)
+                mark(&body.hidden_states(wte, batch.ids(), ops), Section::Body, Section::HeadAndLossBackward)
             }
         }
     }
@@ -192,6 +193,12 @@ impl LanguageModel {
         self.head(&self.hidden(ids, options), options)
     }
 
+    /// Whether a forward pass with these options computes the senses of each distinct token once. A
+    /// batch for it should contain the distinct tokens ([`crate::HostBatch::new`]).
+    pub fn shares_senses(&self, options: ForwardOptions) -> bool {
+        self.backpack().is_some() && self.ops(options).shares_senses()
+    }
+
     /// Mean cross-entropy of predicting the targets `[B, T]` from the ids `[B, T]`, an fp32 scalar.
     /// Attention is not masked at document boundaries.
     ///
@@ -202,10 +209,10 @@ impl LanguageModel {
     /// # Panics
     /// Panics if an id is outside the vocabulary or memory is exhausted in the network, as the
     /// methods of tch do.
-    pub fn loss(&self, ids: &Tensor, targets: &Tensor, options: ForwardOptions) -> Result<Tensor> {
+    pub fn loss(&self, batch: impl Into<TokenBatch>, targets: &Tensor, options: ForwardOptions) -> Result<Tensor> {
         let ops = self.ops(options);
         let wte = ops.shared_embedding(self.body().wte());
-        let outputs = self.outputs(&wte, ids, ops);
+        let outputs = self.outputs(&wte, &batch.into(), ops);
         ops.cross_entropy(&outputs, &self.head, &wte, &targets.flatten(0, 1))
     }
 

@@ -25,7 +25,7 @@ mod senses;
 mod tensor;
 
 pub use backpack::Backpack;
-pub use batch::inputs_and_targets;
+pub use batch::{HostBatch, TokenBatch};
 pub use config::{Architecture, GPT2_END_OF_TEXT, ModelConfig};
 pub use generate::{IncrementalDecoder, Sampling, SenseScale, generate, generate_scaled};
 pub use gpt2::Gpt2;

@@ -56,7 +56,7 @@ impl Run {
         let micro_batches = (0..2i32).map(|i| {
             let rows = |ids: &Tensor| ids.narrow(0, i64::from(4 * i), 4);
             // Without dropout the seed is not used.
-            Ok(MicroBatch { inputs: rows(&inputs), targets: rows(&targets), dropout_seed: 0 })
+            Ok(MicroBatch { inputs: rows(&inputs).into(), targets: rows(&targets), dropout_seed: 0 })
         });
         let result = training_step(&mut self.context, 3e-3, micro_batches).unwrap();
         self.context.step_guard.read_stats(&result.loss, &result.grad_norm, &result.z_score).unwrap()

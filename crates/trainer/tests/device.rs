@@ -11,8 +11,8 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use model::{
-    ForwardOptions, IncrementalDecoder, Kernels, LanguageModel, Sampling, SenseChoice, SenseEdit, SenseOp, derive_seed,
-    generate, load_model, read_tensors,
+    ForwardOptions, HostBatch, IncrementalDecoder, Kernels, LanguageModel, Sampling, SenseChoice, SenseEdit, SenseOp,
+    derive_seed, generate, load_model, read_tensors,
 };
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
@@ -106,6 +106,34 @@ fn activations_and_gradients_equal_pytorch() {
     }
 }
 
+/// The loss of a batch whose distinct tokens the host has found is that of its tensor of ids.
+#[test]
+fn distinct_tokens_of_the_host_do_not_change_the_loss() {
+    for set in SETS {
+        let rows = &tensors(set, "forward.safetensors")["tokens"];
+        let (ids, targets) = inputs_and_targets(rows);
+        let length = ids.size()[1] as usize;
+        for kernels in ALL_KERNELS {
+            let (model, options) = (fixture_model(set), fp32(kernels));
+            assert_eq!(model.shares_senses(options), kernels == Kernels::Fused);
+            let gradient = || model.parameters().get("backpack.gpt2_model.wte.weight").grad();
+            let loss = model.loss(&ids, &targets, options).unwrap();
+            loss.backward();
+            let expected = gradient().copy();
+            gradient().zero_();
+            let host_ids: Vec<i64> = Vec::try_from(rows.reshape([-1])).unwrap();
+            let (batch, targets) = HostBatch::new(host_ids, length, true).to_device(device()).unwrap();
+            let loss_of_batch = model.loss(batch, &targets, options).unwrap();
+            loss_of_batch.backward();
+            assert_eq!(loss_of_batch, loss, "{set}, {kernels:?}");
+            // Sums of gradients have no fixed order on a GPU.
+            if !device().is_cuda() {
+                assert_eq!(gradient(), expected, "{set}, {kernels:?}");
+            }
+        }
+    }
+}
+
 /// A CPU has no fast products in fp16, so only a GPU is tested with it.
 #[test]
 fn half_precision_is_close_to_fp32_with_fp32_gradients() {
@@ -176,7 +204,7 @@ fn run_step(
     let rows = batch.size()[0] / i64::from(accumulation);
     let micro_batches = (0..accumulation).map(|i| {
         let (inputs, targets) = inputs_and_targets(&batch.narrow(0, i64::from(i) * rows, rows));
-        Ok(MicroBatch { inputs, targets, dropout_seed: derive_seed(7, &[step, i as u64]) })
+        Ok(MicroBatch { inputs: inputs.into(), targets, dropout_seed: derive_seed(7, &[step, i as u64]) })
     });
     let result = training_step(context, learning_rate, micro_batches).unwrap();
     (result.loss.double_value(&[]), result.grad_norm.double_value(&[]))

@@ -58,7 +58,8 @@ fn trajectory(set: &str, accumulation: i32, kernels: Kernels) {
         let micro_batches = (0..accumulation).map(|i| {
             let rows = batch.narrow(0, i64::from(i) * micro, micro);
             // Without dropout the seed is not used.
-            Ok(MicroBatch { inputs: rows.narrow(1, 0, length), targets: rows.narrow(1, 1, length), dropout_seed: 0 })
+            let inputs = rows.narrow(1, 0, length).into();
+            Ok(MicroBatch { inputs, targets: rows.narrow(1, 1, length), dropout_seed: 0 })
         });
         let result = training_step(&mut context, lr, micro_batches).unwrap();
         let case = format!("{set}, {kernels:?}, {accumulation} x {micro}, step {step}");

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use data_prep::{TokenSplit, read_rows};
-use model::{ForwardOptions, LanguageModel, inputs_and_targets};
+use model::{ForwardOptions, HostBatch, LanguageModel};
 use tch::{Kind, Tensor};
 
 /// The share of a validation split that one rank computes.
@@ -74,6 +74,7 @@ pub fn validate(
     let batch_size = batch_size.max(1);
     let mut sum = Tensor::f_zeros([0; 0], (Kind::Double, model.device()))?;
     let mut sequences = 0;
+    let shares_senses = model.shares_senses(forward);
     for round in (0..all).step_by((batch_size * shard.world_size) as usize) {
         if !progress(round, all)? {
             return Ok(None);
@@ -84,8 +85,8 @@ pub fn validate(
             continue;
         }
         let rows = read_rows(split, first..first + count, sequence_length)?;
-        let (ids, targets) = inputs_and_targets(&rows, sequence_length, model.device())?;
-        let loss = tch::no_grad(|| model.loss(&ids, &targets, forward))?;
+        let (ids, targets) = HostBatch::new(rows, sequence_length, shares_senses).to_device(model.device())?;
+        let loss = tch::no_grad(|| model.loss(ids, &targets, forward))?;
         sum = sum.f_add(&loss.f_to_kind(Kind::Double)?.f_mul_scalar(count as f64)?)?;
         sequences += count;
     }

@@ -236,9 +236,11 @@ impl BenchRun<'_> {
         let (step, seed, rank) = (self.step, self.config.run.seed, self.context.collectives.rank());
         let BatchLayout { sequences, micro_batch, accumulation } = self.layout;
         let first = step * sequences + rank * micro_batch * accumulation;
+        let shares_senses = self.context.model.shares_senses(self.context.forward_options);
         let micro_batches = (0..accumulation as usize).map(|i| {
             let i = i as u64;
-            let (inputs, targets) = self.rows.read(first + i * micro_batch, micro_batch, self.device)?;
+            let (inputs, targets) =
+                self.rows.read(first + i * micro_batch, micro_batch, shares_senses).to_device(self.device)?;
             Ok(MicroBatch { inputs, targets, dropout_seed: derive_seed(seed, &[step, rank, i]) })
         });
         let result = training_step(&mut self.context, self.config.optimizer.learning_rate, micro_batches)

@@ -5,8 +5,7 @@ use std::io::Read;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use model::{derive_seed, inputs_and_targets};
-use tch::{Device, Tensor};
+use model::{HostBatch, derive_seed};
 
 /// Seeds the random ids, independently of `run.seed`.
 const SEED: u64 = 1;
@@ -42,10 +41,10 @@ impl SyntheticRows {
         Ok(SyntheticRows { source, sequence_length })
     }
 
-    /// Returns the rows `first .. first + count` as inputs and targets, each `[count, T]` int64.
-    pub(crate) fn read(&self, first: u64, count: u64, device: Device) -> Result<(Tensor, Tensor)> {
+    /// Returns the rows `first .. first + count`, with their distinct tokens if `shares_senses`.
+    pub(crate) fn read(&self, first: u64, count: u64, shares_senses: bool) -> HostBatch {
         let ids: Vec<i64> = (first..first + count).flat_map(|row| self.row(row)).collect();
-        inputs_and_targets(&ids, self.sequence_length, device)
+        HostBatch::new(ids, self.sequence_length, shares_senses)
     }
 
     fn row(&self, row: u64) -> Vec<i64> {
@@ -102,6 +101,8 @@ fn read_ids(path: &Path, sequence_length: usize, vocab_size: i64, max_rows: u64)
 mod tests {
     use std::collections::BTreeSet;
 
+    use tch::{Device, Tensor};
+
     use super::*;
 
     fn write_ids(ids: &[u16]) -> tempfile::NamedTempFile {
@@ -111,7 +112,7 @@ mod tests {
         file
     }
 
-    fn values(tensor: Tensor) -> Vec<i64> {
+    fn values(tensor: &Tensor) -> Vec<i64> {
         Vec::try_from(tensor.reshape([-1])).unwrap()
     }
 
@@ -120,9 +121,9 @@ mod tests {
         // Two rows of three ids, and two ids that are too few for a third row.
         let file = write_ids(&[0, 1, 2, 3, 4, 5, 6, 7, 8]);
         let rows = SyntheticRows::open(Some(file.path()), 3, 9, 10).unwrap();
-        let (inputs, targets) = rows.read(1, 3, Device::Cpu).unwrap();
-        assert_eq!(values(inputs), [3, 4, 5, 0, 1, 2, 3, 4, 5]);
-        assert_eq!(values(targets), [4, 5, 6, 1, 2, 3, 4, 5, 6]);
+        let (inputs, targets) = rows.read(1, 3, false).to_device(Device::Cpu).unwrap();
+        assert_eq!(values(inputs.ids()), [3, 4, 5, 0, 1, 2, 3, 4, 5]);
+        assert_eq!(values(&targets), [4, 5, 6, 1, 2, 3, 4, 5, 6]);
     }
 
     #[test]
@@ -139,7 +140,7 @@ mod tests {
     #[test]
     fn random_ids_follow_zipf_and_are_reproducible() {
         let rows = || SyntheticRows::open(None, 512, 50_264, 0).unwrap();
-        let ids = |first| values(rows().read(first, 4, Device::Cpu).unwrap().0);
+        let ids = |first| values(rows().read(first, 4, true).to_device(Device::Cpu).unwrap().0.ids());
         assert_eq!(ids(8), ids(8));
         assert_ne!(ids(8), ids(12));
         let batch = ids(0);

@@ -4,6 +4,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::{Builder, JoinHandle};
 
 use anyhow::{Context, Result, anyhow};
+use model::{HostBatch, TokenBatch};
 use tch::{Device, Tensor};
 
 use crate::data::batch_reader::BatchReader;
@@ -14,21 +15,21 @@ const QUEUE_DEPTH: usize = 2;
 
 /// A thread that reads micro-batches, and its queue.
 ///
-/// The thread makes plain vectors. If it called libtorch, OpenMP would create one more pool of
+/// The thread makes plain vectors, and finds the distinct tokens for a model that needs them. If it called libtorch, OpenMP would create one more pool of
 /// threads for it (one pool per calling thread), which would compete with the computing threads.
 #[derive(Debug)]
 pub(crate) struct Prefetch {
-    sequence_length: usize,
     device: Device,
     /// `None` once the thread has ended.
-    queue: Option<Receiver<Result<Vec<i64>>>>,
+    queue: Option<Receiver<Result<HostBatch>>>,
     /// `None` once the thread has ended.
     thread: Option<JoinHandle<()>>,
 }
 
 impl Prefetch {
     /// Starts a thread that reads micro-batches of `count` sequences, which begin at the sequences
-    /// numbered `firsts`. [`Prefetch::next_batch`] creates their tensors on `device`.
+    /// numbered `firsts`, and finds their distinct tokens if `shares_senses`.
+    /// [`Prefetch::next_batch`] creates their tensors on `device`.
     ///
     /// # Errors
     /// The system cannot start a thread.
@@ -36,6 +37,7 @@ impl Prefetch {
         reader: BatchReader,
         firsts: impl Iterator<Item = u64> + Send + 'static,
         count: u64,
+        shares_senses: bool,
         device: Device,
     ) -> Result<Self> {
         let (sender, queue) = sync_channel(QUEUE_DEPTH);
@@ -43,9 +45,10 @@ impl Prefetch {
         let read_all = move || {
             for first in firsts {
                 let rows = reader.read(first, count);
-                let failed = rows.is_err();
+                let batch = rows.map(|rows| HostBatch::new(rows, sequence_length, shares_senses));
+                let failed = batch.is_err();
                 // The receiver is dropped when the run ends.
-                if sender.send(rows).is_err() || failed {
+                if sender.send(batch).is_err() || failed {
                     return;
                 }
             }
@@ -54,7 +57,7 @@ impl Prefetch {
             .name("batches".to_owned())
             .spawn(read_all)
             .context("the data prefetch thread cannot be started: check the limit on processes (ulimit -u)")?;
-        Ok(Prefetch { sequence_length, device, queue: Some(queue), thread: Some(thread) })
+        Ok(Prefetch { device, queue: Some(queue), thread: Some(thread) })
     }
 
     /// Returns inputs and targets of the next micro-batch, each `[count, T]` int64. Waits if the
@@ -62,9 +65,9 @@ impl Prefetch {
     ///
     /// # Errors
     /// Returns an error if this micro-batch could not be read, or if the thread has ended.
-    pub(crate) fn next_batch(&mut self) -> Result<(Tensor, Tensor)> {
+    pub(crate) fn next_batch(&mut self) -> Result<(TokenBatch, Tensor)> {
         match self.queue.as_ref().map(Receiver::recv) {
-            Some(Ok(rows)) => model::inputs_and_targets(&rows?, self.sequence_length, self.device),
+            Some(Ok(batch)) => batch?.to_device(self.device),
             _ => Err(match self.end() {
                 Err(panic) => anyhow!(
                     "the data prefetch thread failed ({}): report this as a bug, and resume from the last checkpoint",
@@ -132,15 +135,15 @@ mod tests {
         for start in [0u64, 33, 148] {
             let firsts = (start..start + 120).step_by(3);
             let reader = batches(dir.path(), DataOrder::Shuffled);
-            let mut ahead = Prefetch::start(reader, firsts.clone(), 3, Device::Cpu).unwrap();
+            let mut ahead = Prefetch::start(reader, firsts.clone(), 3, start > 0, Device::Cpu).unwrap();
             for first in firsts {
                 let (inputs, targets) = ahead.next_batch().unwrap();
-                assert_eq!(inputs.size(), [3, LENGTH as i64]);
+                assert_eq!(inputs.ids().size(), [3, LENGTH as i64]);
                 let rows = direct.read(first, 3).unwrap();
                 let row = |from: usize| -> Vec<i64> {
                     rows.chunks(LENGTH + 1).flat_map(|row| row[from..from + LENGTH].to_vec()).collect()
                 };
-                assert_eq!((values(&inputs), values(&targets)), (row(0), row(1)), "sequence {first}");
+                assert_eq!((values(inputs.ids()), values(&targets)), (row(0), row(1)), "sequence {first}");
             }
             assert!(
                 ahead.next_batch().unwrap_err().to_string().contains("all micro-batches of the run have been read")
@@ -156,7 +159,7 @@ mod tests {
         // which is in the third micro-batch of two sequences.
         let file = std::fs::OpenOptions::new().write(true).open(dir.path().join("train.bin")).unwrap();
         file.write_all_at(&60_000u16.to_le_bytes(), 2 * 43).unwrap();
-        let mut ahead = Prefetch::start(reader, (0..SEQUENCES).step_by(2), 2, Device::Cpu).unwrap();
+        let mut ahead = Prefetch::start(reader, (0..SEQUENCES).step_by(2), 2, false, Device::Cpu).unwrap();
         let _ = ahead.next_batch().unwrap();
         let _ = ahead.next_batch().unwrap();
         let error = ahead.next_batch().unwrap_err().to_string();
@@ -173,7 +176,7 @@ mod tests {
             let counter = Arc::clone(&requested);
             let endless = (0u64..).inspect(move |_| _ = counter.fetch_add(1, Ordering::Relaxed));
             let reader = batches(dir.path(), DataOrder::Shuffled);
-            let mut ahead = Prefetch::start(reader, endless, 1, Device::Cpu).unwrap();
+            let mut ahead = Prefetch::start(reader, endless, 1, false, Device::Cpu).unwrap();
             for _ in 0..taken {
                 let _ = ahead.next_batch().unwrap();
             }
@@ -193,7 +196,8 @@ mod tests {
     fn a_panic_of_the_thread_is_an_error() {
         let dir = data_dir();
         let firsts = (0u64..).inspect(|&first| assert!(first < 2, "two at most"));
-        let mut ahead = Prefetch::start(batches(dir.path(), DataOrder::Shuffled), firsts, 1, Device::Cpu).unwrap();
+        let mut ahead =
+            Prefetch::start(batches(dir.path(), DataOrder::Shuffled), firsts, 1, false, Device::Cpu).unwrap();
         let _ = ahead.next_batch().unwrap();
         let _ = ahead.next_batch().unwrap();
         let error = ahead.next_batch().unwrap_err().to_string();

@@ -130,7 +130,8 @@ impl<'a> Trainer<'a> {
         let reader = BatchReader::new(data.train, data.order, config.data.sequence_length);
         let steps = config.schedule.max_steps.saturating_sub(state.step);
         let micro_batches = summary.layout.micro_batches(state.sequences, steps, collectives.rank());
-        let batches = Prefetch::start(reader, micro_batches, summary.layout.micro_batch, device)?;
+        let shares_senses = model.shares_senses(config.forward_options());
+        let batches = Prefetch::start(reader, micro_batches, summary.layout.micro_batch, shares_senses, device)?;
         let checkpoints = CheckpointManager::new(
             &config.checkpoint,
             checkpoint_dir,

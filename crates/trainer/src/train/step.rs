@@ -1,7 +1,7 @@
 //! One training step: gradient accumulation, reduction, clipping and the optimizer's update.
 
 use anyhow::Result;
-use model::{ForwardOptions, LanguageModel};
+use model::{ForwardOptions, LanguageModel, TokenBatch};
 use tch::{Kind, Tensor};
 use torch_ext::profiler::{Section, end_section};
 
@@ -14,7 +14,7 @@ use crate::optim::step_guard::StepGuard;
 #[derive(Debug)]
 pub struct MicroBatch {
     /// Token ids, `[M, T]` int64.
-    pub inputs: Tensor,
+    pub inputs: TokenBatch,
     /// The next token of each input, `[M, T]` int64.
     pub targets: Tensor,
     /// Seeds the dropout masks.
@@ -76,7 +76,7 @@ pub fn training_step(
         }
         let last = i + 1 == accumulation;
         grad_reducer.before_forward(last)?;
-        let part = model.loss(&inputs, &targets, *forward_options)? / accumulation as f64;
+        let part = model.loss(inputs, &targets, *forward_options)? / accumulation as f64;
         end_section(Section::HeadAndLoss);
         grad_reducer.before_backward(last)?;
         let scaled = step_guard.loss_scale().map(|scale| part.f_mul(scale)).transpose()?;
