@@ -5,8 +5,8 @@
 
 use std::collections::BTreeMap;
 
-use model::{ForwardOptions, LanguageModel, ModelConfig};
-use tch::{Device, Kind, Tensor};
+use model::{ForwardOptions, HostBatch, LanguageModel, ModelConfig};
+use tch::{Device, Kind};
 use torch_ext::cuda_kernels::{self, Emulation};
 use torch_ext::{OperationCount, count_operations};
 
@@ -26,9 +26,10 @@ fn operations(n_layer: i64, sequences: i64) -> Vec<OperationCount> {
     };
     let options = ForwardOptions { kind: Kind::BFloat16, ..ForwardOptions::evaluation() };
     let model = LanguageModel::initialize(config, 1, Device::Cpu).unwrap().with_low_precision_copies(options);
-    let tokens = sequences * LENGTH;
-    let ids = Tensor::arange(tokens, (Kind::Int64, Device::Cpu)).remainder(60).view([sequences, LENGTH]);
-    let pass = || model.loss(&ids, &ids, options).unwrap().backward();
+    let rows: Vec<i64> = (0..sequences * (LENGTH + 1)).map(|i| i % 60).collect();
+    let batch = HostBatch::new(rows, LENGTH as usize, model.shares_senses(options));
+    let (inputs, targets) = batch.to_device(Device::Cpu).unwrap();
+    let pass = || model.loss(&inputs, &targets, options).unwrap().backward();
     pass(); // compiles the kernels, and creates the gradients
     let ((), counts) = count_operations(pass).unwrap();
     assert!(cuda_kernels::problems().is_empty(), "{:?}", cuda_kernels::problems());
