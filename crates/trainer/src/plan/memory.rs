@@ -66,15 +66,19 @@ impl MemoryEstimate {
         let device = if for_gpu { Device::Cuda(0) } else { Device::Cpu };
         let (kernels, kind) = (config.run.kernels, config.run.precision.kind());
         let options = ForwardOptions { kernels, kind, ..ForwardOptions::evaluation() };
-        let has_fused_layers = options.has_fused_layers(device);
-        let per_token = activations_per_token(config, element as f64, has_fused_layers, for_gpu);
+        let layers = match (options.has_fused_layers(device), for_gpu) {
+            (false, _) => Layers::Libtorch,
+            (true, false) => Layers::FusedCpu,
+            (true, true) => Layers::FusedGpu,
+        };
+        let per_token = activations_per_token(config, element as f64, layers);
         let vocabulary = model.vocab_size as u64;
         let chunk = (logit_rows(device) as u64).min(rows);
-        let logits = match (kernels, has_fused_layers) {
+        let logits = match (kernels, layers) {
             // The gradient overwrites the logits.
-            (Kernels::Fused, true) => chunk * vocabulary * element,
+            (Kernels::Fused, Layers::FusedCpu | Layers::FusedGpu) => chunk * vocabulary * element,
             // Logits, their copy in fp32 and its softmax.
-            (Kernels::Fused, false) => chunk * vocabulary * (element + 8),
+            (Kernels::Fused, Layers::Libtorch) => chunk * vocabulary * (element + 8),
             // Logits and their copy in fp32 for all rows, and the gradients of both.
             (Kernels::Reference, _) => rows * vocabulary * (2 * element + 8),
         };
@@ -101,22 +105,30 @@ impl MemoryEstimate {
     }
 }
 
+/// What computes the layers, which decides the tensors that they keep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Layers {
+    Libtorch,
+    FusedCpu,
+    FusedGpu,
+}
+
 /// Returns the bytes per token that are kept until the backward pass. `e` is the size of a value in
 /// the type of matrix products.
-fn activations_per_token(config: &Config, e: f64, has_fused_layers: bool, for_gpu: bool) -> f64 {
+fn activations_per_token(config: &Config, e: f64, layers: Layers) -> f64 {
     let model = &config.model;
     let (d, t) = (model.n_embd as f64, config.data.sequence_length as f64);
     let dropout = model.dropout > 0.0;
     // The fused kernels recompute a mask from its seed.
-    let mask = if dropout && !has_fused_layers { 1.0 } else { 0.0 };
+    let mask = if dropout && layers == Layers::Libtorch { 1.0 } else { 0.0 };
     // An MLP keeps the input of its GELU, and the output unless the backward pass recomputes it.
-    let mlp = |width: i64| width as f64 * if has_fused_layers { e } else { 2.0 * e };
+    let mlp = |width: i64| width as f64 * if layers == Layers::Libtorch { 2.0 * e } else { e };
     // Outputs of the LayerNorms, which the fused CPU kernels recompute.
-    let normed = if has_fused_layers && !for_gpu { 0.0 } else { 2.0 * e };
+    let normed = if layers == Layers::FusedCpu { 0.0 } else { 2.0 * e };
     // The inputs of both LayerNorms and their outputs, queries, keys and values, the output of
     // attention, and the masks. All kernels recompute the attention weights.
     let block = d * (8.0 + normed + 3.0 * e + e + 2.0 * mask) + mlp(model.inner_size());
-    model.n_layer as f64 * block + senses_per_token(model, d, t, e, mlp, mask, has_fused_layers, for_gpu)
+    model.n_layer as f64 * block + senses_per_token(model, d, t, e, mlp, mask, layers)
 }
 
 /// Returns the bytes per token that the senses and their contextualization keep. The parameters are
@@ -128,8 +140,7 @@ fn senses_per_token(
     e: f64,
     mlp: impl Fn(i64) -> f64,
     mask: f64,
-    has_fused_layers: bool,
-    for_gpu: bool,
+    layers: Layers,
 ) -> f64 {
     if model.architecture == Architecture::Gpt2 {
         return 0.0;
@@ -142,12 +153,12 @@ fn senses_per_token(
         + mlp(model.sense_block_size())
         + mlp(model.sense_intermediate_scale * model.n_embd)
         + 2.0 * senses * d * e;
-    let weights = match (has_fused_layers, for_gpu) {
-        (true, false) => senses * t * e * CAUSAL_FRACTION,
+    let weights = match layers {
+        Layers::FusedCpu => senses * t * e * CAUSAL_FRACTION,
         // The weights, and their gradient in the backward pass.
-        (true, true) => senses * t * 2.0 * e,
+        Layers::FusedGpu => senses * t * 2.0 * e,
         // The softmax in fp32, its copy for the product, and the scores.
-        (false, _) => senses * t * (4.0 + e + 4.0),
+        Layers::Libtorch => senses * t * (4.0 + e + 4.0),
     };
     network + weights + 2.0 * d * e
 }
