@@ -120,7 +120,7 @@ fn distinct_tokens_of_the_host_do_not_change_the_loss() {
             let loss = model.loss(&ids, &targets, options).unwrap();
             loss.backward();
             let expected = gradient().copy();
-            gradient().zero_();
+            let _ = gradient().zero_();
             let host_ids: Vec<i64> = Vec::try_from(rows.reshape([-1])).unwrap();
             let (batch, targets) = HostBatch::new(host_ids, length, true).to_device(device()).unwrap();
             let loss_of_batch = model.loss(batch, &targets, options).unwrap();
