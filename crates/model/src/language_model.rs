@@ -158,6 +158,13 @@ impl LanguageModel {
         }
     }
 
+    /// Compiles and loads the CUDA kernels of forward passes over sequences of `length` tokens with
+    /// these options, which otherwise happens in the first pass. Returns one line per reason why
+    /// kernels are not available. Does nothing for passes that use none, for example on the CPU.
+    pub fn load_cuda_kernels(&self, options: ForwardOptions, length: i64) -> Vec<String> {
+        self.ops(options).load_cuda_kernels(&self.config, length)
+    }
+
     pub(crate) fn ops(&self, options: ForwardOptions) -> Ops {
         Ops::new(self.device(), options)
     }

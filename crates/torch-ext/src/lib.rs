@@ -28,5 +28,5 @@ pub use ops::{
 };
 pub use runtime::{
     BuildInfo, LoadCudaError, allows_tf32, build_info, cuda_is_installed, exit_now, keep_freed_memory, load_cuda,
-    set_cuda_device, set_environment_variables, usable_gpus,
+    loaded_library, set_cuda_device, set_environment_variables, usable_gpus,
 };

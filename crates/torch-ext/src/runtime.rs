@@ -95,7 +95,7 @@ pub fn cuda_is_installed() -> bool {
 }
 
 /// Returns the path of a library that is loaded into this process.
-pub(crate) fn loaded_library(file_name: &str) -> Option<PathBuf> {
+pub fn loaded_library(file_name: &str) -> Option<PathBuf> {
     let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
     let mut paths = maps.lines().filter_map(|line| line.find('/').map(|start| Path::new(&line[start..])));
     paths.find(|path| path.file_name().is_some_and(|name| name == file_name)).map(Path::to_owned)

@@ -36,9 +36,12 @@ impl Doctor {
                 trainer::matmul_peak(kind, Device::Cpu)? / 1e9
             )?;
         }
-        for (heading, lines) in
-            [("CUDA", [cuda(), vec![tf32()]].concat()), ("driver", driver()), ("NCCL", vec![nccl()]), ("Gloo", gloo())]
-        {
+        for (heading, lines) in [
+            ("CUDA", [cuda(), vec![tf32(), cuda_kernels()]].concat()),
+            ("driver", driver()),
+            ("NCCL", vec![nccl()]),
+            ("Gloo", gloo()),
+        ] {
             for (i, line) in lines.iter().enumerate() {
                 writeln!(out, "{:13}{line}", if i == 0 { heading } else { "" })?;
             }
@@ -73,6 +76,14 @@ fn cuda() -> Vec<String> {
         Err(error) => format!("GPU {index}: {error}"),
     });
     [format!("{count} GPU(s), libraries from {from}")].into_iter().chain(gpus).collect()
+}
+
+/// The compiler of the CUDA kernels.
+fn cuda_kernels() -> String {
+    match torch_ext::cuda_kernels::compiler_version() {
+        Ok(version) => format!("NVRTC {version} compiles the CUDA kernels of this program"),
+        Err(error) => format!("without NVRTC ({error}), operations of libtorch replace the CUDA kernels"),
+    }
 }
 
 /// Whether fp32 products on a GPU would be rounded to TF32.
@@ -138,7 +149,5 @@ fn gloo() -> Vec<String> {
 
 /// Path from which the library was loaded.
 fn library(name: &str) -> String {
-    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
-    let path = maps.lines().filter_map(|line| line.split_whitespace().last()).find(|path| path.ends_with(name));
-    path.unwrap_or("an unknown path").to_owned()
+    torch_ext::loaded_library(name).map_or("an unknown path".to_owned(), |path| path.display().to_string())
 }

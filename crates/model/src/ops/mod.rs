@@ -9,6 +9,7 @@
 //!
 //! Activations of B sequences of T positions are matrices `[B T, D]`, one row per token.
 
+mod cuda;
 mod options;
 
 use anyhow::Result;

@@ -212,7 +212,7 @@ unsafe extern "C" fn last_error() -> *const c_char {
 
 /// The directories that may contain NVRTC: that of NVIDIA's packages next to libtorch, and that of
 /// libtorch.
-fn nvrtc_directories() -> Vec<PathBuf> {
+pub(super) fn nvrtc_directories() -> Vec<PathBuf> {
     let Some(libtorch) = loaded_library("libtorch_cuda.so").and_then(|file| Some(file.parent()?.to_path_buf())) else {
         return Vec::new();
     };

@@ -106,6 +106,16 @@ impl CudaKernel {
         }
     }
 
+    /// A name for messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            CudaKernel::CrossEntropy { .. } => "cross-entropy",
+            CudaKernel::AddLayerNorm { .. } => "LayerNorm",
+            CudaKernel::BiasGelu => "GELU",
+            CudaKernel::SenseWeights { .. } => "sense weights",
+        }
+    }
+
     /// The shape under which the fused operations find the kernel.
     fn shape(self) -> Vec<i64> {
         match self {
@@ -215,6 +225,15 @@ pub fn is_available(kernel: CudaKernel, device: Device) -> bool {
 pub fn problems() -> Vec<(CudaKernel, Error)> {
     let loaded = loaded();
     loaded.kernels.iter().filter_map(|((kernel, _), result)| Some((*kernel, result.clone().err()?))).collect()
+}
+
+/// Returns the version of the compiler of the kernels, for example `13.0`. Call it after CUDA is
+/// loaded, because it is searched for in the directories of CUDA.
+///
+/// # Errors
+/// The compiler is missing.
+pub fn compiler_version() -> Result<String, Error> {
+    Ok(nvrtc::Nvrtc::load(&driver::nvrtc_directories())?.version().to_owned())
 }
 
 /// Whether the fused operations run the CUDA kernels on the CPU, which tests turn on.

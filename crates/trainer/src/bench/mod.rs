@@ -144,6 +144,9 @@ pub fn bench(config: &Config, options: &BenchOptions, on_line: &mut dyn FnMut(&s
     let forward_options = config.forward_options();
     let model = LanguageModel::initialize(config.model.clone(), config.run.seed, device)?
         .with_low_precision_copies(forward_options);
+    for problem in model.load_cuda_kernels(forward_options, config.data.sequence_length as i64) {
+        on_line(&format!("warning: {problem}"));
+    }
     let optimizer = Optimizer::new(config.optimizer.clone(), &model);
     let context = StepContext {
         step_guard: StepGuard::new(&config.step_guard, config.run.precision == Precision::Fp16, device)?,

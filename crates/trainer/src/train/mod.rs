@@ -111,6 +111,7 @@ impl<'a> Trainer<'a> {
             return Ok(None);
         };
         let (model, optimizer, state, mut log) = (startup.model, startup.optimizer, startup.state, startup.log);
+        let kernel_problems = model.load_cuda_kernels(config.forward_options(), config.data.sequence_length as i64);
         let attempt = FitAttempt { config, model: &model, optimizer: &optimizer, device, watchdog: &runtime.watchdog };
         let batch = find_micro_batch(&attempt, collectives)?;
         let fitted = Config { batch, ..config.clone() };
@@ -120,6 +121,9 @@ impl<'a> Trainer<'a> {
         let opened = if collectives.is_first() {
             archive_abandoned(&checkpoint_dir, startup.resumed_from.as_ref(), &mut log).and_then(|()| {
                 log_start(config, options, runtime, &data, &summary, peak_flops, &mut log);
+                for problem in &kernel_problems {
+                    log.info(&format!("warning     {problem}"));
+                }
                 let hardware = runtime.hardware(&options.world);
                 log.open_session(&config.to_toml()?, &config.logging, hardware, state.step)
             })
