@@ -10,7 +10,8 @@
 #
 #   scripts/test-cuda-kernels.sh
 #
-# Takes about a minute on two cores. Needs a C++ compiler (CXX, default c++) and Python 3.
+# Takes about a minute on two cores, and minutes for the first build of torch-ext. Needs a C++
+# compiler (CXX, default c++), Python 3 and the libtorch of scripts/setup.sh.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -82,7 +83,7 @@ start cross_entropy VOCAB_SIZE=131072 THREADS=1024 --
 for width in 1 2 32 33 34 384 640 768 1026 1600 4096; do
   start layer_norm WIDTH=$width WARPS=4 --
 done
-start gelu THREADS=256 --
+start gelu THREADS=128 --
 wait
 failed=0 checks=0
 for number in "${!names[@]}"; do
@@ -117,6 +118,8 @@ fi
 exec 9>&-
 if [ -f "$nvrtc/COMPLETE" ]; then
   python3 "$cuda/checks/compile_with_nvrtc.py" "$nvrtc/nvidia/cu13/lib" || failed=1
+  # The program's own use of NVRTC.
+  BACKPACK_TEST_NVRTC=$nvrtc/nvidia/cu13/lib cargo test --quiet --release --locked -p torch-ext --lib nvrtc || failed=1
 elif [ "${CI:-}" = true ]; then
   fail "cannot download NVRTC $version (see the message of pip above): check the network and pip's index."
 else

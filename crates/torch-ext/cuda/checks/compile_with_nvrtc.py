@@ -22,7 +22,7 @@ LENGTHS = (512, 1024)
 SHAPES = [
     *(("cross_entropy", {"VOCAB_SIZE": v, "THREADS": t}) for v in VOCAB_SIZES for t in (512, 1024)),
     *(("layer_norm", {"WIDTH": width, "WARPS": 4}) for width in WIDTHS),
-    ("gelu", {"THREADS": 256}),
+    ("gelu", {"THREADS": 128}),
     *(("sense_weights", {"NUM_SENSES": 16, "MAX_LENGTH": length, "WARPS": 8}) for length in LENGTHS),
     ("sense_weights", {"NUM_SENSES": 16, "MAX_LENGTH": 512, "WARPS": 16}),
 ]

@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 
-use super::nvrtc::symbol;
+use super::nvrtc::{loader_error, symbol};
 use super::{LoadedModule, Module};
 use crate::error::Error;
 
@@ -94,7 +94,7 @@ fn compile_and_open(module: &Module) -> Result<Library, Error> {
     let result = compile(module, &output).and_then(|()| {
         // The libraries of different modules define the same names, hence RTLD_LOCAL.
         // SAFETY: the constructors of the library have no conditions.
-        unsafe { Library::open(Some(&output), RTLD_NOW | RTLD_LOCAL) }.map_err(|error| Error(error.to_string()))
+        unsafe { Library::open(Some(&output), RTLD_NOW | RTLD_LOCAL) }.map_err(loader_error)
     });
     // A loaded library stays in memory.
     let _ = std::fs::remove_file(&output);

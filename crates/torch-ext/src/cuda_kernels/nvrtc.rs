@@ -1,6 +1,7 @@
 //! NVRTC, NVIDIA's compiler library for CUDA, which is installed with the CUDA libraries of
 //! libtorch. It is loaded when a kernel is compiled.
 
+use std::error::Error as _;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
 
@@ -148,7 +149,12 @@ impl Nvrtc {
 /// Loads a library whose symbols others may use.
 pub(super) fn open_library(path: &Path) -> Result<Library, Error> {
     // SAFETY: the constructors of NVIDIA's libraries support loading at any time.
-    unsafe { Library::open(Some(path), RTLD_NOW | RTLD_GLOBAL) }.map_err(|error| Error(error.to_string()))
+    unsafe { Library::open(Some(path), RTLD_NOW | RTLD_GLOBAL) }.map_err(loader_error)
+}
+
+/// The message of the loader, which names the library. That of libloading does not.
+pub(super) fn loader_error(error: libloading::Error) -> Error {
+    Error(error.source().map_or(error.to_string(), |source| source.to_string()))
 }
 
 /// Returns a function of a library.
@@ -157,7 +163,7 @@ pub(super) fn open_library(path: &Path) -> Result<Library, Error> {
 /// `F` is the type of the function.
 pub(super) unsafe fn symbol<F: Copy>(library: &Library, name: &str) -> Result<F, Error> {
     // SAFETY: the caller guarantees the type.
-    unsafe { library.get::<F>(name.as_bytes()) }.map(|symbol| *symbol).map_err(|error| Error(error.to_string()))
+    unsafe { library.get::<F>(name.as_bytes()) }.map(|symbol| *symbol).map_err(loader_error)
 }
 
 fn builtins_in(directory: &Path) -> Option<PathBuf> {
@@ -176,7 +182,8 @@ mod tests {
     fn a_missing_library_is_named() {
         let error = Nvrtc::load(&[PathBuf::from("/nowhere")]);
         if let Err(error) = error {
-            assert!(error.to_string().starts_with("libnvrtc.so.13 cannot be loaded: "), "{error}");
+            let text = error.to_string();
+            assert!(text.starts_with("libnvrtc.so.13 cannot be loaded: libnvrtc.so"), "{text}");
         }
     }
 
