@@ -287,6 +287,18 @@ mod tests {
     }
 
     #[test]
+    fn contributions_sum_to_the_logits_up_to_rounding_in_bf16() {
+        let model = fixture("inv_scale").with_evaluation_kind(Kind::BFloat16);
+        let analysis = TextAnalysis::new(&model, &IDS).unwrap();
+        let scale = analysis.logits.abs().max().double_value(&[]);
+        let logit = analysis.candidate(3, 7).unwrap().logit;
+        let off = (analysis.contributions(3, 7).unwrap().sum(Kind::Double).double_value(&[]) - logit).abs() / scale;
+        assert!(off > 0.0 && off < 0.01, "{off}");
+        // The senses are those of fp32.
+        assert_eq!(analysis.senses, TextAnalysis::new(&fixture("inv_scale"), &IDS).unwrap().senses);
+    }
+
+    #[test]
     fn views_and_predictions_equal_the_reference_kernels() {
         let model = fixture("inv_scale");
         let analysis = TextAnalysis::new(&model, &IDS).unwrap();
