@@ -62,11 +62,13 @@ export CARGO_TARGET_DIR="$cache/target" CARGO_PROFILE_RELEASE_STRIP=symbols
 sed -i "s/^\(tch\|torch-sys\) = \"=.*\"/\1 = \"=$TCH\"/" Cargo.toml
 cargo update --quiet -p tch -p torch-sys
 cargo build --release
-device_test=
-if [ -f crates/trainer/tests/device.rs ]; then
-  device_test=$(cargo test --release -p trainer --test device --no-run --message-format=json |
-    sed -n 's/.*"executable":"\([^"]*\/device-[^"]*\)".*/\1/p')
-fi
+# build_test CRATE TEST: prints the path of the program.
+build_test() {
+  cargo test --release -p "$1" --test "$2" --no-run --message-format=json |
+    sed -n "s/.*\"executable\":\"\([^\"]*\/$2-[^\"]*\)\".*/\1/p"
+}
+device_test=$(build_test trainer device)
+kernel_test=$(build_test torch-ext cuda_kernels)
 cd "$root"
 
 step 'Pack'
@@ -74,7 +76,8 @@ pack=.gpu
 rm -rf "$pack"
 mkdir -p "$pack/tests"
 cp "$CARGO_TARGET_DIR/release/backpack" "$pack/backpack"
-[ -z "$device_test" ] || cp "$device_test" "$pack/tests/device"
+cp "$device_test" "$pack/tests/device"
+cp "$kernel_test" "$pack/tests/cuda_kernels"
 echo "torch $TORCH, tch $TCH, $(git describe --always --dirty)" >"$pack/built-for"
 c++ -O2 -shared -fPIC -I "$libtorch/nvidia/cu13/include" scripts/gpu/kernel_trace.cpp -o "$pack/libkernel_trace.so" \
   -L "$libtorch/nvidia/cu13/lib" -l:libcupti.so.13 -Wl,--allow-shlib-undefined

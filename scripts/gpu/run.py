@@ -41,7 +41,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--only", default="", metavar="NAME,...", help="run only these steps")
     parser.add_argument("--list", action="store_true", help="print the steps and their time limits")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"], help="cpu: a rehearsal")
-    parser.add_argument("--binary", type=Path, help="the program [default: .gpu/backpack]")
+    parser.add_argument("--binary", type=Path, help="the program [default: .gpu/backpack, else target/release/backpack]")
     parser.add_argument(
         "--libtorch",
         type=Path,
@@ -78,15 +78,17 @@ def library_directory(libtorch: Path) -> Path:
 
 def options_of(a: argparse.Namespace) -> Options:
     version, libraries = python_torch()
-    binary = (a.binary or PACK / "backpack").resolve()
+    packed, built = PACK / "backpack", ROOT / "target/release/backpack"
+    binary = (a.binary or (packed if packed.is_file() else built)).resolve()
     if not binary.is_file():
-        sys.exit(f"run: {binary} does not exist: run scripts/gpu/pack.sh, or name a program with --binary.")
+        sys.exit(f"run: {binary} does not exist: run cargo build --release or scripts/gpu/pack.sh, or use --binary.")
+    is_packed = binary == packed.resolve()
     if a.libtorch:
         libraries = library_directory(a.libtorch)
-    elif a.binary:
+    elif not is_packed:
         libraries = None
     built_for = PACK / "built-for"
-    if not a.binary and built_for.is_file():
+    if is_packed and built_for.is_file():
         print(f".gpu/backpack is built for {built_for.read_text().strip()}", flush=True)
     program = libraries or "its own"
     print(f"torch of this Python: {version or 'none'}; libtorch of the program: {program}", flush=True)

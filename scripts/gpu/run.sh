@@ -2,9 +2,9 @@
 # Runs checks and measurements on this machine's GPU, with the Python that has torch. Prints one line
 # per step and a table. docs/gpu.md describes the steps and the results.
 #
-#   scripts/gpu/run.sh                         the program of scripts/gpu/pack.sh, .gpu/backpack
-#   scripts/gpu/run.sh --binary target/release/backpack
-#                                              a normal build (scripts/setup.sh --cuda)
+#   scripts/gpu/run.sh                         the program of scripts/gpu/pack.sh (.gpu/backpack) if
+#                                              it exists, else a normal build (target/release)
+#   scripts/gpu/run.sh --binary PATH           another program
 #   scripts/gpu/run.sh --libtorch DIRECTORY    another libtorch for the program
 #   scripts/gpu/run.sh --budget SECONDS        time for all steps [default: 480]
 #   scripts/gpu/run.sh --only NAME,...         only these steps

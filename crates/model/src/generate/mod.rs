@@ -11,8 +11,9 @@ pub use incremental_decoder::{IncrementalDecoder, SenseScale};
 pub use sampling::Sampling;
 
 /// Generates `max_new_tokens` tokens after a prompt and returns them, with the model's
-/// [evaluation options](LanguageModel::evaluation_options). If the text exceeds the context, the window slides: the model reads the last `n_positions` tokens, at positions from 0.
-/// The end-of-text id is a token like any other. Padding ids are never generated.
+/// [evaluation options](LanguageModel::evaluation_options). If the text exceeds the context, the
+/// window slides: the model reads the last `n_positions` tokens, at positions from 0. The
+/// end-of-text id is a token like any other. Padding ids are never generated.
 ///
 /// # Errors
 /// The prompt is empty, longer than the context, or has ids outside the vocabulary; the sampling

@@ -11,8 +11,8 @@ pub enum Kernels {
     /// The tests compare the fused kernels with it.
     Reference,
     /// The function of [`Kernels::Reference`] with less work: the logits in chunks, each with its
-    /// gradient, and the senses of each distinct token once if dropout permits. On the CPU, with
-    /// fp32 and bf16, the layers are fused kernels.
+    /// gradient, and the senses of each distinct token once if dropout permits. On the CPU with fp32
+    /// and bf16, and on a GPU with bf16, the layers are fused kernels.
     #[default]
     Fused,
 }

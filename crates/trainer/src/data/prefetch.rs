@@ -15,8 +15,9 @@ const QUEUE_DEPTH: usize = 2;
 
 /// A thread that reads micro-batches, and its queue.
 ///
-/// The thread makes plain vectors, and finds the distinct tokens for a model that needs them. If it called libtorch, OpenMP would create one more pool of
-/// threads for it (one pool per calling thread), which would compete with the computing threads.
+/// The thread makes plain vectors, and finds the distinct tokens for a model that needs them. If it
+/// called libtorch, OpenMP would create one more pool of threads for it (one pool per calling
+/// thread), which would compete with the computing threads.
 #[derive(Debug)]
 pub(crate) struct Prefetch {
     device: Device,
