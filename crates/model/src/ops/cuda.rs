@@ -65,7 +65,7 @@ mod tests {
         let missing = || "libnvrtc.so.13 cannot be loaded".to_owned();
         let problems = vec![
             (CudaKernel::BiasGelu, missing()),
-            (CudaKernel::AddLayerNorm { width: 8_192 }, "the width 8192 is not in 1..=4096".to_owned()),
+            (CudaKernel::AddLayerNorm { width: 8_192 }, "the width 8192 is not in 1..=3072".to_owned()),
             (CudaKernel::CrossEntropy { vocab_size: 64 }, missing()),
         ];
         let lines = lines(problems);

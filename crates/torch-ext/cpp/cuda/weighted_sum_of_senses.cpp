@@ -43,6 +43,23 @@ std::pair<Tensor, Tensor> split(const Tensor& qk, const Shape& s) {
   return {part(0), part(1)};
 }
 
+// Adds the rows of `d` [N, W] that belong to one of `count` distinct rows: [count, W]. Unlike
+// index_add, it sums in a fixed order.
+Tensor sum_by_row(const Tensor& d, const Tensor& rows, int64_t count) {
+  // libtorch rounds the sums of a few rows to bf16 several times.
+  constexpr int64_t FEW_ROWS = 3'072;
+  const Tensor values = d.size(0) <= FEW_ROWS ? d.to(at::kFloat) : d;
+  // Its kernel counts up to 1.1 N W elements in 32 bits, and stores them in fp32.
+  constexpr int64_t MAX_ELEMENTS = int64_t{1} << 30;
+  const int64_t columns = std::max<int64_t>(MAX_ELEMENTS / d.size(0), 1);
+  std::vector<Tensor> parts;
+  for (int64_t first = 0; first < d.size(1); first += columns) {
+    const Tensor part = values.narrow(1, first, std::min(columns, d.size(1) - first)).contiguous();
+    parts.push_back(at::embedding_dense_backward(part, rows, count, -1, false).to(d.scalar_type()));
+  }
+  return parts.size() == 1 ? parts[0] : at::cat(parts, 1);
+}
+
 struct WeightedSumOfSenses : Function<WeightedSumOfSenses> {
   static Tensor forward(AutogradContext* ctx, const Tensor& qk, const Tensor& senses,
                         const std::optional<Tensor>& senses_bias, const std::optional<Tensor>& rows,
@@ -106,10 +123,7 @@ struct WeightedSumOfSenses : Function<WeightedSumOfSenses> {
                dy.narrow(1, first, later));
     });
     Tensor d_senses = d_pairs.view({s.sequences * s.length, s.num_senses * s.width});
-    if (rows.defined()) {
-      // Sorts the rows, so that the sums are reproducible, unlike those of index_add.
-      d_senses = at::embedding_dense_backward(d_senses, rows, ctx->saved_data["distinct"].toInt(), -1, false);
-    }
+    if (rows.defined()) d_senses = sum_by_row(d_senses, rows, ctx->saved_data["distinct"].toInt());
     Tensor d_bias;
     if (ctx->saved_data["has_bias"].toBool())
       d_bias = dy.sum({0, 1}, /*keepdim=*/false, at::kFloat).expand({s.num_senses, s.width}).reshape(-1);
@@ -121,6 +135,14 @@ struct WeightedSumOfSenses : Function<WeightedSumOfSenses> {
 
 Tensor weighted_sum_of_senses(const Tensor& qk, const Tensor& senses, const Tensor& senses_bias, const Tensor& rows,
                               int64_t sequences, int64_t num_senses) {
+  TORCH_CHECK(sequences > 0 && num_senses > 0 && qk.size(0) % sequences == 0 && qk.size(1) % (2 * num_senses) == 0 &&
+                  senses.dim() == 2 && senses.size(1) == qk.size(1) / 2 * num_senses &&
+                  (rows.defined() ? rows.numel() : senses.size(0)) == qk.size(0),
+              "weighted_sum_of_senses: qk ", qk.sizes(), " and senses ", senses.sizes(), " do not make ", sequences,
+              " sequences with ", num_senses, " senses");
+  for (const Tensor& t : {qk, senses})
+    TORCH_CHECK(t.scalar_type() == at::kBFloat16 && t.is_contiguous(),
+                "weighted_sum_of_senses needs contiguous bf16 tensors on a GPU, got ", t.toString());
   const auto given = [](const Tensor& t) { return t.defined() ? std::optional<Tensor>(t) : std::nullopt; };
   return WeightedSumOfSenses::apply(qk, senses, given(senses_bias), given(rows), sequences, num_senses);
 }

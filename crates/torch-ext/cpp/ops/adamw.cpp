@@ -1,4 +1,5 @@
 // Gradient clipping and AdamW: one pass over the gradients for the norm, and a second for the rest.
+#include <ATen/ops/_foreach_copy.h>
 #include <ATen/ops/_foreach_norm.h>
 #include <ATen/ops/_fused_adamw.h>
 
@@ -98,8 +99,13 @@ UpdateStats clipped_adamw(const std::vector<Tensor>& params, const std::vector<T
                       /*maximize=*/false, /*grad_scale=*/divisor.to(at::kFloat), found_inf);
     i = j;
   }
-  for (size_t i = 0; i < n; i++)
-    if (copies[i].defined()) Tensor(copies[i]).copy_(params[i]);
+  std::vector<Tensor> copied, sources;
+  for (size_t i = 0; i < n; i++) {
+    if (!copies[i].defined()) continue;
+    copied.push_back(copies[i]);
+    sources.push_back(params[i]);
+  }
+  if (!copied.empty()) at::_foreach_copy_(copied, sources);
   return {norm, overflow};
 }
 

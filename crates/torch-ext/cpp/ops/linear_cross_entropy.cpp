@@ -178,7 +178,8 @@ struct LinearCrossEntropy : Function<LinearCrossEntropy> {
       hidden = hidden.to(at::kFloat).mul_(scaled).to(at::kHalf);
       weight.mul_(scaled);
     } else if (!scale.device().is_cpu() || scale.item<double>() != 1.0) {
-      hidden.mul_(scale.to(hidden.scalar_type()));
+      // In two dimensions, the factor is not rounded to bf16 first.
+      hidden.mul_(scale.view({1, 1}));
       weight.mul_(scale);
     }
     return {hidden, weight, Tensor(), Tensor(), Tensor()};

@@ -84,7 +84,11 @@ bool writes_fp32(const Tensor& a) {
       Tensor sum = at::ones({16, 16}, a.options().dtype(at::kFloat));
       at::addmm_out(sum, sum, ones, ones, at::kFloat);
       return at::mm(ones, ones, at::kFloat).eq(16).all().item<bool>() && sum.eq(17).all().item<bool>();
-    } catch (const c10::Error&) {
+    } catch (const c10::OutOfMemoryError&) {
+      throw;
+    } catch (const c10::Error& error) {
+      TORCH_WARN("gradients of weights are rounded to bf16, because libtorch cannot write them in fp32: ",
+                 error.what_without_backtrace());
       return false;
     }
   }();

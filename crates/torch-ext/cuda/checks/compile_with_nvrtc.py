@@ -14,17 +14,17 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 KERNELS = Path(__file__).resolve().parent.parent
-# A100; H100 and H200; B200.
-ARCHITECTURES = ("sm_80", "sm_90a", "sm_100")
-VOCAB_SIZES = (50264, 50304)  # micro, mini and small; GPT-2 124M
-WIDTHS = (384, 640, 768)  # micro; mini; small and GPT-2 124M
-LENGTHS = (512, 1024)
+# A100; H100 and H200, with and without the features of this GPU only; B200.
+ARCHITECTURES = ("sm_80", "sm_90", "sm_90a", "sm_100")
+VOCAB_SIZES = (50264, 50304, 131072)  # micro, mini and small; GPT-2 124M; the largest
+WIDTHS = (384, 640, 768, 1024, 1600, 3072)  # micro; mini; small and GPT-2; larger GPT-2; the largest
+SENSES = ((16, 512), (16, 1024), (1, 512), (4, 512), (64, 512), (64, 2048))  # with the longest sequence
+# As in crates/torch-ext/src/cuda_kernels/kernel.rs.
 SHAPES = [
-    *(("cross_entropy", {"VOCAB_SIZE": v, "THREADS": t}) for v in VOCAB_SIZES for t in (512, 1024)),
+    *(("cross_entropy", {"VOCAB_SIZE": v, "THREADS": 512}) for v in VOCAB_SIZES),
     *(("layer_norm", {"WIDTH": width, "WARPS": 4}) for width in WIDTHS),
     ("gelu", {"THREADS": 128}),
-    *(("sense_weights", {"NUM_SENSES": 16, "MAX_LENGTH": length, "WARPS": 8}) for length in LENGTHS),
-    ("sense_weights", {"NUM_SENSES": 16, "MAX_LENGTH": 512, "WARPS": 16}),
+    *(("sense_weights", {"NUM_SENSES": l, "MAX_LENGTH": t, "WARPS": min(l, 8)}) for l, t in SENSES),
 ]
 
 

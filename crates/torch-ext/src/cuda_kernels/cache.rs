@@ -1,10 +1,16 @@
 //! Compiled kernels in the cache directory of the user, so that only the first run on a GPU
 //! compiles them.
+//!
+//! A file has the code and then its SHA-256, because the driver cannot detect a truncated file.
 
-use std::path::PathBuf;
-use std::process;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
+use tempfile::NamedTempFile;
+
+/// Length of a SHA-256.
+const HASH_BYTES: usize = 32;
 
 /// Returns the path of the compiled code for these inputs of the compiler: `backpack/cuda-kernels`
 /// in `XDG_CACHE_HOME` or `~/.cache`. `None` if neither variable is set.
@@ -20,17 +26,26 @@ pub(super) fn path(inputs: &[&str]) -> Option<PathBuf> {
     Some(root.join("backpack/cuda-kernels").join(name).with_extension("cubin"))
 }
 
-/// Writes compiled code. Another process never reads a part of it. A failure is ignored, because
-/// the next run then compiles the code again.
-pub(super) fn write(path: &std::path::Path, code: &[u8]) {
-    let Some(directory) = path.parent() else { return };
-    let partial = path.with_extension(format!("partial-{}", process::id()));
-    let written = std::fs::create_dir_all(directory)
-        .and_then(|()| std::fs::write(&partial, code))
-        .and_then(|()| std::fs::rename(&partial, path));
-    if written.is_err() {
-        let _ = std::fs::remove_file(&partial);
-    }
+/// Reads code that [`write()`] has written. `None` if the file is missing or damaged.
+pub(super) fn read(path: &Path) -> Option<Vec<u8>> {
+    let mut code = std::fs::read(path).ok()?;
+    let hash = code.split_off(code.len().checked_sub(HASH_BYTES)?);
+    (!code.is_empty() && Sha256::digest(&code)[..] == hash[..]).then_some(code)
+}
+
+/// Writes compiled code. Another process reads either nothing or all of it.
+///
+/// # Errors
+/// The directory or the file cannot be written.
+pub(super) fn write(path: &Path, code: &[u8]) -> io::Result<()> {
+    let directory = path.parent().unwrap_or(Path::new("."));
+    std::fs::create_dir_all(directory)?;
+    let mut file = NamedTempFile::new_in(directory)?;
+    file.write_all(code)?;
+    file.write_all(&Sha256::digest(code))?;
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    Ok(())
 }
 
 #[cfg(test)]
@@ -45,15 +60,27 @@ mod tests {
     }
 
     #[test]
-    fn written_code_is_complete_and_leaves_no_other_file() {
-        let directory = std::env::temp_dir().join(format!("backpack-cache-{}", process::id()));
-        let path = directory.join("code.cubin");
-        write(&path, b"first");
-        write(&path, b"second");
-        assert_eq!(std::fs::read(&path).unwrap(), b"second");
-        assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 1);
-        std::fs::remove_dir_all(&directory).unwrap();
-        // Ignored: a file is in the place of the directory.
-        write(&PathBuf::from("/dev/null/code.cubin"), b"code");
+    fn written_code_is_read_again_without_other_files() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("cache/code.cubin");
+        write(&path, b"first").unwrap();
+        write(&path, b"second").unwrap();
+        assert_eq!(read(&path).unwrap(), b"second");
+        assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+        // A file is in the place of the directory.
+        assert!(write(&path.join("code.cubin"), b"code").is_err());
+    }
+
+    #[test]
+    fn damaged_code_is_not_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("code.cubin");
+        assert!(read(&path).is_none());
+        write(&path, b"code").unwrap();
+        let whole = std::fs::read(&path).unwrap();
+        for damaged in [&whole[..0], &whole[..3], &whole[..whole.len() - 1], &whole[1..], &whole[4..]] {
+            std::fs::write(&path, damaged).unwrap();
+            assert!(read(&path).is_none(), "{} bytes", damaged.len());
+        }
     }
 }

@@ -7,8 +7,9 @@ use std::sync::OnceLock;
 
 use libloading::os::unix::Library;
 
+use super::cache;
+use super::kernel::{COMMON_HEADER, LaunchFunction, LoadedModule, Module};
 use super::nvrtc::{Nvrtc, open_library, symbol};
-use super::{LoadedModule, Module, cache};
 use crate::error::Error;
 use crate::runtime::loaded_library;
 
@@ -23,7 +24,7 @@ struct Driver {
     set_current: unsafe extern "C" fn(*mut c_void) -> c_int,
     load_data: unsafe extern "C" fn(*mut *mut c_void, *const c_void) -> c_int,
     get_function: unsafe extern "C" fn(*mut *mut c_void, *mut c_void, *const c_char) -> c_int,
-    launch: super::LaunchFunction,
+    launch: LaunchFunction,
     error_string: unsafe extern "C" fn(c_int, *mut *const c_char) -> c_int,
 }
 
@@ -43,21 +44,22 @@ pub(super) fn load(module: &Module, device: c_int) -> Result<LoadedModule, Error
             "the kernels are loaded on GPU {own}: a process uses one GPU, not also GPU {device}"
         )));
     }
-    driver.make_current();
+    driver.check(driver.make_current(), "cuCtxSetCurrent")?;
     let nvrtc = driver.nvrtc.as_ref().map_err(Clone::clone)?;
     let definitions: Vec<String> = module.definitions().collect();
     let definitions = definitions.join(" ");
-    let inputs = [module.source(), super::COMMON_HEADER, &definitions, &driver.architecture, nvrtc.version()];
+    let inputs = [module.source(), COMMON_HEADER, &definitions, &driver.architecture, nvrtc.version()];
     let path = cache::path(&inputs);
     // Damaged code in the cache is compiled again.
-    let cached = path.as_ref().and_then(|path| std::fs::read(path).ok());
+    let cached = path.as_ref().and_then(|path| cache::read(path));
     if let Some(functions) = cached.and_then(|code| driver.functions(module, &code).ok()) {
         return Ok(LoadedModule { functions, launch: launch_kernel, error: last_error });
     }
     let code = nvrtc.compile(module, &driver.architecture)?;
     let functions = driver.functions(module, &code)?;
     if let Some(path) = path {
-        cache::write(&path, &code);
+        // If it fails, the next run compiles the code again.
+        let _ = cache::write(&path, &code);
     }
     Ok(LoadedModule { functions, launch: launch_kernel, error: last_error })
 }
@@ -108,15 +110,17 @@ impl Driver {
         }
     }
 
-    /// Makes the context of the GPU current on this thread, unless one is: threads of autograd may
-    /// not have one yet.
-    fn make_current(&self) {
+    /// Makes the context of the GPU current on this thread. Threads of autograd may not have a
+    /// current context yet. Returns an error code, or 0.
+    fn make_current(&self) -> c_int {
         let mut current = std::ptr::null_mut();
+        let context = self.context as *mut c_void;
         // SAFETY: the context is retained until the process ends.
         unsafe {
-            if (self.get_current)(&mut current) != 0 || current.is_null() {
-                (self.set_current)(self.context as *mut c_void);
+            if (self.get_current)(&mut current) == 0 && current == context {
+                return 0;
             }
+            (self.set_current)(context)
         }
     }
 
@@ -179,7 +183,11 @@ unsafe extern "C" fn launch_kernel(
     /// CUDA_ERROR_NOT_INITIALIZED.
     const NOT_INITIALIZED: c_int = 3;
     let Some(Ok((_, driver))) = DRIVER.get() else { return NOT_INITIALIZED };
-    driver.make_current();
+    let code = driver.make_current();
+    if code != 0 {
+        LAST_ERROR.set(code);
+        return code;
+    }
     // SAFETY: the caller passes a loaded function and parameters of its types.
     let code = unsafe {
         (driver.launch)(

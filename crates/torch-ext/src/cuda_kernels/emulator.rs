@@ -10,8 +10,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 
+use super::kernel::{LoadedModule, Module};
 use super::nvrtc::{loader_error, symbol};
-use super::{LoadedModule, Module};
 use crate::error::Error;
 
 /// The index of the emulated device.

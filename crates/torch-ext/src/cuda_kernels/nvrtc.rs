@@ -7,11 +7,13 @@ use std::path::{Path, PathBuf};
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 
-use super::{COMMON_HEADER, COMMON_HEADER_NAME, Module};
+use super::kernel::{COMMON_HEADER, COMMON_HEADER_NAME, Module};
 use crate::error::{Error, c_string};
 
 /// The versions of the library that are searched for, in this order.
 const NAMES: [&str; 2] = ["libnvrtc.so.13", "libnvrtc.so.12"];
+/// Start of the names of the library that NVRTC loads itself. The version follows.
+const BUILTINS: &str = "libnvrtc-builtins.so.";
 
 /// The loaded library.
 #[derive(Debug)]
@@ -41,7 +43,7 @@ impl Nvrtc {
             let path = directory.join(name);
             if path.is_file() {
                 // NVRTC does not search its own directory for its second library.
-                if let Some(builtins) = builtins_in(directory) {
+                if let Some(builtins) = builtins_in(directory, name) {
                     // Never unloaded, because NVRTC uses it.
                     std::mem::forget(open_library(&builtins)?);
                 }
@@ -166,17 +168,21 @@ pub(super) unsafe fn symbol<F: Copy>(library: &Library, name: &str) -> Result<F,
     unsafe { library.get::<F>(name.as_bytes()) }.map(|symbol| *symbol).map_err(loader_error)
 }
 
-fn builtins_in(directory: &Path) -> Option<PathBuf> {
+/// Returns the path of the second library with the same major version as `nvrtc`.
+fn builtins_in(directory: &Path, nvrtc: &str) -> Option<PathBuf> {
+    let major = nvrtc.rsplit('.').next()?;
     let entries = std::fs::read_dir(directory).ok()?;
-    entries
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("libnvrtc-builtins.so")))
+    let has_version = |path: &PathBuf| {
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        name.strip_prefix(BUILTINS).is_some_and(|version| version.split('.').next() == Some(major))
+    };
+    entries.filter_map(|entry| Some(entry.ok()?.path())).find(has_version)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cuda_kernels::CudaKernel;
+    use crate::cuda_kernels::kernel::CudaKernel;
 
     #[test]
     fn a_missing_library_is_named() {
@@ -185,6 +191,18 @@ mod tests {
             let text = error.to_string();
             assert!(text.starts_with("libnvrtc.so.13 cannot be loaded: libnvrtc.so"), "{text}");
         }
+    }
+
+    #[test]
+    fn the_second_library_has_the_same_major_version() {
+        let directory = tempfile::tempdir().unwrap();
+        for name in ["libnvrtc-builtins.so.12.8", "libnvrtc-builtins.so.13.0", "libnvrtc.so.13"] {
+            std::fs::write(directory.path().join(name), "").unwrap();
+        }
+        let found = |nvrtc| builtins_in(directory.path(), nvrtc);
+        assert_eq!(found("libnvrtc.so.13"), Some(directory.path().join("libnvrtc-builtins.so.13.0")));
+        assert_eq!(found("libnvrtc.so.12"), Some(directory.path().join("libnvrtc-builtins.so.12.8")));
+        assert_eq!(found("libnvrtc.so.11"), None);
     }
 
     /// `scripts/test-cuda-kernels.sh` sets the variable.

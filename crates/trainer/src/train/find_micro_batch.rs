@@ -45,9 +45,12 @@ pub(crate) fn find_micro_batch(attempt: &FitAttempt<'_>, collectives: &Collectiv
     let sequence_length = attempt.config.data.sequence_length as u64;
     let layout = batch.layout(sequence_length, collectives.size())?;
     let per_rank = layout.micro_batch * layout.accumulation;
+    let mut has_fitted = false;
     let largest = largest_that_fits(per_rank, max_searched_sequences(sequence_length), |n| {
         attempt.watchdog.progress("searching for the largest micro-batch");
-        attempt.fits(n, n < per_rank, collectives.size() > 1)
+        let fits = attempt.fits(n, n < per_rank, collectives.size() > 1, has_fitted)?;
+        has_fitted |= fits;
+        Ok(fits)
     });
     // The attempts leave free blocks of other sizes than those of a step.
     cuda_memory::empty_cache(attempt.device)?;
@@ -64,14 +67,14 @@ pub(crate) fn find_micro_batch(attempt: &FitAttempt<'_>, collectives: &Collectiv
 
 impl FitAttempt<'_> {
     /// Returns whether passes over `n` sequences fit into the free memory, with gradient
-    /// accumulation if `accumulates`, and with a reduction over ranks if `reduces`. Changes neither
-    /// weights nor moments.
-    fn fits(&self, n: u64, accumulates: bool, reduces: bool) -> Result<bool> {
+    /// accumulation if `accumulates`, and with a reduction over ranks if `reduces`. `has_fitted`:
+    /// fewer sequences have fitted. Changes neither weights nor moments.
+    fn fits(&self, n: u64, accumulates: bool, reduces: bool, has_fitted: bool) -> Result<bool> {
         let parameters = self.model.config().num_parameters();
         let total = cuda_memory::device_memory(self.device)?.map_or(0, |memory| memory.total);
         // With several ranks, the buckets of the Reducer hold a second copy of the gradients.
         let reserved_bytes = (HEADROOM * total as f64) as i64 + if reduces { 4 * parameters } else { 0 };
-        let fitted = within_memory(|| {
+        let fitted = within_memory(has_fitted, || {
             let _reserved = Tensor::f_empty([reserved_bytes], (Kind::Uint8, self.device))?;
             for i in 0..if accumulates { 2 } else { 1 } {
                 self.run_micro_batch(n, i)?;
@@ -95,11 +98,12 @@ impl FitAttempt<'_> {
 }
 
 /// Runs `work` and returns whether it had enough memory. libtorch's message distinguishes a lack of
-/// memory from other failures; some methods of tch panic with this message.
+/// memory from other failures; some methods of tch panic with this message. `has_worked`: less work
+/// of this kind succeeded before.
 ///
 /// # Errors
 /// `work` fails for another reason.
-fn within_memory(work: impl FnOnce() -> Result<()>) -> Result<bool> {
+fn within_memory(has_worked: bool, work: impl FnOnce() -> Result<()>) -> Result<bool> {
     // The program's panic hook would print the panic and exit.
     let hook = panic::take_hook();
     panic::set_hook(Box::new(|_| ()));
@@ -112,7 +116,14 @@ fn within_memory(work: impl FnOnce() -> Result<()>) -> Result<bool> {
             anyhow!("a forward or backward pass failed: {}", torch_ext::panic_text(payload.as_ref()))
         }
     };
-    if format!("{error:#}").contains("out of memory") { Ok(false) } else { Err(error) }
+    if is_out_of_memory(&format!("{error:#}"), has_worked) { Ok(false) } else { Err(error) }
+}
+
+/// Returns whether an error message reports a lack of memory. Without memory for their workspaces,
+/// cuBLAS and cuDNN can also report other failures. After `has_worked`, no other cause is likely.
+fn is_out_of_memory(message: &str, has_worked: bool) -> bool {
+    let any = |parts: &[&str]| parts.iter().any(|part| message.contains(part));
+    any(&["out of memory", "STATUS_ALLOC_FAILED"]) || (has_worked && any(&["CUBLAS_STATUS_", "CUDNN_STATUS_"]))
 }
 
 /// Returns the largest number of sequences of this length that the search tries.
@@ -219,11 +230,17 @@ mod tests {
 
     #[test]
     fn out_of_memory_is_distinguished_from_other_failures() {
-        assert!(within_memory(|| Ok(())).unwrap());
-        assert!(!within_memory(|| Err(anyhow!("CUDA out of memory. Tried to allocate 2.00 GiB"))).unwrap());
-        assert!(!within_memory(|| panic!("called `Result::unwrap()`: Torch(\"CUDA out of memory.\")")).unwrap());
-        assert!(within_memory(|| Err(anyhow!("no kernel image"))).unwrap_err().to_string().contains("no kernel"));
-        let error = within_memory(|| panic!("shapes differ")).unwrap_err().to_string();
+        assert!(within_memory(false, || Ok(())).unwrap());
+        assert!(!within_memory(false, || Err(anyhow!("CUDA out of memory. Tried to allocate 2.00 GiB"))).unwrap());
+        assert!(!within_memory(false, || panic!("called `Result::unwrap()`: Torch(\"CUDA out of memory.\")")).unwrap());
+        assert!(
+            within_memory(false, || Err(anyhow!("no kernel image"))).unwrap_err().to_string().contains("no kernel")
+        );
+        let error = within_memory(false, || panic!("shapes differ")).unwrap_err().to_string();
         assert_eq!(error, "a forward or backward pass failed: shapes differ");
+        let failed = "CUDA error: CUBLAS_STATUS_INTERNAL_ERROR when calling `cublasGemmEx`";
+        assert!(!within_memory(true, || Err(anyhow!(failed))).unwrap());
+        assert!(within_memory(false, || Err(anyhow!(failed))).is_err());
+        assert!(!within_memory(false, || Err(anyhow!("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"))).unwrap());
     }
 }

@@ -112,6 +112,11 @@ impl<'a> Trainer<'a> {
         };
         let (model, optimizer, state, mut log) = (startup.model, startup.optimizer, startup.state, startup.log);
         let kernel_problems = model.load_cuda_kernels(config.forward_options(), config.data.sequence_length as i64);
+        if !collectives.is_first() {
+            for problem in &kernel_problems {
+                eprintln!("rank {}: warning: {problem}", collectives.rank());
+            }
+        }
         let attempt = FitAttempt { config, model: &model, optimizer: &optimizer, device, watchdog: &runtime.watchdog };
         let batch = find_micro_batch(&attempt, collectives)?;
         let fitted = Config { batch, ..config.clone() };
