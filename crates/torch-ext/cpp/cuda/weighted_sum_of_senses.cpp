@@ -126,7 +126,7 @@ struct WeightedSumOfSenses : Function<WeightedSumOfSenses> {
     if (rows.defined()) d_senses = sum_by_row(d_senses, rows, ctx->saved_data["distinct"].toInt());
     Tensor d_bias;
     if (ctx->saved_data["has_bias"].toBool())
-      d_bias = dy.sum({0, 1}, /*keepdim=*/false, at::kFloat).expand({s.num_senses, s.width}).reshape(-1);
+      d_bias = dy.view({-1, s.width}).sum(0, /*keepdim=*/false, at::kFloat).expand({s.num_senses, s.width}).reshape(-1);
     return {d_qk.view({s.sequences * s.length, 2 * s.width}), d_senses, d_bias, Tensor(), Tensor(), Tensor()};
   }
 };
