@@ -10,6 +10,7 @@ use crate::support::{CommandOutput, Scratch, command, fixture, root};
 /// Compiles the stand-in into `folder`, and returns the value of `LD_LIBRARY_PATH` with which the
 /// program loads it.
 fn build_stand_in(folder: &Path) -> String {
+    std::fs::create_dir_all(folder).unwrap();
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
     let compiled = Command::new(&compiler)
         .args(["-std=c++20", "-shared", "-fPIC", "-w", "-D_GLIBCXX_USE_CXX11_ABI=1", "-I"])
@@ -25,9 +26,9 @@ fn build_stand_in(folder: &Path) -> String {
 }
 
 #[test]
-fn cuda_is_loaded_before_libtorch_is_asked_for_it() {
+fn cuda_is_loaded_before_libtorch_queries_it() {
     let scratch = Scratch::new();
-    let library_path = build_stand_in(&scratch.path("data"));
+    let library_path = build_stand_in(&scratch.path("cuda"));
     let run = |arguments: &[&str]| {
         let output = command(arguments).env("LD_LIBRARY_PATH", &library_path).output().unwrap();
         CommandOutput::from_output(output)

@@ -127,8 +127,8 @@ impl Backpack {
         Ops::new(self.device(), options).combine_senses(weights, senses)
     }
 
-    /// Outputs of B sequences: ids `[B, T]` -> `[B T, D]`, with the shared embedding `wte`
-    /// `[V, D]` of the forward pass. [`Ops::weighted_sum_of_senses`] ends the profiler's sections
+    /// Outputs of B sequences: a batch with ids `[B, T]` -> `[B T, D]`, with the shared embedding
+    /// `wte` `[V, D]` of the forward pass. [`Ops::weighted_sum_of_senses`] ends the profiler's sections
     /// of the trunk and of the senses.
     pub(crate) fn outputs(&self, wte: &Tensor, batch: &TokenBatch, ops: Ops) -> Tensor {
         let ids = batch.ids();

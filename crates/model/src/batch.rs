@@ -113,8 +113,8 @@ fn copy_to_device(values: &[i64], device: Device) -> Result<Tensor> {
         return Ok(host);
     }
     // From page-locked memory the copy runs concurrently with the GPU's work; libtorch keeps that
-    // memory until the copy is done. Not yet run on a GPU. The inner operator is called because
-    // `pin_memory` warns whenever it is given a device, and tch always gives one.
+    // memory until the copy is done. The inner operator is called because `pin_memory` warns
+    // whenever it is given a device, and tch always gives one.
     Ok(host.f_internal_pin_memory(device)?.f_to_device_(device, Kind::Int64, true, false)?)
 }
 

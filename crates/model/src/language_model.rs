@@ -97,8 +97,8 @@ impl LanguageModel {
     }
 
     /// Sets the type of matrix products of [`LanguageModel::evaluation_options`], and keeps bf16
-    /// copies of the weights if they are read. Edits of senses stay. Call it before
-    /// [`LanguageModel::use_sense_table`], because a table that is in use does not stay.
+    /// copies of the weights if they are read. Keeps edits of senses, but not a sense table: call it
+    /// before [`LanguageModel::use_sense_table`].
     pub fn with_evaluation_kind(self, kind: Kind) -> Self {
         let evaluation = ForwardOptions { kind, ..self.evaluation };
         LanguageModel { evaluation, ..self.with_low_precision_copies(evaluation) }
@@ -206,8 +206,8 @@ impl LanguageModel {
         self.backpack().is_some() && self.ops(options).shares_senses()
     }
 
-    /// Mean cross-entropy of predicting the targets `[B, T]` from the ids `[B, T]`, an fp32 scalar.
-    /// Attention is not masked at document boundaries.
+    /// Mean cross-entropy of predicting the targets `[B, T]` from a batch with ids `[B, T]` (a tensor
+    /// or a [`TokenBatch`]), an fp32 scalar. Attention is not masked at document boundaries.
     ///
     /// # Errors
     /// A target is outside the vocabulary (found on the CPU only), or memory is exhausted while the

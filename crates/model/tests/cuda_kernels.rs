@@ -1,5 +1,5 @@
-//! The whole model with the CUDA kernels: the fixtures of PyTorch, on a GPU or by emulation on the
-//! CPU (`torch_ext::cuda_kernels::Emulation`).
+//! The whole model with the CUDA kernels, emulated on the CPU (`torch_ext::cuda_kernels::Emulation`),
+//! compared with the fixtures of PyTorch.
 #![allow(clippy::unwrap_used)] // helpers of tests; clippy exempts only test functions
 
 use std::collections::BTreeMap;
@@ -33,8 +33,8 @@ fn loss_and_gradients(
     (loss.double_value(&[]), gradients)
 }
 
-/// The gradients of fp32 in PyTorch are the standard. bf16 has a relative error of about 1%, which
-/// the kernels may not exceed by more than half of that of libtorch's operations.
+/// The relative error against the fp32 gradients of PyTorch is at most 1.5 times that of libtorch's
+/// operations in bf16, which is about 1%.
 #[test]
 fn gradients_are_as_close_to_fp32_as_those_of_the_reference_kernels() {
     for set in SETS {

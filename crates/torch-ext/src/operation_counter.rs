@@ -50,7 +50,8 @@ pub fn count_operations<R>(f: impl FnOnce() -> R) -> Result<(R, Vec<OperationCou
             is_read_by_host: fields.next()? == "1",
         })
     };
-    Ok((result, text.lines().filter_map(parse).collect()))
+    let counts: Option<Vec<OperationCount>> = text.lines().map(parse).collect();
+    Ok((result, counts.ok_or_else(|| Error("the operation count has a malformed line".to_owned()))?))
 }
 
 #[cfg(test)]

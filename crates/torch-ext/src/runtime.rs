@@ -31,7 +31,7 @@ pub fn keep_freed_memory() -> bool {
 pub enum LoadCudaError {
     /// `libtorch_cuda.so` or one of its dependencies is missing.
     Library(Error),
-    /// A function of libtorch asked for CUDA before CUDA was loaded. `tch::manual_seed` and most
+    /// A function of libtorch queried CUDA before CUDA was loaded. `tch::manual_seed` and most
     /// functions of `tch::Cuda` do so. libtorch then has no GPU for the rest of the process.
     TooLate,
 }
@@ -41,7 +41,7 @@ impl fmt::Display for LoadCudaError {
         match self {
             LoadCudaError::Library(error) => error.fmt(f),
             LoadCudaError::TooLate => f.write_str(
-                "CUDA was loaded too late: libtorch's random generator or another function of libtorch had already asked for CUDA in this process",
+                "CUDA was loaded too late: the random generator or another function of libtorch had already queried CUDA in this process",
             ),
         }
     }
@@ -56,7 +56,7 @@ impl From<LoadCudaError> for Error {
 }
 
 /// Loads libtorch's CUDA libraries into this process, which links only the CPU ones. Call it before
-/// any function that asks libtorch for CUDA.
+/// any function of libtorch that queries CUDA.
 ///
 /// # Errors
 /// A library is missing, or the call is too late.
@@ -114,6 +114,9 @@ pub fn set_cuda_device(index: usize) -> Result<(), Error> {
 /// Returns whether libtorch may round the operands of fp32 matrix products on a GPU to TF32, which
 /// has 10 bits of mantissa instead of 23. It does so only if the environment variable
 /// `TORCH_ALLOW_TF32_CUBLAS_OVERRIDE` is 1. The call needs no GPU.
+///
+/// # Errors
+/// libtorch cannot read its settings.
 pub fn allows_tf32() -> Result<bool, Error> {
     let mut allows = 0;
     // SAFETY: stores a number.
@@ -211,10 +214,10 @@ mod tests {
             Ok(()) => require_cuda_hooks().unwrap(),
             Err(error) => {
                 assert!(error.to_string().contains(".so"), "{error}");
-                // The state after a function asked for CUDA before it was loaded.
+                // The state after a function queried CUDA before it was loaded.
                 let error = require_cuda_hooks().unwrap_err();
                 assert_eq!(error, LoadCudaError::TooLate);
-                assert!(error.to_string().starts_with("CUDA was loaded too late: libtorch's random generator"));
+                assert!(error.to_string().starts_with("CUDA was loaded too late: the random generator"));
             }
         }
     }

@@ -13,7 +13,8 @@ use tch::{Device, Kind, Tensor};
 use torch_ext::cuda_kernels::{self, CudaKernel, Emulation};
 use torch_ext::{LayerOutput, add_layer_norm, linear, linear_cross_entropy, mlp, weighted_sum_of_senses_on_gpu};
 
-/// The tests run one by one, because the emulation is a setting of the process.
+/// The tests run one by one, because one of them needs the CPU kernels, which the emulation of another
+/// test would replace.
 fn lock() -> MutexGuard<'static, ()> {
     static LOCK: Mutex<()> = Mutex::new(());
     LOCK.lock().unwrap_or_else(PoisonError::into_inner)
@@ -22,11 +23,12 @@ fn lock() -> MutexGuard<'static, ()> {
 fn device() -> Device {
     static DEVICE: OnceLock<Device> = OnceLock::new();
     *DEVICE.get_or_init(|| match std::env::var("BACKPACK_TEST_DEVICE").as_deref() {
+        Err(_) | Ok("cpu") => Device::Cpu,
         Ok("cuda") => {
             torch_ext::load_cuda().unwrap();
             Device::Cuda(0)
         }
-        _ => Device::Cpu,
+        Ok(other) => panic!("BACKPACK_TEST_DEVICE is {other:?}: use \"cpu\" or \"cuda\""),
     })
 }
 

@@ -35,8 +35,8 @@ impl ConfigArgs {
         Config::load_without_data(&file, &overrides)
     }
 
-    /// Returns `run.device`, or `None` if the configuration cannot be read. Other processes may read
-    /// the file too, so it must be a regular file.
+    /// Returns `run.device`, or `None` if the configuration cannot be read. Also returns `None` for a
+    /// pipe, because it can be read only once and the ranks read it.
     pub(crate) fn device(&self) -> Option<DeviceKind> {
         if !self.config.is_file() {
             return None;

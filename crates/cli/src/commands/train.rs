@@ -54,7 +54,7 @@ impl Train {
         let world = self.world.detect()?;
         let config = self.config.load()?;
         let run_dir = self.run_dir.unwrap_or_else(|| PathBuf::from("runs").join(&config.run.name));
-        // Here, because the trainer starts threads.
+        // Environment variables can be set only before the trainer starts threads.
         if world.size > 1
             && config.run.device != DeviceKind::Cpu
             && let Err(error) = trainer::enable_flight_recorder(&run_dir, world.size)

@@ -397,8 +397,8 @@ impl Ops {
             }
             Implementation::Composite | Implementation::FusedCpu | Implementation::FusedCuda => {
                 if self.implementation == Implementation::FusedCuda {
-                    // Loads the kernel. Without it, the operation uses libtorch.
-                    self.has_kernel(CudaKernel::CrossEntropy { vocab_size: wte.size()[0] });
+                    // Compiles and loads the kernel. Without it, the operation uses libtorch.
+                    let _ = self.has_kernel(CudaKernel::CrossEntropy { vocab_size: wte.size()[0] });
                 }
                 let hidden = hidden.to_kind(self.options.kind);
                 Ok(head.with_operand(self.options.kind, |head| {

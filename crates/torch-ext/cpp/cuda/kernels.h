@@ -48,6 +48,10 @@ void launch(const Kernel& kernel, int64_t grid_x, int64_t grid_y, Parameters... 
   launch(kernel, grid_x, grid_y, static_cast<void**>(pointers));
 }
 
+// Returns an empty optional for an undefined tensor, because autograd reads the device of every
+// tensor that an operation receives.
+inline std::optional<Tensor> if_defined(const Tensor& t) { return t.defined() ? std::optional<Tensor>(t) : std::nullopt; }
+
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Mixes the senses on a GPU; see ops::weighted_sum_of_senses for the parameters. The biases of

@@ -143,8 +143,7 @@ Tensor weighted_sum_of_senses(const Tensor& qk, const Tensor& senses, const Tens
   for (const Tensor& t : {qk, senses})
     TORCH_CHECK(t.scalar_type() == at::kBFloat16 && t.is_contiguous(),
                 "weighted_sum_of_senses needs contiguous bf16 tensors on a GPU, got ", t.toString());
-  const auto given = [](const Tensor& t) { return t.defined() ? std::optional<Tensor>(t) : std::nullopt; };
-  return WeightedSumOfSenses::apply(qk, senses, given(senses_bias), given(rows), sequences, num_senses);
+  return WeightedSumOfSenses::apply(qk, senses, if_defined(senses_bias), if_defined(rows), sequences, num_senses);
 }
 
 }  // namespace cuda

@@ -33,7 +33,7 @@ using Millis = std::chrono::milliseconds;
 // How much longer than NCCL Gloo waits in a group with both. After a timeout, the watchdog of NCCL
 // signals the other ranks (which poll every second), dumps the flight recorder (for at most 15 s)
 // and ends the process. An earlier error of Gloo would end the process before the dump.
-constexpr Millis kDumpTime{30'000};
+constexpr Millis DUMP_TIME{30'000};
 
 std::string member(int64_t rank) { return "member/" + std::to_string(rank); }
 
@@ -176,7 +176,7 @@ char* bpx_group_add_nccl(BpxGroup* group, const char* path, int64_t index, int64
     if (char* error = make(&store, pg->getRank(), pg->getSize(), timeout_ms, &group->nccl)) return error;
     pg->setDefaultBackend(c10d::ProcessGroup::NCCL);
     pg->setBackend(c10::kCUDA, c10d::ProcessGroup::NCCL, group->nccl);
-    group->gloo->setTimeout(Millis(timeout_ms) + kDumpTime);
+    group->gloo->setTimeout(Millis(timeout_ms) + DUMP_TIME);
     group->nccl->eagerConnectSingleDevice(c10::Device(c10::kCUDA, static_cast<c10::DeviceIndex>(index)));
   })
 }
@@ -196,7 +196,7 @@ char* bpx_group_free(BpxGroup* group) { BPX_GUARD(delete group) }
 char* bpx_group_set_timeout(BpxGroup* group, int64_t timeout_ms) {
   BPX_GUARD({
     group->group->setTimeout(Millis(timeout_ms));
-    if (group->nccl) group->gloo->setTimeout(Millis(timeout_ms) + kDumpTime);
+    if (group->nccl) group->gloo->setTimeout(Millis(timeout_ms) + DUMP_TIME);
   })
 }
 

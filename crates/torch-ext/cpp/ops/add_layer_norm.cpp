@@ -172,9 +172,7 @@ Normed add_layer_norm(const Tensor& stream, const Tensor& output, const Tensor& 
   TORCH_CHECK(!output.defined() || (output.is_contiguous() && (output.scalar_type() == at::kFloat ||
                                                                 output.scalar_type() == at::kBFloat16)),
               "add_layer_norm's output of a layer must be a contiguous fp32 or bf16 tensor, got ", output.toString());
-  // A missing input must be an empty optional, because autograd reads the device of every tensor.
-  const auto given = [](const Tensor& t) { return t.defined() ? std::optional<Tensor>(t) : std::nullopt; };
-  auto out = AddLayerNorm::apply(stream, given(output), given(output_bias), weight, bias, eps, dropout,
+  auto out = AddLayerNorm::apply(stream, cuda::if_defined(output), cuda::if_defined(output_bias), weight, bias, eps, dropout,
                                  static_cast<int64_t>(kind));
   return output.defined() ? Normed{out[0], out[1]} : Normed{stream, out[0]};
 }

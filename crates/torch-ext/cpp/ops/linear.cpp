@@ -135,7 +135,7 @@ struct Mlp : Function<Mlp> {
 Tensor linear(const Tensor& x, const MatmulWeight& weight, bool transposed, const Tensor& bias) {
   check_kind(x, "linear's input");
   return Linear::apply(x, weight.master, weight.operand, transposed,
-                       bias.defined() ? std::optional<Tensor>(bias) : std::nullopt);
+                       cuda::if_defined(bias));
 }
 
 Tensor mlp(const Tensor& x, const MatmulWeight& fc, const Tensor& fc_bias, const MatmulWeight& proj) {

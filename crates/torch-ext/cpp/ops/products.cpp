@@ -74,8 +74,9 @@ void mm(const Tensor& out, const Tensor& a, const Tensor& b) { multiply(out, a, 
 void bmm(const Tensor& out, const Tensor& a, const Tensor& b) { multiply(out, a, b); }
 
 namespace {
-// Whether the products of libtorch on this device read bf16 and write fp32. They do on a GPU.
-// Tests one small product, because no GPU was at hand when this was written.
+// Whether the products of libtorch on this device read bf16 and write fp32. Not every version of
+// libtorch supports this on every GPU, so one small product is tested. The result is kept for the
+// process, which uses one low-precision type.
 bool writes_fp32(const Tensor& a) {
   if (!a.is_cuda() || a.scalar_type() == at::kFloat) return false;
   static const bool works = [&] {

@@ -1,7 +1,7 @@
 //! Compiled kernels in the cache directory of the user, so that only the first run on a GPU
 //! compiles them.
 //!
-//! A file has the code and then its SHA-256, because the driver cannot detect a truncated file.
+//! A file contains the code, followed by its SHA-256, because the driver cannot detect a truncated file.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -60,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn written_code_is_read_again_without_other_files() {
+    fn only_the_last_written_code_remains() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("cache/code.cubin");
         write(&path, b"first").unwrap();

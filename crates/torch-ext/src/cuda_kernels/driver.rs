@@ -13,7 +13,8 @@ use super::nvrtc::{Nvrtc, open_library, symbol};
 use crate::error::Error;
 use crate::runtime::loaded_library;
 
-/// Functions of `libcuda.so.1`, with the signatures of cuda.h.
+/// The CUDA driver: functions of `libcuda.so.1` (signatures of cuda.h), the context of the GPU, and
+/// NVRTC.
 #[derive(Debug)]
 struct Driver {
     context: usize,
@@ -41,7 +42,7 @@ pub(super) fn load(module: &Module, device: c_int) -> Result<LoadedModule, Error
     let (own, driver) = driver.as_ref().map_err(Clone::clone)?;
     if *own != device {
         return Err(Error(format!(
-            "the kernels are loaded on GPU {own}: a process uses one GPU, not also GPU {device}"
+            "cannot load a CUDA kernel on GPU {device}: this process already uses GPU {own}, and can use only one"
         )));
     }
     driver.check(driver.make_current(), "cuCtxSetCurrent")?;
@@ -52,8 +53,9 @@ pub(super) fn load(module: &Module, device: c_int) -> Result<LoadedModule, Error
     let path = cache::path(&inputs);
     // Damaged code in the cache is compiled again.
     let cached = path.as_ref().and_then(|path| cache::read(path));
+    let loaded = |functions| LoadedModule { functions, launch: launch_kernel, error: last_error };
     if let Some(functions) = cached.and_then(|code| driver.functions(module, &code).ok()) {
-        return Ok(LoadedModule { functions, launch: launch_kernel, error: last_error });
+        return Ok(loaded(functions));
     }
     let code = nvrtc.compile(module, &driver.architecture)?;
     let functions = driver.functions(module, &code)?;
@@ -61,7 +63,7 @@ pub(super) fn load(module: &Module, device: c_int) -> Result<LoadedModule, Error
         // If it fails, the next run compiles the code again.
         let _ = cache::write(&path, &code);
     }
-    Ok(LoadedModule { functions, launch: launch_kernel, error: last_error })
+    Ok(loaded(functions))
 }
 
 impl Driver {
@@ -224,7 +226,7 @@ pub(super) fn nvrtc_directories() -> Vec<PathBuf> {
     let Some(libtorch) = loaded_library("libtorch_cuda.so").and_then(|file| Some(file.parent()?.to_path_buf())) else {
         return Vec::new();
     };
-    // PACKAGES/torch/lib and PACKAGES/nvidia/cu13/lib.
+    // libtorch is in PACKAGES/torch/lib, and NVRTC in PACKAGES/nvidia/cu13/lib.
     let packages = libtorch.join("../../nvidia");
     vec![packages.join("cu13/lib"), packages.join("cuda_nvrtc/lib"), libtorch]
 }

@@ -103,14 +103,14 @@ fn compile_and_open(module: &Module) -> Result<Library, Error> {
 
 fn compile(module: &Module, output: &Path) -> Result<(), Error> {
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("cuda");
-    let mut command = Command::new("c++");
+    let mut command = Command::new(std::env::var_os("CXX").unwrap_or("c++".into()));
     command.args(["-O1", "-std=c++17", "-shared", "-fPIC", "-w"]).args(module.definitions());
     command.arg(format!("-DKERNEL_SOURCE=\"{}\"", sources.join(module.file).display()));
     command.arg("-I").arg(&sources).arg(sources.join("emulator/entry.cpp")).arg("-o").arg(output);
-    let result = command.output().map_err(|error| Error(format!("c++ cannot be started: {error}")))?;
+    let result = command.output().map_err(|error| Error(format!("the C++ compiler cannot be started: {error}")))?;
     if !result.status.success() {
         let messages = String::from_utf8_lossy(&result.stderr).replace('\n', "; ");
-        return Err(Error(format!("c++ cannot compile {} for the emulator: {messages}", module.file)));
+        return Err(Error(format!("the C++ compiler cannot compile {} for the emulator: {messages}", module.file)));
     }
     Ok(())
 }

@@ -109,7 +109,7 @@ impl CudaKernel {
 }
 
 impl Module {
-    /// The source, and the header that it includes.
+    /// The text of the source file.
     pub(super) fn source(&self) -> &'static str {
         match self.file {
             "cross_entropy.cu" => include_str!("../../cuda/cross_entropy.cu"),

@@ -50,14 +50,14 @@ impl Nvrtc {
                 return open_library(&path);
             }
         }
-        let mut error = Error("no name".to_owned());
+        let mut causes = Vec::new();
         for name in NAMES {
             match open_library(Path::new(name)) {
                 Ok(library) => return Ok(library),
-                Err(failed) => error = failed,
+                Err(error) => causes.push(error.to_string()),
             }
         }
-        Err(Error(format!("{} cannot be loaded: {error}", NAMES[0])))
+        Err(Error(format!("NVRTC cannot be loaded ({}); run `scripts/setup.sh --cuda`", causes.join("; "))))
     }
 
     /// Version of the library.
@@ -86,7 +86,7 @@ impl Nvrtc {
             let create = symbol::<Create>(&self.library, "nvrtcCreateProgram")?;
             let (headers, names) = ([header.as_ptr()], [header_name.as_ptr()]);
             let code = create(&mut program, source.as_ptr(), file.as_ptr(), 1, headers.as_ptr(), names.as_ptr());
-            self.check(code, module.file)?;
+            self.check(code, "nvrtcCreateProgram")?;
             let compiled = self.compile_program(program, module, architecture);
             let destroy = symbol::<unsafe extern "C" fn(*mut Program) -> c_int>(&self.library, "nvrtcDestroyProgram")?;
             destroy(&mut program);
@@ -111,8 +111,8 @@ impl Nvrtc {
             if code != 0 {
                 let log = self.bytes(program, "nvrtcGetProgramLogSize", "nvrtcGetProgramLog")?;
                 let log = CStr::from_bytes_until_nul(&log).unwrap_or_default().to_string_lossy().replace('\n', "; ");
-                let description = self.check(code, module.file).err().map(|e| e.to_string()).unwrap_or_default();
-                return Err(Error(format!("{description} for {architecture}: {log}")));
+                let file = module.file;
+                return Err(Error(format!("NVRTC {} cannot compile {file} for {architecture}: {log}", self.version)));
             }
             self.bytes(program, "nvrtcGetCUBINSize", "nvrtcGetCUBIN")
         }
@@ -144,7 +144,7 @@ impl Nvrtc {
             let text = symbol::<unsafe extern "C" fn(c_int) -> *const c_char>(&self.library, "nvrtcGetErrorString")?;
             CStr::from_ptr(text(code)).to_string_lossy().into_owned()
         };
-        Err(Error(format!("NVRTC {} cannot compile {what}: {text}", self.version)))
+        Err(Error(format!("NVRTC {} failed in {what}: {text}", self.version)))
     }
 }
 
@@ -189,7 +189,8 @@ mod tests {
         let error = Nvrtc::load(&[PathBuf::from("/nowhere")]);
         if let Err(error) = error {
             let text = error.to_string();
-            assert!(text.starts_with("libnvrtc.so.13 cannot be loaded: libnvrtc.so"), "{text}");
+            assert!(text.starts_with("NVRTC cannot be loaded (libnvrtc.so.13: "), "{text}");
+            assert!(text.contains("; libnvrtc.so.12: "), "{text}");
         }
     }
 

@@ -24,19 +24,23 @@ const DUMP_FILE: [&str; 2] = ["TORCH_FR_DUMP_TEMP_FILE", "TORCH_NCCL_DEBUG_INFO_
 
 /// Returns the environment variables that make NCCL's backend dump the flight recorder of rank r to
 /// `run_dir/nccl/rank-r` after a timeout. A setting that the environment contains under any of its
-/// names is left out.
+/// names is skipped.
 fn variables(environment: &Environment<'_>, run_dir: &Path, world_size: usize) -> Vec<(&'static str, String)> {
     let prefix = run_dir.join("nccl/rank-").to_string_lossy().into_owned();
-    let mut settings: Vec<(&[&'static str], &str)> =
-        vec![(&BUFFER_SIZE, RECORDED_COLLECTIVES), (&DUMP_FILE, &prefix), (&["TORCH_NCCL_DUMP_ON_TIMEOUT"], "1")];
+    // The names of a setting, how many of them are set, and the value. libtorch warns about second
+    // names, so that only the first one is set. The size of the buffer is an exception, because two
+    // parts of libtorch read it, each under a different name.
+    let mut settings: Vec<(&[&'static str], usize, &str)> = vec![
+        (&BUFFER_SIZE, 2, RECORDED_COLLECTIVES),
+        (&DUMP_FILE, 1, &prefix),
+        (&["TORCH_NCCL_DUMP_ON_TIMEOUT"], 1, "1"),
+    ];
     if world_size <= MAX_RANKS_FOR_DESYNC_LOG {
-        settings.push((&["TORCH_NCCL_DESYNC_DEBUG", "NCCL_DESYNC_DEBUG"], "1"));
+        settings.push((&["TORCH_NCCL_DESYNC_DEBUG", "NCCL_DESYNC_DEBUG"], 1, "1"));
     }
-    let missing = settings.into_iter().filter(|(names, _)| names.iter().all(|name| environment.text(name).is_none()));
-    // libtorch warns about the second name of a setting, so only the first one is set. The size of
-    // the buffer has two readers, which know different names.
-    let names = |names: &'static [&'static str]| if names == BUFFER_SIZE { names } else { &names[..1] };
-    missing.flat_map(|(all, value)| names(all).iter().map(move |&name| (name, value.to_owned()))).collect()
+    let missing =
+        settings.into_iter().filter(|(names, _, _)| names.iter().all(|name| environment.text(name).is_none()));
+    missing.flat_map(|(names, n, value)| names[..n].iter().map(move |&name| (name, value.to_owned()))).collect()
 }
 
 /// Sets the variables of the flight recorder in this process. They have an effect only with NCCL.

@@ -20,7 +20,7 @@ pub enum DeviceKind {
 
 /// Selects the device, and loads CUDA unless `device` is `Cpu`. If several GPUs are visible, the
 /// local rank selects one. fp32 products on the selected GPU do not use TF32. Call it before any
-/// function that asks libtorch for CUDA, such as `tch::manual_seed`.
+/// function of libtorch that queries CUDA, such as `tch::manual_seed`.
 ///
 /// # Errors
 /// Returns an error if `device` is `Cuda` and no GPU is usable, if there are fewer GPUs than local
