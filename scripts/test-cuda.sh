@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Tests the CUDA build, also on a machine without a GPU. Builds a clone of this checkout, so that
 # the libtorch of the checkout stays unchanged. Compiles and links the NCCL plug-in, loads the
-# CUDA libraries of libtorch, and checks the messages on a machine without a GPU. With a GPU, the
-# tests with several processes also run with NCCL.
+# CUDA libraries of libtorch, and checks the messages on a machine without a GPU. With a GPU, it
+# runs the tests of torch-ext, one of which reduces over NCCL with one rank.
 #
 #   scripts/test-cuda.sh            downloads 2.3 GB once, into the cache of scripts/setup.sh
 #   scripts/test-cuda.sh --keep     keeps the clone and its build, and prints where they are
