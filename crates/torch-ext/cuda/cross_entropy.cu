@@ -1,6 +1,6 @@
 // Softmax cross-entropy of rows of logits. The gradient overwrites the logits.
 //
-// Macros: VOCAB_SIZE (V, at least 1), THREADS (512 or 1024).
+// Macros: VOCAB_SIZE (V, at least 1), THREADS (512).
 #include "common.cuh"
 
 // A block computes one row. Its threads hold the row in registers and shared memory, so that the
@@ -11,9 +11,9 @@ constexpr bool WHOLE_VECTORS = VOCAB_SIZE % 8 == 0;
 constexpr int MAX_VECTORS = WHOLE_VECTORS ? VOCAB_SIZE / 8 : (VOCAB_SIZE + 14) / 8;
 constexpr int VECTORS_PER_THREAD = (MAX_VECTORS + THREADS - 1) / THREADS;
 // Two blocks of 512 threads fit into a multiprocessor if a thread needs at most 64 registers, that
-// is, if it holds at most 10 vectors (4 registers each). Larger blocks run alone.
-constexpr int BLOCKS = THREADS <= 512 ? 2 : 1;
-constexpr int MAX_IN_REGISTERS = THREADS <= 512 ? 10 : 8;
+// is, if it holds at most 10 vectors (4 registers each).
+constexpr int BLOCKS = 2;
+constexpr int MAX_IN_REGISTERS = 10;
 constexpr int MAX_IN_SHARED = 47 * 1024 / (16 * THREADS);
 __device__ constexpr int smaller_of(int a, int b) { return a < b ? a : b; }
 constexpr int IN_REGISTERS = smaller_of(VECTORS_PER_THREAD, MAX_IN_REGISTERS);

@@ -1,7 +1,7 @@
 // sum = stream + dropout(output + bias), normed = LayerNorm(sum), where `output` is that of a
 // layer: the end of one block and the start of the next in one pass over memory.
 //
-// Macros: WIDTH (D, 1 to 4,096), WARPS (per block).
+// Macros: WIDTH (D, 1 to 3,072), WARPS (per block).
 #include "common.cuh"
 
 // Elements that one instruction loads or stores. Rows start at multiples of as many elements.
