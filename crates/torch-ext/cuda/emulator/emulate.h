@@ -29,7 +29,7 @@ struct Index {
 
 // What a kernel reads about its place in the grid. runtime.cpp sets it before it resumes a fiber.
 struct Place {
-  Index thread, block, block_size, grid_size;
+  Index thread, block, grid_size;
 };
 extern Place place;
 
@@ -78,7 +78,6 @@ struct Registration : Function {
 
 #define threadIdx (emulated::place.thread)
 #define blockIdx (emulated::place.block)
-#define blockDim (emulated::place.block_size)
 #define gridDim (emulated::place.grid_size)
 
 #define EMULATED_SITE (emulated::Site{__FILE__, __LINE__})

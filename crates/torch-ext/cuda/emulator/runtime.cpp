@@ -52,13 +52,14 @@ std::mutex launch_mutex;
 Fiber fibers[MAX_BLOCK_THREADS];
 Warp warps[MAX_BLOCK_THREADS / WARP_LANES];
 Context scheduler;
+Index block_size;
 unsigned num_threads, num_waiting;
 const Function* function;
 void** arguments;
 thread_local std::string error_text;
 
 Index index_of(unsigned thread) {
-  const Index& size = place.block_size;
+  const Index& size = block_size;
   return {thread % size.x, thread / size.x % size.y, thread / size.x / size.y};
 }
 
@@ -253,7 +254,7 @@ int emulated_launch(void* kernel, unsigned grid_x, unsigned grid_y, unsigned gri
     stacks_end = stacks_begin + MAX_BLOCK_THREADS * STACK_BYTES;
   }
   num_threads = static_cast<unsigned>(threads);
-  place.block_size = {block_x, block_y, block_z};
+  block_size = {block_x, block_y, block_z};
   place.grid_size = {grid_x, grid_y, grid_z};
 #ifdef DETECT_RACES
   start_race_detection();
