@@ -3,10 +3,14 @@ with the emulator of crates/torch-ext/cuda on a CPU."""
 
 import ctypes
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 import torch
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "crates/torch-ext/cuda/checks"))
+from compile_with_nvrtc import compile_source, load_nvrtc, missing_libraries
 
 
 def compile_kernels(source: Path, device: str, **macros: int) -> "Module":
@@ -48,7 +52,7 @@ class CudaModule(Module):
         torch.zeros(1, device="cuda")  # creates the CUDA context
         self.driver = ctypes.CDLL("libcuda.so.1")
         self.module = ctypes.c_void_p()
-        code = _compile_with_nvrtc(source, macros)
+        code = _compile_for_this_gpu(source, macros)
         self.check(self.driver.cuModuleLoadData(ctypes.byref(self.module), code), source.name)
 
     def check(self, code: int, what: str) -> None:
@@ -101,33 +105,11 @@ class EmulatedModule(Module):
             raise RuntimeError(f"{name}: {text.decode()}")
 
 
-def _load_nvidia(name: str) -> ctypes.CDLL:
-    """Loads a library of the NVIDIA wheels next to torch, or one that the loader finds."""
-    path = Path(torch.__file__).parent.parent / "nvidia/cu13/lib" / name
-    return ctypes.CDLL(str(path) if path.is_file() else name)
-
-
-def _compile_with_nvrtc(source: Path, macros: dict) -> ctypes.Array:
-    """Returns machine code for the current GPU."""
-    _load_nvidia("libnvrtc-builtins.so.13.0")  # NVRTC does not find it by itself
-    nvrtc = _load_nvidia("libnvrtc.so.13")
-    program, size = ctypes.c_void_p(), ctypes.c_size_t()
-    text, name = source.read_bytes(), source.name.encode()
-    nvrtc.nvrtcCreateProgram(ctypes.byref(program), text, name, 0, None, None)
+def _compile_for_this_gpu(source: Path, macros: dict) -> ctypes.Array:
+    """Returns machine code. NVRTC is loaded from the NVIDIA wheels next to torch, or else by the
+    loader."""
+    directory = Path(torch.__file__).parent.parent / "nvidia/cu13/lib"
+    nvrtc = load_nvrtc(None if missing_libraries(directory) else directory)
     major, minor = torch.cuda.get_device_capability()
-    options = [
-        f"--gpu-architecture=sm_{major}{minor}{'a' if major == 9 else ''}",
-        "--std=c++17",
-        f"--include-path={source.parent}",
-        *(f"-D{macro}={value}" for macro, value in macros.items()),
-    ]
-    array = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
-    if nvrtc.nvrtcCompileProgram(program, len(options), array):
-        nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
-        log = ctypes.create_string_buffer(size.value)
-        nvrtc.nvrtcGetProgramLog(program, log)
-        raise RuntimeError(f"{source.name}: {log.value.decode()}")
-    nvrtc.nvrtcGetCUBINSize(program, ctypes.byref(size))
-    code = ctypes.create_string_buffer(size.value)
-    nvrtc.nvrtcGetCUBIN(program, code)
+    code, _ = compile_source(nvrtc, f"sm_{major}{minor}", source, macros)
     return code
