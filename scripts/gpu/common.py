@@ -1,6 +1,7 @@
 """Functions that several scripts of this folder use."""
 
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -34,8 +35,15 @@ def write_ids(path: Path, ids: torch.Tensor) -> None:
 
 def read_ids(path: Path, length: int, rows: int) -> torch.Tensor:
     """Returns [rows, length + 1] ids of a file. Row r begins at token r * length. The rows repeat
-    if the file is too short."""
+    if the file is too short. Exits if it has fewer than length + 1 tokens."""
+    if not path.is_file():
+        sys.exit(f"cannot read token ids: {path} does not exist or is not a file.")
     ids = torch.from_numpy(np.fromfile(path, "<u2").astype(np.int64))
+    if len(ids) <= length:
+        sys.exit(
+            f"cannot read token ids: {path} has {len(ids)} tokens, and a sequence needs {length + 1}: "
+            "use a larger file or shorter sequences."
+        )
     available = (len(ids) - 1) // length
     begins = [(row % available) * length for row in range(rows)]
     return torch.stack([ids[begin : begin + length + 1] for begin in begins])

@@ -15,6 +15,7 @@ import json
 from collections import defaultdict
 
 import reference
+from arguments import positive_float, positive_int
 from roofline_variants import VARIANTS, count_parts
 
 KEYS = ("kernels", "gigabytes", "teraflops", "milliseconds", "product_milliseconds")
@@ -24,12 +25,18 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Predicts the time of a training step on a GPU.")
     parser.add_argument("--variant", choices=VARIANTS, default="own")
     parser.add_argument("--size", choices=reference.SIZES, default="small")
-    parser.add_argument("--micro-batch", type=int, default=64, help="sequences per micro-batch")
-    parser.add_argument("--length", type=int, default=512, help="tokens per sequence")
+    parser.add_argument(
+        "--micro-batch", type=positive_int, default=64, help="sequences per micro-batch"
+    )
+    parser.add_argument("--length", type=positive_int, default=512, help="tokens per sequence")
     parser.add_argument("--dropout", type=float, default=0.1)
-    parser.add_argument("--accumulation", type=int, default=1, help="micro-batches per step")
-    parser.add_argument("--bandwidth", type=float, default=3.0, help="TB/s of a copy")
-    parser.add_argument("--tflops", type=float, default=650.0, help="TFLOP/s of matrix products")
+    parser.add_argument(
+        "--accumulation", type=positive_int, default=1, help="micro-batches per step"
+    )
+    parser.add_argument("--bandwidth", type=positive_float, default=3.0, help="TB/s of a copy")
+    parser.add_argument(
+        "--tflops", type=positive_float, default=650.0, help="TFLOP/s of matrix products"
+    )
     parser.add_argument("--min-kernel", type=float, default=1.0, help="microseconds of an empty kernel")
     parser.add_argument(
         "--launch", type=float, default=6.0, help="microseconds of the host per kernel, with autograd"

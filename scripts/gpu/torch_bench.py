@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 import reference
+from arguments import positive_int
 from common import peak_memory, read_ids, synchronize, zipf_ids
 
 # Modes of torch.compile.
@@ -30,9 +31,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--mix", default="product", choices=["product", "senses"])
     parser.add_argument("--precision", default="bf16", choices=["bf16", "fp32"])
     parser.add_argument("--dropout", type=float, default=0.1)
-    parser.add_argument("--length", type=int, default=512, help="tokens per sequence")
-    parser.add_argument("--micro-batch", type=int, default=64, help="sequences per micro-batch")
-    parser.add_argument("--accumulation", type=int, default=1, help="micro-batches per step")
+    parser.add_argument("--length", type=positive_int, default=512, help="tokens per sequence")
+    parser.add_argument("--micro-batch", type=positive_int, default=64, help="sequences per micro-batch")
+    parser.add_argument(
+        "--accumulation", type=positive_int, default=1, help="micro-batches per step"
+    )
     parser.add_argument("--steps", type=int, default=10, help="timed steps")
     parser.add_argument("--warmup", type=int, default=3, help="steps before the timed ones")
     parser.add_argument("--tokens-file", type=Path, help="token ids [default: random ids]")

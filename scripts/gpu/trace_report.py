@@ -14,6 +14,8 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
+from arguments import positive_int
+
 # The kind of a kernel is the first whose pattern is found in its name.
 KINDS = [
     ("own kernels", r"^(cross_entropy|add_layer_norm|bias_gelu|sense_weights)(_backward)?$"),
@@ -127,8 +129,10 @@ def report(path: Path, steps: int) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("trace", type=Path)
-    parser.add_argument("--steps", type=int, default=4, help="number of steps to report")
+    parser.add_argument("--steps", type=positive_int, default=4, help="number of steps to report")
     a = parser.parse_args()
+    if not a.trace.is_file():
+        parser.error(f"{a.trace} does not exist or is not a file.")
     found = report(a.trace, a.steps)
     for row in found.get("by_kind", []):
         print(f"{row['ms']:10.3f} ms {row['calls']:8.1f} calls  {row['name']}", file=sys.stderr)
