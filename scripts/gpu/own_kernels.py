@@ -11,10 +11,22 @@ import torch
 from kernel_module import compile_kernels
 from parts_torch import BF16, Sizes
 
-# Macros of the sources. A warp has 32 threads.
-LOSS_THREADS, NORM_WARPS, GELU_THREADS, WEIGHT_WARPS = 1024, 4, 256, 16
-# Blocks of a backward pass. Each one writes a row of partial sums.
-NORM_BLOCKS, GELU_BLOCKS = 264, 132
+FILES = ("common.cuh", "cross_entropy.cu", "sense_weights.cu", "layer_norm.cu", "gelu.cu")
+# Macros of the sources, as in crates/torch-ext/src/cuda_kernels/kernel.rs. A warp has 32 threads.
+LOSS_THREADS, NORM_WARPS, GELU_THREADS = 512, 4, 128
+MAX_WEIGHT_WARPS, MIN_MAX_LENGTH = 8, 64
+# Columns per thread and rows per block of GELU, and the largest number of blocks that write a row
+# of partial sums each, as in linear.cpp and add_layer_norm.cpp of crates/torch-ext/cpp/ops.
+GELU_COLUMNS, GELU_ROWS, MAX_BLOCKS = 8, 16, 512
+
+
+def ceil_div(a: int, b: int) -> int:
+    return (a + b - 1) // b
+
+
+def num_blocks(rows: int, rows_per_block: int) -> int:
+    """Returns the number of blocks that write a row of partial sums each."""
+    return min(max(ceil_div(rows, rows_per_block), 1), MAX_BLOCKS)
 
 
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
@@ -70,14 +82,15 @@ def head(part: SimpleNamespace, s: Sizes, directory: Path, device: str) -> Simpl
 
 
 def mixing(part: SimpleNamespace, s: Sizes, directory: Path, device: str) -> SimpleNamespace:
+    warps = min(s.num_senses, MAX_WEIGHT_WARPS)
     module = compile_kernels(
         directory / "sense_weights.cu",
         device,
         NUM_SENSES=s.num_senses,
-        MAX_LENGTH=s.length,
-        WARPS=WEIGHT_WARPS,
+        MAX_LENGTH=max(1 << (s.length - 1).bit_length(), MIN_MAX_LENGTH),
+        WARPS=warps,
     )
-    grid, threads, scale = (s.length, s.batch), 32 * WEIGHT_WARPS, c_float(part.scale)
+    grid, threads, scale = (s.length, s.batch), 32 * warps, c_float(part.scale)
     pairs = part.senses.detach().view(s.batch, s.length * s.num_senses, s.width)
 
     def own(block: int):
@@ -123,7 +136,7 @@ def norm(part: SimpleNamespace, s: Sizes, directory: Path, device: str) -> Simpl
         total, normed = torch.empty_like(part.stream), torch.empty_like(part.output)
         stats = torch.empty(s.rows, 2, device=device)
         mask = c_uint32(int(dropout * 2**32)), c_float(1 / (1 - dropout)), c_uint64(77)
-        grid = ((s.rows + NORM_WARPS - 1) // NORM_WARPS,)
+        grid = (ceil_div(s.rows, NORM_WARPS),)
         module.launch(
             "add_layer_norm",
             grid,
@@ -143,10 +156,11 @@ def norm(part: SimpleNamespace, s: Sizes, directory: Path, device: str) -> Simpl
             *mask,
         )
         d_stream, d_output = torch.empty_like(part.stream), torch.empty_like(part.output)
-        partials = torch.empty(NORM_BLOCKS, 3, s.width, device=device)
+        blocks = num_blocks(s.rows, NORM_WARPS)
+        partials = torch.empty(blocks, 3, s.width, device=device)
         module.launch(
             "add_layer_norm_backward",
-            (NORM_BLOCKS,),
+            (blocks,),
             threads,
             total,
             stats,
@@ -175,13 +189,13 @@ def norm(part: SimpleNamespace, s: Sizes, directory: Path, device: str) -> Simpl
 def gelu(part: SimpleNamespace, s: Sizes, directory: Path, device: str) -> SimpleNamespace:
     module = compile_kernels(directory / "gelu.cu", device, THREADS=GELU_THREADS)
     width = part.x.shape[1]
-    grid = ((width + 8 * GELU_THREADS - 1) // (8 * GELU_THREADS), GELU_BLOCKS)
+    grid = ceil_div(width, GELU_COLUMNS * GELU_THREADS), num_blocks(s.rows, GELU_ROWS)
     sizes = c_longlong(s.rows), c_int(width)
 
     def own():
         y, again, d = (torch.empty_like(part.x) for _ in range(3))
         d.copy_(part.grad)  # the kernel replaces the gradient of y by that of x
-        partials = torch.empty(GELU_BLOCKS, width, device=device)
+        partials = torch.empty(grid[1], width, device=device)
         module.launch("bias_gelu", grid, GELU_THREADS, part.x, part.bias, y, *sizes)
         module.launch(
             "bias_gelu_backward", grid, GELU_THREADS, part.x, part.bias, d, again, partials, *sizes

@@ -30,6 +30,9 @@ def main() -> None:
         help="directory of the CUDA sources",
     )
     a = parser.parse_args()
+    missing = [name for name in own_kernels.FILES if not (a.kernels / name).is_file()]
+    if missing:
+        parser.error(f"{a.kernels} contains no {missing[0]}: name the directory of the CUDA sources (--kernels).")
     quick = a.device == "cpu"
     sizes = Sizes.quick() if quick else Sizes()
     parts = {
@@ -44,7 +47,7 @@ def main() -> None:
     milliseconds, errors, failures = {}, {}, {}
     for name, part in parts.items():
         ways = dict(part.ways)
-        if name in own_kernels.PARTS and a.kernels.is_dir():
+        if name in own_kernels.PARTS:
             try:
                 own = own_kernels.PARTS[name](part, sizes, a.kernels, a.device)
                 errors[name] = own.errors
