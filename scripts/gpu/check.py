@@ -9,6 +9,7 @@ false, and the exit code 1, if a difference exceeds its limit.
 
 import argparse
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -21,9 +22,11 @@ import torch
 from safetensors.torch import load_file
 
 import reference
+from arguments import positive_int
 from common import write_ids, zipf_ids
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+KERNELS = ("fused", "reference")
 FORWARD_LIMITS = {"logits": 2e-4, "contextualization": 1e-5, "senses": 1e-4}  # absolute
 # Of the loss, in nats. Results in fp32 differ by the order of sums, results in bf16 and fp16 by the
 # rounding of each product.
@@ -38,6 +41,18 @@ PEAK_RATE, WARMUP_STEPS, WEIGHT_DECAY = 1e-3, 4, 0.1
 ROWS, MICRO_BATCH = 8, 4
 
 
+def training_cases(text: str) -> list:
+    """Returns the pairs (precision, kernels) of `--cases`."""
+    cases = [tuple(case.split(":")) for case in text.split(",")]
+    for case in cases:
+        if len(case) != 2 or case[0] not in DTYPES or case[1] not in KERNELS:
+            raise argparse.ArgumentTypeError(
+                f"'{':'.join(case)}' is not PRECISION:KERNELS, with PRECISION in {', '.join(DTYPES)} "
+                f"and KERNELS in {', '.join(KERNELS)}"
+            )
+    return cases
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("check", choices=["forward", "reference", "training", "resume"])
@@ -48,10 +63,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--fixtures", type=Path, default=Path("tests/fixtures/backpack"))
     parser.add_argument(
         "--cases",
+        type=training_cases,
         default="fp32:fused,fp32:reference,bf16:fused,bf16:reference,fp16:fused",
         help="precisions and kernels of `check.py training`",
     )
-    parser.add_argument("--steps", type=int, default=40, help="steps of `check.py training`")
+    parser.add_argument("--steps", type=positive_int, default=40, help="steps of `check.py training`")
     return parser.parse_args()
 
 
@@ -72,8 +88,18 @@ def max_difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
     return (actual.double() - expected.double()).abs().max().item()
 
 
+def worst(values) -> float:
+    """Returns the largest value; NaN if a value is NaN or there is no value."""
+    values = list(values)
+    return max(values) if values and not any(map(math.isnan, values)) else math.nan
+
+
 def fixture_directories(fixtures: Path) -> list:
-    return sorted(path for path in fixtures.iterdir() if path.is_dir())
+    """Returns the directories of `--fixtures` that contain a model. Exits if there is none."""
+    found = sorted(path.parent for path in fixtures.glob("*/config.json"))
+    if not found:
+        sys.exit(f"check: {fixtures} contains no fixture (*/config.json): name their directory (--fixtures).")
+    return found
 
 
 def dump(a: argparse.Namespace, model: Path, ids: torch.Tensor, output: Path) -> dict:
@@ -143,8 +169,8 @@ def compare_metrics(actual: list, expected: list) -> dict:
     """Returns the largest differences over all steps: absolute of the loss, relative of the norm."""
     pairs = list(zip(actual, expected, strict=True))
     losses = [abs(x["loss"] - y["loss"]) for x, y in pairs]
-    norms = [abs(x["grad_norm"] / y["grad_norm"] - 1) for x, y in pairs if x["grad_norm"]]
-    return {"first_loss": losses[0], "loss": max(losses), "grad_norm": max(norms)}
+    norms = [abs(x["grad_norm"] / y["grad_norm"] - 1) for x, y in pairs if x["grad_norm"] is not None]
+    return {"first_loss": losses[0], "loss": worst(losses), "grad_norm": worst(norms)}
 
 
 def check_reference(a: argparse.Namespace) -> dict:
@@ -240,8 +266,15 @@ def prepare(shape: reference.Shape, work: Path, steps: int) -> tuple:
 
 
 def read_metrics(run_directory: Path) -> list:
-    lines = (run_directory / "metrics.jsonl").read_text().splitlines()
-    return [line for line in map(json.loads, lines) if "loss" in line]
+    """Returns the lines of training steps. A loss or gradient norm that is null becomes NaN. In fp16,
+    a gradient norm that is null stays None: the step was skipped, because gradients overflowed."""
+    text = (run_directory / "metrics.jsonl").read_text()
+    lines = [line for line in map(json.loads, text.splitlines()) if "loss" in line]
+    for line in lines:
+        for key in ("loss", "grad_norm"):
+            if line[key] is None and not (key == "grad_norm" and "loss_scale" in line):
+                line[key] = math.nan
+    return lines
 
 
 def check_training(a: argparse.Namespace) -> dict:
@@ -255,8 +288,7 @@ def check_training(a: argparse.Namespace) -> dict:
         "eps": EPSILON,
     }
     expected, differences, ok = {}, {}, True
-    for case in a.cases.split(","):
-        precision, kernels = case.split(":")
+    for precision, kernels in a.cases:
         if precision not in expected:
             model = reference.load(start)
             expected[precision] = train_in_torch(model, batches, a.device, precision, hyper, MICRO_BATCH)
@@ -270,7 +302,7 @@ def check_training(a: argparse.Namespace) -> dict:
         seconds = round(time.perf_counter() - begin, 1)
         found = compare_metrics(read_metrics(run_directory), expected[precision])
         passed = found["loss"] <= LOSS_LIMITS[precision] and found["grad_norm"] <= NORM_LIMITS[precision]
-        differences[case] = {**found, "seconds": seconds, "ok": passed}
+        differences[f"{precision}:{kernels}"] = {**found, "seconds": seconds, "ok": passed}
         ok &= passed
     return {
         "ok": ok,
@@ -296,7 +328,7 @@ def check_resume(a: argparse.Namespace) -> dict:
     run(a, [*train, "--run-dir", resumed, "--stop-after", 5], codes=(85,))
     run(a, [*train, "--run-dir", resumed, "--resume", "auto"])
     pairs = list(zip(read_metrics(whole), read_metrics(resumed), strict=True))
-    loss = max(abs(x["loss"] - y["loss"]) for x, y in pairs)
+    loss = worst(abs(x["loss"] - y["loss"]) for x, y in pairs)
     equal = sum(x["loss"] == y["loss"] for x, y in pairs)
 
     checkpoint = max((resumed / "checkpoints").glob("step-*"))
