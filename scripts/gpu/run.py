@@ -7,6 +7,7 @@ results are written after each step.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ import time
 from pathlib import Path
 
 import summaries
+from arguments import positive_int
 from steps import ROOT, Options, Step, StepList
 
 PACK = ROOT / ".gpu"
@@ -37,7 +39,7 @@ GPU_QUERIES = {
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Runs checks and measurements on a GPU.")
-    parser.add_argument("--budget", type=int, default=480, help="seconds for all steps [default: 480]")
+    parser.add_argument("--budget", type=positive_int, default=480, help="seconds for all steps [default: 480]")
     parser.add_argument("--only", default="", metavar="NAME,...", help="run only these steps")
     parser.add_argument("--list", action="store_true", help="print the steps and their time limits")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"], help="cpu: a rehearsal")
@@ -96,6 +98,12 @@ def options_of(a: argparse.Namespace) -> Options:
     return Options(binary, a.device, PACK, work, libraries, version is not None)
 
 
+def kill_group(process: subprocess.Popen) -> None:
+    """Kills the process group that `process` leads."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
 class GpuMonitor(threading.Thread):
     """Polls nvidia-smi and keeps the largest values since the last call of `reset`."""
 
@@ -150,9 +158,12 @@ class BackgroundCommands(threading.Thread):
 
     def stop(self):
         self.commands = []
-        if self.process and self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.join(10)
+        for _ in range(50):  # the thread may start one more command
+            if not self.is_alive():
+                break
+            if self.process and self.process.poll() is None:
+                kill_group(self.process)
+            self.join(0.2)
 
 
 def run_command(words: list, limit: float, environment: dict) -> tuple:
@@ -175,9 +186,13 @@ def run_command(words: list, limit: float, environment: dict) -> tuple:
         out, log = process.communicate(timeout=limit)
         return process.returncode, out, log
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
+        kill_group(process)
         out, log = process.communicate()
         return None, out, log
+    except BaseException:  # for example KeyboardInterrupt, which the process does not receive
+        kill_group(process)
+        process.wait()
+        raise
 
 
 def last_json(text: str) -> dict:
@@ -216,21 +231,23 @@ class Runner:
 
     def run_all(self, steps: list, compile_commands: list) -> bool:
         """Runs the steps and writes the results. Returns false if a step failed."""
-        self.monitor.start()
         log = self.options.work / "background.log"
         background = BackgroundCommands(compile_commands, self.environment, log)
-        background.start()
-        for step in steps:
-            if step.is_timed:
-                background.finish(min(90, self.seconds_left() - 120))
-            if step.skip:
-                self.add(step, {"summary": step.skip})
-            elif self.seconds_left() < MIN_STEP_SECONDS:
-                self.add(step, {"summary": "the budget is used up"})
-            else:
-                self.add(step, self.run(step))
-        background.stop()
-        self.monitor.stop()
+        try:
+            self.monitor.start()
+            background.start()
+            for step in steps:
+                if step.is_timed:
+                    background.finish(min(90, self.seconds_left() - 120))
+                if step.skip:
+                    self.add(step, {"summary": step.skip})
+                elif self.seconds_left() < MIN_STEP_SECONDS:
+                    self.add(step, {"summary": "the budget is used up"})
+                else:
+                    self.add(step, self.run(step))
+        finally:
+            background.stop()
+            self.monitor.stop()
         table = summaries.table(self.results, self.seconds())
         (self.output / "table.txt").write_text(table)
         (self.output / "logs.txt").write_text("\n".join(self.logs)[-LOG_CHARACTERS:])
@@ -296,9 +313,13 @@ def main() -> None:
         sys.exit(f"run: unknown step '{min(unknown)}' (see --list).")
     if only:
         steps = [step for step in steps if step.name in only]
-    needs_compiler = any("compile" in step.name for step in steps)
+    needs_compiler = any(step.is_compiled for step in steps)
     commands = step_list.compile_commands() if needs_compiler else []
-    sys.exit(0 if Runner(a, options).run_all(steps, commands) else 1)
+    try:
+        passed = Runner(a, options).run_all(steps, commands)
+    except KeyboardInterrupt:
+        sys.exit("run: interrupted.")
+    sys.exit(0 if passed else 1)
 
 
 if __name__ == "__main__":

@@ -38,6 +38,8 @@ class Step:
     report: list = field(default_factory=list)
     # True if no other process may run during the step, because it measures time.
     is_timed: bool = False
+    # True if the step uses torch.compile, whose cache `compile_commands` fills.
+    is_compiled: bool = False
     # A directory that is deleted before the step.
     fresh: Path | None = None
     # Why the step cannot run, if so.
@@ -71,14 +73,14 @@ class StepList:
         steps = [
             self.program("doctor", 60, ["doctor"], summaries.of_doctor),
             *self.prepare_data(),
-            self.bench("first steps", "micro", 60, micro_batch=8, steps=2, warmup=1, profile=0),
+            self.bench("first steps", "micro", 60, 8, steps=2, warmup=1, profile=0, is_timed=False),
             self.check("forward", 60),
             self.check("reference", 45),
             self.check("training", 120, *(["--steps", 6] if self.is_cpu else [])),
             *self.tests(),
             self.bench("bench small 64", "small", 60, micro_batch=64),
             self.torch_bench("torch small 64", 60, *SMALL),
-            self.torch_bench("compile small 64", 150, *SMALL, *COMPILE),
+            self.torch_bench("compile small 64", 150, *SMALL, is_compiled=True),
             self.script("hardware", 60, "hardware.py", summaries.of_hardware),
             self.check("resume", 60),
             self.traced(self.bench("trace small 64", "small", 60, micro_batch=64, steps=6, profile=0)),
@@ -88,12 +90,14 @@ class StepList:
             self.bench("bench small 64 reference", "small", 45, 64, **{"run.kernels": "reference"}),
             self.bench("bench micro 64", "micro", 45, micro_batch=64, passes=2),
             self.torch_bench("torch micro 64", 45, *MICRO),
-            self.torch_bench("compile micro 64", 90, *MICRO, *COMPILE),
+            self.torch_bench("compile micro 64", 90, *MICRO, is_compiled=True),
             self.script("parts", 75, "parts.py", summaries.of_parts),
             self.torch_bench("torch gpt2 32x1024", 45, *GPT2),
-            self.torch_bench("compile gpt2 32x1024", 120, *GPT2, *COMPILE),
+            self.torch_bench("compile gpt2 32x1024", 120, *GPT2, is_compiled=True),
             self.bench("bench gpt2 64", "gpt2-small", 45, micro_batch=64),
-            self.traced(self.torch_bench("trace compile small 64", 120, *SMALL, *COMPILE, "--steps", 5)),
+            self.traced(
+                self.torch_bench("trace compile small 64", 120, *SMALL, "--steps", 5, is_compiled=True)
+            ),
             self.bench("bench small 64 fp16", "small", 45, 64, steps=5, **{"run.precision": "fp16"}),
             self.bench("bench small 16 fp32", "small", 45, 16, steps=3, **{"run.precision": "fp32"}),
             self.profiled_training(),
@@ -143,6 +147,7 @@ class StepList:
         steps: int = 8,
         warmup: int = 3,
         profile: int = 2,
+        is_timed: bool = True,
         **keys,
     ) -> Step:
         """`backpack bench` with a configuration of configs/owt, with 512 tokens per sequence."""
@@ -162,16 +167,17 @@ class StepList:
             arguments += ["--tokens-file", self.tokens]
         for key, value in settings.items():
             arguments += ["--set", f"{key}={value}"]
-        is_timed = name != "first steps"
         return self.program(name, limit, arguments, summaries.of_bench, is_timed=is_timed)
 
-    def torch_bench(self, name: str, limit: int, *arguments) -> Step:
-        arguments = [*arguments]
+    def torch_bench(self, name: str, limit: int, *arguments, is_compiled: bool = False) -> Step:
+        arguments = [*arguments, *(COMPILE if is_compiled else [])]
         if self.is_cpu:
             arguments += [*QUICK_TORCH, "--mode", "eager"]  # compilation for a CPU takes minutes
         elif self.tokens.is_file():
             arguments += ["--tokens-file", self.tokens]
-        return self.script(name, limit, "torch_bench.py", summaries.of_bench, *arguments)
+        return self.script(
+            name, limit, "torch_bench.py", summaries.of_bench, *arguments, is_compiled=is_compiled
+        )
 
     def traced(self, step: Step) -> Step:
         """Records the kernels of a step, and reports them instead of its rate."""
