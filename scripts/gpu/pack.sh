@@ -8,8 +8,8 @@
 #
 # The GPU machine needs torch 2.11.0 with CUDA 13.0 in its Python. tch 0.24 is generated for that
 # version. The build uses a clone in ${XDG_CACHE_HOME:-~/.cache}/backpack/gpu, so that the libtorch of
-# this checkout stays unchanged. Changes that are not committed are built as well. A process that is
-# killed can be started again.
+# this checkout stays unchanged. Changes that are not committed are built as well. After an
+# interruption, run the script again.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
