@@ -45,11 +45,11 @@ pub(crate) fn find_micro_batch(attempt: &FitAttempt<'_>, collectives: &Collectiv
     let sequence_length = attempt.config.data.sequence_length as u64;
     let layout = batch.layout(sequence_length, collectives.size())?;
     let per_rank = layout.micro_batch * layout.accumulation;
-    let mut has_fitted = false;
+    let mut smaller_fitted = false;
     let largest = largest_that_fits(per_rank, max_searched_sequences(sequence_length), |n| {
         attempt.watchdog.progress("searching for the largest micro-batch");
-        let fits = attempt.fits(n, n < per_rank, collectives.size() > 1, has_fitted)?;
-        has_fitted |= fits;
+        let fits = attempt.fits(n, n < per_rank, collectives.size() > 1, smaller_fitted)?;
+        smaller_fitted |= fits;
         Ok(fits)
     });
     // The attempts leave free blocks of other sizes than those of a step.
@@ -67,14 +67,14 @@ pub(crate) fn find_micro_batch(attempt: &FitAttempt<'_>, collectives: &Collectiv
 
 impl FitAttempt<'_> {
     /// Returns whether passes over `n` sequences fit into the free memory, with gradient
-    /// accumulation if `accumulates`, and with a reduction over ranks if `reduces`. `has_fitted`:
-    /// fewer sequences have fitted. Changes neither weights nor moments.
-    fn fits(&self, n: u64, accumulates: bool, reduces: bool, has_fitted: bool) -> Result<bool> {
+    /// accumulation if `accumulates`, and with a reduction over ranks if `reduces`. `smaller_fitted`
+    /// is whether fewer sequences have fitted. Changes neither weights nor moments.
+    fn fits(&self, n: u64, accumulates: bool, reduces: bool, smaller_fitted: bool) -> Result<bool> {
         let parameters = self.model.config().num_parameters();
         let total = cuda_memory::device_memory(self.device)?.map_or(0, |memory| memory.total);
         // With several ranks, the buckets of the Reducer hold a second copy of the gradients.
         let reserved_bytes = (HEADROOM * total as f64) as i64 + if reduces { 4 * parameters } else { 0 };
-        let fitted = within_memory(has_fitted, || {
+        let fitted = within_memory(smaller_fitted, || {
             let _reserved = Tensor::f_empty([reserved_bytes], (Kind::Uint8, self.device))?;
             for i in 0..if accumulates { 2 } else { 1 } {
                 self.run_micro_batch(n, i)?;
@@ -98,12 +98,12 @@ impl FitAttempt<'_> {
 }
 
 /// Runs `work` and returns whether it had enough memory. libtorch's message distinguishes a lack of
-/// memory from other failures; some methods of tch panic with this message. `has_worked`: less work
-/// of this kind succeeded before.
+/// memory from other failures; some methods of tch panic with this message. `smaller_fitted` is
+/// whether less work of this kind has succeeded.
 ///
 /// # Errors
 /// `work` fails for another reason.
-fn within_memory(has_worked: bool, work: impl FnOnce() -> Result<()>) -> Result<bool> {
+fn within_memory(smaller_fitted: bool, work: impl FnOnce() -> Result<()>) -> Result<bool> {
     // The program's panic hook would print the panic and exit.
     let hook = panic::take_hook();
     panic::set_hook(Box::new(|_| ()));
@@ -116,14 +116,14 @@ fn within_memory(has_worked: bool, work: impl FnOnce() -> Result<()>) -> Result<
             anyhow!("a forward or backward pass failed: {}", torch_ext::panic_text(payload.as_ref()))
         }
     };
-    if is_out_of_memory(&format!("{error:#}"), has_worked) { Ok(false) } else { Err(error) }
+    if is_out_of_memory(&format!("{error:#}"), smaller_fitted) { Ok(false) } else { Err(error) }
 }
 
 /// Returns whether an error message reports a lack of memory. Without memory for their workspaces,
-/// cuBLAS and cuDNN can also report other failures. After `has_worked`, no other cause is likely.
-fn is_out_of_memory(message: &str, has_worked: bool) -> bool {
+/// cuBLAS and cuDNN can also report other failures. After `smaller_fitted`, no other cause is likely.
+fn is_out_of_memory(message: &str, smaller_fitted: bool) -> bool {
     let any = |parts: &[&str]| parts.iter().any(|part| message.contains(part));
-    any(&["out of memory", "STATUS_ALLOC_FAILED"]) || (has_worked && any(&["CUBLAS_STATUS_", "CUDNN_STATUS_"]))
+    any(&["out of memory", "STATUS_ALLOC_FAILED"]) || (smaller_fitted && any(&["CUBLAS_STATUS_", "CUDNN_STATUS_"]))
 }
 
 /// Returns the largest number of sequences of this length that the search tries.
