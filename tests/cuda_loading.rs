@@ -48,6 +48,7 @@ fn cuda_is_loaded_before_libtorch_queries_it() {
     }
     let printed = run(&["doctor"]).expect(0).stdout;
     let line = printed.lines().find(|line| line.starts_with("CUDA ")).unwrap_or_default();
-    let expected = format!("libraries loaded from {data}/libtorch_cuda.so, but no GPU or driver found");
+    let folder = scratch.path_str("cuda");
+    let expected = format!("libraries loaded from {folder}/libtorch_cuda.so, but no GPU or driver found");
     assert!(line.ends_with(&expected), "{printed}");
 }
