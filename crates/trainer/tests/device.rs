@@ -210,10 +210,30 @@ fn run_step(
     (result.loss.double_value(&[]), result.grad_norm.double_value(&[]))
 }
 
+/// Compares all parameters with those of PyTorch after its last step.
+fn assert_parameters_close(name: &str, model: &LanguageModel, expected: &BTreeMap<String, Tensor>) {
+    for (parameter, tensor) in model.parameters().iter() {
+        let want = &expected[&format!("final.{parameter}")];
+        // Key biases do not change the softmax. Their gradients are rounding noise, which Adam turns
+        // into updates of up to the learning rate. Queries come first, then keys.
+        let size = want.size()[0];
+        let checked: Vec<(i64, i64)> = match parameter {
+            n if n.ends_with("attn.c_attn.bias") && n.contains(".h.") => vec![(0, size / 3), (2 * size / 3, size / 3)],
+            n if n.ends_with("sense_weight_net.c_attn.bias") => vec![(0, size / 2)],
+            _ => vec![(0, size)],
+        };
+        for (start, length) in checked {
+            let part = |tensor: &Tensor| tensor.detach().narrow(0, start, length);
+            assert_close(&format!("{name}: {parameter} after the last step"), &part(tensor), &part(want), 2e-5);
+        }
+    }
+}
+
+/// The batches of 4 sequences are divided into 1, 2 and 4 micro-batches.
 #[test]
-fn twenty_steps_equal_pytorch() {
+fn twenty_steps_equal_pytorch_for_every_accumulation() {
     for set in SETS {
-        for (accumulation, kernels) in [1, 2].into_iter().flat_map(|n| ALL_KERNELS.map(|kernels| (n, kernels))) {
+        for (accumulation, kernels) in [1, 2, 4].into_iter().flat_map(|n| ALL_KERNELS.map(|kernels| (n, kernels))) {
             let expected = tensors(set, "train.safetensors");
             let (config, schedule) = hyperparameters(set);
             let (peak, collectives) = (config.learning_rate, Collectives::alone());
@@ -224,14 +244,13 @@ fn twenty_steps_equal_pytorch() {
                 let (loss, norm) = run_step(&mut context, rate, &batch, accumulation, step);
                 let name = format!("{set}, {kernels:?}, accumulation {accumulation}, step {step}");
                 let want = |key: &str| expected[key].double_value(&[step as i64]);
+                assert!((rate - want("lr")).abs() < 1e-12, "{name}: rate {rate}, not {}", want("lr"));
                 assert!((loss - want("loss")).abs() < tolerance(5e-6), "{name}: loss {loss}, not {}", want("loss"));
                 let norm_error = (norm / want("grad_norm") - 1.0).abs();
                 assert!(norm_error < tolerance(1e-4), "{name}: the gradient norm differs by {norm_error}");
             }
-            let wte = "backpack.gpt2_model.wte.weight";
-            let name = format!("{set}, {kernels:?}: the embedding after the last step");
-            let trained = context.model.parameters().get(wte).detach();
-            assert_close(&name, &trained, &expected[&format!("final.{wte}")], 2e-5);
+            let name = format!("{set}, {kernels:?}, accumulation {accumulation}");
+            assert_parameters_close(&name, &context.model, &expected);
         }
     }
 }
