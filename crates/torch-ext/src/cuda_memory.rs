@@ -98,8 +98,9 @@ mod tests {
         if crate::usable_gpus().unwrap_or(0) == 0 {
             peak_device_memory(Device::Cuda(0)).unwrap_err();
             device_memory(Device::Cuda(0)).unwrap_err();
-            empty_cache(Device::Cuda(0)).unwrap_err();
             crate::set_cuda_device(0).unwrap_err();
         }
+        // With the libraries of CUDA, an empty cache is not an error.
+        assert_eq!(empty_cache(Device::Cuda(0)).is_ok(), crate::load_cuda().is_ok());
     }
 }
