@@ -89,7 +89,7 @@ def max_difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def worst(values) -> float:
-    """Returns the largest value; NaN if a value is NaN or there is no value."""
+    """Returns the largest value; NaN if a value is NaN or if the list is empty."""
     values = list(values)
     return max(values) if values and not any(map(math.isnan, values)) else math.nan
 

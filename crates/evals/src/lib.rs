@@ -9,7 +9,6 @@ pub mod control;
 mod scoring;
 mod senses;
 mod tasks;
-#[cfg(test)]
 mod testing;
 mod tokenizer;
 

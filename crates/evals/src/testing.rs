@@ -1,4 +1,5 @@
 //! Models, tokenizers and files that the tests of several modules use.
+#![cfg(test)]
 #![allow(clippy::unwrap_used)] // test helpers; clippy exempts only test functions
 
 use std::fs;

@@ -87,7 +87,7 @@ void check(const EmulatedLibrary& library, const Shape& shape, const Options& op
     }
   }
   if (!options.has_output)
-    for (size_t i = 0; i < count; i++) c.require(isnan(sum[i]), "sum was written although there is no output");
+    for (size_t i = 0; i < count; i++) c.require(isnan(sum[i]), "sum was written without an output");
 
   const bool has_d_output = options.has_output && options.has_d_output;
   c.require_success(library.launch("add_layer_norm_backward", {blocks}, {threads},

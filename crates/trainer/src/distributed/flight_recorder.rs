@@ -93,7 +93,7 @@ mod tests {
         for (pairs, absent) in [
             ("TORCH_NCCL_TRACE_BUFFER_SIZE=0", &BUFFER_SIZE[..]),
             ("TORCH_FR_BUFFER_SIZE=50000", &BUFFER_SIZE),
-            ("TORCH_NCCL_DEBUG_INFO_TEMP_FILE=/tmp/trace", &DUMP_FILE),
+            ("TORCH_NCCL_DEBUG_INFO_TEMP_FILE=dumps/trace", &DUMP_FILE),
             ("TORCH_NCCL_DUMP_ON_TIMEOUT=0", &["TORCH_NCCL_DUMP_ON_TIMEOUT"]),
             ("NCCL_DESYNC_DEBUG=0", &["TORCH_NCCL_DESYNC_DEBUG"]),
         ] {

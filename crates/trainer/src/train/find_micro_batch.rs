@@ -200,7 +200,7 @@ mod tests {
         assert_eq!(max_searched_sequences(512), 128);
         assert_eq!(max_searched_sequences(1_024), 64);
         assert_eq!(max_searched_sequences(1_000), 65);
-        // A longer sequence is tried, because there is no smaller micro-batch.
+        // A longer sequence is tried, because a micro-batch has at least one.
         assert_eq!(max_searched_sequences(65_537), 1);
         let max = max_searched_sequences(512);
         assert_eq!(search_up_to(1_024, max, 1_024), (vec![1, 2, 4, 8, 16, 32, 64, 128], Some(128)));
