@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Prepares .gpu/ for scripts/gpu/run.sh on a GPU machine that has no Rust compiler and no network:
-# the program and its device test, built for the torch of that machine, tokens, and the kernel
-# tracer. Copy the checkout with .gpu/ to that machine.
+# the program and two of its tests (built for the torch of that machine), tokens, and the kernel
+# tracer. Copy the checkout with .gpu/ to that machine. The packed program can use one process only.
 #
 #   scripts/gpu/pack.sh               downloads 0.6 GB once; the first build takes 10 to 30 minutes
 #   scripts/gpu/pack.sh --rehearse    then runs every step on this CPU, with small sizes

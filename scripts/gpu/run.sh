@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs checks and measurements on this machine's GPU, with the Python that has torch. Prints one line
+# Runs checks and measurements on this machine's GPU, with a Python that has torch. Prints one line
 # per step and a table. docs/gpu.md describes the steps and the results.
 #
 #   scripts/gpu/run.sh                         the program of scripts/gpu/pack.sh (.gpu/backpack) if
@@ -12,7 +12,7 @@
 #   scripts/gpu/run.sh --output DIRECTORY      for the results [default: $OUT, or runs/gpu]
 #   scripts/gpu/run.sh --device cpu            a rehearsal with small sizes
 #
-# The exit code is 1 if a step failed. PYTHON names another Python than python3.
+# The exit code is 1 if a step failed. PYTHON names a Python other than python3.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"

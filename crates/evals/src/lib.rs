@@ -9,6 +9,7 @@ pub mod control;
 mod scoring;
 mod senses;
 mod tasks;
+#[cfg(test)]
 mod testing;
 mod tokenizer;
 

@@ -1,5 +1,4 @@
 //! Models, tokenizers and files that the tests of several modules use.
-#![cfg(test)]
 #![allow(clippy::unwrap_used)] // test helpers; clippy exempts only test functions
 
 use std::fs;

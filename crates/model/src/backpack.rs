@@ -128,8 +128,8 @@ impl Backpack {
     }
 
     /// Outputs of B sequences: a batch with ids `[B, T]` -> `[B T, D]`, with the shared embedding
-    /// `wte` `[V, D]` of the forward pass. [`Ops::weighted_sum_of_senses`] ends the profiler's sections
-    /// of the trunk and of the senses.
+    /// `wte` `[V, D]` of the forward pass. [`Ops::weighted_sum_of_senses`] ends the profiler's
+    /// sections of the trunk and of the senses.
     pub(crate) fn outputs(&self, wte: &Tensor, batch: &TokenBatch, ops: Ops) -> Tensor {
         let ids = batch.ids();
         let length = ids.size()[1];

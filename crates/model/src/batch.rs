@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use tch::{Device, Kind, Tensor};
+use torch_ext::cuda_memory;
 
 /// The number of tokens that the sense network receives is a multiple of it. oneDNN compiles code
 /// for each new number of rows, so a multiple makes the numbers repeat.
@@ -112,10 +113,8 @@ fn copy_to_device(values: &[i64], device: Device) -> Result<Tensor> {
     if !device.is_cuda() {
         return Ok(host);
     }
-    // From page-locked memory the copy runs concurrently with the GPU's work; libtorch keeps that
-    // memory until the copy is done. The inner operator is called because `pin_memory` warns
-    // whenever it is given a device, and tch always gives one.
-    Ok(host.f_internal_pin_memory(device)?.f_to_device_(device, Kind::Int64, true, false)?)
+    // libtorch keeps the page-locked memory until the copy is done.
+    Ok(cuda_memory::page_locked(&host, device)?.f_to_device_(device, Kind::Int64, true, false)?)
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The memory of GPUs, and copies from it to the host.
+//! The memory of GPUs, and copies between it and the host.
 
 use std::ffi::c_char;
 
@@ -59,6 +59,17 @@ pub fn empty_cache(device: Device) -> Result<(), Error> {
     }
     // SAFETY: no arguments.
     check(unsafe { bpx_empty_gpu_cache() })
+}
+
+/// Returns a copy of a CPU tensor in page-locked memory. Copies between such memory and the GPU
+/// `device` run at the full rate of the connection and concurrently with the GPU's work.
+///
+/// # Errors
+/// CUDA is not loaded, or no memory can be locked.
+pub fn page_locked(tensor: &Tensor, device: Device) -> Result<Tensor, Error> {
+    // The inner operator is called because `pin_memory` warns whenever it is given a device, and tch
+    // always gives one.
+    Ok(tensor.f_internal_pin_memory(device)?)
 }
 
 /// Copies `source` to `target`, which has the same shape. If the source is on a GPU and the target

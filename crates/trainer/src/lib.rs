@@ -43,7 +43,7 @@ mod train;
 pub use bench::{BenchOptions, BenchReport, bench};
 pub use checkpoint::state::TrainState;
 pub use checkpoint::{read_state, verify_model};
-pub use config::Config;
+pub use config::{Config, Precision};
 pub use distributed::collectives::Collectives;
 pub use distributed::flight_recorder::enable_flight_recorder;
 pub use distributed::grad_reducer::GradReducer;

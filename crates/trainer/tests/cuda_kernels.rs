@@ -3,14 +3,16 @@
 //! gradient accumulation and bf16 copies of the weights that the optimizer writes.
 #![allow(clippy::unwrap_used)] // helpers of tests; clippy exempts only test functions
 
+mod support;
+
 use std::path::PathBuf;
 
 use model::{ForwardOptions, load_model, read_tensors};
+use support::hyperparameters;
 use tch::{Device, Kind};
 use torch_ext::cuda_kernels::{self, Emulation};
 use trainer::{
-    Collectives, Decay, GradReducer, MicroBatch, Optimizer, OptimizerConfig, ScheduleConfig, StepContext, StepGuard,
-    StepGuardConfig, training_step,
+    Collectives, GradReducer, MicroBatch, Optimizer, StepContext, StepGuard, StepGuardConfig, training_step,
 };
 
 /// A bf16 number has 8 bits. The losses of the fixtures are about 4.
@@ -24,16 +26,10 @@ fn twenty_steps_in_bf16_are_close_to_pytorch_in_fp32() {
         let expected = read_tensors(&dir.join("train.safetensors")).unwrap();
         let recorded: serde_json::Value =
             serde_json::from_str(&std::fs::read_to_string(dir.join("train.json")).unwrap()).unwrap();
-        let number = |key: &str| recorded["hp"][key].as_f64().unwrap();
+        let (config, schedule) = hyperparameters(&recorded);
+        let peak = config.learning_rate;
         let forward_options = ForwardOptions { kind: Kind::BFloat16, ..ForwardOptions::evaluation() };
         let model = load_model(&dir, Device::Cpu).unwrap().with_low_precision_copies(forward_options);
-        let config = OptimizerConfig {
-            learning_rate: number("peak_lr"),
-            betas: (0.9, 0.999),
-            eps: number("eps"),
-            weight_decay: number("weight_decay"),
-            grad_clip: number("clip"),
-        };
         let collectives = Collectives::alone();
         let mut context = StepContext {
             optimizer: Optimizer::new(config, &model),
@@ -42,12 +38,6 @@ fn twenty_steps_in_bf16_are_close_to_pytorch_in_fp32() {
             grad_reducer: GradReducer::None,
             collectives: &collectives,
             forward_options,
-        };
-        let schedule = ScheduleConfig {
-            warmup_steps: number("warmup_steps") as u64,
-            max_steps: number("steps") as u64,
-            decay: Decay::Linear,
-            min_learning_rate: 0.0,
         };
         let mut largest = 0.0_f64;
         for step in 0..schedule.max_steps {
@@ -58,7 +48,7 @@ fn twenty_steps_in_bf16_are_close_to_pytorch_in_fp32() {
                 let (inputs, targets) = (tokens.narrow(1, 0, length), tokens.narrow(1, 1, length));
                 Ok(MicroBatch { inputs: inputs.into(), targets, dropout_seed: 0 })
             });
-            let rate = schedule.learning_rate(number("peak_lr"), step);
+            let rate = schedule.learning_rate(peak, step);
             let result = training_step(&mut context, rate, micro_batches).unwrap();
             let want = expected["loss"].double_value(&[step as i64]);
             let difference = (result.loss.double_value(&[]) - want).abs();

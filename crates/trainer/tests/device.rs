@@ -6,6 +6,8 @@
 //! larger there.
 #![allow(clippy::unwrap_used)] // helpers of tests; clippy exempts only test functions
 
+mod support;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::OnceLock;
@@ -15,10 +17,11 @@ use model::{
     derive_seed, generate, load_model, read_tensors,
 };
 use serde_json::Value;
+use support::hyperparameters;
 use tch::{Device, Kind, Tensor};
 use trainer::{
-    Collectives, Decay, DeviceKind, GradReducer, LocalRanks, MicroBatch, Optimizer, OptimizerConfig, ScheduleConfig,
-    StepContext, StepGuard, StepGuardConfig, training_step,
+    Collectives, DeviceKind, GradReducer, LocalRanks, MicroBatch, Optimizer, OptimizerConfig, StepContext, StepGuard,
+    StepGuardConfig, training_step,
 };
 
 const SETS: [&str; 3] = ["inv_scale", "no_inv_scale", "one_sense"];
@@ -157,26 +160,6 @@ fn half_precision_is_close_to_fp32_with_fp32_gradients() {
     }
 }
 
-/// The hyperparameters of the twenty steps of a fixture.
-fn hyperparameters(set: &str) -> (OptimizerConfig, ScheduleConfig) {
-    let expected = json(set, "train.json");
-    let number = |key: &str| expected["hp"][key].as_f64().unwrap();
-    let optimizer = OptimizerConfig {
-        learning_rate: number("peak_lr"),
-        betas: (0.9, 0.999),
-        eps: number("eps"),
-        weight_decay: number("weight_decay"),
-        grad_clip: number("clip"),
-    };
-    let schedule = ScheduleConfig {
-        warmup_steps: number("warmup_steps") as u64,
-        max_steps: number("steps") as u64,
-        decay: Decay::Linear,
-        min_learning_rate: 0.0,
-    };
-    (optimizer, schedule)
-}
-
 fn step_context<'a>(
     model: LanguageModel,
     config: OptimizerConfig,
@@ -235,7 +218,7 @@ fn twenty_steps_equal_pytorch_for_every_accumulation() {
     for set in SETS {
         for (accumulation, kernels) in [1, 2, 4].into_iter().flat_map(|n| ALL_KERNELS.map(|kernels| (n, kernels))) {
             let expected = tensors(set, "train.safetensors");
-            let (config, schedule) = hyperparameters(set);
+            let (config, schedule) = hyperparameters(&json(set, "train.json"));
             let (peak, collectives) = (config.learning_rate, Collectives::alone());
             let mut context = step_context(fixture_model(set), config, &collectives, fp32(kernels));
             for step in 0..schedule.max_steps {
@@ -263,7 +246,7 @@ fn twenty_steps_equal_pytorch_for_every_accumulation() {
 fn stop_and_resume_continues_the_run() {
     let set = "inv_scale";
     let batches = &tensors(set, "train.safetensors")["batches"];
-    let (config, schedule) = hyperparameters(set);
+    let (config, schedule) = hyperparameters(&json(set, "train.json"));
     let (steps, collectives) = (schedule.max_steps, Collectives::alone());
     for (kernels, share_sense_dropout) in [(Kernels::Reference, false), (Kernels::Fused, false), (Kernels::Fused, true)]
     {

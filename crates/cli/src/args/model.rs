@@ -8,8 +8,7 @@ use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
 use evals::Tokenizer;
 use model::{LanguageModel, ModelConfig, SENSE_TABLE_FILE};
-use tch::Kind;
-use trainer::LocalRanks;
+use trainer::{LocalRanks, Precision};
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum DeviceName {
@@ -116,18 +115,14 @@ impl ModelArgs {
     }
 
     fn load_unedited(&self) -> Result<LanguageModel> {
-        let kind = match self.precision {
-            EvalPrecision::Fp32 => Kind::Float,
-            EvalPrecision::Bf16 => Kind::BFloat16,
-        };
-        Ok(self.device.load(&self.model)?.with_evaluation_kind(kind))
+        Ok(self.device.load(&self.model)?.with_evaluation_kind(self.precision().kind()))
     }
 
-    /// The name of `--precision`.
-    pub(crate) fn precision_name(&self) -> &'static str {
+    /// The value of `--precision`.
+    pub(crate) fn precision(&self) -> Precision {
         match self.precision {
-            EvalPrecision::Fp32 => "fp32",
-            EvalPrecision::Bf16 => "bf16",
+            EvalPrecision::Fp32 => Precision::Fp32,
+            EvalPrecision::Bf16 => Precision::Bf16,
         }
     }
 

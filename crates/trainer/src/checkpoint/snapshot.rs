@@ -71,11 +71,10 @@ impl HostSnapshot {
     }
 }
 
-/// Returns the tensor in page-locked memory if the model is on a GPU, which copies to such memory at
-/// the full rate of its connection and without a wait per tensor. Returns the tensor unchanged for a
-/// model on a CPU, and if no memory can be locked.
+/// Returns the tensor in page-locked memory if the model is on a GPU. Returns the tensor unchanged
+/// for a model on a CPU, and if no memory can be locked.
 fn page_locked(tensor: Tensor, model_device: Device) -> Tensor {
-    if model_device.is_cuda() { tensor.f_internal_pin_memory(model_device).unwrap_or(tensor) } else { tensor }
+    if model_device.is_cuda() { cuda_memory::page_locked(&tensor, model_device).unwrap_or(tensor) } else { tensor }
 }
 
 #[cfg(test)]

@@ -8,8 +8,9 @@ use anyhow::{Context, Result};
 
 use crate::distributed::env::{self, Environment};
 
-/// Number of recorded collectives. A step of the published model has about 30, one per bucket of
-/// gradients, so these are the last 60 steps. An entry takes a few hundred bytes.
+/// Number of recorded collectives. A step of the published model has about 20: one per bucket of
+/// gradients (16), and a few others. These are the last 100 steps. An entry takes a few hundred
+/// bytes.
 const RECORDED_COLLECTIVES: &str = "2000";
 
 /// Maximum number of ranks for which libtorch also compares the ranks itself and logs which one is

@@ -97,10 +97,8 @@ impl Eval {
         };
         let output = self.output.as_deref().map(AtomicDir::new).transpose()?;
         let model = self.model.load()?;
-        let hardware = EvalHardware {
-            device: trainer::device_type(model.device().is_cuda()),
-            precision: self.model.precision_name(),
-        };
+        let hardware =
+            EvalHardware { device: trainer::device_type(model.device().is_cuda()), precision: self.model.precision() };
         eprintln!("evaluating {} on {hardware}", self.model.model.display());
         let results = self.measure(&model, hardware, data)?;
         let json = match (&results.measurements[..], self.task.task()) {

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use evals::{BlimpResult, SimilarityResult, Task, TaskReport};
 use serde_json::{Map, Value, json};
+use trainer::Precision;
 
 use crate::output::format::percent;
 use crate::output::table::Table;
@@ -23,8 +24,8 @@ pub(crate) struct TaskMeasurement {
 pub(crate) struct EvalHardware {
     /// `cpu` or `cuda`.
     pub(crate) device: &'static str,
-    /// `fp32` or `bf16`.
-    pub(crate) precision: &'static str,
+    /// The type of matrix products.
+    pub(crate) precision: Precision,
 }
 
 impl fmt::Display for EvalHardware {
@@ -52,7 +53,7 @@ impl EvalResults {
         let mut value = serde_json::to_value(&measurement.report)?;
         value["data"] = measurement.data.display().to_string().into();
         value["device"] = self.hardware.device.into();
-        value["precision"] = self.hardware.precision.into();
+        value["precision"] = json!(self.hardware.precision);
         if self.limit > 0 {
             value["limit"] = self.limit.into();
         }

@@ -27,9 +27,9 @@ use crate::commands::train::Train;
 
 /// Run train or bench as several processes on this machine
 ///
-/// Each process uses one GPU, or an equal share of the CPU cores. More processes than GPUs are an
-/// error, unless run.device is cpu. Every line of output is prefixed with the rank of its process, as
-/// in [0]. SIGINT, SIGTERM and SIGUSR1 are forwarded to all processes. If one process fails, the
+/// Each process uses one GPU, or an equal share of the CPU cores. If the processes use GPUs, more
+/// processes than visible GPUs are an error. Every line of output is prefixed with the rank of its
+/// process, as in [0]. SIGINT, SIGTERM and SIGUSR1 are forwarded to all processes. If one process fails, the
 /// others are stopped. The exit code is that of the processes, or of the first one that failed
 /// (128 + n after signal n).
 ///
